@@ -1,0 +1,2 @@
+//! The `planish` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! CUDA devices, kernels and their emulator, for planish.

@@ -1,0 +1,1 @@
+//! Models, adapters, weights, tokenizers, chat templates and sampling of planish.

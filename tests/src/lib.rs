@@ -1,0 +1,1 @@
+//! What crosses crates: parity with peers, gradcheck of every op, the program from outside.

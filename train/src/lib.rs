@@ -1,0 +1,1 @@
+//! Data, losses, optimizers, recipes and run directories of planish.
