@@ -1,0 +1,159 @@
+//! Linear maps: y = x Wᵀ + b.
+//!
+//! x: (…, in), W: (out, in), b: (out), y: (…, out). Sums in the dtype of x (f32 or f64), in the
+//! order [`gemm`](crate::gemm) documents; W may be stored in any float dtype.
+
+use crate::gemm::{Mat, Store, gemm};
+use crate::{DType, Error, Real, Result, Tensor, dispatch_float, dispatch_real};
+
+const OP: &str = "linear";
+
+/// A (rows, cols) tensor of any strides as a matrix view of its elements.
+pub(crate) fn matrix<T: crate::Float>(t: &Tensor) -> Mat<'_, T> {
+    let (rows, cols) = (t.dims()[0], t.dims()[1]);
+    if rows == 0 || cols == 0 {
+        return Mat::strided(&[], rows, cols, 0, 0);
+    }
+    Mat::strided(&t.elements::<T>()[t.offset()..], rows, cols, t.strides()[0], t.strides()[1])
+}
+
+/// All dimensions but the last flattened; a view where the layout allows.
+pub(crate) fn flat(t: &Tensor, op: &'static str) -> Result<Tensor> {
+    let (rows, width) = t.rows(op)?;
+    if t.rank() == 2 { Ok(t.clone()) } else { t.reshape([rows, width]) }
+}
+
+/// C = or += A B for two-dimensional tensors of any strides and float dtypes, in the dtype of C.
+///
+/// # Errors
+/// Shapes that do not agree, a dtype that is no float, a C that is not f32 or f64.
+pub fn matmul_into(a: &Tensor, b: &Tensor, c: &mut Tensor, store: Store) -> Result<()> {
+    for t in [a, b, c] {
+        if t.rank() != 2 {
+            return Err(Error::Rank { op: "matmul", expected: 2, shape: t.dims().to_vec() });
+        }
+    }
+    if a.dims()[1] != b.dims()[0] || c.dims() != [a.dims()[0], b.dims()[1]] {
+        return Err(Error::ShapeMismatch {
+            op: "matmul",
+            what: "A and B",
+            lhs: a.dims().to_vec(),
+            rhs: b.dims().to_vec(),
+        });
+    }
+    dispatch_real!("matmul", c.dtype(), R => dispatch_float!("matmul", a.dtype(), A => dispatch_float!("matmul", b.dtype(), B => {
+        gemm::<R, A, B>(matrix(a), matrix(b), c.as_slice_mut::<R>()?, store);
+        Ok(())
+    })))
+}
+
+/// A B in `dtype` (f32 or f64), for two-dimensional tensors.
+///
+/// # Errors
+/// As [`matmul_into`].
+pub fn matmul(a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
+    for t in [a, b] {
+        if t.rank() != 2 {
+            return Err(Error::Rank { op: "matmul", expected: 2, shape: t.dims().to_vec() });
+        }
+    }
+    let mut c = Tensor::zeros([a.dims()[0], b.dims()[1]], dtype)?;
+    matmul_into(a, b, &mut c, Store::Set)?;
+    Ok(c)
+}
+
+/// y = x Wᵀ + b.
+///
+/// # Errors
+/// Shapes that do not agree; x of a dtype other than f32 and f64.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let flat_x = flat(x, OP)?;
+    if weight.rank() != 2 {
+        return Err(Error::Rank { op: OP, expected: 2, shape: weight.dims().to_vec() });
+    }
+    if flat_x.dims()[1] != weight.dims()[1] {
+        return Err(Error::ShapeMismatch {
+            op: OP,
+            what: "last size of x against weight (out, in)",
+            lhs: x.dims().to_vec(),
+            rhs: weight.dims().to_vec(),
+        });
+    }
+    let out = weight.dims()[0];
+    let mut y = matmul(&flat_x, &weight.transpose(0, 1)?, x.dtype())?;
+    if let Some(bias) = bias {
+        if bias.dims() != [out] {
+            return Err(Error::ShapeMismatch {
+                op: OP,
+                what: "bias against weight (out, in)",
+                lhs: bias.dims().to_vec(),
+                rhs: weight.dims().to_vec(),
+            });
+        }
+        let bias = bias.to_dtype(x.dtype())?.contiguous()?;
+        dispatch_real!(OP, x.dtype(), R => {
+            let bias = bias.as_slice::<R>()?;
+            crate::parallel::chunks(y.as_slice_mut::<R>()?, out, |_, rows| {
+                for row in rows.chunks_exact_mut(out) {
+                    for (y, &b) in row.iter_mut().zip(bias) {
+                        *y += b;
+                    }
+                }
+            });
+        });
+    }
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("flat() refuses scalars") = out;
+    y.reshape(dims)
+}
+
+/// dL/dx = dy W.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let dx = matmul(&flat(dy, OP)?, weight, dy.dtype())?;
+    let mut dims = dy.dims().to_vec();
+    *dims.last_mut().expect("flat() refuses scalars") = weight.dims()[1];
+    dx.reshape(dims)
+}
+
+/// dW += dyᵀ x, into a buffer of W's shape in the compute dtype.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_weight_add(dy: &Tensor, x: &Tensor, dweight: &mut Tensor) -> Result<()> {
+    matmul_into(&flat(dy, OP)?.transpose(0, 1)?, &flat(x, OP)?, dweight, Store::Add)
+}
+
+/// db += the sum of dy over rows, in row order.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_bias_add(dy: &Tensor, dbias: &mut Tensor) -> Result<()> {
+    let dy = flat(dy, OP)?.contiguous()?;
+    let width = dy.dims()[1];
+    if dbias.dims() != [width] {
+        return Err(Error::ShapeMismatch {
+            op: OP,
+            what: "gradient of bias",
+            lhs: dbias.dims().to_vec(),
+            rhs: vec![width],
+        });
+    }
+    dispatch_real!(OP, dy.dtype(), R => {
+        add_rows::<R>(dy.as_slice::<R>()?, dbias.as_slice_mut::<R>()?);
+        Ok(())
+    })
+}
+
+/// sums[c] += sum over rows of rows[r][c], in row order.
+pub(crate) fn add_rows<R: Real>(rows: &[R], sums: &mut [R]) {
+    if !sums.is_empty() {
+        for row in rows.chunks_exact(sums.len()) {
+            for (s, &x) in sums.iter_mut().zip(row) {
+                *s += x;
+            }
+        }
+    }
+}

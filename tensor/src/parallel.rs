@@ -1,0 +1,54 @@
+//! Static splitting of outputs over threads.
+//!
+//! Work is split over *outputs* only, and each output's arithmetic is the same wherever the split
+//! falls: results do not depend on the number of threads (law 5 of the design).
+
+use rayon::prelude::*;
+
+/// Elements below which a split costs more than it saves.
+const GRAIN: usize = 1 << 14;
+
+/// Splits `out` into runs of whole rows of `width` elements, one run a thread, and calls
+/// `f(first_element, run)` on each in parallel.
+pub fn chunks<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    if out.is_empty() || width == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    if threads == 1 || out.len() < GRAIN {
+        return f(0, out);
+    }
+    let rows = out.len().div_ceil(width);
+    let run = rows.div_ceil(threads) * width;
+    out.par_chunks_mut(run).enumerate().for_each(|(i, chunk)| f(i * run, chunk));
+}
+
+/// As [`chunks`], over rows of two outputs of `a_width` and `b_width` elements a row, calling
+/// `f(first_row, a_run, b_run)`.
+pub fn chunks2<A: Send, B: Send>(
+    a: &mut [A],
+    a_width: usize,
+    b: &mut [B],
+    b_width: usize,
+    f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
+) {
+    if a.is_empty() || a_width == 0 || b_width == 0 {
+        return;
+    }
+    let rows = a.len() / a_width;
+    debug_assert_eq!(rows, b.len() / b_width);
+    let threads = rayon::current_num_threads();
+    if threads == 1 || a.len().max(b.len()) < GRAIN {
+        return f(0, a, b);
+    }
+    let run = rows.div_ceil(threads);
+    a.par_chunks_mut(run * a_width)
+        .zip(b.par_chunks_mut(run * b_width))
+        .enumerate()
+        .for_each(|(i, (a, b))| f(i * run, a, b));
+}
+
+/// Calls `f(i)` for each task `0..n` in parallel. For tasks that write nothing shared.
+pub fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
+    (0..n).into_par_iter().map(f).collect()
+}
