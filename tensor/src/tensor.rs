@@ -104,7 +104,7 @@ impl Tensor {
         if end > map.len() {
             return Err(Error::Mapping { offset, end, len: map.len() });
         }
-        if (map.as_ptr() as usize + offset) % dtype.size() != 0 {
+        if !(map.as_ptr() as usize + offset).is_multiple_of(dtype.size()) {
             let mut buffer = Buffer::zeroed(len)?;
             buffer.bytes_mut().copy_from_slice(&map[offset..end]);
             let storage = Arc::new(Storage::Owned(buffer));

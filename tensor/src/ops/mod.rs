@@ -4,4 +4,5 @@
 //! returns fresh gradients (`=`) unless its name ends in `_add`, which adds into a buffer (`+=`).
 //! `x: (tokens, hidden)` means that all dimensions but the last are flattened.
 
+pub mod elementwise;
 pub mod linear;

@@ -1,0 +1,3 @@
+//! Differentiable ops: one file each, wrapping the kernel of the same name in `planish_tensor::ops`.
+
+pub mod linear;

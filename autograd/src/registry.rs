@@ -1,0 +1,56 @@
+//! The registry of ops: what each one offers, so that tests can hold it to that.
+
+/// Whether an op can be differentiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backward {
+    /// It has a hand-written rule, which a gradcheck must cover.
+    Rule,
+    /// It has none, for this reason. Applying it to a tracked variable is an error.
+    None(&'static str),
+}
+
+/// Whether an op runs on CUDA devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cuda {
+    /// By the kernel file of this stem in `cuda/kernels/`.
+    Kernel(&'static str),
+    /// Not, for this reason.
+    CpuOnly(&'static str),
+}
+
+/// What an op's numbers are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fixture {
+    /// Full tensors computed by PyTorch, in `tests/fixtures/ops/<name>.safetensors`.
+    Torch(&'static str),
+    /// Nothing, for this reason.
+    None(&'static str),
+}
+
+/// One op.
+#[derive(Debug)]
+pub struct Op {
+    /// Its stem: the name of its files and the name in errors.
+    pub name: &'static str,
+    /// Its backward rule.
+    pub backward: Backward,
+    /// Its CUDA kernel.
+    pub cuda: Cuda,
+    /// Its fixture.
+    pub fixture: Fixture,
+}
+
+/// Why no op has a CUDA kernel yet.
+pub(crate) const CUDA_LATER: Cuda = Cuda::CpuOnly("the CUDA backend is not built yet");
+
+/// Every op there is.
+pub fn ops() -> &'static [&'static Op] {
+    use crate::ops::*;
+    static OPS: &[&Op] = &[&linear::OP, &crate::checkpoint::OP];
+    OPS
+}
+
+/// The op of that name.
+pub fn find(name: &str) -> Option<&'static Op> {
+    ops().iter().copied().find(|op| op.name == name)
+}
