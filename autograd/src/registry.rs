@@ -46,7 +46,7 @@ pub(crate) const CUDA_LATER: Cuda = Cuda::CpuOnly("the CUDA backend is not built
 /// Every op there is.
 pub fn ops() -> &'static [&'static Op] {
     use crate::ops::*;
-    static OPS: &[&Op] = &[&linear::OP, &crate::checkpoint::OP];
+    static OPS: &[&Op] = &[&attention::OP, &linear::OP, &lm_head::OP, &crate::checkpoint::OP];
     OPS
 }
 

@@ -154,6 +154,7 @@ element! {
 pub trait Real:
     Element
     + Float
+    + Default
     + ViaF32
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>

@@ -59,6 +59,16 @@ impl<'a, T: Float> Mat<'a, T> {
         Mat { data: self.data, rows: self.cols, cols: self.rows, rs: self.cs, cs: self.rs }
     }
 
+    /// Rows `start..start + len`.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    pub fn narrow_rows(self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.rows, "rows out of range");
+        let skip = if len == 0 || self.cols == 0 { 0 } else { start * self.rs };
+        Mat { data: &self.data[skip..], rows: len, ..self }
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -195,6 +205,49 @@ fn few_rows<R: Real, A: Float, B: Float>(a: Mat<A>, b: Mat<B>, c: &mut [R], stor
             }
         },
     );
+}
+
+/// As [`gemm`], bit for bit, on the calling thread: for small blocks inside a parallel task.
+/// `scratch` is grown as needed and reused from call to call.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_serial<R: Real, A: Float, B: Float>(a: Mat<A>, b: Mat<B>, c: &mut [R], store: Store, scratch: &mut Vec<R>) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    assert_eq!(k, b.rows, "inner sizes");
+    assert_eq!(c.len(), m * n, "size of C");
+    if k == 0 && store == Store::Set {
+        c.fill(R::ZERO);
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    let (mr, nr) = R::tile();
+    let mut tile = [R::ZERO; kernel::MAX_TILE];
+    for k0 in (0..k).step_by(KC) {
+        let kc = KC.min(k - k0);
+        let set = store == Store::Set && k0 == 0;
+        let a_len = m.div_ceil(mr) * mr * kc;
+        let need = a_len + nr * kc;
+        if scratch.len() < need {
+            scratch.resize(need, R::ZERO);
+        }
+        let (packed_a, b_panel) = scratch[..need].split_at_mut(a_len);
+        for (p, panel) in packed_a.chunks_mut(mr * kc).enumerate() {
+            pack_panels(panel, a.data, p * mr, m, k0, kc, a.rs, a.cs, mr);
+        }
+        for j in (0..n).step_by(nr) {
+            pack_panels(b_panel, b.data, j, n, k0, kc, b.cs, b.rs, nr);
+            let width = nr.min(n - j);
+            for (pa, a_panel) in packed_a.chunks(mr * kc).enumerate() {
+                R::kernel(kc, a_panel, b_panel, &mut tile);
+                for r in 0..mr.min(m - pa * mr) {
+                    let at = (pa * mr + r) * n + j;
+                    store_row(&mut c[at..at + width], &tile[r * nr..r * nr + width], set);
+                }
+            }
+        }
+    }
 }
 
 #[inline]

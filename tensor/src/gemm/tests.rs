@@ -39,6 +39,9 @@ fn check<R: Real, A: Float, B: Float>(m: usize, n: usize, k: usize, ta: bool, tb
     gemm(a, b, &mut got, store);
     let bits = |v: &[R]| v.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&got), bits(&want), "{m}x{n}x{k} ta {ta} tb {tb} {store:?}");
+    let mut serial = random::<R>(m * n, 3);
+    gemm_serial(a, b, &mut serial, store, &mut Vec::new());
+    assert_eq!(bits(&serial), bits(&want), "serial {m}x{n}x{k} ta {ta} tb {tb} {store:?}");
 }
 
 proptest! {

@@ -4,5 +4,7 @@
 //! returns fresh gradients (`=`) unless its name ends in `_add`, which adds into a buffer (`+=`).
 //! `x: (tokens, hidden)` means that all dimensions but the last are flattened.
 
+pub mod attention;
 pub mod elementwise;
 pub mod linear;
+pub mod lm_head;

@@ -1,0 +1,261 @@
+//! Forward pass.
+
+use rayon::prelude::*;
+
+use super::{Attention, BLOCK, OP, Sizes, TILE, cap, gather, validate};
+use crate::gemm::{Mat, Store, gemm_serial};
+use crate::{Error, Real, Result, Tensor, dispatch_real};
+
+/// Attention of a packed stream. Returns (out, lse).
+///
+/// # Errors
+/// Shapes, dtypes (f32 or f64, all alike), segment tables or options that do not agree.
+pub fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    cu_q: &[u32],
+    cu_k: &[u32],
+    options: &Attention,
+) -> Result<(Tensor, Tensor)> {
+    let sizes = validate(q, k, v, cu_q, cu_k, options)?;
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    dispatch_real!(OP, q.dtype(), R => {
+        let (kd, vd) = (k.as_slice::<R>()?, v.as_slice::<R>()?);
+        let width = sizes.kv_heads * sizes.size;
+        let segments: Vec<Segment<'_, R>> = cu_q.windows(2).zip(cu_k.windows(2)).map(|(q, k)| {
+            let (start, end) = (k[0] as usize, k[1] as usize);
+            Segment { q0: q[0] as usize, queries: (q[1] - q[0]) as usize, keys: end - start,
+                k: &kd[start * width..end * width], v: &vd[start * width..end * width] }
+        }).collect();
+        run::<R>(&q, &segments, sizes, options)
+    })
+}
+
+/// Attention of a packed stream of queries over keys and values that lie apart, one pair a segment:
+/// for decoding, where each sequence has a cache of its own.
+///
+/// `caches[s]` is (k, v, keys): tensors (capacity, kv_heads, size) of which the first `keys` rows count.
+///
+/// # Errors
+/// As [`forward`], and a cache shorter than its `keys`.
+pub fn forward_segments(
+    q: &Tensor,
+    caches: &[(&Tensor, &Tensor, usize)],
+    cu_q: &[u32],
+    options: &Attention,
+) -> Result<(Tensor, Tensor)> {
+    let Some((first, _, _)) = caches.first() else {
+        let empty = Tensor::zeros([0, 1, q.dims().last().copied().unwrap_or(1)], q.dtype())?;
+        return forward(q, &empty, &empty, cu_q, cu_q, options);
+    };
+    if cu_q.len() != caches.len() + 1 {
+        let (lhs, rhs) = (vec![cu_q.len()], vec![caches.len() + 1]);
+        return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the number of caches", lhs, rhs });
+    }
+    // Each pair is checked as a call of its own would be; the queries once.
+    let mut sizes = None;
+    for (s, &(k, v, keys)) in caches.iter().enumerate() {
+        if k.rank() != 3 || k.dims()[1..] != first.dims()[1..] {
+            let (lhs, rhs) = (k.dims().to_vec(), first.dims().to_vec());
+            return Err(Error::ShapeMismatch { op: OP, what: "caches of one batch", lhs, rhs });
+        }
+        let (start, end) = (cu_q[s] as usize, cu_q[s + 1] as usize);
+        let part = q.narrow(0, start, end.saturating_sub(start))?;
+        let (k, v) = (k.narrow(0, 0, keys)?, v.narrow(0, 0, keys)?);
+        let table = [0, part.dims()[0] as u32];
+        sizes = Some(validate(&part, &k, &v, &table, &[0, keys as u32], options)?);
+    }
+    let sizes = sizes.expect("there is a first cache");
+    if cu_q[caches.len()] as usize != q.dims()[0] {
+        let (lhs, rhs) = (vec![cu_q[caches.len()] as usize], q.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the queries", lhs, rhs });
+    }
+    let q = q.contiguous()?;
+    dispatch_real!(OP, q.dtype(), R => {
+        let width = sizes.kv_heads * sizes.size;
+        let mut segments = Vec::with_capacity(caches.len());
+        for (s, (k, v, keys)) in caches.iter().enumerate() {
+            segments.push(Segment {
+                q0: cu_q[s] as usize,
+                queries: (cu_q[s + 1] - cu_q[s]) as usize,
+                keys: *keys,
+                k: &k.as_slice::<R>()?[..keys * width],
+                v: &v.as_slice::<R>()?[..keys * width],
+            });
+        }
+        run::<R>(&q, &segments, sizes, options)
+    })
+}
+
+/// One sequence: where its queries lie, and its keys and values, (keys, kv_heads, size).
+struct Segment<'a, R> {
+    q0: usize,
+    queries: usize,
+    keys: usize,
+    k: &'a [R],
+    v: &'a [R],
+}
+
+/// A task's output: rows (query, head of the group) of `out` and `lse`.
+struct Block<R> {
+    out: Vec<R>,
+    lse: Vec<R>,
+}
+
+fn run<R: Real>(
+    q: &Tensor,
+    segments: &[Segment<'_, R>],
+    sizes: Sizes,
+    options: &Attention,
+) -> Result<(Tensor, Tensor)> {
+    let mut out = Tensor::zeros(q.shape(), R::DTYPE)?;
+    let mut lse = Tensor::zeros([q.dims()[0], sizes.heads], R::DTYPE)?;
+    let data = q.as_slice::<R>()?;
+    let tasks: Vec<(usize, usize, usize)> = segments
+        .iter()
+        .enumerate()
+        .flat_map(|(s, seg)| {
+            (0..seg.queries).step_by(BLOCK).flat_map(move |i| (0..sizes.kv_heads).map(move |g| (s, i, g)))
+        })
+        .collect();
+    let blocks: Vec<Block<R>> = tasks
+        .par_iter()
+        .map_init(Scratch::default, |scratch, &(s, i, g)| block(data, &segments[s], i, g, sizes, options, scratch))
+        .collect();
+    let (o, l) = (out.as_slice_mut::<R>()?, lse.as_slice_mut::<R>()?);
+    let (group, size) = (sizes.group, sizes.size);
+    for (&(s, i, g), block) in tasks.iter().zip(&blocks) {
+        for (n, (row, row_lse)) in block.out.chunks(group * size).zip(block.lse.chunks(group)).enumerate() {
+            let at = (segments[s].q0 + i + n) * sizes.heads + g * group;
+            o[at * size..(at + group) * size].copy_from_slice(row);
+            l[at..at + group].copy_from_slice(row_lse);
+        }
+    }
+    Ok((out, lse))
+}
+
+/// Buffers that a thread reuses from task to task.
+#[derive(Default)]
+struct Scratch<R> {
+    q: Vec<R>,
+    scores: Vec<R>,
+    sums: Vec<R>,
+    maximum: Vec<R>,
+    denominator: Vec<R>,
+    gemm: Vec<R>,
+}
+
+/// Queries `i0..` of one block, of the heads that share key/value head `g`.
+fn block<R: Real>(
+    data: &[R],
+    seg: &Segment<'_, R>,
+    i0: usize,
+    g: usize,
+    sizes: Sizes,
+    options: &Attention,
+    scratch: &mut Scratch<R>,
+) -> Block<R> {
+    let Sizes { heads, kv_heads, group, size } = sizes;
+    let i1 = seg.queries.min(i0 + BLOCK);
+    let rows = (i1 - i0) * group;
+    let Scratch { q, scores, sums, maximum, denominator, gemm } = scratch;
+    gather(q, data, seg.q0 + i0..seg.q0 + i1, heads, g * group, group, size);
+    for (v, n, x) in [
+        (&mut *scores, rows * TILE, R::ZERO),
+        (&mut *sums, rows * size, R::ZERO),
+        (&mut *maximum, rows, R::NEG_INFINITY),
+        (&mut *denominator, rows, R::ZERO),
+    ] {
+        v.clear();
+        v.resize(n, x);
+    }
+    let mut out = vec![R::ZERO; rows * size];
+    let behind = seg.keys - seg.queries.min(seg.keys);
+    // Without causal masking there may be more queries than keys; positions are then not used.
+    let position = |row: usize| i0 + row / group + behind;
+    let (first, _) = options.visible(position(0), seg.keys);
+    let (_, last) = options.visible(position(rows - 1), seg.keys);
+    let scale = R::from_f64(options.scale);
+    let softcap = options.softcap.map(R::from_f64);
+    let stride = kv_heads * size;
+    for j0 in (first / TILE * TILE..last).step_by(TILE) {
+        let n = TILE.min(seg.keys - j0);
+        let at = j0 * stride + g * size;
+        let k = Mat::strided(&seg.k[at..], n, size, stride, 1);
+        let v = Mat::strided(&seg.v[at..], n, size, stride, 1);
+        let scores = &mut scores[..rows * n];
+        gemm_serial(Mat::new(q, rows, size), k.t(), scores, Store::Set, gemm);
+        for r in 0..rows {
+            let (lo, hi) = options.visible(position(r), seg.keys);
+            let (lo, hi) = (lo.clamp(j0, j0 + n) - j0, hi.clamp(j0, j0 + n) - j0);
+            let row = &mut scores[r * n..(r + 1) * n];
+            if lo == hi {
+                row.fill(R::ZERO);
+                continue;
+            }
+            let correction = softmax_tile(row, lo, hi, scale, softcap, &mut maximum[r], &mut denominator[r]);
+            if correction != R::ONE {
+                for x in &mut out[r * size..(r + 1) * size] {
+                    *x *= correction;
+                }
+            }
+        }
+        // The tile's sum apart, then added: the same bits whether or not later keys exist, since a
+        // hidden key contributes 0·v to a chain that starts at +0.
+        gemm_serial(Mat::new(scores, rows, n), v, sums, Store::Set, gemm);
+        for (o, &s) in out.iter_mut().zip(&*sums) {
+            *o += s;
+        }
+    }
+    let mut lse = vec![R::NEG_INFINITY; rows];
+    for r in 0..rows {
+        if denominator[r] > R::ZERO {
+            let inverse = R::ONE / denominator[r];
+            for x in &mut out[r * size..(r + 1) * size] {
+                *x *= inverse;
+            }
+            lse[r] = maximum[r] + denominator[r].ln();
+        }
+    }
+    Block { out, lse }
+}
+
+crate::simd::simd_fn! {
+    /// Scores to unnormalised probabilities, in place, of the keys `lo..hi` (0 elsewhere), with the
+    /// running maximum and denominator brought up to date. Returns the factor on what was summed so far.
+    fn softmax_tile<R: Real>(row: &mut [R], lo: usize, hi: usize, scale: R, softcap: Option<R>, maximum: &mut R, denominator: &mut R) -> R {
+        row[..lo].fill(R::ZERO);
+        row[hi..].fill(R::ZERO);
+        let visible = &mut row[lo..hi];
+        let mut top = *maximum;
+        for s in visible.iter_mut() {
+            *s = cap(*s, scale, softcap);
+            top = top.max(*s);
+        }
+        for s in visible.iter_mut() {
+            *s = (*s - top).exp();
+        }
+        // Lanes by position in the tile, so that the order is the same whatever lo and hi are.
+        let mut lanes = [R::ZERO; 16];
+        for (j, s) in row.iter().enumerate() {
+            lanes[j % 16] += *s;
+        }
+        let sum = tree(lanes);
+        let correction = (*maximum - top).exp();
+        *denominator = denominator.mul_add(correction, sum);
+        *maximum = top;
+        correction
+    }
+}
+
+/// Sum of 16 lanes, in halves.
+#[inline(always)]
+fn tree<R: Real>(mut lanes: [R; 16]) -> R {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = lanes[i] + lanes[i + width];
+        }
+    }
+    lanes[0]
+}

@@ -1,0 +1,194 @@
+//! Attention over a packed stream of sequences, in tiles: no score matrix in memory.
+//!
+//! For each segment, query i and head h (of key/value group g = h / (heads / kv_heads)):
+//!
+//! s_j = cap(scale · q_i·k_j), p = softmax over the keys j that i may see, o_i = Σ_j p_j v_j,
+//!
+//! with cap(s) = c·tanh(s/c) if a soft-cap is set. Query i of a segment of `lq` queries and `lk` keys
+//! stands at position i + lk - lq; causal: it sees keys at positions up to its own; with a window w:
+//! only those less than w behind it.
+//!
+//! Shapes: q: (queries, heads, size), k: (keys, kv_heads, size), v: (keys, kv_heads, size),
+//! out: (queries, heads, size), lse: (queries, heads), the log of the softmax's denominator (nats).
+//! Segment s has queries `cu_q[s]..cu_q[s + 1]` and keys `cu_k[s]..cu_k[s + 1]`.
+//!
+//! # Order of the sum
+//! Keys are taken in tiles of [`TILE`] counted from the segment's first key, with a running maximum.
+//! A query's result depends on its own keys alone: the same bits in training, in prefill and in
+//! decoding, whatever the rest of the batch (law 5 of the design).
+//!
+//! Bound by arithmetic: 4 size operations a query-key pair forward, 10 backward (scores recomputed).
+//!
+//! # Source
+//! Dao, "FlashAttention-2", arXiv:2307.08691; soft-cap: Gemma 2, arXiv:2408.00118, section 2.
+
+mod backward;
+mod forward;
+
+pub use backward::backward;
+pub use forward::{forward, forward_segments};
+
+use crate::{Error, Real, Result, Tensor};
+
+pub(crate) const OP: &str = "attention";
+
+/// Keys per tile. Part of the arithmetic, not only a tuning knob.
+pub const TILE: usize = 64;
+
+/// Queries per task of the forward pass (times the heads that share keys: rows of the score block).
+pub(crate) const BLOCK: usize = 32;
+
+/// What kind of attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Factor on q·k, usually size^(-1/2).
+    pub scale: f64,
+    /// Whether keys after the query are hidden.
+    pub causal: bool,
+    /// Number of positions a query sees, itself included; needs `causal`.
+    pub window: Option<usize>,
+    /// Bound c of the soft-cap c·tanh(s/c).
+    pub softcap: Option<f64>,
+}
+
+impl Attention {
+    /// Plain causal attention.
+    pub fn causal(scale: f64) -> Attention {
+        Attention { scale, causal: true, window: None, softcap: None }
+    }
+
+    /// Range of keys that a query at `position` of a segment of `keys` keys sees.
+    #[inline]
+    pub(crate) fn visible(&self, position: usize, keys: usize) -> (usize, usize) {
+        let end = if self.causal { (position + 1).min(keys) } else { keys };
+        let start = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        (start.min(end), end)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let bad = |name, value, expected| Err(Error::InvalidValue { op: OP, name, value, expected });
+        if !self.scale.is_finite() {
+            return bad("scale", self.scale, "finite");
+        }
+        if let Some(cap) = self.softcap.filter(|c| !(*c > 0.0 && c.is_finite())) {
+            return bad("softcap", cap, "positive");
+        }
+        match self.window {
+            Some(0) => bad("window", 0.0, "at least 1"),
+            Some(w) if !self.causal => bad("window", w as f64, "absent without causal masking"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Sizes of one call, validated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    /// Query heads that share a key/value head.
+    pub(crate) group: usize,
+    pub(crate) size: usize,
+}
+
+impl Sizes {
+    pub(crate) fn new(heads: usize, kv_heads: usize, size: usize) -> Result<Sizes> {
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || heads == 0 {
+            return Err(Error::ShapeMismatch {
+                op: OP,
+                what: "the number of query heads must be a multiple of the key/value heads",
+                lhs: vec![heads],
+                rhs: vec![kv_heads],
+            });
+        }
+        Ok(Sizes { heads, kv_heads, group: heads / kv_heads, size })
+    }
+}
+
+/// Checks q, k, v against each other and the segment tables.
+pub(crate) fn validate(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    cu_q: &[u32],
+    cu_k: &[u32],
+    options: &Attention,
+) -> Result<Sizes> {
+    options.validate()?;
+    for t in [q, k, v] {
+        if t.rank() != 3 {
+            return Err(Error::Rank { op: OP, expected: 3, shape: t.dims().to_vec() });
+        }
+        if t.dtype() != q.dtype() {
+            return Err(Error::DTypeMismatch { op: OP, expected: q.dtype(), got: t.dtype() });
+        }
+    }
+    if k.dims() != v.dims() {
+        let (lhs, rhs) = (k.dims().to_vec(), v.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "k and v", lhs, rhs });
+    }
+    if q.dims()[2] != k.dims()[2] {
+        let (lhs, rhs) = (q.dims().to_vec(), k.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "head sizes of q and k", lhs, rhs });
+    }
+    check_table("cu_q", cu_q, q.dims()[0])?;
+    check_table("cu_k", cu_k, k.dims()[0])?;
+    if cu_q.len() != cu_k.len() {
+        let (lhs, rhs) = (vec![cu_q.len()], vec![cu_k.len()]);
+        return Err(Error::ShapeMismatch { op: OP, what: "segments of queries and keys", lhs, rhs });
+    }
+    for (q, k) in cu_q.windows(2).zip(cu_k.windows(2)) {
+        let (lq, lk) = (q[1] - q[0], k[1] - k[0]);
+        if options.causal && lq > lk {
+            let (lhs, rhs) = (vec![lq as usize], vec![lk as usize]);
+            return Err(Error::ShapeMismatch { op: OP, what: "a causal segment has more queries than keys", lhs, rhs });
+        }
+    }
+    Sizes::new(q.dims()[1], k.dims()[1], q.dims()[2])
+}
+
+fn check_table(what: &'static str, cu: &[u32], tokens: usize) -> Result<()> {
+    if cu.first() != Some(&0) || cu.last().map(|&n| n as usize) != Some(tokens) || cu.windows(2).any(|w| w[0] > w[1]) {
+        return Err(Error::ShapeMismatch {
+            op: OP,
+            what: if what == "cu_q" {
+                "cu_q must rise from 0 to the number of queries"
+            } else {
+                "cu_k must rise from 0 to the number of keys"
+            },
+            lhs: cu.iter().map(|&x| x as usize).collect(),
+            rhs: vec![tokens],
+        });
+    }
+    Ok(())
+}
+
+/// cap(scale · s) and, for the backward pass, its derivative by s.
+#[inline(always)]
+pub(crate) fn cap<R: Real>(s: R, scale: R, softcap: Option<R>) -> R {
+    match softcap {
+        None => s * scale,
+        Some(c) => c * (s * scale / c).tanh(),
+    }
+}
+
+/// Copies rows `(token, head)` of the heads `h0..h0 + heads` of a (tokens, all_heads, size) slice
+/// into a dense block, token by token.
+pub(crate) fn gather<R: Real>(
+    out: &mut Vec<R>,
+    src: &[R],
+    tokens: std::ops::Range<usize>,
+    all_heads: usize,
+    h0: usize,
+    heads: usize,
+    size: usize,
+) {
+    out.clear();
+    for t in tokens {
+        let at = (t * all_heads + h0) * size;
+        out.extend_from_slice(&src[at..at + heads * size]);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use super::*;
+use crate::DType;
+use crate::rng::{Purpose, Stream};
+
+fn random(shape: [usize; 3], salt: u64, dtype: DType) -> Tensor {
+    let s = Stream::new(5, Purpose::Data, salt);
+    let n = shape.iter().product::<usize>();
+    Tensor::from_vec((0..n).map(|i| s.normal(i as u64)).collect::<Vec<f64>>(), shape).unwrap().to_dtype(dtype).unwrap()
+}
+
+/// The definition, with the whole row of scores in memory.
+fn naive(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    i: usize,
+    h: usize,
+    sizes: Sizes,
+    lk: usize,
+    behind: usize,
+    o: &Attention,
+) -> Vec<f64> {
+    let Sizes { heads, kv_heads, group, size } = sizes;
+    let at = |x: &[f64], t: usize, all: usize, h: usize| x[(t * all + h) * size..][..size].to_vec();
+    let query = at(q, i, heads, h);
+    let (lo, hi) = o.visible(i + behind, lk);
+    let scores: Vec<f64> = (lo..hi)
+        .map(|j| at(k, j, kv_heads, h / group).iter().zip(&query).map(|(a, b)| a * b).sum::<f64>() * o.scale)
+        .map(|s| o.softcap.map_or(s, |c| c * (s / c).tanh()))
+        .collect();
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut out = vec![0.0; size];
+    for (j, w) in (lo..hi).zip(&weights) {
+        for (o, x) in out.iter_mut().zip(at(v, j, kv_heads, h / group)) {
+            *o += w / total * x;
+        }
+    }
+    out
+}
+
+#[test]
+fn equals_the_definition() {
+    for (window, softcap, causal) in [
+        (None, None, true),
+        (Some(5), None, true),
+        (Some(70), Some(2.0), true),
+        (None, None, false),
+        (None, Some(0.7), true),
+    ] {
+        let o = Attention { scale: 0.4, causal, window, softcap };
+        let lengths = [1usize, 0, 130, 7, 65];
+        let mut cu = vec![0u32];
+        lengths.iter().for_each(|l| cu.push(cu[cu.len() - 1] + *l as u32));
+        let n = cu[5] as usize;
+        let (q, k, v) =
+            (random([n, 6, 10], 0, DType::F64), random([n, 2, 10], 1, DType::F64), random([n, 2, 10], 2, DType::F64));
+        let (out, _) = forward(&q, &k, &v, &cu, &cu, &o).unwrap();
+        let sizes = Sizes::new(6, 2, 10).unwrap();
+        for (s, len) in lengths.iter().enumerate() {
+            let part = |t: &Tensor| t.narrow(0, cu[s] as usize, *len).unwrap().to_vec::<f64>().unwrap();
+            let (qs, ks, vs, os) = (part(&q), part(&k), part(&v), part(&out));
+            for i in 0..*len {
+                for h in 0..6 {
+                    let want = naive(&qs, &ks, &vs, i, h, sizes, *len, 0, &o);
+                    for (d, want) in want.iter().enumerate() {
+                        let got = os[(i * 6 + h) * 10 + d];
+                        // f64 sums of at most 130 terms of order 1.
+                        assert!((got - want).abs() < 1e-12, "{o:?} segment {s} query {i} head {h}: {got} {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Law 5: a query's output has the same bits alone over a cache, in chunks, and in a packed batch,
+/// on any number of threads.
+#[test]
+fn decoding_equals_training_bit_for_bit() {
+    for (window, softcap) in [(None, None), (Some(40), Some(3.0))] {
+        let o = Attention { scale: 0.125, causal: true, window, softcap };
+        let n = 150;
+        let (q, k, v) =
+            (random([n, 9, 16], 3, DType::F32), random([n, 3, 16], 4, DType::F32), random([n, 3, 16], 5, DType::F32));
+        let whole = forward(&q, &k, &v, &[0, n as u32], &[0, n as u32], &o).unwrap();
+        for threads in 1..=4 {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                for (start, len) in [(0, 1), (63, 1), (64, 1), (149, 1), (30, 70), (100, 50)] {
+                    let part = q.narrow(0, start, len).unwrap();
+                    let cache = (&k, &v, start + len);
+                    let (out, lse) = forward_segments(&part, &[cache], &[0, len as u32], &o).unwrap();
+                    for (got, want) in [(out, &whole.0), (lse, &whole.1)] {
+                        let want = want.narrow(0, start, len).unwrap().to_vec::<f32>().unwrap();
+                        let same =
+                            got.to_vec::<f32>().unwrap().iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "queries {start}..{} on {threads} threads, {o:?}", start + len);
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn wrong_input_is_refused() {
+    let (q, k) = (random([3, 4, 2], 0, DType::F32), random([3, 2, 2], 1, DType::F32));
+    let o = Attention::causal(1.0);
+    let run = |q: &Tensor, k: &Tensor, cu_q: &[u32], cu_k: &[u32], o: &Attention| forward(q, k, k, cu_q, cu_k, o);
+    assert!(run(&q, &k, &[0, 3], &[0, 3], &o).is_ok());
+    assert!(run(&q, &k, &[0, 4], &[0, 3], &o).is_err());
+    assert!(run(&q, &k, &[0, 2, 1, 3], &[0, 1, 2, 3], &o).is_err());
+    assert!(run(&q, &k, &[], &[], &o).is_err());
+    assert!(run(&q, &k, &[0, 3, 3], &[0, 2, 3], &o).is_err(), "causal with more queries than keys");
+    assert!(run(&q, &random([3, 3, 2], 1, DType::F32), &[0, 3], &[0, 3], &o).is_err());
+    assert!(run(&q, &random([3, 2, 5], 1, DType::F32), &[0, 3], &[0, 3], &o).is_err());
+    assert!(run(&q, &random([3, 2, 2], 1, DType::F64), &[0, 3], &[0, 3], &o).is_err());
+    for bad in [
+        Attention { scale: f64::NAN, ..o },
+        Attention { window: Some(0), ..o },
+        Attention { softcap: Some(-1.0), ..o },
+        Attention { causal: false, window: Some(2), ..o },
+    ] {
+        assert!(matches!(run(&q, &k, &[0, 3], &[0, 3], &bad), Err(Error::InvalidValue { .. })), "{bad:?}");
+    }
+    assert!(forward_segments(&q, &[(&k, &k, 4)], &[0, 3], &o).is_err(), "a cache shorter than its length");
+    assert!(forward_segments(&q, &[(&k, &k, 3)], &[0, 2], &o).is_err());
+}

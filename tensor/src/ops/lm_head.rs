@@ -1,0 +1,378 @@
+//! The language-model head: hidden states in, log-probabilities of target tokens out. Full logits
+//! never exist (law 4 of the design).
+//!
+//! For row r with target t_r, over the vocabulary of size V:
+//!
+//! z = cap(scale · W h_r),  logprob_r = z_{t_r} - log Σ_v exp z_v   (nats)
+//!
+//! with cap(z) = c·tanh(z/c) if a soft-cap is set. hidden: (rows, size) in f32 or f64, W: (V, size) in
+//! any float dtype, outputs: (rows) in the dtype of hidden. Only rows that carry a loss should be passed.
+//!
+//! # Order of the sum
+//! The vocabulary is taken in tiles of [`TILE`], with a running maximum and sum per row, so a row's
+//! result is the same bits whatever rows come with it; [`from_logits`] takes the same order over a row
+//! of logits that decoding has at hand (law 5 of the design).
+//!
+//! Memory: [`ROWS`] × [`TILE`] logits. Bound by arithmetic: 2 V size operations a row forward; the
+//! backward pass recomputes the logits: 4 V size, and 2 V size more if W is trained.
+
+use crate::gemm::{Mat, Store, gemm};
+use crate::ops::linear::matrix;
+use crate::{Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+
+const OP: &str = "lm_head";
+
+/// Vocabulary entries per tile. Part of the arithmetic, not only a tuning knob.
+pub const TILE: usize = 2048;
+
+/// Rows taken at a time.
+pub const ROWS: usize = 256;
+
+/// Options of the head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LmHead {
+    /// Factor on the logits (1 for most models).
+    pub scale: f64,
+    /// Bound c of the soft-cap c·tanh(z/c).
+    pub softcap: Option<f64>,
+}
+
+impl Default for LmHead {
+    fn default() -> Self {
+        LmHead { scale: 1.0, softcap: None }
+    }
+}
+
+/// What the head computes for each row.
+#[derive(Debug, Clone)]
+pub struct LmHeadOutput {
+    /// Log-probability of the target, nats.
+    pub logprobs: Tensor,
+    /// Entropy of the distribution, nats.
+    pub entropy: Tensor,
+    /// log Σ exp z, which the backward pass needs.
+    pub lse: Tensor,
+    /// Whether the target is the most probable token (the first of equals).
+    pub correct: Vec<bool>,
+}
+
+fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
+    for t in [hidden, weight] {
+        if t.rank() != 2 {
+            return Err(Error::Rank { op: OP, expected: 2, shape: t.dims().to_vec() });
+        }
+    }
+    let mismatch = |what, lhs: &[usize], rhs: &[usize]| {
+        Err(Error::ShapeMismatch { op: OP, what, lhs: lhs.to_vec(), rhs: rhs.to_vec() })
+    };
+    if hidden.dims()[1] != weight.dims()[1] {
+        return mismatch("hidden (rows, size) against weight (vocabulary, size)", hidden.dims(), weight.dims());
+    }
+    if hidden.dims()[0] != targets.len() {
+        return mismatch("rows of hidden against targets", hidden.dims(), &[targets.len()]);
+    }
+    let vocabulary = weight.dims()[0];
+    if let Some(&id) = targets.iter().find(|&&t| t as usize >= vocabulary) {
+        return Err(Error::OutOfRange { op: OP, what: "target token id", index: id as i128, len: vocabulary });
+    }
+    if let Some(c) = options.softcap.filter(|c| !(*c > 0.0 && c.is_finite())) {
+        return Err(Error::InvalidValue { op: OP, name: "softcap", value: c, expected: "positive" });
+    }
+    if !options.scale.is_finite() {
+        return Err(Error::InvalidValue { op: OP, name: "scale", value: options.scale, expected: "finite" });
+    }
+    Ok(())
+}
+
+/// Running state of one row's softmax over the vocabulary.
+#[derive(Debug, Clone, Copy)]
+struct Running<R> {
+    maximum: R,
+    sum: R,
+    /// Σ z exp(z - maximum), for the entropy.
+    weighted: R,
+    target: R,
+    argmax: usize,
+}
+
+impl<R: Real> Running<R> {
+    const NEW: Self =
+        Running { maximum: R::NEG_INFINITY, sum: R::ZERO, weighted: R::ZERO, target: R::ZERO, argmax: usize::MAX };
+
+    /// (log-probability, entropy, log-sum-exp).
+    fn finish(&self) -> (R, R, R) {
+        let lse = self.maximum + self.sum.ln();
+        (self.target - lse, lse - self.weighted / self.sum, lse)
+    }
+}
+
+crate::simd::simd_fn! {
+    /// Takes in one tile of a row: `z` raw logits of tokens `v0..`, capped and scaled in place.
+    fn take_tile<R: Real>(state: &mut Running<R>, z: &mut [R], v0: usize, target: usize, scale: R, softcap: Option<R>) {
+        let mut top = R::NEG_INFINITY;
+        for z in z.iter_mut() {
+            *z = super::attention::cap(*z, scale, softcap);
+            top = top.max(*z);
+        }
+        if top > state.maximum {
+            state.argmax = v0 + z.iter().position(|&x| x == top).expect("the maximum is one of them");
+        } else {
+            top = state.maximum;
+        }
+        if let Some(&z) = target.checked_sub(v0).and_then(|i| z.get(i)) {
+            state.target = z;
+        }
+        let (mut sums, mut weighted) = ([R::ZERO; 16], [R::ZERO; 16]);
+        let mut chunks = z.chunks_exact(16);
+        for chunk in &mut chunks {
+            for l in 0..16 {
+                let e = (chunk[l] - top).exp();
+                sums[l] += e;
+                weighted[l] = chunk[l].mul_add(e, weighted[l]);
+            }
+        }
+        for (l, &x) in chunks.remainder().iter().enumerate() {
+            let e = (x - top).exp();
+            sums[l] += e;
+            weighted[l] = x.mul_add(e, weighted[l]);
+        }
+        let (mut sum, mut w) = (R::ZERO, R::ZERO);
+        for l in 0..16 {
+            sum += sums[l];
+            w += weighted[l];
+        }
+        let correction = (state.maximum - top).exp();
+        state.sum = state.sum.mul_add(correction, sum);
+        state.weighted = state.weighted.mul_add(correction, w);
+        state.maximum = top;
+    }
+}
+
+/// Log-probabilities of the targets.
+///
+/// # Errors
+/// Shapes that do not agree; a target outside the vocabulary; hidden of a dtype other than f32 and f64.
+pub fn forward(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<LmHeadOutput> {
+    validate(hidden, weight, targets, options)?;
+    let hidden = hidden.contiguous()?;
+    dispatch_real!(OP, hidden.dtype(), R => dispatch_float!(OP, weight.dtype(), W => {
+        forward_typed::<R, W>(&hidden, weight, targets, options)
+    }))
+}
+
+fn forward_typed<R: Real, W: Float>(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    options: &LmHead,
+) -> Result<LmHeadOutput> {
+    let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
+    let x = hidden.as_slice::<R>()?;
+    let w = matrix::<W>(weight);
+    let mut states = vec![Running::<R>::NEW; rows];
+    let mut logits = vec![R::ZERO; ROWS.min(rows) * TILE.min(w.rows())];
+    for (r0, states) in (0..rows).step_by(ROWS).zip(states.chunks_mut(ROWS)) {
+        let n = states.len();
+        let block = Mat::new(&x[r0 * size..(r0 + n) * size], n, size);
+        for v0 in (0..w.rows()).step_by(TILE) {
+            let width = TILE.min(w.rows() - v0);
+            let logits = &mut logits[..n * width];
+            gemm(block, w.narrow_rows(v0, width).t(), logits, Store::Set);
+            parallel::chunks2(logits, width, states, 1, |r, logits, states| {
+                for (i, (state, z)) in states.iter_mut().zip(logits.chunks_exact_mut(width)).enumerate() {
+                    let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
+                    take_tile(state, z, v0, targets[r0 + r + i] as usize, scale, softcap);
+                }
+            });
+        }
+    }
+    let mut columns = [Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::with_capacity(rows)];
+    for state in &states {
+        let (logprob, entropy, lse) = state.finish();
+        columns.iter_mut().zip([logprob, entropy, lse]).for_each(|(c, x)| c.push(x));
+    }
+    let correct = states.iter().zip(targets).map(|(s, &t)| s.argmax == t as usize).collect();
+    let [logprobs, entropy, lse] = columns.map(|c| Tensor::from_vec(c, [rows]));
+    Ok(LmHeadOutput { logprobs: logprobs?, entropy: entropy?, lse: lse?, correct })
+}
+
+/// (log-probability of `target`, entropy) from one row of raw logits W h, in the same order and so with
+/// the same bits as [`forward`]. The row is capped and scaled in place.
+///
+/// # Panics
+/// If `target` is not below the number of logits.
+pub fn from_logits<R: Real>(logits: &mut [R], target: u32, options: &LmHead) -> (R, R) {
+    assert!((target as usize) < logits.len(), "target outside the vocabulary");
+    let mut state = Running::NEW;
+    for (i, tile) in logits.chunks_mut(TILE).enumerate() {
+        let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
+        take_tile(&mut state, tile, i * TILE, target as usize, scale, softcap);
+    }
+    let (logprob, entropy, _) = state.finish();
+    (logprob, entropy)
+}
+
+/// dhidden, and dW added to `dweight` if given, from the upstream gradient `dlogprobs` (rows) and the
+/// forward pass's `lse`. With g = dlogprob_r (onehot(t_r) - softmax(z)) cap'(z) scale:
+/// dh_r = Wᵀ g, dW += g h_rᵀ.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    dlogprobs: &Tensor,
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    lse: &Tensor,
+    options: &LmHead,
+    dweight: Option<&mut Tensor>,
+) -> Result<Tensor> {
+    validate(hidden, weight, targets, options)?;
+    for t in [dlogprobs, lse] {
+        if t.dims() != [targets.len()] {
+            let (lhs, rhs) = (t.dims().to_vec(), vec![targets.len()]);
+            return Err(Error::ShapeMismatch { op: OP, what: "gradient of the log-probabilities", lhs, rhs });
+        }
+    }
+    let (hidden, dlogprobs) = (hidden.contiguous()?, dlogprobs.contiguous()?);
+    dispatch_real!(OP, hidden.dtype(), R => dispatch_float!(OP, weight.dtype(), W => {
+        backward_typed::<R, W>(&dlogprobs, &hidden, weight, targets, lse, options, dweight)
+    }))
+}
+
+fn backward_typed<R: Real, W: Float>(
+    dlogprobs: &Tensor,
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    lse: &Tensor,
+    options: &LmHead,
+    mut dweight: Option<&mut Tensor>,
+) -> Result<Tensor> {
+    let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
+    let (x, g, lse) = (hidden.as_slice::<R>()?, dlogprobs.as_slice::<R>()?, lse.as_slice::<R>()?);
+    let w = matrix::<W>(weight);
+    let mut dhidden = Tensor::zeros(hidden.shape(), R::DTYPE)?;
+    let dx = dhidden.as_slice_mut::<R>()?;
+    let mut logits = vec![R::ZERO; ROWS.min(rows) * TILE.min(w.rows())];
+    let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
+    for r0 in (0..rows).step_by(ROWS) {
+        let n = ROWS.min(rows - r0);
+        let block = Mat::new(&x[r0 * size..(r0 + n) * size], n, size);
+        let dx = &mut dx[r0 * size..(r0 + n) * size];
+        for v0 in (0..w.rows()).step_by(TILE) {
+            let width = TILE.min(w.rows() - v0);
+            let tile = w.narrow_rows(v0, width);
+            let logits = &mut logits[..n * width];
+            gemm(block, tile.t(), logits, Store::Set);
+            parallel::chunks(logits, width, |start, logits| {
+                for (i, z) in logits.chunks_exact_mut(width).enumerate() {
+                    let r = r0 + start / width + i;
+                    tile_gradient(z, v0, targets[r] as usize, lse[r], g[r], scale, softcap);
+                }
+            });
+            let dz = Mat::new(&*logits, n, width);
+            gemm(dz, tile, dx, Store::Add);
+            if let Some(dweight) = dweight.as_deref_mut() {
+                let dw = &mut dweight.as_slice_mut::<R>()?[v0 * size..(v0 + width) * size];
+                gemm(dz.t(), block, dw, Store::Add);
+            }
+        }
+    }
+    Ok(dhidden)
+}
+
+crate::simd::simd_fn! {
+    /// From raw logits of tokens `v0..` to their gradient, in place.
+    fn tile_gradient<R: Real>(z: &mut [R], v0: usize, target: usize, lse: R, g: R, scale: R, softcap: Option<R>) {
+        let slope = |z: R| match softcap {
+            None => scale,
+            Some(c) => scale * (R::ONE - (z / c) * (z / c)),
+        };
+        let at_target = target.checked_sub(v0).and_then(|i| z.get(i)).map(|&raw| {
+            g * slope(super::attention::cap(raw, scale, softcap))
+        });
+        for z in z.iter_mut() {
+            let capped = super::attention::cap(*z, scale, softcap);
+            *z = -(g * (capped - lse).exp() * slope(capped));
+        }
+        if let Some(add) = at_target {
+            z[target - v0] += add;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+    use crate::{DType, bf16};
+
+    fn random(shape: [usize; 2], salt: u64) -> Tensor {
+        let s = Stream::new(9, Purpose::Data, salt);
+        Tensor::from_vec((0..shape[0] * shape[1]).map(|i| s.normal(i as u64)).collect::<Vec<f64>>(), shape).unwrap()
+    }
+
+    #[test]
+    fn equals_the_definition_over_several_tiles() {
+        let (rows, size, vocabulary) = (5, 7, TILE + 321);
+        let (h, w) = (random([rows, size], 0), random([vocabulary, size], 1));
+        let targets = [0, 17, TILE as u32, (TILE + 320) as u32, 5];
+        for o in [LmHead::default(), LmHead { scale: 0.5, softcap: Some(3.0) }] {
+            let out = forward(&h, &w, &targets, &o).unwrap();
+            let (hd, wd) = (h.as_slice::<f64>().unwrap(), w.as_slice::<f64>().unwrap());
+            for r in 0..rows {
+                let z: Vec<f64> = (0..vocabulary)
+                    .map(|v| (0..size).map(|k| hd[r * size + k] * wd[v * size + k]).sum::<f64>() * o.scale)
+                    .map(|z| o.softcap.map_or(z, |c| c * (z / c).tanh()))
+                    .collect();
+                let lse = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+                let entropy = z.iter().map(|z| -(z - lse) * (z - lse).exp()).sum::<f64>();
+                let best = (0..vocabulary).max_by(|&a, &b| z[a].total_cmp(&z[b])).unwrap();
+                let got = |t: &Tensor| t.as_slice::<f64>().unwrap()[r];
+                // f64 sums of 2369 positive terms: relative error well below 1e-12.
+                assert!((got(&out.logprobs) - (z[targets[r] as usize] - lse)).abs() < 1e-11);
+                assert!((got(&out.entropy) - entropy).abs() < 1e-11);
+                assert_eq!(out.correct[r], best == targets[r] as usize);
+            }
+        }
+    }
+
+    /// Law 5: a row's bits do not depend on its company, on threads, or on being computed from logits.
+    #[test]
+    fn rows_are_independent_bit_for_bit() {
+        let (rows, size, vocabulary) = (300, 24, TILE + 100);
+        let h = random([rows, size], 2).to_dtype(DType::F32).unwrap();
+        let w = random([vocabulary, size], 3).to_dtype(DType::BF16).unwrap();
+        let targets: Vec<u32> = (0..rows as u32).map(|r| r * 7 % vocabulary as u32).collect();
+        let o = LmHead::default();
+        let whole = forward(&h, &w, &targets, &o).unwrap();
+        let want: Vec<u32> = whole.logprobs.as_slice::<f32>().unwrap().iter().map(|x| x.to_bits()).collect();
+        for threads in 1..=4 {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                for (start, len) in [(0, 1), (299, 1), (100, 37), (20, 280)] {
+                    let part = h.narrow(0, start, len).unwrap();
+                    let out = forward(&part, &w, &targets[start..start + len], &o).unwrap();
+                    let got: Vec<u32> = out.logprobs.as_slice::<f32>().unwrap().iter().map(|x| x.to_bits()).collect();
+                    assert_eq!(got, want[start..start + len], "{len} rows from {start} on {threads} threads");
+                    let mut logits = super::super::linear::forward(&part, &w, None).unwrap();
+                    let row = &mut logits.as_slice_mut::<f32>().unwrap()[..vocabulary];
+                    assert_eq!(from_logits(row, targets[start], &o).0.to_bits(), want[start]);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn wrong_input_is_refused() {
+        let (h, w) = (random([2, 3], 0), random([4, 3], 1));
+        let o = LmHead::default();
+        assert!(matches!(forward(&h, &w, &[0, 4], &o), Err(Error::OutOfRange { index: 4, len: 4, .. })));
+        assert!(forward(&h, &w, &[0], &o).is_err());
+        assert!(forward(&h, &random([4, 2], 1), &[0, 1], &o).is_err());
+        assert!(forward(&h, &w, &[0, 1], &LmHead { softcap: Some(0.0), ..o }).is_err());
+        assert!(forward(&h, &Tensor::full(bf16::ONE, [4, 3]).unwrap(), &[0, 1], &o).is_ok());
+        assert_eq!(forward(&random([0, 3], 0), &w, &[], &o).unwrap().logprobs.numel(), 0);
+    }
+}
