@@ -1,1 +1,3 @@
 //! Models, adapters, weights, tokenizers, chat templates and sampling of planish.
+
+pub mod weights;
