@@ -254,7 +254,7 @@ crate::simd::simd_fn! {
 fn tree<R: Real>(mut lanes: [R; 16]) -> R {
     for width in [8, 4, 2, 1] {
         for i in 0..width {
-            lanes[i] = lanes[i] + lanes[i + width];
+            lanes[i] += lanes[i + width];
         }
     }
     lanes[0]
