@@ -46,7 +46,24 @@ pub(crate) const CUDA_LATER: Cuda = Cuda::CpuOnly("the CUDA backend is not built
 /// Every op there is.
 pub fn ops() -> &'static [&'static Op] {
     use crate::ops::*;
-    static OPS: &[&Op] = &[&attention::OP, &linear::OP, &lm_head::OP, &crate::checkpoint::OP];
+    static OPS: &[&Op] = &[
+        &attention::OP,
+        &elementwise::ADD,
+        &elementwise::SCALE,
+        &embedding::OP,
+        &glu::SWIGLU,
+        &glu::GEGLU,
+        &index_select::OP,
+        &linear::OP,
+        &lm_head::OP,
+        &lora_linear::OP,
+        &rms_norm::OP,
+        &rope::OP,
+        &view::NARROW,
+        &view::RESHAPE,
+        &view::TRANSPOSE,
+        &crate::checkpoint::OP,
+    ];
     OPS
 }
 

@@ -15,6 +15,7 @@ pub mod gemm;
 pub mod ops;
 pub mod parallel;
 mod real;
+mod reduce;
 pub mod rng;
 mod shape;
 pub mod simd;

@@ -8,12 +8,8 @@ use crate::tape::Grads;
 use crate::{Error, Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op = Op {
-    name: "lora_linear",
-    backward: Backward::Rule,
-    cuda: CUDA_LATER,
-    fixture: Fixture::None("whole adapters are compared with PEFT's instead"),
-};
+pub static OP: Op =
+    Op { name: "lora_linear", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("lora_linear") };
 
 /// y = x Wᵀ + b + s · drop(x) Aᵀ Bᵀ, with W and b frozen; see [`kernel`].
 ///
@@ -32,7 +28,7 @@ pub fn lora_linear(x: &Var, weight: &Var, bias: Option<&Var>, a: &Var, b: &Var, 
         let (av, bv, lora) = (a.value().clone(), b.value().clone(), *lora);
         move |grads: &mut Grads<'_>| {
             let dy = grads.upstream().clone();
-            let run = |wanted| kernel::backward(&dy, &x, &w, &av, &bv, &h, &lora, wanted);
+            let run = |wanted: kernel::Wanted<'_>| kernel::backward(&dy, &x, &w, &av, &bv, &h, &lora, wanted);
             grads.add_with(2, |db| run(kernel::Wanted { input: false, a: None, b: Some(db) }).map(drop))?;
             let input = grads.wants(0);
             let mut dx = None;

@@ -7,10 +7,11 @@
 //! # Source
 //! Hu et al., "LoRA", arXiv:2106.09685, equation 3; dropout on the update's input as in PEFT.
 
+use super::elementwise::scale;
 use super::linear::{self, flat, matmul, matmul_into};
 use crate::gemm::Store;
 use crate::rng::Stream;
-use crate::{Error, Result, Tensor, dispatch_real};
+use crate::{Error, Result, Tensor};
 
 const OP: &str = "lora_linear";
 
@@ -29,17 +30,6 @@ fn dropped(x: &Tensor, lora: &Lora) -> Result<Tensor> {
         Some((p, stream)) => super::dropout::forward(x, p, stream),
         None => Ok(x.clone()),
     }
-}
-
-fn scaled(t: &Tensor, scale: f64) -> Result<Tensor> {
-    let mut out = t.copied()?;
-    dispatch_real!(OP, t.dtype(), R => {
-        let scale = <R as crate::Element>::from_f64(scale);
-        for x in out.as_slice_mut::<R>()? {
-            *x *= scale;
-        }
-    });
-    Ok(out)
 }
 
 /// Returns (y, h) with h = s · drop(x) Aᵀ: (rows, r), which the backward pass needs.
@@ -61,7 +51,7 @@ pub fn forward(
         return Err(Error::ShapeMismatch { op: OP, what: "A (r, in) and B (out, r) against weight", lhs, rhs });
     }
     let h = matmul(&flat(&dropped(x, lora)?, OP)?, &a.transpose(0, 1)?, x.dtype())?;
-    let h = scaled(&h, lora.scale)?;
+    let h = scale(&h, lora.scale)?;
     let dims = y.dims().to_vec();
     let mut flat_y = flat(&y, OP)?;
     drop(y);
@@ -101,7 +91,7 @@ pub fn backward(
     if wanted.a.is_none() && !wanted.input {
         return Ok(None);
     }
-    let u = scaled(&matmul(&flat_dy, b, dy.dtype())?, lora.scale)?;
+    let u = scale(&matmul(&flat_dy, b, dy.dtype())?, lora.scale)?;
     if let Some(da) = wanted.a {
         matmul_into(&u.transpose(0, 1)?, &flat(&dropped(x, lora)?, OP)?, da, Store::Add)?;
     }

@@ -5,6 +5,14 @@
 //! `x: (tokens, hidden)` means that all dimensions but the last are flattened.
 
 pub mod attention;
+pub mod dropout;
 pub mod elementwise;
+pub mod embedding;
+pub mod glu;
+pub mod index_select;
 pub mod linear;
 pub mod lm_head;
+pub mod lora_linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod view;

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::{Attention, OP, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
+use crate::reduce::dot;
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
 /// Queries per block (times the heads that share keys: rows).
@@ -150,19 +151,5 @@ crate::simd::simd_fn! {
             *p = (s - lse).exp();
             *dp = *p * (*dp - delta) * slope;
         }
-    }
-}
-
-crate::simd::simd_fn! {
-    fn dot<R: Real>(a: &[R], b: &[R]) -> R {
-        let mut lanes = [R::ZERO; 16];
-        for (i, (&x, &y)) in a.iter().zip(b).enumerate() {
-            lanes[i % 16] = x.mul_add(y, lanes[i % 16]);
-        }
-        let mut sum = R::ZERO;
-        for x in lanes {
-            sum += x;
-        }
-        sum
     }
 }

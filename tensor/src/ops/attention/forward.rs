@@ -236,26 +236,11 @@ crate::simd::simd_fn! {
         for s in visible.iter_mut() {
             *s = (*s - top).exp();
         }
-        // Lanes by position in the tile, so that the order is the same whatever lo and hi are.
-        let mut lanes = [R::ZERO; 16];
-        for (j, s) in row.iter().enumerate() {
-            lanes[j % 16] += *s;
-        }
-        let sum = tree(lanes);
+        // By position in the tile, so that the order is the same whatever lo and hi are.
+        let sum = crate::reduce::sum(row);
         let correction = (*maximum - top).exp();
         *denominator = denominator.mul_add(correction, sum);
         *maximum = top;
         correction
     }
-}
-
-/// Sum of 16 lanes, in halves.
-#[inline(always)]
-fn tree<R: Real>(mut lanes: [R; 16]) -> R {
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    lanes[0]
 }

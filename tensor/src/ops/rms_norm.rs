@@ -1,0 +1,118 @@
+//! RMSNorm: y = x · r · (w + offset), r = 1 / sqrt(mean x² + ε), over the last dimension.
+//!
+//! x: (…, size) in f32 or f64, w: (size) in any float dtype, r: (rows). `offset` is 1 for Gemma, which
+//! stores w - 1. The mean is summed in 16 lanes, so a row's result depends on the row alone.
+//! Bound by memory: one read and one write of x.
+//!
+//! # Source
+//! Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+
+use crate::reduce::{column_sums, dot};
+use crate::simd::simd_fn;
+use crate::{Element, Error, Real, Result, Tensor, dispatch_real, parallel};
+
+const OP: &str = "rms_norm";
+
+/// The weight plus the offset, in the compute dtype of x.
+fn gain(x: &Tensor, weight: &Tensor, offset: f64) -> Result<Tensor> {
+    let (_, size) = x.rows(OP)?;
+    if weight.dims() != [size] {
+        let (lhs, rhs) = (x.dims().to_vec(), weight.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "last size of x against weight", lhs, rhs });
+    }
+    let mut gain = weight.to_dtype(x.dtype())?.contiguous()?;
+    if offset != 0.0 {
+        dispatch_real!(OP, x.dtype(), R => {
+            for w in gain.as_slice_mut::<R>()? {
+                *w += <R as Element>::from_f64(offset);
+            }
+        });
+    }
+    Ok(gain)
+}
+
+/// Returns (y, r).
+///
+/// # Errors
+/// Shapes that do not agree; x of a dtype other than f32 and f64; ε that is negative or not finite.
+pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Tensor, Tensor)> {
+    if !(eps >= 0.0 && eps.is_finite()) {
+        return Err(Error::InvalidValue { op: OP, name: "eps", value: eps, expected: "finite and not negative" });
+    }
+    let (rows, size) = x.rows(OP)?;
+    let (gain, x) = (gain(x, weight, offset)?, x.contiguous()?);
+    let (mut y, mut r) = (Tensor::zeros(x.shape(), x.dtype())?, Tensor::zeros([rows], x.dtype())?);
+    dispatch_real!(OP, x.dtype(), R => {
+        let (data, gain) = (x.as_slice::<R>()?, gain.as_slice::<R>()?);
+        parallel::chunks2(y.as_slice_mut::<R>()?, size, r.as_slice_mut::<R>()?, 1, |first, y, r| {
+            for (i, (y, r)) in y.chunks_exact_mut(size).zip(r).enumerate() {
+                let x = &data[(first + i) * size..][..size];
+                let mean = dot(x, x) / R::from_f64(size as f64);
+                *r = R::ONE / (mean + <R as Element>::from_f64(eps)).sqrt();
+                scale_row(y, x, gain, *r);
+            }
+        });
+    });
+    Ok((y, r))
+}
+
+simd_fn! {
+    fn scale_row<R: Real>(y: &mut [R], x: &[R], gain: &[R], r: R) {
+        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain) {
+            *y = x * r * g;
+        }
+    }
+}
+
+/// dx, and dw added to `dweight` if given. With n = x·r and g = dy (w + offset):
+/// dx = r (g - n mean(g n)), dw += Σ over rows of dy n.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    r: &Tensor,
+    offset: f64,
+    dweight: Option<&mut Tensor>,
+) -> Result<Tensor> {
+    let (rows, size) = x.rows(OP)?;
+    if dy.dims() != x.dims() {
+        let (lhs, rhs) = (dy.dims().to_vec(), x.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "gradient against x", lhs, rhs });
+    }
+    let (gain, x, dy) = (gain(x, weight, offset)?, x.contiguous()?, dy.contiguous()?);
+    let mut dx = Tensor::zeros(x.shape(), x.dtype())?;
+    dispatch_real!(OP, x.dtype(), R => {
+        let (xd, dyd, rd) = (x.as_slice::<R>()?, dy.as_slice::<R>()?, r.as_slice::<R>()?);
+        let gain = gain.as_slice::<R>()?;
+        parallel::chunks(dx.as_slice_mut::<R>()?, size, |start, dx| {
+            for (i, dx) in dx.chunks_exact_mut(size).enumerate() {
+                let at = start + i * size;
+                row_gradient(dx, &dyd[at..at + size], &xd[at..at + size], gain, rd[at / size]);
+            }
+        });
+        if let Some(dweight) = dweight {
+            column_sums(rows, dweight.as_slice_mut::<R>()?, |row, sums| {
+                let span = row * size..(row + 1) * size;
+                for ((s, &g), &x) in sums.iter_mut().zip(&dyd[span.clone()]).zip(&xd[span]) {
+                    *s += g * (x * rd[row]);
+                }
+            });
+        }
+    });
+    Ok(dx)
+}
+
+simd_fn! {
+    fn row_gradient<R: Real>(dx: &mut [R], dy: &[R], x: &[R], gain: &[R], r: R) {
+        for ((d, &g), &w) in dx.iter_mut().zip(dy).zip(gain) {
+            *d = g * w;
+        }
+        let mean = dot(dx, x) * r / R::from_f64(x.len() as f64);
+        for (d, &x) in dx.iter_mut().zip(x) {
+            *d = r * (*d - x * r * mean);
+        }
+    }
+}
