@@ -1,0 +1,60 @@
+//! [`Ctx`]: how a forward pass is run.
+
+use planish_autograd::{Param, Tape, Var};
+use planish_tensor::rng::Stream;
+
+/// How a forward pass is run: recorded or not, with dropout or not, with adapters or not.
+///
+/// The same module code serves training, scoring and sampling; only the context differs.
+#[derive(Clone, Default)]
+pub struct Ctx {
+    tape: Option<Tape>,
+    dropout: Option<Stream>,
+    without_adapters: bool,
+}
+
+impl Ctx {
+    /// Nothing recorded, no dropout, adapters on.
+    pub fn inference() -> Ctx {
+        Ctx::default()
+    }
+
+    /// Recorded on `tape`; dropout masks are drawn from `dropout` (one stream a micro-batch).
+    pub fn training(tape: &Tape, dropout: Option<Stream>) -> Ctx {
+        Ctx { tape: Some(tape.clone()), dropout, without_adapters: false }
+    }
+
+    /// The same with adapters switched off: the base model, for reference passes.
+    pub fn without_adapters(mut self) -> Ctx {
+        self.without_adapters = true;
+        self
+    }
+
+    /// The same, recorded on another tape or not at all: for recomputation.
+    pub fn on(&self, tape: Option<&Tape>) -> Ctx {
+        Ctx { tape: tape.cloned(), ..self.clone() }
+    }
+
+    /// The tape, if recording.
+    pub fn tape(&self) -> Option<&Tape> {
+        self.tape.as_ref()
+    }
+
+    /// Whether adapters take part.
+    pub fn adapters(&self) -> bool {
+        !self.without_adapters
+    }
+
+    /// The stream of dropout masks, when training.
+    pub fn dropout(&self) -> Option<Stream> {
+        self.dropout
+    }
+
+    /// A parameter's value, tracked if recording and trainable.
+    pub fn param(&self, param: &Param) -> Var {
+        match &self.tape {
+            Some(tape) => tape.param(param),
+            None => Var::constant(param.value()),
+        }
+    }
+}

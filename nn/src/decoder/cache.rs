@@ -1,0 +1,81 @@
+//! Keys and values of a sequence, kept while it is decoded.
+
+use planish_tensor::{DType, Result, Tensor, dispatch_real};
+
+use crate::config::ModelConfig;
+
+/// Keys and values of one sequence, (capacity, kv_heads, head_dim) a layer. Grows by doubling.
+///
+/// In the activations' dtype, so that decoding computes what training does, bit for bit.
+#[derive(Debug)]
+pub struct SequenceCache {
+    layers: Vec<(Tensor, Tensor)>,
+    len: usize,
+    /// Tokens appended to each layer but not yet counted by [`SequenceCache::advance`].
+    pending: Vec<usize>,
+    heads: usize,
+    size: usize,
+    dtype: DType,
+}
+
+impl SequenceCache {
+    pub(super) fn new(config: &ModelConfig, dtype: DType) -> SequenceCache {
+        let (heads, size, n) = (config.num_kv_heads, config.head_dim, config.num_layers());
+        SequenceCache { layers: Vec::with_capacity(n), len: 0, pending: vec![0; n], heads, size, dtype }
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all tokens after the first `len`, keeping the memory.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|(k, v)| (k.numel() + v.numel()) * self.dtype.size()).sum()
+    }
+
+    pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()> {
+        let width = self.heads * self.size;
+        let new = k.dims()[0];
+        let need = self.len + new;
+        if layer == self.layers.len() {
+            let capacity = [need.next_power_of_two().max(64), self.heads, self.size];
+            self.layers.push((Tensor::zeros(capacity, self.dtype)?, Tensor::zeros(capacity, self.dtype)?));
+        }
+        let start = self.len * width;
+        let (ck, cv) = &mut self.layers[layer];
+        dispatch_real!("cache", self.dtype, R => for (cache, new) in [(ck, k), (cv, v)] {
+            let new = new.contiguous()?;
+            if cache.dims()[0] < need {
+                let mut larger = Tensor::zeros([need.next_power_of_two(), self.heads, self.size], self.dtype)?;
+                larger.as_slice_mut::<R>()?[..start].copy_from_slice(&cache.as_slice::<R>()?[..start]);
+                *cache = larger;
+            }
+            let new = new.as_slice::<R>()?;
+            cache.as_slice_mut::<R>()?[start..start + new.len()].copy_from_slice(new);
+        });
+        self.pending[layer] = new;
+        Ok(())
+    }
+
+    /// (k, v, tokens) of a layer, tokens just appended included.
+    pub(super) fn layer(&self, layer: usize) -> (&Tensor, &Tensor, usize) {
+        let (k, v) = &self.layers[layer];
+        (k, v, self.len + self.pending[layer])
+    }
+
+    pub(super) fn advance(&mut self, new: usize) {
+        self.len += new;
+        self.pending.fill(0);
+    }
+}

@@ -1,0 +1,188 @@
+//! One layer: attention and MLP with their norms.
+
+use std::sync::Arc;
+
+use planish_autograd::ops::attention::{Attention, attention};
+use planish_autograd::ops::{elementwise, glu, view};
+use planish_autograd::{Result, Var};
+use planish_tensor::ops::attention::forward_segments;
+
+use super::cache::SequenceCache;
+use super::rotary::Rotations;
+use crate::Ctx;
+use crate::config::{Activation, ModelConfig};
+use crate::modules::{Linear, Norm};
+
+/// Projections to queries, keys and values: apart, or one weight.
+#[derive(Clone, Debug)]
+pub enum Qkv {
+    /// q, k, v.
+    Split(Box<[Linear; 3]>),
+    /// One of (q + k + v) rows.
+    Fused(Linear),
+}
+
+/// Projections to the MLP's gate and its input: apart, or one weight.
+#[derive(Clone, Debug)]
+pub enum GateUp {
+    /// gate, up.
+    Split(Box<[Linear; 2]>),
+    /// One of (gate + up) rows.
+    Fused(Linear),
+}
+
+/// One layer of the decoder.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub(super) config: Arc<ModelConfig>,
+    pub(super) index: usize,
+    pub(super) attention_pre: Option<Norm>,
+    pub(super) attention_post: Option<Norm>,
+    pub(super) mlp_pre: Option<Norm>,
+    pub(super) mlp_post: Option<Norm>,
+    pub(super) q_norm: Option<Norm>,
+    pub(super) k_norm: Option<Norm>,
+    pub(super) qkv: Qkv,
+    pub(super) o: Linear,
+    pub(super) gate_up: GateUp,
+    pub(super) down: Linear,
+}
+
+/// Which keys the queries of a pass see.
+pub(super) enum Mixing<'a, 'b> {
+    /// Those of their own segment.
+    Packed(&'a Arc<[u32]>),
+    /// Those of their sequence's cache, to which their own are added first.
+    Cached { layer: usize, cu: &'a [u32], caches: &'a mut [&'b mut SequenceCache] },
+}
+
+impl Layer {
+    /// x + attention(x), then + mlp(x), with the norms where the family has them.
+    pub(super) fn forward(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
+        let a = self.attention(ctx, &normed(ctx, &self.attention_pre, x)?, rotations, mixing)?;
+        let x = self.residual(x, &normed(ctx, &self.attention_post, &a)?)?;
+        let m = self.mlp(ctx, &normed(ctx, &self.mlp_pre, &x)?)?;
+        self.residual(&x, &normed(ctx, &self.mlp_post, &m)?)
+    }
+
+    fn residual(&self, x: &Var, added: &Var) -> Result<Var> {
+        match self.config.residual_scale {
+            1.0 => elementwise::add(x, added),
+            factor => elementwise::add(x, &elementwise::scale(added, factor)?),
+        }
+    }
+
+    fn attention(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
+        let c = &*self.config;
+        let (tokens, d) = (x.dims()[0], c.head_dim);
+        let (q, k, v) = match &self.qkv {
+            Qkv::Split(qkv) => (qkv[0].forward(ctx, x)?, qkv[1].forward(ctx, x)?, qkv[2].forward(ctx, x)?),
+            Qkv::Fused(qkv) => {
+                let all = qkv.forward(ctx, x)?;
+                let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);
+                (view::narrow(&all, 1, 0, q)?, view::narrow(&all, 1, q, kv)?, view::narrow(&all, 1, q + kv, kv)?)
+            }
+        };
+        let heads = |x: &Var, heads: usize, norm: &Option<Norm>| -> Result<Var> {
+            // A norm over the whole projection comes before the split into heads, one over each after.
+            let whole = c.qk_norm == crate::config::QkNorm::Whole;
+            let x = if whole { normed(ctx, norm, x)? } else { x.clone() };
+            let x = view::reshape(&x, &[tokens, heads, d])?;
+            if whole { Ok(x) } else { normed(ctx, norm, &x) }
+        };
+        let layer = c.layers[self.index];
+        let q = rotations.apply(layer.rope, &heads(&q, c.num_heads, &self.q_norm)?)?;
+        let k = rotations.apply(layer.rope, &heads(&k, c.num_kv_heads, &self.k_norm)?)?;
+        let v = view::reshape(&v, &[tokens, c.num_kv_heads, d])?;
+        let options = Attention {
+            scale: c.attention_scale,
+            causal: true,
+            window: layer.window,
+            softcap: c.attention_softcap,
+        };
+        let out = match mixing {
+            Mixing::Packed(cu) => attention(&q, &k, &v, cu, cu, &options)?,
+            Mixing::Cached { layer, cu, caches } => {
+                for (s, cache) in caches.iter_mut().enumerate() {
+                    let (start, len) = (cu[s] as usize, (cu[s + 1] - cu[s]) as usize);
+                    cache.append(layer, &k.value().narrow(0, start, len)?, &v.value().narrow(0, start, len)?)?;
+                }
+                let views: Vec<_> = caches.iter().map(|c| c.layer(layer)).collect();
+                Var::constant(forward_segments(q.value(), &views, cu, &options)?.0)
+            }
+        };
+        self.o.forward(ctx, &view::reshape(&out, &[tokens, c.num_heads * d])?)
+    }
+
+    fn mlp(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
+        let (gate, up) = match &self.gate_up {
+            GateUp::Split(both) => (both[0].forward(ctx, x)?, both[1].forward(ctx, x)?),
+            GateUp::Fused(both) => {
+                let (all, n) = (both.forward(ctx, x)?, self.config.intermediate_size);
+                (view::narrow(&all, 1, 0, n)?, view::narrow(&all, 1, n, n)?)
+            }
+        };
+        let h = match self.config.activation {
+            Activation::Silu => glu::swiglu(&gate, &up)?,
+            Activation::Gelu => glu::geglu(&gate, &up)?,
+            Activation::GeluTanh => glu::geglu_tanh(&gate, &up)?,
+        };
+        self.down.forward(ctx, &h)
+    }
+
+    /// Its linear modules.
+    pub fn linears(&self) -> Vec<&Linear> {
+        let mut all: Vec<&Linear> = match &self.qkv {
+            Qkv::Split(qkv) => qkv.iter().collect(),
+            Qkv::Fused(qkv) => vec![qkv],
+        };
+        all.push(&self.o);
+        match &self.gate_up {
+            GateUp::Split(both) => all.extend(both.iter()),
+            GateUp::Fused(both) => all.push(both),
+        }
+        all.push(&self.down);
+        all
+    }
+
+    /// Its linear modules, mutably.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all: Vec<&mut Linear> = match &mut self.qkv {
+            Qkv::Split(qkv) => qkv.iter_mut().collect(),
+            Qkv::Fused(qkv) => vec![qkv],
+        };
+        all.push(&mut self.o);
+        match &mut self.gate_up {
+            GateUp::Split(both) => all.extend(both.iter_mut()),
+            GateUp::Fused(both) => all.push(both),
+        }
+        all.push(&mut self.down);
+        all
+    }
+
+    /// Its norms.
+    pub fn norms(&self) -> Vec<&Norm> {
+        let all = [&self.attention_pre, &self.attention_post, &self.mlp_pre, &self.mlp_post, &self.q_norm, &self.k_norm];
+        all.into_iter().flatten().collect()
+    }
+
+    /// Its norms, mutably.
+    pub fn norms_mut(&mut self) -> Vec<&mut Norm> {
+        let all = [
+            &mut self.attention_pre,
+            &mut self.attention_post,
+            &mut self.mlp_pre,
+            &mut self.mlp_post,
+            &mut self.q_norm,
+            &mut self.k_norm,
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
+fn normed(ctx: &Ctx, norm: &Option<Norm>, x: &Var) -> Result<Var> {
+    match norm {
+        Some(norm) => norm.forward(ctx, x),
+        None => Ok(x.clone()),
+    }
+}

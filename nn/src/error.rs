@@ -1,0 +1,103 @@
+//! Errors of the model layer.
+
+use std::path::PathBuf;
+
+/// Result of a model operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a model, its files or its use.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A kernel refused.
+    #[error(transparent)]
+    Tensor(#[from] planish_tensor::Error),
+    /// Recording or differentiating failed.
+    #[error(transparent)]
+    Autograd(#[from] planish_autograd::Error),
+    /// config.json is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The weights are wrong.
+    #[error(transparent)]
+    Weights(#[from] crate::weights::WeightsError),
+    /// A file cannot be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{}: {source}", .path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The weights lack a tensor that the config calls for.
+    #[error("the weights have no tensor `{name}`, which config.json calls for")]
+    MissingTensor {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor of the weights is of another shape than the config says.
+    #[error("tensor `{name}` has shape {found:?}, but config.json calls for {expected:?}")]
+    TensorShape {
+        /// Its name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape by config.json.
+        expected: Vec<usize>,
+    },
+    /// A tensor of the weights is of a dtype that no weight can have.
+    #[error("tensor `{name}` has dtype {found}; weights must be floating point")]
+    TensorDtype {
+        /// Its name.
+        name: String,
+        /// Its dtype.
+        found: planish_tensor::DType,
+    },
+    /// The weights hold tensors that the config does not call for.
+    #[error("the weights hold `{name}` (and {others} more) which config.json does not call for: they belong to another model")]
+    UnexpectedTensor {
+        /// One of them.
+        name: String,
+        /// How many more there are.
+        others: usize,
+    },
+    /// Something about an adapter.
+    #[error(transparent)]
+    Adapter(#[from] crate::adapters::AdapterError),
+    /// A token id outside the vocabulary.
+    #[error("token id {id} at position {position} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Where.
+        position: usize,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A path that is no model.
+    #[error("{}: {problem}", .path.display())]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+        /// What is missing.
+        problem: &'static str,
+    },
+    /// A wrong setting of generation.
+    #[error("{key} is {value}, but it must be {expected}")]
+    Setting {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+}
