@@ -1,3 +1,4 @@
 //! Models, adapters, weights, tokenizers, chat templates and sampling of planish.
 
+pub mod gguf;
 pub mod weights;
