@@ -1,1 +1,3 @@
 //! Data, losses, optimizers, recipes and run directories of planish.
+
+pub mod config;

@@ -1,0 +1,275 @@
+//! The rows of the table, in blocks that recipes share. Names and defaults are those of TRL 1.16
+//! (`ModelConfig`, `SFTConfig`) and transformers 5 (`TrainingArguments`) unless the help says so.
+
+use super::schedule::{Schedule, ScheduleArgs};
+use super::setting::rules::*;
+use super::table::{choices, settings};
+
+choices! {
+    /// The dtype in which weights are held.
+    pub enum WeightDtype {
+        /// 32-bit floats.
+        Float32 = "float32" | "fp32" | "f32",
+        /// bfloat16; full fine-tuning then keeps float32 masters.
+        Bfloat16 = "bfloat16" | "bf16",
+        /// As in the weight file.
+        Auto = "auto",
+    }
+}
+
+choices! {
+    /// Where tensors live.
+    pub enum DeviceChoice {
+        /// The processor.
+        Cpu = "cpu",
+        /// An NVIDIA GPU.
+        Cuda = "cuda" | "gpu",
+    }
+}
+
+choices! {
+    /// What happens to an example longer than `max_length`.
+    pub enum TruncationMode {
+        /// Its first `max_length` tokens are kept.
+        KeepStart = "keep_start",
+        /// Its last `max_length` tokens are kept.
+        KeepEnd = "keep_end",
+        /// It is left out.
+        Drop = "drop",
+    }
+}
+
+choices! {
+    /// How examples are packed into rows of `max_length` tokens.
+    pub enum PackingStrategy {
+        /// Best-fit decreasing; no example is cut, none sees another.
+        Bfd = "bfd",
+    }
+}
+
+choices! {
+    /// When something is done during a run.
+    pub enum Interval {
+        /// Never.
+        No = "no" | "false" | "off",
+        /// Every so many optimizer steps.
+        Steps = "steps",
+        /// At the end of every epoch.
+        Epoch = "epoch",
+    }
+}
+
+settings! {
+    /// The model to start from.
+    pub struct ModelSettings ("Model") {
+        /// Model: a Hugging Face directory, a .gguf file, a hub id, or `builtin`.
+        model: String = "", MAYBE_TEXT;
+        /// Branch, tag or commit of a hub model.
+        model_revision: String = "main", TEXT;
+        /// Adapter in PEFT's format to start from.
+        adapter: Option<String> = None, TEXT;
+        /// Dtype of the weights in memory.
+        dtype: WeightDtype = WeightDtype::Float32, WeightDtype::RULE;
+        /// Jinja file, or directory of a tokenizer, whose chat template replaces the model's.
+        chat_template_path: Option<String> = None, TEXT;
+        /// Token that ends a sequence, in place of the tokenizer's.
+        eos_token: Option<String> = None, TEXT;
+    }
+}
+
+settings! {
+    /// A model to make from nothing.
+    pub struct ArchitectureSettings ("Model") {
+        /// Architecture of the new model: a config.json, or a directory that holds one.
+        config_name: Option<String> = None, TEXT;
+        /// Tokenizer of the new model: a tokenizer.json, or a directory that holds one.
+        tokenizer_name: Option<String> = None, TEXT;
+        /// Model to continue from instead: a directory, a .gguf file, a hub id, or `builtin`.
+        model: Option<String> = None, TEXT;
+        /// Branch, tag or commit of a hub model.
+        model_revision: String = "main", TEXT;
+        /// Dtype of the weights in memory.
+        dtype: WeightDtype = WeightDtype::Float32, WeightDtype::RULE;
+        /// Token that ends a sequence, in place of the tokenizer's.
+        eos_token: Option<String> = None, TEXT;
+    }
+}
+
+settings! {
+    /// The examples and how they become token sequences.
+    pub struct DataSettings ("Data") {
+        /// Files of examples (.jsonl, .json, .csv, .parquet) or `builtin`; may be repeated.
+        dataset: Vec<String> = Vec::new(), TEXT;
+        /// How often each file is taken relative to the others, one number a file.
+        dataset_weights: Vec<f64> = Vec::new(), POSITIVE;
+        /// Files of held-out examples; may be repeated.
+        eval_dataset: Vec<String> = Vec::new(), TEXT;
+        /// Share of the examples held out for evaluation when there is no eval_dataset.
+        validation_split: f64 = 0.0, BELOW_ONE;
+        /// Column of the text of plain examples [found by name].
+        dataset_text_field: Option<String> = None, TEXT;
+        /// Column of the prompt [found by name].
+        prompt_column: Option<String> = None, TEXT;
+        /// Column of the completion [found by name].
+        completion_column: Option<String> = None, TEXT;
+        /// Column of the messages [found by name].
+        messages_column: Option<String> = None, TEXT;
+        /// Longest sequence in tokens, and the length of packed rows.
+        max_length: Option<usize> = Some(1024), COUNT;
+        /// What to do with longer examples.
+        truncation_mode: TruncationMode = TruncationMode::KeepStart, TruncationMode::RULE;
+        /// Pack several examples into a row; they never see each other.
+        packing: bool = false, SWITCH;
+        /// How to pack.
+        packing_strategy: PackingStrategy = PackingStrategy::Bfd, PackingStrategy::RULE;
+        /// Train on the completion only [true for prompt/completion data].
+        completion_only_loss: Option<bool> = None, SWITCH;
+        /// Train on the assistant's turns only.
+        assistant_only_loss: bool = false, SWITCH;
+        /// Leave out, and count, examples without a supervised token instead of stopping.
+        drop_unsupervised: bool = false, SWITCH;
+        /// Shuffle the examples, anew for every epoch.
+        shuffle: bool = true, SWITCH;
+    }
+}
+
+settings! {
+    /// Batches, epochs and the optimizer.
+    pub struct OptimSettings ("Training") {
+        /// Peak learning rate of AdamW.
+        learning_rate: f64 = 2e-5, NOT_NEGATIVE;
+        /// Examples in a micro-batch.
+        per_device_train_batch_size: usize = 8usize, COUNT;
+        /// Micro-batches in an optimizer step.
+        gradient_accumulation_steps: usize = 1usize, COUNT;
+        /// Passes over the data; may be a fraction.
+        num_train_epochs: f64 = 3.0, POSITIVE;
+        /// Optimizer steps in all; overrides num_train_epochs unless -1.
+        max_steps: i64 = -1, STEPS_OR_ALL;
+        /// Course of the learning rate.
+        lr_scheduler_type: Schedule = Schedule::Linear, Schedule::RULE;
+        /// Arguments of the schedule, such as `{min_lr_rate: 0.1}` or `min_lr_rate=0.1`.
+        lr_scheduler_kwargs: ScheduleArgs = ScheduleArgs::default(), ScheduleArgs::RULE;
+        /// Steps of linear warm-up; below 1, their share of all steps.
+        warmup_steps: f64 = 0.0, NOT_NEGATIVE;
+        /// Share of all steps that is warm-up, when warmup_steps is 0.
+        warmup_ratio: f64 = 0.0, SHARE;
+        /// Decoupled weight decay, not applied to norms and biases.
+        weight_decay: f64 = 0.0, NOT_NEGATIVE;
+        /// Decay of AdamW's mean of gradients.
+        adam_beta1: f64 = 0.9, BELOW_ONE;
+        /// Decay of AdamW's mean of squared gradients.
+        adam_beta2: f64 = 0.999, BELOW_ONE;
+        /// Added to the root in AdamW's denominator.
+        adam_epsilon: f64 = 1e-8, NOT_NEGATIVE;
+        /// Norm to which the gradient is clipped; 0 for no clipping.
+        max_grad_norm: f64 = 1.0, NOT_NEGATIVE;
+        /// Magnitude of NEFTune's noise on the embeddings (arXiv 2310.05914).
+        neftune_noise_alpha: Option<f64> = None, NOT_NEGATIVE;
+        /// Recompute each layer's activations in the backward pass: less memory, more time.
+        gradient_checkpointing: bool = true, SWITCH;
+        /// Seed of the weights, dropout and noise.
+        seed: u64 = 42u64, WHOLE;
+        /// Seed of the order of the examples [that of seed].
+        data_seed: Option<u64> = None, WHOLE;
+    }
+}
+
+settings! {
+    /// Low-rank adapters.
+    pub struct LoraSettings ("LoRA") {
+        /// Train an adapter instead of all weights.
+        use_peft: bool = false, SWITCH;
+        /// Rank.
+        lora_r: usize = 16usize, COUNT;
+        /// Scale: the update is multiplied by lora_alpha / lora_r.
+        lora_alpha: f64 = 32.0, POSITIVE;
+        /// Dropout on the adapter's input.
+        lora_dropout: f64 = 0.05, BELOW_ONE;
+        /// Modules with an adapter: names, one regular expression, or `all-linear` [q_proj, v_proj].
+        lora_target_modules: Vec<String> = Vec::new(), TEXT;
+        /// Modules trained whole and saved with the adapter.
+        lora_modules_to_save: Vec<String> = Vec::new(), TEXT;
+        /// Scale by lora_alpha / sqrt(lora_r) (arXiv 2312.03732).
+        use_rslora: bool = false, SWITCH;
+    }
+}
+
+settings! {
+    /// Evaluation on held-out examples.
+    pub struct EvalSettings ("Evaluation") {
+        /// When to evaluate.
+        eval_strategy: Interval = Interval::No, Interval::RULE;
+        /// Steps between evaluations [logging_steps].
+        eval_steps: Option<u64> = None, AT_LEAST_ONE;
+        /// Evaluate before the first step.
+        eval_on_start: bool = false, SWITCH;
+        /// Examples in a micro-batch of evaluation.
+        per_device_eval_batch_size: usize = 8usize, COUNT;
+        /// Finish with the best checkpoint instead of the last.
+        load_best_model_at_end: bool = false, SWITCH;
+        /// The metric that decides which checkpoint is best [eval_loss].
+        metric_for_best_model: Option<String> = None, TEXT;
+        /// Whether more of that metric is better [unless its name ends in `loss`].
+        greater_is_better: Option<bool> = None, SWITCH;
+        /// Stop after this many evaluations without an improvement.
+        early_stopping_patience: Option<u64> = None, AT_LEAST_ONE;
+        /// What counts as an improvement.
+        early_stopping_threshold: f64 = 0.0, NOT_NEGATIVE;
+    }
+}
+
+settings! {
+    /// The run directory, checkpoints and the machine.
+    pub struct RunSettings ("Run") {
+        /// New directory for the checkpoints, the metrics, the report and the result.
+        output_dir: String = "", MAYBE_TEXT;
+        /// Use output_dir although something is in it: an earlier run there is removed.
+        overwrite_output_dir: bool = false, SWITCH;
+        /// Go on from a checkpoint: its path, or `latest` for the last one in output_dir.
+        resume_from_checkpoint: Option<String> = None, TEXT;
+        /// When to save a checkpoint.
+        save_strategy: Interval = Interval::Steps, Interval::RULE;
+        /// Steps between checkpoints.
+        save_steps: u64 = 500u64, AT_LEAST_ONE;
+        /// Checkpoints to keep; older ones are removed, the best one never.
+        save_total_limit: Option<usize> = None, COUNT;
+        /// Steps between lines of progress where there is no progress bar.
+        logging_steps: u64 = 10u64, AT_LEAST_ONE;
+        /// Where to compute.
+        device: DeviceChoice = DeviceChoice::Cpu, DeviceChoice::RULE;
+        /// Threads [the processor's cores].
+        threads: Option<usize> = None, COUNT;
+    }
+}
+
+/// Other names of settings, accepted everywhere.
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    ("model_name_or_path", "model"),
+    ("dataset_name", "dataset"),
+    ("torch_dtype", "dtype"),
+    ("shuffle_dataset", "shuffle"),
+    ("text_column", "dataset_text_field"),
+    ("chat_template", "chat_template_path"),
+    ("lora_target", "lora_target_modules"),
+    ("revision", "model_revision"),
+    ("num_threads", "threads"),
+];
+
+/// Settings of TRL and transformers that have no meaning here, and what to do instead.
+pub(super) const NOT_OURS: &[(&str, &str)] = &[
+    ("bf16", "choose the weights' dtype with `dtype: bfloat16`"),
+    ("fp16", "choose the weights' dtype with `dtype: bfloat16`"),
+    ("padding_free", "no batch is ever padded, so leave it out"),
+    ("pad_to_multiple_of", "no batch is ever padded, so leave it out"),
+    ("attn_implementation", "there is one attention, fused and for packed sequences; leave it out"),
+    ("use_liger_kernel", "the loss never holds full logits, so leave it out"),
+    ("report_to", "every run writes metrics.jsonl, TensorBoard events and report.html; leave it out"),
+    ("logging_dir", "TensorBoard events are in output_dir; leave it out"),
+    ("optim", "the optimizer is AdamW; leave it out"),
+    ("trust_remote_code", "no code of a model is ever run; leave it out"),
+    ("load_in_4bit", "quantised bases are read from .gguf files given as `model`"),
+    ("load_in_8bit", "quantised bases are read from .gguf files given as `model`"),
+    ("push_to_hub", "upload the result with the hub's own client"),
+    ("dataset_num_proc", "tokenisation uses all `threads`"),
+];

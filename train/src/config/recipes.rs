@@ -1,0 +1,192 @@
+//! The settings of each recipe: which blocks it takes, its own defaults, and what must agree.
+
+use super::error::ConfigError;
+use super::groups::{
+    ArchitectureSettings, DataSettings, EvalSettings, Interval, LoraSettings, ModelSettings, OptimSettings, RunSettings,
+};
+use super::schedule::Schedule;
+use super::table::{Settings, recipe_settings};
+
+/// A complete configuration of a recipe.
+pub trait Recipe: Settings + Default {
+    /// The name of the command: `sft`.
+    const NAME: &'static str;
+
+    /// Checks what no single setting can: what is missing, what contradicts what.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] or [`ConfigError::Conflict`].
+    fn check_together(&self) -> Result<(), ConfigError>;
+}
+
+recipe_settings! {
+    /// Supervised fine-tuning (`planish sft`).
+    #[derive(Default)]
+    pub struct SftConfig {
+        /// The model to start from.
+        model: ModelSettings,
+        /// The examples.
+        data: DataSettings,
+        /// Batches and the optimizer.
+        optim: OptimSettings,
+        /// Low-rank adapters.
+        lora: LoraSettings,
+        /// Evaluation.
+        eval: EvalSettings,
+        /// The run directory and the machine.
+        run: RunSettings,
+    }
+}
+
+recipe_settings! {
+    /// Training a model from nothing, or on plain text (`planish pretrain`).
+    pub struct PretrainConfig {
+        /// The model to make.
+        model: ArchitectureSettings,
+        /// The examples.
+        data: DataSettings,
+        /// Batches and the optimizer.
+        optim: OptimSettings,
+        /// Evaluation.
+        eval: EvalSettings,
+        /// The run directory and the machine.
+        run: RunSettings,
+    }
+}
+
+impl Default for PretrainConfig {
+    /// The shared defaults, but for what a model that knows nothing needs.
+    fn default() -> Self {
+        let mut config = PretrainConfig {
+            model: ArchitectureSettings::default(),
+            data: DataSettings::default(),
+            optim: OptimSettings::default(),
+            eval: EvalSettings::default(),
+            run: RunSettings::default(),
+        };
+        config.optim.learning_rate = 5e-4;
+        config.optim.lr_scheduler_type = Schedule::Cosine;
+        config.optim.weight_decay = 0.1;
+        config.optim.adam_beta2 = 0.95;
+        config.optim.num_train_epochs = 1.0;
+        config.data.packing = true;
+        config
+    }
+}
+
+impl Recipe for SftConfig {
+    const NAME: &'static str = "sft";
+
+    fn check_together(&self) -> Result<(), ConfigError> {
+        if self.model.model.is_empty() {
+            return Err(ConfigError::Missing { key: "model" });
+        }
+        check_data(&self.data)?;
+        check_run(&self.optim, &self.run)?;
+        check_eval(&self.data, &self.eval, &self.run)
+    }
+}
+
+impl Recipe for PretrainConfig {
+    const NAME: &'static str = "pretrain";
+
+    fn check_together(&self) -> Result<(), ConfigError> {
+        let model = &self.model;
+        match (&model.model, &model.config_name, &model.tokenizer_name) {
+            (None, None, _) => return Err(ConfigError::Missing { key: "config_name" }),
+            (None, Some(_), None) => return Err(ConfigError::Missing { key: "tokenizer_name" }),
+            (Some(_), Some(_), _) => {
+                return Err(ConfigError::Conflict {
+                    key: "config_name",
+                    problem: "makes a new model and `model` continues one; give one of the two",
+                });
+            }
+            _ => {}
+        }
+        check_data(&self.data)?;
+        check_run(&self.optim, &self.run)?;
+        check_eval(&self.data, &self.eval, &self.run)
+    }
+}
+
+fn conflict(key: &'static str, problem: &'static str) -> Result<(), ConfigError> {
+    Err(ConfigError::Conflict { key, problem })
+}
+
+fn check_data(data: &DataSettings) -> Result<(), ConfigError> {
+    if data.dataset.is_empty() {
+        return Err(ConfigError::Missing { key: "dataset" });
+    }
+    if !data.dataset_weights.is_empty() && data.dataset_weights.len() != data.dataset.len() {
+        return conflict("dataset_weights", "must have one number for each `dataset`");
+    }
+    if data.packing && data.max_length.is_none() {
+        return conflict("packing", "fills rows of `max_length` tokens, so set max_length");
+    }
+    if data.validation_split > 0.0 && !data.eval_dataset.is_empty() {
+        return conflict("validation_split", "and `eval_dataset` both hold examples out; keep one");
+    }
+    Ok(())
+}
+
+fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), ConfigError> {
+    if run.output_dir.is_empty() {
+        return Err(ConfigError::Missing { key: "output_dir" });
+    }
+    if run.overwrite_output_dir && run.resume_from_checkpoint.is_some() {
+        return conflict(
+            "overwrite_output_dir",
+            "removes the run that `resume_from_checkpoint` would go on from; give one of the two",
+        );
+    }
+    if optim.warmup_steps > 0.0 && optim.warmup_ratio > 0.0 {
+        return conflict("warmup_ratio", "and `warmup_steps` are both set; keep one");
+    }
+    if optim.warmup_steps > 1.0 && optim.warmup_steps.fract() != 0.0 {
+        return conflict("warmup_steps", "must be a whole number, or a share below 1");
+    }
+    optim.lr_scheduler_kwargs.check(optim.lr_scheduler_type)
+}
+
+fn check_eval(data: &DataSettings, eval: &EvalSettings, run: &RunSettings) -> Result<(), ConfigError> {
+    let held_out = !data.eval_dataset.is_empty() || data.validation_split > 0.0;
+    let evaluates = eval.eval_strategy != Interval::No;
+    if (evaluates || eval.eval_on_start) && !held_out {
+        return conflict(
+            if evaluates { "eval_strategy" } else { "eval_on_start" },
+            "needs held-out examples: set `eval_dataset` or `validation_split`",
+        );
+    }
+    if eval.early_stopping_patience.is_some() && !evaluates {
+        return conflict("early_stopping_patience", "needs evaluations: set `eval_strategy` to steps or epoch");
+    }
+    if !eval.load_best_model_at_end {
+        return Ok(());
+    }
+    if !evaluates || eval.eval_strategy != run.save_strategy {
+        return conflict(
+            "load_best_model_at_end",
+            "needs `eval_strategy` and `save_strategy` to be the same, steps or epoch",
+        );
+    }
+    let every = eval.eval_steps.unwrap_or(run.logging_steps).max(1);
+    if eval.eval_strategy == Interval::Steps && !run.save_steps.is_multiple_of(every) {
+        return conflict(
+            "load_best_model_at_end",
+            "needs an evaluation at every checkpoint: make `save_steps` a multiple of `eval_steps`",
+        );
+    }
+    Ok(())
+}
+
+impl OptimSettings {
+    /// Steps of warm-up of a run of `total` steps: `warmup_steps` if at least 1, else
+    /// `ceil(share * total)`, as in transformers.
+    pub fn warmup(&self, total: u64) -> u64 {
+        if self.warmup_steps >= 1.0 {
+            return self.warmup_steps as u64;
+        }
+        let share = if self.warmup_steps > 0.0 { self.warmup_steps } else { self.warmup_ratio };
+        (share * total as f64).ceil() as u64
+    }
+}
