@@ -1,4 +1,5 @@
 //! Models, adapters, weights, tokenizers, chat templates and sampling of planish.
 
 pub mod gguf;
+pub mod hub;
 pub mod weights;
