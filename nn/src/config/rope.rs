@@ -187,3 +187,95 @@ fn read_scaling(f: &Fields<'_>, p: &Fields<'_>, rotary_dim: usize, max_positions
         other => return Err(ConfigError::Unsupported { what: format!("rope type {other:?}") }),
     })
 }
+
+impl Rope {
+    /// (frequencies, factor on cos and sin) for a sequence of `length` tokens.
+    ///
+    /// Frequencies are radians a position, `rotary_dim / 2` of them, computed in f64 and rounded to f32
+    /// as the angles of the peers are; only the dynamic kinds depend on `length`.
+    ///
+    /// # Source
+    /// The formulas of transformers' `modeling_rope_utils`; YaRN: arXiv:2309.00071, section 3;
+    /// LongRoPE: arXiv:2402.13753; Llama 3.1: its release notes.
+    pub fn frequencies(&self, length: usize) -> (Vec<f32>, f64) {
+        let half = self.rotary_dim / 2;
+        let dim = self.rotary_dim as f64;
+        let with_base = |theta: f64| (0..half).map(move |i| theta.powf(-2.0 * i as f64 / dim));
+        let plain = || with_base(self.theta);
+        let (frequencies, factor): (Vec<f64>, f64) = match &self.scaling {
+            RopeScaling::Default => (plain().collect(), 1.0),
+            RopeScaling::Linear { factor } => (plain().map(|f| f / factor).collect(), 1.0),
+            RopeScaling::Dynamic { factor } => {
+                let stretch = (length as f64 / self.max_positions as f64).max(1.0);
+                let theta = self.theta * (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
+                (with_base(if stretch > 1.0 { theta } else { self.theta }).collect(), 1.0)
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+                let original = *original as f64;
+                let scale = |f: f64| {
+                    let wavelength = std::f64::consts::TAU / f;
+                    if wavelength < original / high_freq_factor {
+                        f
+                    } else if wavelength > original / low_freq_factor {
+                        f / factor
+                    } else {
+                        let smooth =
+                            (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                };
+                (plain().map(scale).collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. } => {
+                let scale_of = |m: f64| if *factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                let on_cos = attention_factor.unwrap_or(match (mscale, mscale_all_dim) {
+                    (Some(m), Some(all)) if *m != 0.0 && *all != 0.0 => scale_of(*m) / scale_of(*all),
+                    _ => scale_of(1.0),
+                });
+                (self.yarn(*factor, plain()), on_cos)
+            }
+            RopeScaling::LongRope { short_factor, long_factor, original, factor, attention_factor } => {
+                let divisors = if length > *original { long_factor } else { short_factor };
+                let on_cos = attention_factor.unwrap_or(if *factor <= 1.0 {
+                    1.0
+                } else {
+                    (1.0 + factor.ln() / (*original as f64).ln()).sqrt()
+                });
+                (plain().zip(divisors).map(|(f, d)| f / d).collect(), on_cos)
+            }
+        };
+        (frequencies.into_iter().map(|f| f as f32).collect(), factor)
+    }
+
+    /// YaRN's frequencies: kept above a ramp over the dimensions, divided by `factor` below it.
+    fn yarn(&self, factor: f64, plain: impl Iterator<Item = f64>) -> Vec<f64> {
+        let RopeScaling::Yarn { original, beta_fast, beta_slow, truncate, .. } = &self.scaling else {
+            unreachable!("called for YaRN alone");
+        };
+        let dim = self.rotary_dim as f64;
+        // The dimension that makes that many rotations over the original context.
+        let at = |rotations: f64| {
+            dim * (*original as f64 / (rotations * std::f64::consts::TAU)).ln() / (2.0 * self.theta.ln())
+        };
+        let (mut low, mut high) = (at(*beta_fast), at(*beta_slow));
+        if *truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        plain
+            .enumerate()
+            .map(|(i, f)| {
+                let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                f / factor * ramp + f * (1.0 - ramp)
+            })
+            .collect()
+    }
+
+    /// Whether the frequencies depend on the sequence's length.
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
+    }
+}

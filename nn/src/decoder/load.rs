@@ -1,0 +1,157 @@
+//! Building a [`Model`] from named tensors.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use planish_autograd::Param;
+use planish_tensor::{DType, Tensor};
+
+use super::layer::{GateUp, Layer, Qkv};
+use super::Model;
+use crate::config::{ModelConfig, NormPlacement, QkNorm};
+use crate::modules::{Linear, Norm, Weight};
+use crate::{Error, Result};
+
+/// Where tensors come from: a weights file, a GGUF file, an initialiser.
+pub trait TensorSource {
+    /// The tensor of that name, if there is one.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
+    /// All names.
+    fn names(&self) -> Vec<String>;
+}
+
+/// How weights are held.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// Dtype to hold them in; as in the file if `None`.
+    pub dtype: Option<DType>,
+    /// Whether gradients are wanted for all of them (full fine-tuning).
+    pub trainable: bool,
+}
+
+/// Tensors that files carry but no model needs: buffers that are computed.
+fn is_ignored(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn.bias") || name.ends_with(".masked_bias")
+}
+
+struct Loader<'a> {
+    source: &'a dyn TensorSource,
+    options: LoadOptions,
+    used: HashSet<String>,
+}
+
+impl Loader<'_> {
+    fn weight(&mut self, name: String, shape: &[usize]) -> Result<Weight> {
+        let Some(tensor) = self.source.tensor(&name)? else { return Err(Error::MissingTensor { name }) };
+        if tensor.dims() != shape {
+            return Err(Error::TensorShape { name, found: tensor.dims().to_vec(), expected: shape.to_vec() });
+        }
+        if !tensor.dtype().is_float() {
+            return Err(Error::TensorDtype { name, found: tensor.dtype() });
+        }
+        let tensor = match self.options.dtype {
+            Some(dtype) => tensor.to_dtype(dtype)?,
+            None => tensor,
+        };
+        self.used.insert(name.clone());
+        let make = if self.options.trainable { Param::trainable } else { Param::frozen };
+        Ok(Weight::new(make(name, tensor)))
+    }
+
+    fn linear(&mut self, name: String, out: usize, input: usize, bias: bool) -> Result<Linear> {
+        let weight = self.weight(format!("{name}.weight"), &[out, input])?;
+        let bias = if bias { Some(self.weight(format!("{name}.bias"), &[out])?) } else { None };
+        Ok(Linear { name: name.into(), weight, bias, lora: None })
+    }
+
+    fn norm(&mut self, name: String, size: usize, c: &ModelConfig) -> Result<Norm> {
+        let weight = self.weight(format!("{name}.weight"), &[size])?;
+        Ok(Norm { name: name.into(), weight, eps: c.norm_eps, offset: c.norm_offset })
+    }
+
+    fn layer(&mut self, c: &Arc<ModelConfig>, index: usize) -> Result<Layer> {
+        let at = |rest: &str| format!("model.layers.{index}.{rest}");
+        let (h, d) = (c.hidden_size, c.head_dim);
+        let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);
+        let pre = c.norm_placement != NormPlacement::Post;
+        let post = c.norm_placement != NormPlacement::Pre;
+        // In Llama's naming the norm before the MLP is called after the attention before it.
+        let mlp_pre = if post { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        let mut norm = |wanted: bool, name: &str, size: usize| -> Result<Option<Norm>> {
+            if wanted { self.norm(at(name), size, c).map(Some) } else { Ok(None) }
+        };
+        let attention_pre = norm(pre, "input_layernorm", h)?;
+        let attention_post = norm(post, "post_attention_layernorm", h)?;
+        let mlp_pre = norm(pre, mlp_pre, h)?;
+        let mlp_post = norm(post, "post_feedforward_layernorm", h)?;
+        let (q_size, k_size) = if c.qk_norm == QkNorm::Whole { (q, kv) } else { (d, d) };
+        let q_norm = norm(c.qk_norm != QkNorm::None, "self_attn.q_norm", q_size)?;
+        let k_norm = norm(c.qk_norm != QkNorm::None, "self_attn.k_norm", k_size)?;
+        let qkv = if c.fused_projections {
+            Qkv::Fused(self.linear(at("self_attn.qkv_proj"), q + 2 * kv, h, c.qkv_bias)?)
+        } else {
+            Qkv::Split(Box::new([
+                self.linear(at("self_attn.q_proj"), q, h, c.qkv_bias)?,
+                self.linear(at("self_attn.k_proj"), kv, h, c.qkv_bias)?,
+                self.linear(at("self_attn.v_proj"), kv, h, c.qkv_bias)?,
+            ]))
+        };
+        let o = self.linear(at("self_attn.o_proj"), h, q, c.o_bias)?;
+        let m = c.intermediate_size;
+        let gate_up = if c.fused_projections {
+            GateUp::Fused(self.linear(at("mlp.gate_up_proj"), 2 * m, h, c.mlp_bias)?)
+        } else {
+            GateUp::Split(Box::new([
+                self.linear(at("mlp.gate_proj"), m, h, c.mlp_bias)?,
+                self.linear(at("mlp.up_proj"), m, h, c.mlp_bias)?,
+            ]))
+        };
+        let down = self.linear(at("mlp.down_proj"), h, m, c.mlp_bias)?;
+        let config = c.clone();
+        Ok(Layer {
+            config,
+            index,
+            attention_pre,
+            attention_post,
+            mlp_pre,
+            mlp_post,
+            q_norm,
+            k_norm,
+            qkv,
+            o,
+            gate_up,
+            down,
+        })
+    }
+}
+
+impl Model {
+    /// Builds the model that `config` describes from the tensors of `source`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorDtype`],
+    /// [`Error::UnexpectedTensor`], and those of the source.
+    pub fn load(config: ModelConfig, source: &dyn TensorSource, options: LoadOptions) -> Result<Model> {
+        let c = Arc::new(config);
+        let mut loader = Loader { source, options, used: HashSet::new() };
+        let embed_tokens = loader.weight("model.embed_tokens.weight".into(), &[c.vocab_size, c.hidden_size])?;
+        let layers = (0..c.num_layers()).map(|i| loader.layer(&c, i)).collect::<Result<_>>()?;
+        let norm = loader.norm("model.norm".into(), c.hidden_size, &c)?;
+        let lm_head = match c.tie_word_embeddings {
+            true => None,
+            false => Some(loader.weight("lm_head.weight".into(), &[c.vocab_size, c.hidden_size])?),
+        };
+        let mut others: Vec<String> =
+            source.names().into_iter().filter(|n| !loader.used.contains(n) && !is_ignored(n)).collect();
+        // Some writers save the tied head a second time.
+        others.retain(|n| !(c.tie_word_embeddings && n == "lm_head.weight"));
+        if !others.is_empty() {
+            let name = others.swap_remove(0);
+            return Err(Error::UnexpectedTensor { name, others: others.len() });
+        }
+        Ok(Model { config: c, embed_tokens, layers, norm, lm_head })
+    }
+}

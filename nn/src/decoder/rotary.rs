@@ -1,0 +1,54 @@
+//! Tables of the rotations of one forward pass.
+
+use planish_autograd::ops::rope::rope;
+use planish_autograd::{Result, Var};
+use planish_tensor::{DType, Tensor};
+
+use crate::config::{ModelConfig, Rope};
+
+/// cos and sin, (tokens, m), of each of the model's rotations at the tokens of a batch.
+#[derive(Clone, Debug)]
+pub(super) struct Rotations {
+    tables: Vec<(Tensor, Tensor)>,
+}
+
+impl Rotations {
+    /// For tokens at `positions` in segments `cu`. A segment's length, which two kinds of scaling depend
+    /// on, is taken to be its last position + 1, as transformers does.
+    pub(super) fn new(config: &ModelConfig, positions: &[u32], cu: &[u32], dtype: DType) -> Result<Rotations> {
+        let tables = config.ropes.iter().map(|rope| table(rope, positions, cu, dtype)).collect::<Result<_>>()?;
+        Ok(Rotations { tables })
+    }
+
+    /// Turns x, (tokens, heads, size), by rotation `which`; leaves it as it is if there is none.
+    pub(super) fn apply(&self, which: Option<usize>, x: &Var) -> Result<Var> {
+        match which {
+            None => Ok(x.clone()),
+            Some(i) => rope(x, &self.tables[i].0, &self.tables[i].1),
+        }
+    }
+}
+
+fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> Result<(Tensor, Tensor)> {
+    let half = rope.rotary_dim / 2;
+    let (mut cos, mut sin) = (Vec::with_capacity(positions.len() * half), Vec::with_capacity(positions.len() * half));
+    let mut common = None;
+    for segment in cu.windows(2) {
+        let positions = &positions[segment[0] as usize..segment[1] as usize];
+        let Some(&last) = positions.iter().max() else { continue };
+        let (frequencies, factor) = match &common {
+            Some(known) if !rope.depends_on_length() => known,
+            _ => common.insert(rope.frequencies(last as usize + 1)),
+        };
+        for &p in positions {
+            for &f in frequencies {
+                // The angle is rounded to f32, as in the peers (whose models were trained with that).
+                let angle = (p as f32 * f) as f64;
+                cos.push(angle.cos() * *factor);
+                sin.push(angle.sin() * *factor);
+            }
+        }
+    }
+    let tensor = |v: Vec<f64>| -> Result<Tensor> { Ok(Tensor::from_vec(v, [positions.len(), half])?.to_dtype(dtype)?) };
+    Ok((tensor(cos)?, tensor(sin)?))
+}
