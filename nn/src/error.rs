@@ -21,6 +21,9 @@ pub enum Error {
     /// The weights are wrong.
     #[error(transparent)]
     Weights(#[from] crate::weights::WeightsError),
+    /// The GGUF file is wrong.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
     /// A file cannot be read or written.
     #[error("{}: {source}", .path.display())]
     Io {
@@ -62,7 +65,9 @@ pub enum Error {
         found: planish_tensor::DType,
     },
     /// The weights hold tensors that the config does not call for.
-    #[error("the weights hold `{name}` (and {others} more) which config.json does not call for: they belong to another model")]
+    #[error(
+        "the weights hold `{name}` (and {others} more) which config.json does not call for: they belong to another model"
+    )]
     UnexpectedTensor {
         /// One of them.
         name: String,

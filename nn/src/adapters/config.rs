@@ -69,8 +69,14 @@ impl Default for LoraConfig {
 /// Options that change what an adapter computes, and that must be off.
 const UNSUPPORTED_FLAGS: [&str; 6] =
     ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "trainable_token_indices"];
-const UNSUPPORTED_OBJECTS: [&str; 6] =
-    ["layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config", "velora_config", "monteclora_config"];
+const UNSUPPORTED_OBJECTS: [&str; 6] = [
+    "layer_replication",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "velora_config",
+    "monteclora_config",
+];
 
 impl LoraConfig {
     /// Reads adapter_config.json. `path` is for messages.
@@ -145,7 +151,11 @@ impl LoraConfig {
             .collect::<Result<_, AdapterError>>()?;
         let r = number("r", 8.0)?;
         let config = LoraConfig {
-            r: rank(r).ok_or(AdapterError::Value { key: "r", value: r.to_string(), expected: "a whole number from 1" })?,
+            r: rank(r).ok_or(AdapterError::Value {
+                key: "r",
+                value: r.to_string(),
+                expected: "a whole number from 1",
+            })?,
             lora_alpha: number("lora_alpha", 8.0)?,
             lora_dropout: number("lora_dropout", 0.0)?,
             use_rslora: flag("use_rslora"),

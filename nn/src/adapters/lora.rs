@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use planish_autograd::Param;
 use planish_tensor::ops::elementwise;
@@ -110,7 +111,9 @@ fn attach(
     let targets = Matcher::new("target_modules", &config.target_modules)?;
     let exclude = config.exclude_modules.as_ref().map(|t| Matcher::new("exclude_modules", t)).transpose()?;
     if let Targets::Names(names) = &config.target_modules {
-        if let Some(name) = names.iter().find(|n| ["lm_head", "embed_tokens"].contains(&n.rsplit('.').next().unwrap_or(""))) {
+        if let Some(name) =
+            names.iter().find(|n| ["lm_head", "embed_tokens"].contains(&n.rsplit('.').next().unwrap_or("")))
+        {
             let what = format!("LoRA on {name} (modules_to_save trains it whole)");
             return Err(AdapterError::Unsupported { what }.into());
         }
@@ -309,5 +312,15 @@ pub fn merge_adapter(model: &mut Model) -> Result<()> {
     model.layers.iter_mut().flat_map(|l| l.norms_mut()).try_for_each(|n| settle(&mut n.weight))?;
     settle(&mut model.norm.weight)?;
     settle(&mut model.embed_tokens)?;
-    model.lm_head.as_mut().map_or(Ok(()), settle)
+    let Some(head) = &mut model.lm_head else { return Ok(()) };
+    settle(head)?;
+    if model.config.tie_word_embeddings {
+        // The adapter trained one of the two: they are two from now on.
+        head.base = Param::frozen("lm_head.weight", head.base.value());
+        let mut config = (*model.config).clone();
+        config.tie_word_embeddings = false;
+        config.source["tie_word_embeddings"] = false.into();
+        model.config = Arc::new(config);
+    }
+    Ok(())
 }

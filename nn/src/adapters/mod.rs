@@ -69,7 +69,9 @@ pub enum AdapterError {
         name: String,
     },
     /// A tensor of the adapter does not fit the model.
-    #[error("the adapter's `{name}` has shape {found:?}, but this model calls for {expected:?}: it was made for another one")]
+    #[error(
+        "the adapter's `{name}` has shape {found:?}, but this model calls for {expected:?}: it was made for another one"
+    )]
     Shape {
         /// Its name in the file.
         name: String,

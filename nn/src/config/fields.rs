@@ -87,11 +87,9 @@ impl<'a> Fields<'a> {
     fn typed<T>(&self, key: &str, expected: &'static str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         match self.get(key) {
             None => Ok(None),
-            Some(v) => read(v).map(Some).ok_or_else(|| ConfigError::Type {
-                key: key.to_string(),
-                found: shorten(v),
-                expected,
-            }),
+            Some(v) => {
+                read(v).map(Some).ok_or_else(|| ConfigError::Type { key: key.to_string(), found: shorten(v), expected })
+            }
         }
     }
 

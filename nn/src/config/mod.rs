@@ -140,7 +140,11 @@ impl ModelConfig {
         ];
         for (key, value, most) in sizes {
             if value == 0 || value > most {
-                return Err(ConfigError::Value { key, value: value.to_string(), expected: format!("from 1 to {most}") });
+                return Err(ConfigError::Value {
+                    key,
+                    value: value.to_string(),
+                    expected: format!("from 1 to {most}"),
+                });
             }
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
@@ -159,7 +163,11 @@ impl ModelConfig {
             ("rms_norm_eps", self.norm_eps),
         ] {
             if !value.is_finite() || value < 0.0 {
-                return Err(ConfigError::Value { key, value: value.to_string(), expected: "finite and not negative".into() });
+                return Err(ConfigError::Value {
+                    key,
+                    value: value.to_string(),
+                    expected: "finite and not negative".into(),
+                });
             }
         }
         for (key, value) in

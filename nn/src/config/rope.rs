@@ -80,8 +80,8 @@ type Result<T> = std::result::Result<T, ConfigError>;
 
 impl Rope {
     /// Without scaling.
-    pub fn plain(theta: f64, rotary_dim: usize) -> Rope {
-        Rope { theta, rotary_dim, max_positions: 0, scaling: RopeScaling::Default }
+    pub fn plain(theta: f64, rotary_dim: usize, max_positions: usize) -> Rope {
+        Rope { theta, rotary_dim, max_positions, scaling: RopeScaling::Default }
     }
 
     /// From config.json; `layer_type` picks the entry where there is one for each type.
@@ -106,7 +106,7 @@ impl Rope {
             },
         };
         let Some(p) = parameters else {
-            return Ok(Rope { max_positions, ..Rope::plain(check_theta(theta)?, rotary_dim) });
+            return Ok(Rope::plain(check_theta(theta)?, rotary_dim, max_positions));
         };
         let theta = check_theta(p.f64("rope_theta", theta)?)?;
         let scaling = read_scaling(f, &p, rotary_dim, max_positions)?;
@@ -219,8 +219,7 @@ impl Rope {
                     } else if wavelength > original / low_freq_factor {
                         f / factor
                     } else {
-                        let smooth =
-                            (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                         (1.0 - smooth) * f / factor + smooth * f
                     }
                 };

@@ -15,7 +15,7 @@ use crate::modules::{Linear, Norm};
 
 /// Projections to queries, keys and values: apart, or one weight.
 #[derive(Clone, Debug)]
-pub enum Qkv {
+pub(super) enum Qkv {
     /// q, k, v.
     Split(Box<[Linear; 3]>),
     /// One of (q + k + v) rows.
@@ -24,7 +24,7 @@ pub enum Qkv {
 
 /// Projections to the MLP's gate and its input: apart, or one weight.
 #[derive(Clone, Debug)]
-pub enum GateUp {
+pub(super) enum GateUp {
     /// gate, up.
     Split(Box<[Linear; 2]>),
     /// One of (gate + up) rows.
@@ -94,12 +94,8 @@ impl Layer {
         let q = rotations.apply(layer.rope, &heads(&q, c.num_heads, &self.q_norm)?)?;
         let k = rotations.apply(layer.rope, &heads(&k, c.num_kv_heads, &self.k_norm)?)?;
         let v = view::reshape(&v, &[tokens, c.num_kv_heads, d])?;
-        let options = Attention {
-            scale: c.attention_scale,
-            causal: true,
-            window: layer.window,
-            softcap: c.attention_softcap,
-        };
+        let options =
+            Attention { scale: c.attention_scale, causal: true, window: layer.window, softcap: c.attention_softcap };
         let out = match mixing {
             Mixing::Packed(cu) => attention(&q, &k, &v, cu, cu, &options)?,
             Mixing::Cached { layer, cu, caches } => {
@@ -162,7 +158,8 @@ impl Layer {
 
     /// Its norms.
     pub fn norms(&self) -> Vec<&Norm> {
-        let all = [&self.attention_pre, &self.attention_post, &self.mlp_pre, &self.mlp_post, &self.q_norm, &self.k_norm];
+        let all =
+            [&self.attention_pre, &self.attention_post, &self.mlp_pre, &self.mlp_post, &self.q_norm, &self.k_norm];
         all.into_iter().flatten().collect()
     }
 

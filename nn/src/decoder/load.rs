@@ -6,8 +6,8 @@ use std::sync::Arc;
 use planish_autograd::Param;
 use planish_tensor::{DType, Tensor};
 
-use super::layer::{GateUp, Layer, Qkv};
 use super::Model;
+use super::layer::{GateUp, Layer, Qkv};
 use crate::config::{ModelConfig, NormPlacement, QkNorm};
 use crate::modules::{Linear, Norm, Weight};
 use crate::{Error, Result};

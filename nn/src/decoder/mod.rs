@@ -7,6 +7,7 @@ mod rotary;
 
 pub use cache::SequenceCache;
 pub use layer::Layer;
+pub use load::{LoadOptions, TensorSource};
 
 use std::sync::Arc;
 
@@ -119,6 +120,14 @@ impl Model {
         Ok(lm_head(&selected, &self.head(ctx), targets, &self.head_options())?)
     }
 
+    /// Logits of every token at the given hidden states, (rows, vocabulary): for sampling.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn logits(&self, ctx: &Ctx, hidden: &Tensor) -> Result<Tensor> {
+        Ok(planish_tensor::ops::lm_head::logits(hidden, self.head(ctx).value(), &self.head_options())?)
+    }
+
     /// The LM head's weight.
     pub fn head(&self, ctx: &Ctx) -> Var {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens).var(ctx)
@@ -137,7 +146,12 @@ impl Model {
     ///
     /// # Errors
     /// A token id outside the vocabulary; those of the kernels.
-    pub fn decode<S: AsRef<[u32]>>(&self, ctx: &Ctx, tokens: &[S], caches: &mut [&mut SequenceCache]) -> Result<Tensor> {
+    pub fn decode<S: AsRef<[u32]>>(
+        &self,
+        ctx: &Ctx,
+        tokens: &[S],
+        caches: &mut [&mut SequenceCache],
+    ) -> Result<Tensor> {
         assert_eq!(tokens.len(), caches.len(), "a cache for each sequence");
         let ctx = ctx.on(None);
         let (mut ids, mut positions, mut cu) = (vec![], vec![], vec![0u32]);
@@ -176,7 +190,7 @@ impl Model {
             layer.norms().into_iter().for_each(|n| all.extend(n.weight.params().cloned()));
         }
         all.extend(self.norm.weight.params().cloned());
-        all.extend(self.lm_head.iter().flat_map(Weight::params).cloned());
+        all.extend(self.lm_head.iter().flat_map(Weight::params).filter(|p| !p.same(&self.embed_tokens.base)).cloned());
         all
     }
 
@@ -191,7 +205,8 @@ impl Model {
             all.extend(layer.norms().into_iter().map(|n| n.weight.base.clone()));
         }
         all.push(self.norm.weight.base.clone());
-        all.extend(self.lm_head.iter().map(|w| w.base.clone()));
+        // A head split off a tied embedding by an adapter is still the embedding.
+        all.extend(self.lm_head.iter().map(|w| w.base.clone()).filter(|p| !p.same(&self.embed_tokens.base)));
         all
     }
 

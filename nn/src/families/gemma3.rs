@@ -13,7 +13,7 @@ pub(super) fn read(f: &Fields<'_>, source: &Value) -> Result<ModelConfig> {
     let global = Rope::read(f, Some("full_attention"), 1_000_000.0, dim, positions)?;
     let local = match f.opt_object("rope_parameters")? {
         Some(_) => Rope::read(f, Some("sliding_attention"), 10_000.0, dim, positions)?,
-        None => Rope::plain(f.f64("rope_local_base_freq", 10_000.0)?, dim),
+        None => Rope::plain(f.f64("rope_local_base_freq", 10_000.0)?, dim, positions),
     };
     config.ropes = vec![global, local];
     let pattern = match f.opt_usize("sliding_window_pattern")? {

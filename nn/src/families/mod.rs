@@ -121,7 +121,12 @@ fn activation(f: &Fields<'_>, key: &str) -> Result<Activation> {
 }
 
 /// Gives the layers that `sliding(i)` picks, or that `layer_types` names, a window.
-fn windows(config: &mut ModelConfig, f: &Fields<'_>, window: Option<usize>, sliding: impl Fn(usize) -> bool) -> Result<()> {
+fn windows(
+    config: &mut ModelConfig,
+    f: &Fields<'_>,
+    window: Option<usize>,
+    sliding: impl Fn(usize) -> bool,
+) -> Result<()> {
     let types = f.opt_strs("layer_types")?;
     if let Some(types) = types.as_ref().filter(|t| t.len() != config.layers.len()) {
         return Err(ConfigError::Contradiction {

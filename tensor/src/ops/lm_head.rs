@@ -18,7 +18,7 @@
 
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
-use crate::{Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+use crate::{Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
 
 const OP: &str = "lm_head";
 
@@ -194,6 +194,29 @@ fn forward_typed<R: Real, W: Float>(
     let correct = states.iter().zip(targets).map(|(s, &t)| s.argmax == t as usize).collect();
     let [logprobs, entropy, lse] = columns.map(|c| Tensor::from_vec(c, [rows]));
     Ok(LmHeadOutput { logprobs: logprobs?, entropy: entropy?, lse: lse?, correct })
+}
+
+/// cap(scale · W h) of a few rows, whole: for sampling, which needs every token's. The same bits that
+/// [`forward`] computes within.
+///
+/// # Errors
+/// As [`forward`].
+pub fn logits(hidden: &Tensor, weight: &Tensor, options: &LmHead) -> Result<Tensor> {
+    let mut logits = super::linear::forward(hidden, weight, None)?;
+    validate(hidden, weight, &vec![0; hidden.dims()[0]], options)?;
+    dispatch_real!(OP, hidden.dtype(), R => {
+        let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
+        parallel::chunks(logits.as_slice_mut::<R>()?, 1, |_, z| cap_all(z, scale, softcap));
+    });
+    Ok(logits)
+}
+
+crate::simd::simd_fn! {
+    fn cap_all<R: Real>(z: &mut [R], scale: R, softcap: Option<R>) {
+        for z in z {
+            *z = super::attention::cap(*z, scale, softcap);
+        }
+    }
 }
 
 /// (log-probability of `target`, entropy) from one row of raw logits W h, in the same order and so with

@@ -1,0 +1,123 @@
+//! Model files: Hugging Face directories and GGUF, read and written.
+
+use std::path::{Path, PathBuf};
+
+use planish_tensor::Tensor;
+use serde_json::Value;
+
+use crate::config::ModelConfig;
+use crate::decoder::{LoadOptions, Model, TensorSource};
+use crate::gguf::GgufFile;
+use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, save_sharded};
+use crate::{Error, Result};
+
+impl TensorSource for WeightsReader {
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        if self.contains(name) { Ok(Some(self.get(name)?)) } else { Ok(None) }
+    }
+
+    fn names(&self) -> Vec<String> {
+        WeightsReader::names(self).to_vec()
+    }
+}
+
+impl TensorSource for GgufFile {
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        if self.tensor_names_hf()?.iter().any(|n| n == name) { Ok(Some(self.tensor_hf(name)?)) } else { Ok(None) }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensor_names_hf().unwrap_or_default()
+    }
+}
+
+/// A model's files, opened but not yet built: what it is can be asked before its weights are touched.
+pub struct Pretrained {
+    /// Where they are.
+    pub path: PathBuf,
+    /// What the model is made of.
+    pub config: ModelConfig,
+    source: Source,
+}
+
+enum Source {
+    Directory(WeightsReader),
+    Gguf(Box<GgufFile>),
+}
+
+impl Pretrained {
+    /// Opens a Hugging Face directory or a `.gguf` file.
+    ///
+    /// # Errors
+    /// [`Error::NotAModel`]; a config or weights that are missing or wrong.
+    pub fn open(path: &Path) -> Result<Pretrained> {
+        let not = |problem| Error::NotAModel { path: path.to_path_buf(), problem };
+        if path.is_dir() {
+            let config = read_json(&path.join("config.json"))?;
+            let source = Source::Directory(WeightsReader::open(path)?);
+            return Ok(Pretrained { path: path.to_path_buf(), config: ModelConfig::from_json(&config)?, source });
+        }
+        if !path.exists() {
+            return Err(not("there is no such file or directory"));
+        }
+        if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Err(not("it is neither a model directory nor a .gguf file"));
+        }
+        let file = GgufFile::open(path)?;
+        let config = ModelConfig::from_json(&file.hf_config()?)?;
+        Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)) })
+    }
+
+    /// The GGUF file, if it is one: its metadata holds the tokenizer.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match &self.source {
+            Source::Gguf(file) => Some(file),
+            Source::Directory(_) => None,
+        }
+    }
+
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// Weights that do not fit the config.
+    pub fn load(&self, options: LoadOptions) -> Result<Model> {
+        let source: &dyn TensorSource = match &self.source {
+            Source::Directory(reader) => reader,
+            Source::Gguf(file) => &**file,
+        };
+        Model::load(self.config.clone(), source, options)
+    }
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Json`], both with the path.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_path_buf(), source })
+}
+
+impl Model {
+    /// Writes config.json and the weights (without adapters) as transformers reads them, each file
+    /// atomically. The tokenizer is written by itself.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_path_buf(), source })?;
+        let params = self.base_params();
+        let mut config = self.config.source.clone();
+        if let Some(p) = params.first() {
+            config["torch_dtype"] = p.value().dtype().name().into();
+            if config.get("dtype").is_some() {
+                config["dtype"] = p.value().dtype().name().into();
+            }
+        }
+        let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value");
+        text.push(b'\n');
+        let tensors = params.iter().map(|p| (p.name().to_string(), p.value()));
+        save_sharded(dir, tensors, DEFAULT_MAX_SHARD_BYTES)?;
+        Ok(crate::weights::atomic_write(dir.join("config.json"), |w| w.write_all(&text))?)
+    }
+}
