@@ -1,3 +1,4 @@
 //! Data, losses, optimizers, recipes and run directories of planish.
 
 pub mod config;
+pub mod run;

@@ -1,0 +1,230 @@
+//! The directory of a run: refuses to be where something is, and is never half-written.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use planish_nn::weights::{atomic::remove_leftovers, atomic_dir, atomic_write};
+
+use super::checkpoint::{self, Checkpoint};
+use super::error::RunError;
+use super::metrics::MetricsWriter;
+use super::tensorboard::EventWriter;
+
+/// A run directory:
+///
+/// | name | what |
+/// | --- | --- |
+/// | `config.yaml` | the resolved settings |
+/// | `facts.json` | what the run was: model, parameters, machine |
+/// | `metrics.jsonl` | a line per optimizer step |
+/// | `events.out.tfevents.*` | the same for TensorBoard |
+/// | `checkpoint-N/` | everything that step N + 1 depends on |
+/// | `final/` | the resulting model or adapter |
+/// | `samples.json` | answers before and after |
+/// | `report.html` | the curves |
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// The step after which this run goes on, if it was resumed.
+    resumed: Option<u64>,
+}
+
+impl RunDir {
+    /// Makes the directory of a new run, with its parents. An existing directory must be empty
+    /// unless `overwrite`, which removes an earlier run's files and nothing else.
+    ///
+    /// # Errors
+    /// [`RunError::NotEmpty`], [`RunError::NotADirectory`], [`RunError::Unwritable`]; nothing has
+    /// been changed then.
+    pub fn create(path: impl AsRef<Path>, overwrite: bool) -> Result<RunDir, RunError> {
+        let path = path.as_ref();
+        match fs::metadata(path) {
+            Ok(found) if !found.is_dir() => {
+                return Err(RunError::NotADirectory { path: path.to_owned() });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(path).map_err(|source| unwritable(path, source))?;
+            }
+            Err(source) => return Err(unwritable(path, source)),
+        }
+        let mut foreign = false;
+        let mut ours = Vec::new();
+        let entries = fs::read_dir(path).map_err(|source| unwritable(path, source))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| unwritable(path, source))?;
+            match entry.file_name().to_str() {
+                Some(name) if is_ours(name) => ours.push(entry.path()),
+                _ => foreign = true,
+            }
+        }
+        if !overwrite && (foreign || !ours.is_empty()) {
+            return Err(RunError::NotEmpty { path: path.to_owned() });
+        }
+        probe(path)?;
+        for old in ours {
+            let removed = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
+            removed.map_err(|source| RunError::io("remove", &old, source))?;
+        }
+        Ok(RunDir { path: path.to_owned(), resumed: None })
+    }
+
+    /// Opens the directory for going on after `from`. If the checkpoint belongs to this directory
+    /// the run goes on in place; otherwise the directory must be new, and the metrics up to the
+    /// checkpoint are copied from the run it belongs to.
+    ///
+    /// # Errors
+    /// As [`RunDir::create`]; [`RunError::Line`] for metrics that cannot be read.
+    pub fn resume(path: impl AsRef<Path>, from: &Checkpoint) -> Result<RunDir, RunError> {
+        let path = path.as_ref();
+        let owner = from.path.parent().unwrap_or(Path::new("."));
+        let owner = if owner.as_os_str().is_empty() { Path::new(".") } else { owner };
+        let in_place = match (fs::canonicalize(path), fs::canonicalize(owner)) {
+            (Ok(a), Ok(b)) => a == b,
+            _ => false,
+        };
+        if in_place {
+            probe(path)?;
+            remove_leftovers(path)?;
+        } else {
+            RunDir::create(path, false)?;
+            let metrics = owner.join("metrics.jsonl");
+            if metrics.is_file() {
+                let to = path.join("metrics.jsonl");
+                fs::copy(&metrics, &to).map_err(|source| RunError::io("write", &to, source))?;
+            }
+        }
+        Ok(RunDir { path: path.to_owned(), resumed: Some(from.step) })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the resulting model or adapter goes.
+    pub fn final_dir(&self) -> PathBuf {
+        self.path.join("final")
+    }
+
+    /// The step after which this run goes on, if it was resumed.
+    pub fn resumed(&self) -> Option<u64> {
+        self.resumed
+    }
+
+    /// Writes a file of the run, whole or not at all.
+    ///
+    /// # Errors
+    /// [`RunError::Weights`] with the path.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
+        Ok(atomic_write(self.path.join(name), |to| to.write_all(bytes))?)
+    }
+
+    /// Writes `config.yaml`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn write_config<C: crate::config::Settings>(&self, config: &C) -> Result<(), RunError> {
+        self.write("config.yaml", crate::config::to_yaml(config).as_bytes())
+    }
+
+    /// Writes `facts.json`: pairs that the report shows, such as `("parameters", "134.5 M")`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn write_facts(&self, facts: &[(&str, String)]) -> Result<(), RunError> {
+        let map: serde_json::Map<String, serde_json::Value> =
+            facts.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())).collect();
+        self.write("facts.json", format!("{:#}\n", serde_json::Value::Object(map)).as_bytes())
+    }
+
+    /// Opens `metrics.jsonl`; in a resumed run without the lines after the checkpoint.
+    ///
+    /// # Errors
+    /// [`RunError::Io`], [`RunError::DiskFull`], [`RunError::Line`].
+    pub fn metrics(&self) -> Result<MetricsWriter, RunError> {
+        MetricsWriter::open(&self.path.join("metrics.jsonl"), self.resumed)
+    }
+
+    /// Opens a new file of TensorBoard events; in a resumed run it makes TensorBoard forget the
+    /// steps after the checkpoint.
+    ///
+    /// # Errors
+    /// [`RunError::Io`], [`RunError::DiskFull`].
+    pub fn events(&self) -> Result<EventWriter, RunError> {
+        EventWriter::create(&self.path, self.resumed)
+    }
+
+    /// Saves `checkpoint-STEP` through `fill`, which gets a directory to write into. It appears
+    /// whole or not at all; one of the same step, left by a run that was rewound, is replaced.
+    ///
+    /// # Errors
+    /// What `fill` returns, and [`RunError`].
+    pub fn save_checkpoint<E: From<RunError>>(
+        &self,
+        step: u64,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<Checkpoint, E> {
+        checkpoint::save(&self.path, step, fill)
+    }
+
+    /// Replaces `final/` through `fill`, whole or not at all.
+    ///
+    /// # Errors
+    /// What `fill` returns, and [`RunError`].
+    pub fn save_final<E: From<RunError>>(&self, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<PathBuf, E> {
+        checkpoint::replace_dir(&self.path, "final", fill)
+    }
+
+    /// The checkpoints by step.
+    ///
+    /// # Errors
+    /// [`RunError::Io`].
+    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, RunError> {
+        checkpoint::list(&self.path)
+    }
+
+    /// Removes the oldest checkpoints until `limit` are left; never the newest, never `best`.
+    /// Returns those removed.
+    ///
+    /// # Errors
+    /// [`RunError::Io`].
+    pub fn rotate(&self, limit: usize, best: Option<u64>) -> Result<Vec<Checkpoint>, RunError> {
+        checkpoint::rotate(&self.path, limit, best)
+    }
+}
+
+fn unwritable(path: &Path, source: io::Error) -> RunError {
+    match RunError::io("write to", path, source) {
+        RunError::Io { path, source, .. } => RunError::Unwritable { path, source },
+        other => other,
+    }
+}
+
+/// Finds out now, not after the first hour, whether the directory takes files.
+fn probe(path: &Path) -> Result<(), RunError> {
+    let probe = path.join(".probe.planish.tmp");
+    let written = fs::File::create(&probe).and_then(|mut file| file.write_all(b"planish"));
+    let removed = fs::remove_file(&probe);
+    written.and(removed).map_err(|source| unwritable(path, source))
+}
+
+fn is_ours(name: &str) -> bool {
+    matches!(name, "config.yaml" | "facts.json" | "metrics.jsonl" | "samples.json" | "report.html" | "final")
+        || name.starts_with("events.out.tfevents.")
+        || checkpoint::step_of(name).is_some()
+        || (name.starts_with('.') && name.ends_with(".planish.tmp"))
+}
+
+/// As [`atomic_dir`], with this module's errors.
+pub(super) fn fill_dir<E: From<RunError>>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
+    /// Carries the caller's error through a function that wants errors of its own.
+    struct Carry<E>(E);
+    impl<E: From<RunError>> From<planish_nn::weights::WeightsError> for Carry<E> {
+        fn from(error: planish_nn::weights::WeightsError) -> Self {
+            Carry(RunError::from(error).into())
+        }
+    }
+    atomic_dir(path, |dir| fill(dir).map_err(Carry)).map_err(|Carry(error)| error)
+}
