@@ -1,0 +1,400 @@
+//! What the data looks like to the trainer, before step 0.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::columns::DatasetType;
+use super::dataset::FileInfo;
+use super::encode::{Dropped, Encoded, Encoder, Example, OnUnsupervised, Truncation};
+use super::error::{DataError, Result};
+use super::pack::Packing;
+use super::sampler::Sampler;
+
+/// Rows encoded at once: bounds memory.
+const CHUNK: u64 = 1024;
+
+/// Lengths of the examples of a data set, as far as they were looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lengths {
+    /// Tokens of each row of the data set, by its number; 0 for dropped rows and those of the other
+    /// side of a split. Empty if only a sample was looked at.
+    pub by_row: Vec<u32>,
+    /// Share of the rows that become examples.
+    pub kept: f64,
+    /// Mean tokens of an example.
+    pub mean: f64,
+    /// Most tokens of an example.
+    pub max: usize,
+}
+
+/// A bar of the histogram: examples of `from..=to` tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bar {
+    /// Fewest tokens.
+    pub from: usize,
+    /// Most tokens.
+    pub to: usize,
+    /// Number of examples.
+    pub count: u64,
+}
+
+/// Token lengths before truncation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LengthStats {
+    /// Shortest.
+    pub min: usize,
+    /// Median.
+    pub p50: usize,
+    /// Nine of ten are at most this long.
+    pub p90: usize,
+    /// 99 of a hundred are at most this long.
+    pub p99: usize,
+    /// Longest.
+    pub max: usize,
+    /// Mean.
+    pub mean: f64,
+    /// All of them.
+    pub histogram: Vec<Bar>,
+}
+
+/// A run of tokens of the first example that are all trained on, or all not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// Their text, special tokens included.
+    pub text: String,
+    /// How many they are.
+    pub tokens: usize,
+    /// Whether the loss is taken on them.
+    pub trained: bool,
+}
+
+/// The first example as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstExample {
+    /// Its file.
+    pub file: String,
+    /// Its line.
+    pub line: u64,
+    /// Its tokens.
+    pub spans: Vec<Span>,
+}
+
+/// The report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preflight {
+    /// The files and what they were taken for.
+    pub files: Vec<FileInfo>,
+    /// Rows on this side of the split.
+    pub rows: u64,
+    /// Rows that this report is about: all, or an even sample.
+    pub examined: u64,
+    /// Whether it is about a sample only.
+    pub sampled: bool,
+    /// Examples among the examined rows.
+    pub examples: u64,
+    /// Draws of an epoch, weights applied.
+    pub epoch_len: u64,
+    /// Optimizer steps of the first epoch; an estimate if `sampled`.
+    pub steps_per_epoch: u64,
+    /// How examples are put together.
+    pub packing: Packing,
+    /// Tokens of the examples, after truncation.
+    pub tokens: u64,
+    /// Those that the loss is taken on.
+    pub supervised_tokens: u64,
+    /// Their share.
+    pub supervised_share: f64,
+    /// Lengths before truncation.
+    pub lengths: LengthStats,
+    /// The limit.
+    pub max_length: Option<usize>,
+    /// What happens to longer ones.
+    pub truncation_mode: Truncation,
+    /// Examples that were cut.
+    pub truncated: u64,
+    /// Rows dropped for their length.
+    pub dropped_too_long: u64,
+    /// Rows dropped because truncation left no trained token.
+    pub dropped_after_truncation: u64,
+    /// Rows dropped because they have no trained token.
+    pub dropped_unsupervised: u64,
+    /// Examples that begin with two beginning-of-sequence tokens.
+    pub double_bos: u64,
+    /// Examples that never show the model how to end.
+    pub missing_eos: u64,
+    /// Examples whose prompt, encoded alone, is not the beginning of the whole.
+    pub prompt_diverges: u64,
+    /// The template that conversations go through, if any do.
+    pub template: Option<String>,
+    /// The first example.
+    pub first: Option<FirstExample>,
+    /// What deserves attention, in sentences.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at all rows of a sampler's view, or, where it has more than `limit`, at `limit` of them
+/// spread evenly. Rows are encoded in parallel and in bounded memory.
+///
+/// # Errors
+/// The first malformed row among those looked at; [`DataError::NothingLeft`] if no row becomes an
+/// example.
+pub fn preflight(sampler: &Sampler, limit: u64) -> Result<(Preflight, Lengths)> {
+    let (view, encoder) = (sampler.view(), sampler.encoder());
+    let rows = view.rows();
+    let examined = rows.min(limit.max(1));
+    let sampled = examined < rows;
+    let mut by_row = if sampled { Vec::new() } else { vec![0; view.data().len() as usize] };
+    let mut tally = Tally::default();
+    for start in (0..examined).step_by(CHUNK as usize) {
+        let one = |k: u64| {
+            let t = (k as u128 * rows as u128 / examined as u128) as u64;
+            let index = view.row(t);
+            let (row, source) = view.data().read(index)?;
+            Ok((index, encoder.encode(&row, source)?))
+        };
+        let chunk: Vec<Result<(u64, Encoded)>> =
+            (start..examined.min(start + CHUNK)).into_par_iter().map(one).collect();
+        for item in chunk {
+            let (index, encoded) = item?;
+            if let (Some(slot), Ok(e)) = (by_row.get_mut(index as usize), &encoded.example) {
+                *slot = e.ids.len() as u32;
+            }
+            tally.add(encoded);
+        }
+    }
+    if tally.examples == 0 {
+        let why = format!(
+            "{} were longer than max_length, {} had no trained token left after truncation, {} had none at all",
+            tally.too_long, tally.after_truncation, tally.unsupervised
+        );
+        return Err(DataError::NothingLeft { seen: examined, why });
+    }
+    let lengths = Lengths {
+        by_row,
+        kept: tally.examples as f64 / examined as f64,
+        mean: tally.tokens as f64 / tally.examples as f64,
+        max: tally.longest,
+    };
+    Ok((report(sampler, examined, tally, &lengths), lengths))
+}
+
+/// Counts while rows go by.
+#[derive(Default)]
+struct Tally {
+    examples: u64,
+    tokens: u64,
+    supervised: u64,
+    longest: usize,
+    full: Vec<usize>,
+    truncated: u64,
+    too_long: u64,
+    after_truncation: u64,
+    unsupervised: u64,
+    double_bos: u64,
+    missing_eos: u64,
+    diverges: u64,
+    first: Option<Example>,
+}
+
+impl Tally {
+    fn add(&mut self, encoded: Encoded) {
+        self.full.push(encoded.full_len);
+        self.double_bos += u64::from(encoded.double_bos);
+        self.missing_eos += u64::from(encoded.missing_eos);
+        self.diverges += u64::from(encoded.prompt_diverges);
+        match encoded.example {
+            Ok(e) => {
+                self.examples += 1;
+                self.tokens += e.ids.len() as u64;
+                self.supervised += e.supervised() as u64;
+                self.longest = self.longest.max(e.ids.len());
+                self.truncated += u64::from(e.ids.len() < encoded.full_len);
+                self.first.get_or_insert(e);
+            }
+            Err(Dropped::TooLong) => self.too_long += 1,
+            Err(Dropped::UnsupervisedAfterTruncation) => self.after_truncation += 1,
+            Err(Dropped::Unsupervised) => self.unsupervised += 1,
+        }
+    }
+}
+
+fn report(sampler: &Sampler, examined: u64, mut tally: Tally, lengths: &Lengths) -> Preflight {
+    let (view, encoder) = (sampler.view(), sampler.encoder());
+    tally.full.sort_unstable();
+    let files = view.data().files();
+    let renders = |kind: DatasetType| !matches!(kind, DatasetType::Text | DatasetType::Tokenized);
+    let template = encoder.text().template().filter(|_| files.iter().any(|f| renders(f.kind)));
+    let mut report = Preflight {
+        rows: view.rows(),
+        examined,
+        sampled: examined < view.rows(),
+        examples: tally.examples,
+        epoch_len: view.epoch_len(),
+        steps_per_epoch: sampler.steps_in_epoch(lengths, 0),
+        packing: sampler.options().packing,
+        tokens: tally.tokens,
+        supervised_tokens: tally.supervised,
+        supervised_share: tally.supervised as f64 / tally.tokens.max(1) as f64,
+        lengths: stats(&tally.full),
+        max_length: encoder.options().max_length,
+        truncation_mode: encoder.options().truncation_mode,
+        truncated: tally.truncated,
+        dropped_too_long: tally.too_long,
+        dropped_after_truncation: tally.after_truncation,
+        dropped_unsupervised: tally.unsupervised,
+        double_bos: tally.double_bos,
+        missing_eos: tally.missing_eos,
+        prompt_diverges: tally.diverges,
+        template: template.map(str::to_string),
+        first: tally.first.as_ref().map(|e| first(encoder, e)),
+        warnings: Vec::new(),
+        files,
+    };
+    report.warnings = warnings(&report, encoder);
+    report
+}
+
+/// Quantiles and bars of sorted lengths.
+fn stats(sorted: &[usize]) -> LengthStats {
+    let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else { return LengthStats::default() };
+    // The nearest-rank quantile: the smallest length that at least this share does not exceed.
+    let at = |q: f64| sorted[((q * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1];
+    // The smallest of 1, 2, 5, 10, … that makes at most twelve bars.
+    let mut width = 1;
+    for step in [2, 5, 10].into_iter().cycle() {
+        if max / width < 12 {
+            break;
+        }
+        let decade = 10usize.pow(width.ilog10());
+        width = decade * step;
+    }
+    let mut histogram: Vec<Bar> =
+        (0..=max / width).map(|k| Bar { from: k * width, to: (k + 1) * width - 1, count: 0 }).collect();
+    sorted.iter().for_each(|&n| histogram[n / width].count += 1);
+    let mean = sorted.iter().map(|&n| n as f64).sum::<f64>() / sorted.len() as f64;
+    LengthStats { min, p50: at(0.5), p90: at(0.9), p99: at(0.99), max, mean, histogram }
+}
+
+/// The tokens of an example in runs of equal mask.
+fn first(encoder: &Encoder, e: &Example) -> FirstExample {
+    let mut spans = Vec::new();
+    let mut start = 0;
+    for i in 1..=e.ids.len() {
+        let trained = |i: usize| i > 0 && e.mask[i];
+        if i == e.ids.len() || trained(i) != trained(start) {
+            let ids = &e.ids[start..i];
+            let text = encoder.text().decode(ids).unwrap_or_else(|_| format!("{ids:?}"));
+            spans.push(Span { text, tokens: ids.len(), trained: trained(start) });
+            start = i;
+        }
+    }
+    FirstExample { file: e.source.file.display().to_string(), line: e.source.line, spans }
+}
+
+fn warnings(r: &Preflight, encoder: &Encoder) -> Vec<String> {
+    let mut out = Vec::new();
+    let of = r.examined;
+    let mut warn = |count: u64, text: String| {
+        if count > 0 {
+            out.push(text);
+        }
+    };
+    let max = r.max_length.unwrap_or(0);
+    warn(
+        r.truncated,
+        format!(
+            "{} of {of} examples are cut to {max} tokens; the longest has {}: raise max_length to keep them",
+            r.truncated, r.lengths.max
+        ),
+    );
+    warn(
+        r.dropped_too_long,
+        format!("{} of {of} examples are longer than {max} tokens and dropped", r.dropped_too_long),
+    );
+    warn(
+        r.dropped_after_truncation,
+        format!(
+            "{} of {of} examples are dropped: cut to {max} tokens they have nothing to train on",
+            r.dropped_after_truncation
+        ),
+    );
+    warn(
+        r.dropped_unsupervised,
+        format!("{} of {of} examples are dropped: no token of them is trained on", r.dropped_unsupervised),
+    );
+    warn(
+        r.double_bos,
+        format!(
+            "{} of {of} examples begin with two beginning-of-sequence tokens: the text or template writes one, the tokenizer adds one",
+            r.double_bos
+        ),
+    );
+    warn(
+        r.missing_eos,
+        format!(
+            "{} of {of} examples have no trained end-of-sequence token: the model will not learn to stop",
+            r.missing_eos
+        ),
+    );
+    warn(
+        r.prompt_diverges,
+        format!(
+            "in {} of {of} examples the prompt alone is encoded differently than before its completion, so training sees another context than generation",
+            r.prompt_diverges
+        ),
+    );
+    let tasks = r.files.iter().any(|f| matches!(f.kind, DatasetType::Alpaca | DatasetType::QuestionAnswer));
+    warn(
+        u64::from(tasks && encoder.text().template().is_none()),
+        "the tokenizer has no chat template: questions and instructions become plain text".into(),
+    );
+    let chats = r.files.iter().any(|f| matches!(f.kind, DatasetType::Messages | DatasetType::ShareGpt));
+    warn(
+        u64::from(chats && !encoder.options().assistant_only_loss),
+        "all turns are trained on, the user's too; assistant_only_loss trains on the answers only".into(),
+    );
+    let lenient = encoder.options().on_unsupervised == OnUnsupervised::Drop;
+    let dropped = r.dropped_after_truncation + r.dropped_unsupervised;
+    warn(
+        u64::from(lenient && r.sampled && dropped > 0),
+        "only a sample was looked at: more examples may be dropped while training, and are counted there".into(),
+    );
+    out
+}
+
+impl Sampler {
+    /// Optimizer steps of an epoch: exact when all lengths are known, else an estimate from the
+    /// sample (packed rows then counted as 98% full).
+    pub fn steps_in_epoch(&self, lengths: &Lengths, epoch: u64) -> u64 {
+        let per_step = self.units_per_step() as u64;
+        let len = self.view().epoch_len();
+        let units = if lengths.by_row.is_empty() {
+            let kept = len as f64 * lengths.kept;
+            match self.options().packing {
+                Packing::None => kept.round() as u64,
+                _ => (kept * lengths.mean / (0.98 * self.row_length() as f64)).ceil() as u64,
+            }
+        } else {
+            let order = self.view().order(self.options().seed, self.options().shuffle, epoch);
+            let length = |i: u64| lengths.by_row[order.get(i) as usize] as usize;
+            match self.options().packing {
+                Packing::None => (0..len).filter(|&i| length(i) > 0).count() as u64,
+                Packing::Wrapped => {
+                    let total: usize = (0..len).map(length).sum();
+                    // A last block of one token trains nothing and is left out.
+                    (total / self.row_length() + usize::from(total % self.row_length() > 1)) as u64
+                }
+                Packing::Bfd => {
+                    let window = self.options().pack_window;
+                    let starts = (0..len).step_by(usize::try_from(window).unwrap_or(usize::MAX));
+                    let bins = |start: u64| {
+                        let lengths: Vec<usize> = (start..len.min(start.saturating_add(window))).map(length).collect();
+                        self.bins(&lengths, epoch, start).len() as u64
+                    };
+                    starts.map(bins).sum()
+                }
+            }
+        };
+        units.div_ceil(per_step).max(1)
+    }
+}

@@ -1,0 +1,167 @@
+//! Rows into tokens and masks.
+
+use super::*;
+
+fn source() -> Source {
+    Source { file: PathBuf::from("f.jsonl").into(), line: 7, row: 6 }
+}
+
+fn encode(toy: Toy, options: EncodeOptions, row: &TypedRow) -> Encoded {
+    encoder(toy, options).encode(row, source()).unwrap()
+}
+
+fn pair(prompt: Content, completion: Content) -> TypedRow {
+    TypedRow::PromptCompletion { prompt, completion, extras: ChatExtras::default() }
+}
+
+fn plain(p: &str, c: &str) -> TypedRow {
+    pair(Content::Text(p.into()), Content::Text(c.into()))
+}
+
+fn chat(turns: &[(&str, &str)]) -> Vec<ChatMessage> {
+    turns.iter().map(|&(r, c)| ChatMessage::new(r, c)).collect()
+}
+
+/// The trained part of an example as text.
+fn trained(e: &Example) -> String {
+    let ids: Vec<u32> = e.ids.iter().zip(&e.mask).filter(|(_, m)| **m).map(|(&id, _)| id).collect();
+    Toy::default().decode(&ids).unwrap()
+}
+
+fn all(e: &Example) -> String {
+    Toy::default().decode(&e.ids).unwrap()
+}
+
+#[test]
+fn plain_pairs_train_on_the_completion_and_its_end() {
+    let e = encode(Toy::default(), EncodeOptions::default(), &plain("2+2=", "4")).example.unwrap();
+    assert_eq!((all(&e), trained(&e), e.n_prompt), ("2+2=4</s>".into(), "4</s>".into(), 4));
+    // An end that is written already is not doubled.
+    let e = encode(Toy::default(), EncodeOptions::default(), &plain("a", "b</s>")).example.unwrap();
+    assert_eq!(all(&e), "ab</s>");
+    let options = EncodeOptions { completion_only_loss: Some(false), ..EncodeOptions::default() };
+    let e = encode(Toy::default(), options, &plain("2+2=", "4")).example.unwrap();
+    assert_eq!((trained(&e).as_str(), e.n_prompt, e.supervised()), ("2+2=4</s>", 4, 5));
+}
+
+#[test]
+fn conversations_go_through_the_template() {
+    let row = pair(Content::Chat(chat(&[("user", "q")])), Content::Chat(chat(&[("assistant", "a")])));
+    let e = encode(Toy::default(), EncodeOptions::default(), &row).example.unwrap();
+    assert_eq!(all(&e), "<start>user\nq<end>\n<start>assistant\na<end>\n");
+    // The line break after the end of turn too, as TRL has it.
+    assert_eq!(trained(&e), "a<end>\n");
+    let only = EncodeOptions { assistant_only_loss: true, ..EncodeOptions::default() };
+    assert_eq!(trained(&encode(Toy::default(), only, &row).example.unwrap()), "a<end>");
+}
+
+#[test]
+fn provenance_finds_the_completion_where_the_prompt_is_no_beginning() {
+    let toy = Toy { odd_prompt: true, ..Toy::default() };
+    let row = pair(
+        Content::Chat(chat(&[("user", "q"), ("assistant", "x"), ("user", "r")])),
+        Content::Chat(chat(&[("assistant", "a")])),
+    );
+    let encoded = encode(toy, EncodeOptions::default(), &row);
+    assert!(encoded.prompt_diverges);
+    // Here the toy says that the role is the message's too.
+    assert_eq!(trained(&encoded.example.unwrap()), "assistant\na<end>\n");
+}
+
+#[test]
+fn messages_train_on_all_tokens_or_the_assistant() {
+    let row = TypedRow::Messages(
+        chat(&[("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]),
+        ChatExtras::default(),
+    );
+    let e = encode(Toy::default(), EncodeOptions::default(), &row).example.unwrap();
+    assert_eq!((e.supervised(), e.n_prompt), (e.ids.len() - 1, 0));
+    let only = EncodeOptions { assistant_only_loss: true, ..EncodeOptions::default() };
+    let e = encode(Toy::default(), only.clone(), &row).example.unwrap();
+    assert_eq!((trained(&e).as_str(), e.n_prompt), ("a<end>b<end>", 20));
+    let none = TypedRow::Messages(chat(&[("user", "q")]), ChatExtras::default());
+    assert_eq!(encode(Toy::default(), only.clone(), &none).example, Err(Dropped::Unsupervised));
+    let strict = EncodeOptions { on_unsupervised: OnUnsupervised::Error, ..only };
+    let e = encoder(Toy::default(), strict).encode(&none, source()).unwrap_err().to_string();
+    assert!(e.starts_with("f.jsonl:7: no token of this example is trained on (no turn of the assistant"), "{e}");
+}
+
+#[test]
+fn tasks_become_conversations_or_plain_text() {
+    let row = TypedRow::Task(pairs::question_answer("1+1?", "2"));
+    let e = encode(Toy::default(), EncodeOptions::default(), &row).example.unwrap();
+    assert_eq!(
+        (all(&e), trained(&e)),
+        ("<start>user\n1+1?<end>\n<start>assistant\n2<end>\n".into(), "2<end>\n".into())
+    );
+    let toy = Toy { no_template: true, ..Toy::default() };
+    let e = encode(toy.clone(), EncodeOptions::default(), &row).example.unwrap();
+    assert_eq!((all(&e), trained(&e)), ("Question: 1+1?\nAnswer: 2</s>".into(), " 2</s>".into()));
+    let messages = TypedRow::Messages(chat(&[("user", "q")]), ChatExtras::default());
+    let e = encoder(toy, EncodeOptions::default()).encode(&messages, source()).unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "f.jsonl:7: the row is a conversation, but the tokenizer has no chat template; give one with --chat-template"
+    );
+}
+
+#[test]
+fn truncation_keeps_what_it_says() {
+    let row = plain("abcdef", "ghij");
+    let run = |mode, n| {
+        let options = EncodeOptions { max_length: Some(n), truncation_mode: mode, ..EncodeOptions::default() };
+        encode(Toy::default(), options, &row).example
+    };
+    let e = run(Truncation::KeepStart, 8).unwrap();
+    assert_eq!((all(&e).as_str(), trained(&e).as_str(), e.n_prompt), ("abcdefgh", "gh", 6));
+    let e = run(Truncation::KeepEnd, 8).unwrap();
+    assert_eq!((all(&e).as_str(), trained(&e).as_str(), e.n_prompt), ("defghij</s>", "ghij</s>", 3));
+    // Cut within the completion: its first token has no context left and does not count.
+    let e = run(Truncation::KeepEnd, 3).unwrap();
+    assert_eq!((all(&e).as_str(), e.supervised(), e.n_prompt), ("ij</s>", 2, 0));
+    assert_eq!(run(Truncation::Drop, 10), Err(Dropped::TooLong));
+    assert!(run(Truncation::Drop, 11).is_ok());
+    assert_eq!(run(Truncation::KeepStart, 6), Err(Dropped::UnsupervisedAfterTruncation));
+    let too_small = EncodeOptions { max_length: Some(1), ..EncodeOptions::default() };
+    assert!(matches!(Encoder::new(Arc::new(Toy::default()), too_small), Err(DataError::Setting { .. })));
+}
+
+#[test]
+fn empty_texts_and_missing_ends() {
+    let options = EncodeOptions::default();
+    assert_eq!(
+        encode(Toy::default(), options.clone(), &TypedRow::Text(String::new())).example,
+        Err(Dropped::Unsupervised)
+    );
+    let bos = Toy { add_bos: true, ..Toy::default() };
+    let e = encode(bos.clone(), options.clone(), &TypedRow::Text("<s>ab".into()));
+    assert!(e.double_bos && !e.missing_eos);
+    let no_eos = EncodeOptions { append_eos: false, ..options };
+    let e = encode(bos, no_eos, &TypedRow::Text("ab".into()));
+    assert!(!e.double_bos && e.missing_eos);
+}
+
+#[test]
+fn tokens_are_taken_as_they_are_and_checked() {
+    let row = TypedRow::Tokenized { ids: vec![5, 6, 7], mask: vec![true, false, true] };
+    let e = encode(Toy::default(), EncodeOptions::default(), &row).example.unwrap();
+    // No end is appended, and the first token is never predicted.
+    assert_eq!((e.ids.as_slice(), e.supervised()), (&[5, 6, 7][..], 1));
+    for (id, vocab) in [(-1, None), (260, None), (100, Some(100)), (1 << 40, None)] {
+        let row = TypedRow::Tokenized { ids: vec![5, id], mask: vec![true; 2] };
+        let options = EncodeOptions { vocab_size: vocab, ..EncodeOptions::default() };
+        let e = encoder(Toy::default(), options).encode(&row, source()).unwrap_err().to_string();
+        assert_eq!(e, format!("f.jsonl:7: input_ids[1] is {id}, but the model has {} tokens", vocab.unwrap_or(260)));
+    }
+    // A tokenizer with more tokens than the model.
+    let options = EncodeOptions { vocab_size: Some(100), ..EncodeOptions::default() };
+    let e = encoder(Toy::default(), options).encode(&TypedRow::Text("az".into()), source()).unwrap_err().to_string();
+    assert_eq!(e, "f.jsonl:7: token 1 is 122, but the model has 100 tokens");
+}
+
+#[test]
+fn template_errors_say_where() {
+    let row = TypedRow::Messages(chat(&[("user", "fail")]), ChatExtras::default());
+    let e = encoder(Toy::default(), EncodeOptions::default()).encode(&row, source()).unwrap_err().to_string();
+    assert_eq!(e, "f.jsonl:7: the template says no");
+}
