@@ -1,0 +1,80 @@
+//! AdamW and learning-rate schedules against torch and transformers.
+
+use planish_autograd::Param;
+use planish_nn::pretrained::read_json;
+use planish_nn::weights::WeightsReader;
+use planish_tensor::{DType, Tensor};
+use planish_train::config::{Raw, Schedule, ScheduleArgs, Setting};
+use planish_train::optim::{AdamW, AdamWSettings, Update, learning_rate};
+
+use crate::fixture;
+
+#[test]
+fn adamw_is_torchs() {
+    let reader = WeightsReader::open(fixture("sft/optim/adamw.safetensors")).unwrap();
+    let get = |name: &str| reader.get(name).unwrap();
+    let rates = get("lr").to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
+    // Rounding of single operations may differ (fused or not): a few units in the last place a step.
+    for (dtype, tolerance) in [("f64", 1e-15), ("f32", 4e-7)] {
+        let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: decay(&reader) };
+        // A name that ends in `bias` does not decay.
+        let params: Vec<Param> = ["a", "b", "c"]
+            .iter()
+            .map(|t| Param::trainable(if *t == "b" { "b.bias" } else { t }, get(&format!("{dtype}.{t}.init"))))
+            .collect();
+        let mut optimizer = AdamW::new(&params, settings).unwrap();
+        for (s, &rate) in rates.iter().enumerate() {
+            for (p, t) in params.iter().zip(["a", "b", "c"]) {
+                let g = get(&format!("{dtype}.{t}.grad")).narrow(0, s, 1).unwrap();
+                p.set_grad(Some(g.reshape(p.value().shape()).unwrap().copied().unwrap()));
+            }
+            optimizer.step(Update { learning_rate: rate, grad_scale: 1.0 }).unwrap();
+            for (p, t) in params.iter().zip(["a", "b", "c"]) {
+                let want = get(&format!("{dtype}.{t}.param")).narrow(0, s, 1).unwrap();
+                close(&p.value(), &want, tolerance, &format!("{dtype} {t} after update {}", s + 1));
+            }
+        }
+        for (name, tensor) in optimizer.state() {
+            let (kind, t) = name.split_once('.').unwrap();
+            let kind = if kind == "m" { "exp_avg" } else { "exp_avg_sq" };
+            close(&tensor, &get(&format!("{dtype}.{}.{kind}", &t[..1])), tolerance, &name);
+        }
+    }
+}
+
+fn decay(reader: &WeightsReader) -> f64 {
+    reader.metadata().get("params").map_or(0.1, |p| {
+        let p: serde_json::Value = serde_json::from_str(p).unwrap();
+        p["weight_decay"].as_f64().unwrap()
+    })
+}
+
+fn close(got: &Tensor, want: &Tensor, tolerance: f64, what: &str) {
+    let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
+    for (got, want) in values(got).iter().zip(values(want)) {
+        assert!((got - want).abs() <= tolerance * want.abs().max(1.0), "{what}: {got} against {want}");
+    }
+}
+
+#[test]
+fn schedules_are_those_of_transformers() {
+    let cases = read_json(&fixture("sft/optim/schedules.json")).unwrap();
+    let mut checked = 0;
+    for case in cases.as_array().unwrap() {
+        let name = case["lr_scheduler_type"].as_str().unwrap();
+        let Ok(schedule) = Schedule::read(&Raw::flag("lr_scheduler_type", name)) else { continue };
+        let args: Vec<String> =
+            case["lr_scheduler_kwargs"].as_object().unwrap().iter().map(|(k, v)| format!("{k}: {v}")).collect();
+        let args = ScheduleArgs::read(&Raw::flag("lr_scheduler_kwargs", format!("{{{}}}", args.join(", ")))).unwrap();
+        let number = |key: &str| case[key].as_f64().unwrap();
+        for (step, want) in case["lr"].as_array().unwrap().iter().enumerate() {
+            let (warmup, total) = (number("warmup_steps") as u64, number("max_steps") as u64);
+            let got = learning_rate(schedule, &args, number("learning_rate"), step as u64, warmup, total);
+            let want = want.as_f64().unwrap();
+            // The same f64 formula, perhaps in another order.
+            assert!((got - want).abs() <= 1e-15, "{case:?} step {step}: {got} against {want}");
+        }
+        checked += 1;
+    }
+    assert!(checked >= 14, "{checked} schedules");
+}

@@ -1,0 +1,261 @@
+//! AdamW: Adam with decoupled weight decay.
+//!
+//! For update t = 1, 2, … with gradient g, in this order:
+//!
+//! p ← p (1 - lr λ); m ← m + (1 - β₁)(g - m); v ← β₂ v + (1 - β₂) g²;
+//! p ← p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)
+//!
+//! in f32 (f64 for f64 weights), as torch does. Weights stored in bf16 or f16 have an f32 master that is
+//! updated and rounded to them. One pass over memory: bound by reading p, g, m, v and writing p, m, v.
+//!
+//! # Source
+//! Loshchilov, Hutter, arXiv:1711.05101, algorithm 2; torch.optim.AdamW.
+
+use planish_autograd::Param;
+use planish_tensor::{DType, Element, Real, Tensor, dispatch_real, parallel};
+
+use crate::Result;
+
+/// Settings of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWSettings {
+    /// β₁.
+    pub beta1: f64,
+    /// β₂.
+    pub beta2: f64,
+    /// ε.
+    pub eps: f64,
+    /// λ, for weights that decay.
+    pub weight_decay: f64,
+}
+
+/// What an update is done with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Factor on the accumulated gradient: 1 / count, times the clipping.
+    pub grad_scale: f64,
+}
+
+/// State of one parameter.
+struct State {
+    param: Param,
+    decay: bool,
+    m: Tensor,
+    v: Tensor,
+    /// The weight in f32, if it is stored narrower.
+    master: Option<Tensor>,
+}
+
+/// The optimizer, with its state.
+pub struct AdamW {
+    settings: AdamWSettings,
+    states: Vec<State>,
+    step: u64,
+}
+
+/// Whether weight decay applies: not to norms and biases, as in transformers' trainer.
+fn decays(name: &str) -> bool {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    !name.ends_with("bias") && !name.ends_with("norm") && !name.ends_with("layernorm")
+}
+
+impl AdamW {
+    /// An optimizer of the trainable ones among `params`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(params: &[Param], settings: AdamWSettings) -> Result<AdamW> {
+        let mut states = Vec::new();
+        for param in params.iter().filter(|p| p.is_trainable()) {
+            let value = param.value();
+            let dtype = param.grad_dtype();
+            let master = if value.dtype() == dtype { None } else { Some(value.to_dtype(dtype)?) };
+            let (m, v) = (Tensor::zeros(value.shape(), dtype)?, Tensor::zeros(value.shape(), dtype)?);
+            states.push(State { decay: decays(param.name()), param: param.clone(), m, v, master });
+        }
+        Ok(AdamW { settings, states, step: 0 })
+    }
+
+    /// The parameters it updates.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        self.states.iter().map(|s| &s.param)
+    }
+
+    /// Updates done.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// One update from the accumulated gradients, which are taken. A parameter without a gradient is
+    /// left alone, as in torch.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn step(&mut self, update: Update) -> Result<()> {
+        self.step += 1;
+        for state in &mut self.states {
+            let Some(grad) = state.param.take_grad() else { continue };
+            let dtype = state.m.dtype();
+            dispatch_real_step(dtype, state, &grad, &self.settings, self.step, update)?;
+        }
+        Ok(())
+    }
+
+    /// Its state as named tensors: `m.NAME`, `v.NAME` and, where there is one, `master.NAME`.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut all = Vec::new();
+        for s in &self.states {
+            let name = s.param.name();
+            all.push((format!("m.{name}"), s.m.clone()));
+            all.push((format!("v.{name}"), s.v.clone()));
+            all.extend(s.master.clone().map(|t| (format!("master.{name}"), t)));
+        }
+        all
+    }
+
+    /// Takes up a state that [`AdamW::state`] gave, after `step` updates.
+    ///
+    /// # Errors
+    /// Those of `get`; a tensor of another shape or dtype.
+    pub fn restore(&mut self, step: u64, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+        for s in &mut self.states {
+            let name = s.param.name().to_string();
+            let mut slots = vec![("m", &mut s.m), ("v", &mut s.v)];
+            slots.extend(s.master.as_mut().map(|t| ("master", t)));
+            for (kind, slot) in slots {
+                let tensor = get(&format!("{kind}.{name}"))?;
+                if tensor.dims() != slot.dims() || tensor.dtype() != slot.dtype() {
+                    let (lhs, rhs) = (tensor.dims().to_vec(), slot.dims().to_vec());
+                    return Err(planish_tensor::Error::ShapeMismatch {
+                        op: "adamw",
+                        what: "a tensor of the optimizer's state against the weight",
+                        lhs,
+                        rhs,
+                    }
+                    .into());
+                }
+                // Out of the mapped file, so that it can be written.
+                *slot = tensor.copied()?;
+            }
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+fn dispatch_real_step(
+    dtype: DType,
+    state: &mut State,
+    grad: &Tensor,
+    settings: &AdamWSettings,
+    step: u64,
+    update: Update,
+) -> Result<()> {
+    let inner = || -> planish_tensor::Result<()> {
+        dispatch_real!("adamw", dtype, R => update_one::<R>(state, grad, settings, step, update))
+    };
+    Ok(inner()?)
+}
+
+fn update_one<R: Real>(
+    state: &mut State,
+    grad: &Tensor,
+    settings: &AdamWSettings,
+    step: u64,
+    update: Update,
+) -> planish_tensor::Result<()> {
+    let grad = grad.contiguous()?;
+    let g = grad.as_slice::<R>()?;
+    let (m, v) = (state.m.as_slice_mut::<R>()?, state.v.as_slice_mut::<R>()?);
+    let decay = if state.decay { settings.weight_decay } else { 0.0 };
+    let coefficients = Coefficients::new(settings, decay, step, update);
+    match &mut state.master {
+        None => state.param.update(|value| {
+            run(value.as_slice_mut::<R>()?, g, m, v, &coefficients);
+            Ok(())
+        }),
+        Some(master) => {
+            run(master.as_slice_mut::<R>()?, g, m, v, &coefficients);
+            let narrow = master.to_dtype(state.param.value().dtype())?;
+            state.param.update(|value| {
+                *value = narrow;
+                Ok(())
+            })
+        }
+    }
+}
+
+/// Scalars of an update, rounded to the compute type once, as torch does.
+struct Coefficients<R> {
+    grad_scale: R,
+    keep: R,
+    lerp: R,
+    beta2: R,
+    one_minus_beta2: R,
+    root: R,
+    eps: R,
+    step_size: R,
+}
+
+impl<R: Real> Coefficients<R> {
+    fn new(s: &AdamWSettings, decay: f64, step: u64, update: Update) -> Self {
+        let r = <R as Element>::from_f64;
+        let t = step as f64;
+        let (c1, c2) = (1.0 - s.beta1.powf(t), 1.0 - s.beta2.powf(t));
+        Coefficients {
+            grad_scale: r(update.grad_scale),
+            keep: r(1.0 - update.learning_rate * decay),
+            lerp: r(1.0 - s.beta1),
+            beta2: r(s.beta2),
+            one_minus_beta2: r(1.0 - s.beta2),
+            root: r(c2.sqrt()),
+            eps: r(s.eps),
+            step_size: r(-(update.learning_rate / c1)),
+        }
+    }
+}
+
+fn run<R: Real>(p: &mut [R], g: &[R], m: &mut [R], v: &mut [R], c: &Coefficients<R>) {
+    // Elements are independent: any split gives the same bits.
+    let len = p.len();
+    let run = len.div_ceil(rayon::current_num_threads().max(1)).max(1 << 14);
+    let tasks = p.chunks_mut(run).zip(m.chunks_mut(run)).zip(v.chunks_mut(run)).zip(g.chunks(run));
+    let tasks: Vec<_> = tasks.collect();
+    use rayon::prelude::*;
+    tasks.into_par_iter().for_each(|(((p, m), v), g)| {
+        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * c.grad_scale;
+            *p *= c.keep;
+            *m += c.lerp * (g - *m);
+            *v = *v * c.beta2 + c.one_minus_beta2 * g * g;
+            let denominator = v.sqrt() / c.root + c.eps;
+            *p += c.step_size * *m / denominator;
+        }
+    });
+}
+
+/// Norm of all accumulated gradients together, times `scale`; summed in f64, in a fixed order.
+///
+/// # Errors
+/// Those of the kernels.
+pub fn grad_norm<'a>(params: impl IntoIterator<Item = &'a Param>, scale: f64) -> Result<f64> {
+    const BLOCK: usize = 1 << 14;
+    let mut total = 0.0;
+    for param in params {
+        let Some(grad) = param.grad() else { continue };
+        let squares = |t: &Tensor| -> planish_tensor::Result<f64> {
+            dispatch_real!("grad_norm", t.dtype(), R => {
+                let g = t.as_slice::<R>()?;
+                // Blocks in parallel, added in order: the same bits on any number of threads.
+                let blocks = parallel::map(g.len().div_ceil(BLOCK), |b| {
+                    g[b * BLOCK..g.len().min((b + 1) * BLOCK)].iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>()
+                });
+                Ok(blocks.iter().sum())
+            })
+        };
+        total += squares(&grad)?;
+    }
+    Ok(total.sqrt() * scale)
+}
