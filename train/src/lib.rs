@@ -2,4 +2,9 @@
 
 pub mod config;
 pub mod data;
+mod error;
+pub mod losses;
+pub mod optim;
 pub mod run;
+
+pub use error::{Error, Result};

@@ -18,7 +18,7 @@
 
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
-use crate::{Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+use crate::{DType, Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
 
 const OP: &str = "lm_head";
 
@@ -155,9 +155,13 @@ crate::simd::simd_fn! {
 pub fn forward(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<LmHeadOutput> {
     validate(hidden, weight, targets, options)?;
     let hidden = hidden.contiguous()?;
-    dispatch_real!(OP, hidden.dtype(), R => dispatch_float!(OP, weight.dtype(), W => {
-        forward_typed::<R, W>(&hidden, weight, targets, options)
-    }))
+    match hidden.dtype() {
+        DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
+            forward_typed::<f32, W>(&hidden, weight, targets, options)
+        }),
+        DType::F64 => forward_typed::<f64, f64>(&hidden, &weight.to_dtype(DType::F64)?, targets, options),
+        dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
+    }
 }
 
 fn forward_typed<R: Real, W: Float>(
@@ -258,9 +262,16 @@ pub fn backward(
         }
     }
     let (hidden, dlogprobs) = (hidden.contiguous()?, dlogprobs.contiguous()?);
-    dispatch_real!(OP, hidden.dtype(), R => dispatch_float!(OP, weight.dtype(), W => {
-        backward_typed::<R, W>(&dlogprobs, &hidden, weight, targets, lse, options, dweight)
-    }))
+    match hidden.dtype() {
+        DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
+            backward_typed::<f32, W>(&dlogprobs, &hidden, weight, targets, lse, options, dweight)
+        }),
+        DType::F64 => {
+            let weight = weight.to_dtype(DType::F64)?;
+            backward_typed::<f64, f64>(&dlogprobs, &hidden, &weight, targets, lse, options, dweight)
+        }
+        dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
+    }
 }
 
 fn backward_typed<R: Real, W: Float>(

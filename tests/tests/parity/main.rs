@@ -2,6 +2,8 @@
 
 mod adapters;
 mod families;
+mod optim;
+mod sft;
 
 use std::path::PathBuf;
 

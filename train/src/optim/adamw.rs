@@ -153,7 +153,7 @@ fn dispatch_real_step(
     step: u64,
     update: Update,
 ) -> Result<()> {
-    let inner = || -> planish_tensor::Result<()> {
+    let mut inner = || -> planish_tensor::Result<()> {
         dispatch_real!("adamw", dtype, R => update_one::<R>(state, grad, settings, step, update))
     };
     Ok(inner()?)

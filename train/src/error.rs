@@ -1,0 +1,67 @@
+//! Errors of the training layer.
+
+use std::path::PathBuf;
+
+/// Result of a training operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in a recipe.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
+    /// The run directory is in the way, or cannot be written.
+    #[error(transparent)]
+    Run(#[from] crate::run::RunError),
+    /// The model, its files or an adapter.
+    #[error(transparent)]
+    Model(#[from] planish_nn::Error),
+    /// Recording or differentiating failed.
+    #[error(transparent)]
+    Autograd(#[from] planish_autograd::Error),
+    /// A kernel refused.
+    #[error(transparent)]
+    Tensor(#[from] planish_tensor::Error),
+    /// The weights cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] planish_nn::weights::WeightsError),
+    /// The loss or the gradient is no number any more.
+    #[error("step {step}: the {what} is {value}; lower the learning rate, or look at the data of this step{hint}")]
+    NotFinite {
+        /// The optimizer step.
+        step: u64,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The value.
+        value: f64,
+        /// Where to go on from, as a clause.
+        hint: String,
+    },
+    /// A checkpoint that does not fit the run.
+    #[error("{}: {problem}", .path.display())]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
+}
+
+impl Error {
+    /// Whether the user can mend it: bad input or wrong use, as opposed to a failure of the machine or
+    /// of this program.
+    pub fn is_usage(&self) -> bool {
+        use planish_autograd::Error as A;
+        !matches!(
+            self,
+            Error::Autograd(A::GradientShape { .. } | A::ForeignTape { .. } | A::NoRule { .. })
+                | Error::Tensor(planish_tensor::Error::OutOfMemory { .. })
+                | Error::NotFinite { .. }
+        )
+    }
+}
