@@ -1,5 +1,6 @@
 //! Data, losses, optimizers, recipes and run directories of planish.
 
+pub mod builtin;
 pub mod config;
 pub mod data;
 mod error;
