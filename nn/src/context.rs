@@ -11,6 +11,7 @@ pub struct Ctx {
     tape: Option<Tape>,
     dropout: Option<Stream>,
     without_adapters: bool,
+    noise: Option<(f64, Stream)>,
 }
 
 impl Ctx {
@@ -21,13 +22,24 @@ impl Ctx {
 
     /// Recorded on `tape`; dropout masks are drawn from `dropout` (one stream a micro-batch).
     pub fn training(tape: &Tape, dropout: Option<Stream>) -> Ctx {
-        Ctx { tape: Some(tape.clone()), dropout, without_adapters: false }
+        Ctx { tape: Some(tape.clone()), dropout, ..Ctx::default() }
     }
 
     /// The same with adapters switched off: the base model, for reference passes.
     pub fn without_adapters(mut self) -> Ctx {
         self.without_adapters = true;
         self
+    }
+
+    /// The same with NEFTune's noise of magnitude `alpha` on the embeddings, drawn from `stream`.
+    pub fn with_embedding_noise(mut self, alpha: f64, stream: Stream) -> Ctx {
+        self.noise = Some((alpha, stream));
+        self
+    }
+
+    /// Magnitude and stream of the noise on the embeddings.
+    pub fn embedding_noise(&self) -> Option<(f64, Stream)> {
+        self.noise
     }
 
     /// The same, recorded on another tape or not at all: for recomputation.

@@ -24,6 +24,20 @@ pub enum Error {
     /// The GGUF file is wrong.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
+    /// The tokenizer is missing or wrong.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// The hub.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+    /// The tokenizer knows more tokens than the model.
+    #[error("the tokenizer has {tokenizer} tokens, but the model's embedding only {model} rows: they do not belong together")]
+    TokenizerTooLarge {
+        /// Largest id + 1.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", .path.display())]
     Io {

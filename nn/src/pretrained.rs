@@ -1,7 +1,9 @@
 //! Model files: Hugging Face directories and GGUF, read and written.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use memmap2::MmapMut;
 use planish_tensor::Tensor;
 use serde_json::Value;
 
@@ -12,7 +14,7 @@ use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, save_sharded};
 use crate::{Error, Result};
 
 impl TensorSource for WeightsReader {
-    fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+    fn tensor(&self, name: &str, _shape: &[usize]) -> Result<Option<Tensor>> {
         if self.contains(name) { Ok(Some(self.get(name)?)) } else { Ok(None) }
     }
 
@@ -22,7 +24,7 @@ impl TensorSource for WeightsReader {
 }
 
 impl TensorSource for GgufFile {
-    fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+    fn tensor(&self, name: &str, _shape: &[usize]) -> Result<Option<Tensor>> {
         if self.tensor_names_hf()?.iter().any(|n| n == name) { Ok(Some(self.tensor_hf(name)?)) } else { Ok(None) }
     }
 
@@ -66,6 +68,21 @@ impl Pretrained {
         let file = GgufFile::open(path)?;
         let config = ModelConfig::from_json(&file.hf_config()?)?;
         Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)) })
+    }
+
+    /// A model whose config.json and safetensors are in memory. `name` stands for its path in messages.
+    ///
+    /// # Errors
+    /// A config or weights that are wrong; no memory to map.
+    pub fn from_bytes(name: &str, config: &[u8], weights: &[u8]) -> Result<Pretrained> {
+        let path = PathBuf::from(name);
+        let config = serde_json::from_slice(config).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let io = |source| Error::Io { path: path.clone(), source };
+        let mut map = MmapMut::map_anon(weights.len().max(1)).map_err(io)?;
+        map[..weights.len()].copy_from_slice(weights);
+        let map = Arc::new(map.make_read_only().map_err(io)?);
+        let source = Source::Directory(WeightsReader::from_mmap(map, &path)?);
+        Ok(Pretrained { config: ModelConfig::from_json(&config)?, path, source })
     }
 
     /// The GGUF file, if it is one: its metadata holds the tokenizer.

@@ -5,7 +5,10 @@ pub mod config;
 pub mod data;
 mod error;
 pub mod losses;
+pub mod models;
 pub mod optim;
+pub mod recipes;
 pub mod run;
+pub mod trainer;
 
 pub use error::{Error, Result};

@@ -14,11 +14,11 @@ use crate::{Error, Result};
 
 /// Where tensors come from: a weights file, a GGUF file, an initialiser.
 pub trait TensorSource {
-    /// The tensor of that name, if there is one.
+    /// The tensor of that name, if there is one; `shape` is what the config calls for.
     ///
     /// # Errors
     /// A file that cannot be read.
-    fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>>;
     /// All names.
     fn names(&self) -> Vec<String>;
 }
@@ -45,7 +45,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn weight(&mut self, name: String, shape: &[usize]) -> Result<Weight> {
-        let Some(tensor) = self.source.tensor(&name)? else { return Err(Error::MissingTensor { name }) };
+        let Some(tensor) = self.source.tensor(&name, shape)? else { return Err(Error::MissingTensor { name }) };
         if tensor.dims() != shape {
             return Err(Error::TensorShape { name, found: tensor.dims().to_vec(), expected: shape.to_vec() });
         }

@@ -81,6 +81,9 @@ impl Model {
     pub fn forward(&self, ctx: &Ctx, batch: &Packed, recompute: bool) -> Result<Var> {
         let rotations = Rotations::new(&self.config, &batch.positions, &batch.cu_seqlens, self.dtype())?;
         let mut x = self.embed(ctx, &batch.ids)?;
+        if let Some((alpha, stream)) = ctx.embedding_noise() {
+            x = elementwise::add(&x, &Var::constant(noise(&x, &batch.cu_seqlens, alpha, stream)?))?;
+        }
         for layer in &self.layers {
             x = match ctx.tape().filter(|_| recompute) {
                 None => layer.forward(ctx, &x, &rotations, Mixing::Packed(&batch.cu_seqlens))?,
@@ -219,6 +222,18 @@ impl Model {
     pub fn num_params(&self) -> usize {
         self.base_params().iter().map(|p| p.value().numel()).sum()
     }
+}
+
+/// NEFTune: uniform in ±alpha / sqrt(length · hidden) for each segment (arXiv:2310.05914, algorithm 1).
+fn noise(x: &Var, cu: &[u32], alpha: f64, stream: planish_tensor::rng::Stream) -> Result<Tensor> {
+    let hidden = x.dims()[1];
+    let mut values = Vec::with_capacity(x.value().numel());
+    for segment in cu.windows(2) {
+        let (start, end) = (segment[0] as usize * hidden, segment[1] as usize * hidden);
+        let bound = alpha / ((end - start).max(1) as f64).sqrt();
+        values.extend((start..end).map(|i| (2.0 * stream.uniform(i as u64) as f64 - 1.0) * bound));
+    }
+    Ok(Tensor::from_vec(values, x.dims())?.to_dtype(x.value().dtype())?)
 }
 
 /// x · factor; x itself for 1.

@@ -37,6 +37,10 @@ pub enum Outcome {
 
 /// Watches a run. Every method but [`Observer::interrupted`] only receives.
 pub trait Observer {
+    /// While model files come from the hub.
+    fn downloading(&mut self, _progress: &planish_nn::hub::Progress<'_>) {}
+    /// What was found in the data, before step 1.
+    fn preflight(&mut self, _report: &crate::data::Preflight) {}
     /// Before step 1.
     fn started(&mut self, _plan: &RunPlan) {}
     /// After each optimizer step.

@@ -1,0 +1,87 @@
+//! What `--model` means: a directory, a GGUF file, a hub id, or `builtin`.
+
+use std::path::Path;
+
+use planish_nn::Error;
+use planish_nn::decoder::{LoadOptions, Model};
+use planish_nn::hub::{Hub, Needs, Progress, RepoId};
+use planish_nn::pretrained::Pretrained;
+use planish_nn::tokenizer::Tokenizer;
+use planish_tensor::DType;
+
+use crate::Result;
+use crate::builtin;
+use crate::config::WeightDtype;
+
+/// The name of the model inside the program.
+pub const BUILTIN: &str = "builtin";
+
+/// A model's files and its tokenizer, opened and found to belong together.
+pub struct Opened {
+    /// The files.
+    pub pretrained: Pretrained,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+/// Opens what `model` names. `progress` hears of downloads.
+///
+/// # Errors
+/// A path that is no model; files that are missing or wrong; a hub that refuses; a tokenizer with more
+/// tokens than the model's embedding has rows.
+pub fn open(model: &str, revision: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Opened> {
+    let opened = match model {
+        BUILTIN => open_builtin()?,
+        _ if Path::new(model).exists() => open_path(Path::new(model))?,
+        _ => match RepoId::parse(model) {
+            Ok(repo) if model.contains('/') && !model.starts_with(['/', '.']) => {
+                let repo = repo.with_revision(revision).map_err(Error::from)?;
+                let hub = Hub::from_env().map_err(Error::from)?;
+                open_path(&hub.snapshot(&repo, &Needs::Model, progress).map_err(Error::from)?)?
+            }
+            _ => open_path(Path::new(model))?,
+        },
+    };
+    let (tokenizer, rows) = (opened.tokenizer.vocab_size(), opened.pretrained.config.vocab_size);
+    if tokenizer > rows {
+        return Err(Error::TokenizerTooLarge { tokenizer, model: rows }.into());
+    }
+    Ok(opened)
+}
+
+pub(crate) fn open_path(path: &Path) -> Result<Opened> {
+    let pretrained = Pretrained::open(path)?;
+    let tokenizer = match pretrained.gguf() {
+        Some(file) => Tokenizer::from_gguf(file.metadata()),
+        None => Tokenizer::from_dir(path),
+    };
+    Ok(Opened { tokenizer: tokenizer.map_err(Error::from)?, pretrained })
+}
+
+fn open_builtin() -> Result<Opened> {
+    let file = |name: &str| builtin::file(name).expect("the program holds its own model");
+    let pretrained = Pretrained::from_bytes(BUILTIN, file("config.json"), file("model.safetensors"))?;
+    let template = String::from_utf8_lossy(file("chat_template.jinja"));
+    let tokenizer =
+        Tokenizer::from_json_bytes(file("tokenizer.json"), Some(file("tokenizer_config.json")), Some(&template));
+    Ok(Opened { pretrained, tokenizer: tokenizer.map_err(Error::from)? })
+}
+
+impl Opened {
+    /// Builds the model with its weights held as `dtype` says.
+    ///
+    /// # Errors
+    /// Weights that do not fit the config.
+    pub fn load(&self, dtype: WeightDtype, trainable: bool) -> Result<Model> {
+        Ok(self.pretrained.load(LoadOptions { dtype: storage(dtype), trainable })?)
+    }
+}
+
+/// The dtype that weights are held in; as in the file if `None`.
+pub fn storage(dtype: WeightDtype) -> Option<DType> {
+    match dtype {
+        WeightDtype::Float32 => Some(DType::F32),
+        WeightDtype::Bfloat16 => Some(DType::BF16),
+        WeightDtype::Auto => None,
+    }
+}

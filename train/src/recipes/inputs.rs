@@ -1,0 +1,163 @@
+//! From settings to samplers: what the recipes on tokens have in common.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use planish_nn::tokenizer::Tokenizer;
+use planish_nn::weights::atomic_write;
+
+use crate::Result;
+use crate::builtin;
+use crate::config::{ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RunSettings, TruncationMode};
+use crate::data::{
+    Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, OnUnsupervised, Packing, Preflight, Sampler,
+    SamplerOptions, Truncation, ValidationSplit, preflight,
+};
+use crate::models::BUILTIN;
+use crate::run::{Checkpoint, Observer, RunDir};
+
+/// Rows that the preflight report looks at before it turns to a sample.
+const PREFLIGHT_ROWS: u64 = 20_000;
+
+/// Training and held-out samplers, and the report on the former.
+pub(super) struct Inputs {
+    pub(super) sampler: Arc<Sampler>,
+    pub(super) held_out: Option<Arc<Sampler>>,
+    pub(super) report: Preflight,
+    pub(super) steps_per_epoch: u64,
+}
+
+/// Opens the data and looks it over.
+pub(super) fn open(
+    data: &DataSettings,
+    optim: &OptimSettings,
+    eval_batch: usize,
+    tokenizer: &Tokenizer,
+    vocab_size: usize,
+    accepted: &[DatasetType],
+    packing: Packing,
+) -> Result<Inputs> {
+    let options = EncodeOptions {
+        max_length: data.max_length,
+        truncation_mode: match data.truncation_mode {
+            TruncationMode::KeepStart => Truncation::KeepStart,
+            TruncationMode::KeepEnd => Truncation::KeepEnd,
+            TruncationMode::Drop => Truncation::Drop,
+        },
+        completion_only_loss: data.completion_only_loss,
+        assistant_only_loss: data.assistant_only_loss,
+        on_unsupervised: if data.drop_unsupervised { OnUnsupervised::Drop } else { OnUnsupervised::Error },
+        vocab_size: Some(vocab_size),
+        ..EncodeOptions::default()
+    };
+    let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
+    let columns = Columns {
+        prompt: data.prompt_column.clone(),
+        completion: data.completion_column.clone(),
+        text: data.dataset_text_field.clone(),
+        messages: data.messages_column.clone(),
+        kind: None,
+    };
+    let seed = optim.data_seed.unwrap_or(optim.seed);
+    let train = Arc::new(Dataset::open(&specs(&data.dataset, &data.dataset_weights, builtin::instructions())?, &columns, accepted)?);
+    let (view, held) = match &data.eval_dataset[..] {
+        [] => {
+            let split = (data.validation_split > 0.0).then_some(ValidationSplit::Fraction(data.validation_split));
+            train.split(split, seed)?
+        }
+        files => {
+            let eval = Arc::new(Dataset::open(&specs(files, &[], builtin::heldout())?, &columns, accepted)?);
+            (train.split(None, seed)?.0, Some(eval.all()))
+        }
+    };
+    let options = SamplerOptions {
+        seed,
+        shuffle: data.shuffle,
+        micro_batch: optim.per_device_train_batch_size,
+        accumulation: optim.gradient_accumulation_steps,
+        packing,
+        ..SamplerOptions::default()
+    };
+    let held_out = match held {
+        None => None,
+        Some(view) => {
+            let options = SamplerOptions {
+                shuffle: false,
+                micro_batch: eval_batch,
+                accumulation: 1,
+                packing: Packing::None,
+                ..options.clone()
+            };
+            Some(Arc::new(Sampler::new(view, encoder.clone(), options)?))
+        }
+    };
+    let sampler = Arc::new(Sampler::new(view, encoder, options)?);
+    let (report, lengths) = preflight(&sampler, PREFLIGHT_ROWS)?;
+    let steps_per_epoch = sampler.steps_in_epoch(&lengths, 0);
+    Ok(Inputs { sampler, held_out, report, steps_per_epoch })
+}
+
+/// How the settings ask for packing.
+pub(super) fn packing(data: &DataSettings) -> Packing {
+    match (data.packing, data.packing_strategy) {
+        (false, _) => Packing::None,
+        (true, PackingStrategy::Bfd) => Packing::Bfd,
+    }
+}
+
+/// The files, `builtin` standing for those inside the program.
+fn specs(files: &[String], weights: &[f64], own: &str) -> Result<Vec<DatasetSpec>> {
+    let mut specs = Vec::new();
+    for (i, file) in files.iter().enumerate() {
+        let mut spec = match file.as_str() {
+            BUILTIN => DatasetSpec::new(as_file(own)?),
+            _ => DatasetSpec::parse(file)?,
+        };
+        if let Some(weight) = weights.get(i) {
+            spec.weight = *weight;
+        }
+        specs.push(spec);
+    }
+    Ok(specs)
+}
+
+/// The program's own rows as a file, which is where rows are read from: in the system's directory for
+/// temporary files, under a name that says what is in it.
+fn as_file(rows: &str) -> Result<PathBuf> {
+    let hash = rows.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3));
+    let path = std::env::temp_dir().join(format!("planish-builtin-{hash:016x}.jsonl"));
+    if std::fs::read(&path).ok().as_deref() != Some(rows.as_bytes()) {
+        atomic_write(&path, |to| to.write_all(rows.as_bytes()))?;
+    }
+    Ok(path)
+}
+
+/// Makes or reopens the run directory, and finds the checkpoint to go on from.
+pub(super) fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
+    match &run.resume_from_checkpoint {
+        None => Ok((RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None)),
+        Some(from) => {
+            let checkpoint = Checkpoint::find(from, run.output_dir.as_ref())?;
+            Ok((RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)))
+        }
+    }
+}
+
+/// Refuses what this build cannot compute on.
+pub(super) fn check_device(run: &RunSettings) -> Result<()> {
+    match run.device {
+        DeviceChoice::Cpu => Ok(()),
+        DeviceChoice::Cuda => Err(ConfigError::Conflict {
+            key: "device",
+            problem: "is cuda, but this version computes on the CPU only; `planish doctor` shows what it found",
+        }
+        .into()),
+    }
+}
+
+/// Tells the observer what the report warns of, and keeps the report in the run directory.
+pub(super) fn tell(report: &Preflight, dir: &RunDir, observer: &mut dyn Observer) -> Result<()> {
+    dir.write("preflight.json", &serde_json::to_vec_pretty(report).expect("plain numbers and texts"))?;
+    observer.preflight(report);
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Training on plain text: a new model from random weights, or more training of an existing one.
+//!
+//! Weights of a new model are drawn as transformers' Llama does: normal with `initializer_range`
+//! (0.02), norms one, biases zero.
+
+use planish_nn::config::ModelConfig;
+use planish_nn::decoder::{LoadOptions, Model, TensorSource};
+use planish_nn::pretrained::read_json;
+use planish_nn::tokenizer::Tokenizer;
+use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::{DType, Tensor};
+use std::cell::Cell;
+use std::path::Path;
+
+use super::inputs;
+use crate::Result;
+use crate::config::PretrainConfig;
+use crate::data::DatasetType;
+use crate::models;
+use crate::run::{Checkpoint, Observer, Outcome};
+use crate::trainer::Trainer;
+
+/// Rows that this recipe takes.
+pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages, DatasetType::Tokenized];
+
+/// Runs the recipe.
+///
+/// # Errors
+/// As [`super::sft::run`].
+pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outcome> {
+    inputs::check_device(&config.run)?;
+    let resume = match &config.run.resume_from_checkpoint {
+        Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
+        None => None,
+    };
+    let m = &config.model;
+    let (model, tokenizer) = if let Some(from) = &resume {
+        let opened = models::open_path(&from.path)?;
+        (opened.load(m.dtype, true)?, opened.tokenizer)
+    } else if let Some(model) = &m.model {
+        let opened = models::open(model, &m.model_revision, &mut |p| observer.downloading(&p))?;
+        (opened.load(m.dtype, true)?, opened.tokenizer)
+    } else {
+        let named = |name: &Option<String>| name.clone().expect("checked together with the settings");
+        new_model(Path::new(&named(&m.config_name)), Path::new(&named(&m.tokenizer_name)), config)?
+    };
+    let inputs = inputs::open(
+        &config.data,
+        &config.optim,
+        config.eval.per_device_eval_batch_size,
+        &tokenizer,
+        model.config.vocab_size,
+        ACCEPTED,
+        inputs::packing(&config.data),
+    )?;
+    let (dir, resume) = inputs::run_dir(&config.run)?;
+    dir.write_config(config)?;
+    inputs::tell(&inputs.report, &dir, observer)?;
+    Trainer {
+        model,
+        adapter: None,
+        tokenizer,
+        sampler: inputs.sampler,
+        held_out: inputs.held_out,
+        steps_per_epoch: inputs.steps_per_epoch,
+        optim: &config.optim,
+        eval: &config.eval,
+        run: &config.run,
+        dir,
+    }
+    .train(resume.as_ref(), observer)
+}
+
+fn new_model(config_path: &Path, tokenizer: &Path, config: &PretrainConfig) -> Result<(Model, Tokenizer)> {
+    let inside = |path: &Path, name: &str| if path.is_dir() { path.join(name) } else { path.to_path_buf() };
+    let tokenizer_dir = if tokenizer.is_dir() { tokenizer } else { tokenizer.parent().unwrap_or(Path::new(".")) };
+    let tokenizer = Tokenizer::from_dir(tokenizer_dir).map_err(planish_nn::Error::from)?;
+    let json = read_json(&inside(config_path, "config.json"))?;
+    let parsed = ModelConfig::from_json(&json).map_err(planish_nn::Error::from)?;
+    let (model, rows) = (parsed.vocab_size, tokenizer.vocab_size());
+    if rows > model {
+        return Err(planish_nn::Error::TokenizerTooLarge { tokenizer: rows, model }.into());
+    }
+    let source = RandomWeights {
+        std: json["initializer_range"].as_f64().unwrap_or(0.02),
+        stream: Stream::new(config.optim.seed, Purpose::Init, 0),
+        shapes: Cell::new(0),
+        offset: parsed.norm_offset,
+    };
+    let dtype = models::storage(config.model.dtype).or(Some(DType::F32));
+    Ok((Model::load(parsed, &source, LoadOptions { dtype, trainable: true })?, tokenizer))
+}
+
+/// Random weights by name.
+struct RandomWeights {
+    std: f64,
+    stream: Stream,
+    shapes: Cell<u64>,
+    offset: f64,
+}
+
+impl TensorSource for RandomWeights {
+    fn tensor(&self, name: &str, shape: &[usize]) -> planish_nn::Result<Option<Tensor>> {
+        // One after the other in the fixed order of the modules: each gets a stream of its own.
+        let stream = self.stream.substream(self.shapes.replace(self.shapes.get() + 1));
+        let n: usize = shape.iter().product();
+        let constant = |x: f32| Tensor::full(x, shape);
+        Ok(Some(match shape.len() {
+            1 if name.ends_with("bias") => constant(0.0)?,
+            // A norm multiplies by its weight plus the offset.
+            1 => constant((1.0 - self.offset) as f32)?,
+            _ => Tensor::from_vec((0..n).map(|i| (stream.normal(i as u64) * self.std) as f32).collect(), shape)?,
+        }))
+    }
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,117 @@
+//! Supervised fine-tuning, of all weights or of a LoRA adapter.
+//!
+//! The loss is the cross-entropy of the supervised tokens, divided once by their number over the whole
+//! optimizer step, as TRL's `SFTTrainer` does. Deviations from it: no padding exists, so
+//! `per_device_train_batch_size` examples are one flat stream; examples without a supervised token are
+//! an error unless `drop_unsupervised`; dropout masks are drawn by position in the micro-batch.
+
+use planish_nn::adapters::{LoraConfig, Targets, attach_lora, load_adapter};
+use planish_nn::decoder::Model;
+
+use super::inputs;
+use crate::Result;
+use crate::config::{LoraSettings, SftConfig};
+use crate::data::DatasetType;
+use crate::models::{self, Opened};
+use crate::run::{Checkpoint, Observer, Outcome};
+use crate::trainer::Trainer;
+
+/// Rows that this recipe takes.
+pub const ACCEPTED: &[DatasetType] = &[
+    DatasetType::Messages,
+    DatasetType::PromptCompletion,
+    DatasetType::Text,
+    DatasetType::Alpaca,
+    DatasetType::ShareGpt,
+    DatasetType::QuestionAnswer,
+    DatasetType::Tokenized,
+];
+
+/// Runs the recipe.
+///
+/// # Errors
+/// Settings, data, model or run directory that are wrong: nothing has been written then. Later: a full
+/// disk, a loss that is no number any more.
+pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
+    inputs::check_device(&config.run)?;
+    let opened = models::open(&config.model.model, &config.model.model_revision, &mut |p| observer.downloading(&p))?;
+    let tokenizer = opened.tokenizer.clone();
+    let inputs = inputs::open(
+        &config.data,
+        &config.optim,
+        config.eval.per_device_eval_batch_size,
+        &tokenizer,
+        opened.pretrained.config.vocab_size,
+        ACCEPTED,
+        inputs::packing(&config.data),
+    )?;
+    // What can be refused is refused before anything is written.
+    let resume = match &config.run.resume_from_checkpoint {
+        Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
+        None => None,
+    };
+    let (model, adapter) = build(config, &opened, resume.as_ref())?;
+    drop(opened);
+    let (dir, resume) = inputs::run_dir(&config.run)?;
+    dir.write_config(config)?;
+    inputs::tell(&inputs.report, &dir, observer)?;
+    Trainer {
+        model,
+        adapter,
+        tokenizer,
+        sampler: inputs.sampler,
+        held_out: inputs.held_out,
+        steps_per_epoch: inputs.steps_per_epoch,
+        optim: &config.optim,
+        eval: &config.eval,
+        run: &config.run,
+        dir,
+    }
+    .train(resume.as_ref(), observer)
+}
+
+/// The model, with a fresh adapter, a given one, or that of the checkpoint.
+fn build(config: &SftConfig, opened: &Opened, resume: Option<&Checkpoint>) -> Result<(Model, Option<LoraConfig>)> {
+    let lora = config.lora.use_peft || config.model.adapter.is_some();
+    let dtype = config.model.dtype;
+    if !lora {
+        let model = match resume {
+            Some(from) => models::open_path(&from.path)?.load(dtype, true)?,
+            None => opened.load(dtype, true)?,
+        };
+        return Ok((model, None));
+    }
+    let mut model = opened.load(dtype, false)?;
+    let given = resume.map(|c| c.path.as_path()).or(config.model.adapter.as_ref().map(AsRef::as_ref));
+    let adapter = match given {
+        Some(dir) => load_adapter(&mut model, dir)?,
+        None => {
+            let adapter = lora_config(&config.lora, &config.model.model);
+            attach_lora(&mut model, &adapter, config.optim.seed)?;
+            adapter
+        }
+    };
+    Ok((model, Some(adapter)))
+}
+
+/// The adapter that the settings ask for.
+pub fn lora_config(lora: &LoraSettings, base: &str) -> LoraConfig {
+    let is_pattern = |t: &str| t.contains(['*', '\\', '(', '[', '|', '^', '$', '+', '?']);
+    let target_modules = match &lora.lora_target_modules[..] {
+        // PEFT's choice for these families.
+        [] => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
+        [one] if one == "all-linear" => Targets::AllLinear,
+        [one] if is_pattern(one) => Targets::Regex(one.clone()),
+        names => Targets::Names(names.to_vec()),
+    };
+    LoraConfig {
+        r: lora.lora_r,
+        lora_alpha: lora.lora_alpha,
+        lora_dropout: lora.lora_dropout,
+        use_rslora: lora.use_rslora,
+        target_modules,
+        modules_to_save: lora.lora_modules_to_save.clone(),
+        base_model: Some(base.to_string()),
+        ..LoraConfig::default()
+    }
+}

@@ -1,0 +1,280 @@
+//! The training loop that recipes set up and run: batches, loss, backward, clip, update, log,
+//! evaluate, save.
+//!
+//! Everything that step N + 1 depends on is in the checkpoint of step N: the weights (and their f32
+//! masters), AdamW's moments, the data cursor, and counters. Randomness is a function of (seed, step),
+//! so a resumed run is bitwise the run that never stopped (law 6 of the design).
+
+mod evaluate;
+mod state;
+
+pub use evaluate::evaluate;
+pub use state::TrainerState;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use planish_autograd::Tape;
+use planish_nn::Ctx;
+use planish_nn::adapters::{LoraConfig, save_adapter};
+use planish_nn::decoder::{Model, Packed};
+use planish_nn::tokenizer::Tokenizer;
+use planish_tensor::rng::{Purpose, Stream};
+
+use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
+use crate::data::{Batch, Loader, Sampler, Step};
+use crate::losses::{LossSum, cross_entropy};
+use crate::optim::{AdamW, AdamWSettings, Update, grad_norm, learning_rate};
+use crate::run::{Checkpoint, Observer, Outcome, RunDir, RunPlan, StepMetrics, memory_use};
+use crate::{Error, Result};
+
+/// Steps that are made ahead on the data thread.
+const AHEAD: usize = 2;
+
+/// What a recipe has set up.
+pub struct Trainer<'a> {
+    /// The model, with its adapter attached if there is one.
+    pub model: Model,
+    /// The adapter's settings; full fine-tuning if `None`.
+    pub adapter: Option<LoraConfig>,
+    /// Saved with the model.
+    pub tokenizer: Tokenizer,
+    /// Training data.
+    pub sampler: Arc<Sampler>,
+    /// Held-out data.
+    pub held_out: Option<Arc<Sampler>>,
+    /// Optimizer steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Batches and the optimizer.
+    pub optim: &'a OptimSettings,
+    /// Evaluation.
+    pub eval: &'a EvalSettings,
+    /// Checkpoints.
+    pub run: &'a RunSettings,
+    /// The run directory.
+    pub dir: RunDir,
+}
+
+impl Trainer<'_> {
+    /// Optimizer steps in all.
+    pub fn total_steps(&self) -> u64 {
+        match u64::try_from(self.optim.max_steps) {
+            Ok(steps) if steps > 0 => steps,
+            _ => ((self.optim.num_train_epochs * self.steps_per_epoch as f64).ceil() as u64).max(1),
+        }
+    }
+
+    /// Trains from `resume`, or from the start, to the end.
+    ///
+    /// # Errors
+    /// Data, disk, numbers that are none any more; the last good checkpoint stays as it is.
+    pub fn train(self, resume: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Outcome> {
+        let o = self.optim;
+        let params = self.model.params();
+        let settings = AdamWSettings {
+            beta1: o.adam_beta1,
+            beta2: o.adam_beta2,
+            eps: o.adam_epsilon,
+            weight_decay: o.weight_decay,
+        };
+        let mut optimizer = AdamW::new(&params, settings)?;
+        let mut state = match resume {
+            Some(from) => TrainerState::load(&from.path, &mut optimizer)?,
+            None => TrainerState::default(),
+        };
+        let total = self.total_steps();
+        let warmup = o.warmup(total);
+        let trainable: usize = optimizer.params().map(|p| p.value().numel()).sum();
+        observer.started(&RunPlan {
+            run_dir: self.dir.path().to_path_buf(),
+            first_step: state.step,
+            total_steps: total,
+            trainable_parameters: trainable as u64,
+            parameters: params.iter().map(|p| p.value().numel() as u64).sum(),
+        });
+        let (mut log, mut events) = (self.dir.metrics()?, self.dir.events()?);
+        if self.eval.eval_on_start && state.step == 0 {
+            if let Some(found) = self.evaluate(&mut state, observer)? {
+                log.write_start(&found)?;
+            }
+        }
+        let mut steps = Loader::new(self.sampler.steps(state.cursor)?, AHEAD);
+        let mut saved = None;
+        while state.step < total && !state.stopped_early {
+            let started = Instant::now();
+            let Some(step) = steps.next().transpose()? else { break };
+            let sum = self.forward_backward(&step, state.step)?;
+            let scale = 1.0 / step.supervised as f64;
+            let norm = grad_norm(optimizer.params(), scale)?;
+            self.check_finite(state.step + 1, sum.mean(), norm)?;
+            let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            let rate = learning_rate(o.lr_scheduler_type, &o.lr_scheduler_kwargs, o.learning_rate, state.step, warmup, total);
+            optimizer.step(Update { learning_rate: rate, grad_scale: scale * clip })?;
+
+            let epoch_ended = step.cursor.epoch > state.cursor.epoch;
+            state.step += 1;
+            state.cursor = step.cursor;
+            state.num_tokens += step.tokens as u64;
+            let seconds = started.elapsed().as_secs_f64();
+            let mut metrics = StepMetrics {
+                step: state.step,
+                epoch: step.epoch,
+                loss: sum.mean(),
+                grad_norm: norm,
+                learning_rate: rate,
+                tokens: step.supervised as u64,
+                num_tokens: state.num_tokens,
+                tokens_per_second: step.tokens as f64 / seconds,
+                step_seconds: seconds,
+                peak_memory_bytes: memory_use().map_or(0, |m| m.peak),
+                extra: vec![
+                    ("mean_token_accuracy".into(), sum.accuracy()),
+                    ("entropy".into(), sum.mean_entropy()),
+                ],
+            };
+            let last = state.step == total;
+            if due(self.eval.eval_strategy, self.eval_every(), state.step, epoch_ended || last) {
+                metrics.extra.extend(self.evaluate(&mut state, observer)?.into_iter().flatten());
+            }
+            log.write(&metrics)?;
+            events.write(&metrics)?;
+            observer.stepped(&metrics);
+            let interrupted = observer.interrupted();
+            if interrupted || due(self.run.save_strategy, self.run.save_steps, state.step, epoch_ended) {
+                saved = Some(self.save(&state, &optimizer, observer)?);
+            }
+            if interrupted && !last {
+                let checkpoint = saved.expect("just saved").path;
+                let outcome = Outcome::Interrupted { checkpoint };
+                observer.finished(&outcome);
+                return Ok(outcome);
+            }
+        }
+        drop(steps);
+        let result = self.save_result(&state)?;
+        crate::run::report::write(self.dir.path())?;
+        let outcome = Outcome::Finished { result };
+        observer.finished(&outcome);
+        Ok(outcome)
+    }
+
+    /// Adds the gradient of the step's summed loss to the parameters.
+    fn forward_backward(&self, step: &Step, done: u64) -> Result<LossSum> {
+        let mut sum = LossSum::default();
+        for (i, batch) in step.micro_batches.iter().enumerate() {
+            let stream = |purpose| Stream::new(self.optim.seed, purpose, done).substream(i as u64);
+            let mut ctx = Ctx::training(&Tape::new(), Some(stream(Purpose::Dropout)));
+            if let Some(alpha) = self.optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
+                ctx = ctx.with_embedding_noise(alpha, stream(Purpose::Noise));
+            }
+            let packed = packed(batch);
+            sum += cross_entropy(&self.model, &ctx, &packed, &batch.mask, self.optim.gradient_checkpointing)?;
+        }
+        Ok(sum)
+    }
+
+    fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
+        for (what, value) in [("loss", loss), ("gradient norm", norm)] {
+            if !value.is_finite() {
+                let last = self.dir.checkpoints()?.pop();
+                let hint = last.map_or(String::new(), |c| format!(" (the last checkpoint is {})", c.path.display()));
+                return Err(Error::NotFinite { step, what, value, hint });
+            }
+        }
+        Ok(())
+    }
+
+    fn eval_every(&self) -> u64 {
+        self.eval.eval_steps.unwrap_or(self.run.logging_steps)
+    }
+
+    /// Evaluates, notes the best, and decides on early stopping.
+    fn evaluate(&self, state: &mut TrainerState, observer: &mut dyn Observer) -> Result<Option<Vec<(String, f64)>>> {
+        let Some(sampler) = &self.held_out else { return Ok(None) };
+        let started = Instant::now();
+        let sum = evaluate(&self.model, sampler)?;
+        let found = vec![
+            ("eval_loss".to_string(), sum.mean()),
+            ("eval_mean_token_accuracy".to_string(), sum.accuracy()),
+            ("eval_entropy".to_string(), sum.mean_entropy()),
+            ("eval_runtime".to_string(), started.elapsed().as_secs_f64()),
+        ];
+        observer.evaluated(state.step, &found);
+        let wanted = self.eval.metric_for_best_model.as_deref().unwrap_or("eval_loss");
+        let name = if wanted.starts_with("eval_") { wanted.to_string() } else { format!("eval_{wanted}") };
+        let Some((_, value)) = found.iter().find(|(n, _)| *n == name) else {
+            let problem = "is not a metric of evaluation; use eval_loss, eval_mean_token_accuracy or eval_entropy";
+            return Err(crate::config::ConfigError::Conflict { key: "metric_for_best_model", problem }.into());
+        };
+        let greater = self.eval.greater_is_better.unwrap_or(!name.ends_with("loss"));
+        let gain = state.best.map_or(f64::INFINITY, |best| if greater { value - best } else { best - value });
+        if gain > 0.0 {
+            state.best = Some(*value);
+            state.best_step = Some(state.step);
+        }
+        // As in transformers: patience counts evaluations without a gain over the threshold.
+        if gain > self.eval.early_stopping_threshold {
+            state.bad_evaluations = 0;
+        } else {
+            state.bad_evaluations += 1;
+        }
+        if self.eval.early_stopping_patience.is_some_and(|p| state.bad_evaluations >= p) {
+            observer.note(&format!("stopped early: {} evaluations without a better {name}", state.bad_evaluations));
+            state.stopped_early = true;
+        }
+        Ok(Some(found))
+    }
+
+    fn save(&self, state: &TrainerState, optimizer: &AdamW, observer: &mut dyn Observer) -> Result<Checkpoint> {
+        let checkpoint = self.dir.save_checkpoint(state.step, |dir| {
+            self.save_model(dir)?;
+            state.save(dir, optimizer)
+        })?;
+        observer.saved(&checkpoint.path);
+        if let Some(limit) = self.run.save_total_limit {
+            let best = state.best_step.filter(|_| self.eval.load_best_model_at_end);
+            self.dir.rotate(limit, best)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Writes the adapter, or the whole model, with the tokenizer.
+    fn save_model(&self, dir: &Path) -> Result<()> {
+        match &self.adapter {
+            Some(config) => save_adapter(&self.model, config, dir)?,
+            None => self.model.save(dir)?,
+        }
+        Ok(self.tokenizer.save(dir).map_err(planish_nn::Error::from)?)
+    }
+
+    /// Writes `final/`: the weights as they are, or those of the best checkpoint.
+    fn save_result(&self, state: &TrainerState) -> Result<PathBuf> {
+        let best = match state.best_step.filter(|s| self.eval.load_best_model_at_end && *s != state.step) {
+            Some(step) => self.dir.checkpoints()?.into_iter().find(|c| c.step == step),
+            None => None,
+        };
+        match best {
+            Some(best) => self.dir.save_final(|dir| state::copy_model(&best.path, dir)),
+            None => self.dir.save_final(|dir| self.save_model(dir)),
+        }
+    }
+}
+
+/// Whether something that is done every so often is due after `step`.
+fn due(interval: Interval, every: u64, step: u64, epoch_ended: bool) -> bool {
+    match interval {
+        Interval::No => false,
+        Interval::Steps => step.is_multiple_of(every.max(1)),
+        Interval::Epoch => epoch_ended,
+    }
+}
+
+/// The decoder's view of a batch.
+pub fn packed(batch: &Batch) -> Packed {
+    Packed {
+        ids: batch.ids.as_slice().into(),
+        positions: batch.positions.as_slice().into(),
+        cu_seqlens: batch.cu_seqlens.as_slice().into(),
+    }
+}

@@ -1,0 +1,75 @@
+//! What a checkpoint holds besides the model.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use planish_nn::weights::{WeightsReader, atomic_write, save_safetensors};
+use serde::{Deserialize, Serialize};
+
+use crate::data::Cursor;
+use crate::optim::AdamW;
+use crate::{Error, Result};
+
+const STATE_FILE: &str = "trainer_state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// Where a run stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerState {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Where the data goes on.
+    pub cursor: Cursor,
+    /// Input tokens so far.
+    pub num_tokens: u64,
+    /// Best value of the metric that decides.
+    pub best: Option<f64>,
+    /// The step it was reached at.
+    pub best_step: Option<u64>,
+    /// Evaluations in a row without an improvement.
+    pub bad_evaluations: u64,
+    /// Whether early stopping has ended the run.
+    pub stopped_early: bool,
+}
+
+impl TrainerState {
+    /// Writes the state and that of the optimizer.
+    pub(super) fn save(&self, dir: &Path, optimizer: &AdamW) -> Result<()> {
+        save_safetensors(dir.join(OPTIMIZER_FILE), optimizer.state(), &BTreeMap::new())?;
+        let text = serde_json::to_vec_pretty(self).expect("plain numbers");
+        Ok(atomic_write(dir.join(STATE_FILE), |to| to.write_all(&text))?)
+    }
+
+    /// Reads the state, and that of the optimizer into it.
+    pub(super) fn load(dir: &Path, optimizer: &mut AdamW) -> Result<TrainerState> {
+        let bad = |problem: String| Error::Checkpoint { path: dir.to_path_buf(), problem };
+        let path = dir.join(STATE_FILE);
+        let text = std::fs::read(&path).map_err(|e| bad(format!("{STATE_FILE}: {e}")))?;
+        let state: TrainerState = serde_json::from_slice(&text).map_err(|e| bad(format!("{STATE_FILE}: {e}")))?;
+        let reader = WeightsReader::open(dir.join(OPTIMIZER_FILE))?;
+        optimizer.restore(state.step, |name| {
+            if !reader.contains(name) {
+                return Err(bad(format!("{OPTIMIZER_FILE} has no `{name}`: it is of a run with other trained weights")));
+            }
+            Ok(reader.get(name)?)
+        })?;
+        Ok(state)
+    }
+}
+
+/// Copies a checkpoint's model, without the trainer's state.
+pub(super) fn copy_model(from: &Path, to: &Path) -> Result<()> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::from(planish_nn::Error::Io { path, source })
+    };
+    for entry in std::fs::read_dir(from).map_err(io(from))? {
+        let entry = entry.map_err(io(from))?;
+        let name = entry.file_name();
+        if name != STATE_FILE && name != OPTIMIZER_FILE && entry.path().is_file() {
+            std::fs::copy(entry.path(), to.join(&name)).map_err(io(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
