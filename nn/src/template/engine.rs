@@ -1,0 +1,196 @@
+//! The template engine: minijinja set up as transformers sets up Jinja, within limits.
+
+use std::borrow::Cow;
+use std::io;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use minijinja::formatting::{FormatStyle, format};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Rest, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
+
+use super::error::{Result, TemplateError};
+use super::rewrite::{self, MARKS, PERCENT};
+use super::{clock, methods, python};
+
+/// Steps any template may take. One is an instruction, or 64 bytes of data made; a turn of a large template
+/// takes a few hundred.
+const BASE_STEPS: u64 = 1_000_000;
+/// Steps for each byte of the conversation.
+const STEPS_PER_BYTE: u64 = 16;
+/// Bytes that any template may write, besides eight times the conversation's.
+const BASE_OUTPUT: usize = 8 << 20;
+/// Steps bound the time already; this is for a machine that hardly moves.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Nesting of macros, loops and expressions. Each level takes up to some KB of a stack of 2 MB.
+const RECURSION: usize = 64;
+
+const NAME: &str = "template";
+/// Context variable with the time, in seconds since 1970.
+const NOW: &str = "planish_now";
+
+/// A parsed template.
+pub(super) struct Engine {
+    env: Environment<'static>,
+    pub(super) name: String,
+    pub(super) has_generation: bool,
+}
+
+/// `raise_exception` was called.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+#[derive(Debug, thiserror::Error)]
+enum Limit {
+    #[error("output limit")]
+    Output,
+    #[error("time limit")]
+    Time,
+}
+
+impl Engine {
+    pub(super) fn parse(name: &str, source: &str) -> Result<Self> {
+        let (rewritten, has_generation) = rewrite::rewrite(source);
+        let mut env = environment();
+        env.add_template_owned(NAME, rewritten).map_err(|e| TemplateError::Syntax {
+            name: name.to_owned(),
+            line: e.line().unwrap_or(0),
+            reason: reason(&e),
+        })?;
+        Ok(Engine { env, name: name.to_owned(), has_generation })
+    }
+
+    /// Renders with the variables given, `size` bytes of conversation in them. `marks` are written around
+    /// generation blocks.
+    pub(super) fn render(
+        &self,
+        variables: &[(Cow<'_, str>, Value)],
+        size: usize,
+        now: Option<i64>,
+        marks: [&str; 2],
+    ) -> Result<String> {
+        let steps = BASE_STEPS.saturating_add(STEPS_PER_BYTE.saturating_mul(size as u64));
+        let now = now.unwrap_or_else(|| {
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0))
+        });
+        let own = [(MARKS[0], Value::from(marks[0])), (MARKS[1], Value::from(marks[1])), (NOW, Value::from(now))];
+        let context = Value::from_pairs(variables.iter().map(|(k, v)| (k.as_ref(), v.clone())).chain(own));
+        let limit = BASE_OUTPUT.saturating_add(size.saturating_mul(8));
+        let mut out = Output { bytes: Vec::new(), limit, until: Instant::now() + TIME_LIMIT };
+        // Fuel belongs to the environment, which is cheap to clone beside what a render does.
+        let mut env = self.env.clone();
+        env.set_fuel(Some(steps));
+        let template = env.get_template(NAME).map_err(|e| self.error(&e, steps, limit))?;
+        template.render_captured_to(context, &mut out).map_err(|e| self.error(&e, steps, limit))?;
+        String::from_utf8(out.bytes).map_err(|_| TemplateError::Render {
+            name: self.name.clone(),
+            line: 0,
+            reason: "it writes text that is not UTF-8".to_owned(),
+        })
+    }
+
+    fn error(&self, e: &Error, steps: u64, limit: usize) -> TemplateError {
+        let name = self.name.clone();
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(e);
+        let mut line = e.line().unwrap_or(0);
+        while let Some(cause) = source {
+            if let Some(inner) = cause.downcast_ref::<Error>() {
+                line = inner.line().unwrap_or(line);
+                if inner.kind() == ErrorKind::OutOfFuel {
+                    return TemplateError::Endless { name, steps };
+                }
+            }
+            if let Some(raised) = cause.downcast_ref::<Raised>() {
+                return TemplateError::Raised { name, line, message: raised.0.clone() };
+            }
+            let io = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            match io.and_then(|e| e.downcast_ref::<Limit>()) {
+                Some(Limit::Output) => return TemplateError::TooLong { name, limit },
+                Some(Limit::Time) => return TemplateError::TooSlow { name, seconds: TIME_LIMIT.as_secs() },
+                None => {}
+            }
+            source = cause.source();
+        }
+        TemplateError::Render { name, line, reason: reason(e) }
+    }
+}
+
+/// What an error says, without the engine's file name and line, which are reported apart.
+fn reason(e: &Error) -> String {
+    match e.detail() {
+        Some(detail) => format!("{}: {detail}", e.kind()),
+        None => e.kind().to_string(),
+    }
+}
+
+struct Output {
+    bytes: Vec<u8>,
+    limit: usize,
+    until: Instant,
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            return Err(io::Error::other(Limit::Output));
+        }
+        if Instant::now() > self.until {
+            return Err(io::Error::other(Limit::Time));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        env.set_syntax(syntax);
+    }
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_recursion_limit(RECURSION);
+    env.set_debug(false);
+    env.set_unknown_method_callback(methods::call);
+    env.set_formatter(|out, _, value| match value.as_str() {
+        Some(s) => out.write_str(s).map_err(Error::from),
+        None => out.write_str(&python::to_str(value)?).map_err(Error::from),
+    });
+    env.add_filter("tojson", python::tojson);
+    env.add_filter("string", |value: Value| python::to_str(&value));
+    env.add_filter("trim", |value: Value, chars: Option<String>| -> Result<String, Error> {
+        Ok(methods::strip(&python::to_str(&value)?, chars.as_deref(), true, true).to_owned())
+    });
+    env.add_filter(PERCENT, |pattern: &str, args: Rest<Value>| -> Result<String, Error> {
+        let args: Vec<Value> = args.0.into_iter().map(printable).collect::<Result<_, Error>>()?;
+        format(FormatStyle::Printf, pattern, &args)
+    });
+    // Python can iterate over strings and index them.
+    let iterable = |v: &Value| v.is_undefined() || v.kind() == ValueKind::String || v.try_iter().is_ok();
+    env.add_test("iterable", move |v: Value| iterable(&v));
+    env.add_test("sequence", |v: Value| {
+        matches!(v.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    });
+    env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
+        let message = python::to_str(&message)?;
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
+    env.add_function("strftime_now", |state: &State, format: &str| {
+        let now = state.lookup(NOW).and_then(|v| i64::try_from(v).ok()).unwrap_or(0);
+        clock::strftime(format, now)
+    });
+    env
+}
+
+/// What `%s` prints of values that Python spells in its own way.
+fn printable(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Number | ValueKind::String => Ok(value),
+        _ => Ok(Value::from(python::to_str(&value)?)),
+    }
+}
