@@ -31,7 +31,9 @@ pub enum Error {
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
     /// The tokenizer knows more tokens than the model.
-    #[error("the tokenizer has {tokenizer} tokens, but the model's embedding only {model} rows: they do not belong together")]
+    #[error(
+        "the tokenizer has {tokenizer} tokens, but the model's embedding only {model} rows: they do not belong together"
+    )]
     TokenizerTooLarge {
         /// Largest id + 1.
         tokenizer: usize,

@@ -14,6 +14,8 @@ pub mod gguf;
 pub mod hub;
 pub mod modules;
 pub mod pretrained;
+pub mod template;
+pub mod tokenizer;
 pub mod weights;
 
 pub use context::Ctx;

@@ -27,6 +27,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tokenizer;
 
 pub use batch::Batch;
 pub use columns::{Columns, DatasetType};

@@ -8,7 +8,9 @@ use planish_nn::weights::atomic_write;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::{ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RunSettings, TruncationMode};
+use crate::config::{
+    ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RunSettings, TruncationMode,
+};
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, OnUnsupervised, Packing, Preflight, Sampler,
     SamplerOptions, Truncation, ValidationSplit, preflight,
@@ -59,7 +61,11 @@ pub(super) fn open(
         kind: None,
     };
     let seed = optim.data_seed.unwrap_or(optim.seed);
-    let train = Arc::new(Dataset::open(&specs(&data.dataset, &data.dataset_weights, builtin::instructions())?, &columns, accepted)?);
+    let train = Arc::new(Dataset::open(
+        &specs(&data.dataset, &data.dataset_weights, builtin::instructions())?,
+        &columns,
+        accepted,
+    )?);
     let (view, held) = match &data.eval_dataset[..] {
         [] => {
             let split = (data.validation_split > 0.0).then_some(ValidationSplit::Fraction(data.validation_split));

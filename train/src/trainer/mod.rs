@@ -109,7 +109,8 @@ impl Trainer<'_> {
             let norm = grad_norm(optimizer.params(), scale)?;
             self.check_finite(state.step + 1, sum.mean(), norm)?;
             let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            let rate = learning_rate(o.lr_scheduler_type, &o.lr_scheduler_kwargs, o.learning_rate, state.step, warmup, total);
+            let rate =
+                learning_rate(o.lr_scheduler_type, &o.lr_scheduler_kwargs, o.learning_rate, state.step, warmup, total);
             optimizer.step(Update { learning_rate: rate, grad_scale: scale * clip })?;
 
             let epoch_ended = step.cursor.epoch > state.cursor.epoch;
@@ -128,10 +129,7 @@ impl Trainer<'_> {
                 tokens_per_second: step.tokens as f64 / seconds,
                 step_seconds: seconds,
                 peak_memory_bytes: memory_use().map_or(0, |m| m.peak),
-                extra: vec![
-                    ("mean_token_accuracy".into(), sum.accuracy()),
-                    ("entropy".into(), sum.mean_entropy()),
-                ],
+                extra: vec![("mean_token_accuracy".into(), sum.accuracy()), ("entropy".into(), sum.mean_entropy())],
             };
             let last = state.step == total;
             if due(self.eval.eval_strategy, self.eval_every(), state.step, epoch_ended || last) {

@@ -50,7 +50,9 @@ impl TrainerState {
         let reader = WeightsReader::open(dir.join(OPTIMIZER_FILE))?;
         optimizer.restore(state.step, |name| {
             if !reader.contains(name) {
-                return Err(bad(format!("{OPTIMIZER_FILE} has no `{name}`: it is of a run with other trained weights")));
+                return Err(bad(format!(
+                    "{OPTIMIZER_FILE} has no `{name}`: it is of a run with other trained weights"
+                )));
             }
             Ok(reader.get(name)?)
         })?;
