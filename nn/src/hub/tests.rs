@@ -187,7 +187,8 @@ fn config(cache: &Path, server: &Server) -> HubConfig {
     config.endpoint = server.url.clone();
     config.token = Some("hf_secret".into());
     config.retry_pause = Duration::from_millis(1);
-    config.read_timeout = Duration::from_secs(5);
+    // Generous: tests share a machine with builds.
+    config.read_timeout = Duration::from_secs(60);
     config.proxy = false;
     config
 }
