@@ -121,4 +121,18 @@ pub enum Error {
         /// What it must be.
         expected: &'static str,
     },
+    /// A prompt of no tokens: there is nothing to continue.
+    #[error("prompt {prompt} has no tokens; give it at least a beginning-of-text token")]
+    EmptyPrompt {
+        /// Which of the prompts.
+        prompt: usize,
+    },
+    /// The model computed NaN or infinity where a token should be chosen.
+    #[error("prompt {prompt}: the logits of token {position} are not finite: the weights are damaged or have diverged")]
+    LogitsNotFinite {
+        /// Which of the prompts.
+        prompt: usize,
+        /// Place of the token in the sequence, the prompt included.
+        position: usize,
+    },
 }

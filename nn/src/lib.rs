@@ -10,6 +10,7 @@ mod context;
 pub mod decoder;
 mod error;
 pub mod families;
+pub mod generate;
 pub mod gguf;
 pub mod hub;
 pub mod modules;

@@ -30,6 +30,9 @@ pub enum Error {
     /// The weights cannot be read or written.
     #[error(transparent)]
     Weights(#[from] planish_nn::weights::WeightsError),
+    /// A row cannot be scored.
+    #[error(transparent)]
+    Score(#[from] crate::score::ScoreError),
     /// The loss or the gradient is no number any more.
     #[error("step {step}: the {what} is {value}; lower the learning rate, or look at the data of this step{hint}")]
     NotFinite {
@@ -62,6 +65,7 @@ impl Error {
             Error::Autograd(A::GradientShape { .. } | A::ForeignTape { .. } | A::NoRule { .. })
                 | Error::Tensor(planish_tensor::Error::OutOfMemory { .. })
                 | Error::NotFinite { .. }
+                | Error::Score(crate::score::ScoreError::NotFinite { .. })
         )
     }
 }

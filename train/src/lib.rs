@@ -9,6 +9,7 @@ pub mod models;
 pub mod optim;
 pub mod recipes;
 pub mod run;
+pub mod score;
 pub mod trainer;
 
 pub use error::{Error, Result};

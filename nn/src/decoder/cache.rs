@@ -7,7 +7,8 @@ use crate::config::ModelConfig;
 /// Keys and values of one sequence, (capacity, kv_heads, head_dim) a layer. Grows by doubling.
 ///
 /// In the activations' dtype, so that decoding computes what training does, bit for bit.
-#[derive(Debug)]
+/// A clone shares the memory until one of the two grows.
+#[derive(Debug, Clone)]
 pub struct SequenceCache {
     layers: Vec<(Tensor, Tensor)>,
     len: usize,

@@ -1,0 +1,242 @@
+//! The running batch: sequences enter, are read, are decoded and leave.
+
+use std::collections::BTreeMap;
+
+use planish_tensor::ops::index_select;
+use planish_tensor::ops::lm_head::{LmHead, from_logits};
+use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::{Real, Tensor, dispatch_real};
+use rayon::prelude::*;
+
+use super::{Completion, FinishReason, Generator, SamplingParams, StopMatcher, TextStream, TokenEvent, sampler};
+use crate::decoder::SequenceCache;
+use crate::{Error, Result};
+
+/// One sequence of the batch.
+struct Sequence<'a> {
+    prompt: usize,
+    sample: usize,
+    /// The prompt and what has been generated.
+    ids: Vec<u32>,
+    n_prompt: usize,
+    /// Keys and values of the first of `ids`; none while another sample of the prompt is reading it.
+    cache: Option<SequenceCache>,
+    random: Stream,
+    logprobs: Vec<f64>,
+    text: String,
+    stream: Option<(Box<dyn TextStream + 'a>, StopMatcher)>,
+    finish: Option<FinishReason>,
+}
+
+/// A prompt that has been read, for its samples that have not begun.
+struct Prefix {
+    cache: SequenceCache,
+    /// Logits after its last token, (1, vocabulary).
+    logits: Tensor,
+    /// How many samples have not begun.
+    waiting: usize,
+}
+
+pub(super) struct Batch<'a, 'b, S> {
+    generator: &'b Generator<'a>,
+    prompts: &'b [S],
+    params: &'b SamplingParams,
+    running: Vec<Sequence<'b>>,
+    prefixes: BTreeMap<usize, Prefix>,
+    /// (prompt, sample) of the next to enter.
+    next: (usize, usize),
+    done: Vec<Vec<Option<Completion>>>,
+}
+
+impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
+    pub(super) fn new(generator: &'b Generator<'a>, prompts: &'b [S], params: &'b SamplingParams) -> Self {
+        let done = prompts.iter().map(|_| Vec::new()).collect();
+        Batch { generator, prompts, params, running: vec![], prefixes: BTreeMap::new(), next: (0, 0), done }
+    }
+
+    pub(super) fn run(mut self, on_token: &mut dyn FnMut(&TokenEvent<'_>) -> bool) -> Result<Vec<Vec<Completion>>> {
+        loop {
+            self.admit();
+            if self.running.is_empty() {
+                break;
+            }
+            if let Some((ready, logits)) = self.pass()? {
+                self.choose(&ready, logits, on_token)?;
+            }
+            for (sequence, logits) in self.begin() {
+                self.choose(&[sequence], logits, on_token)?;
+            }
+            self.retire();
+        }
+        Ok(self.done.into_iter().map(|samples| samples.into_iter().flatten().collect()).collect())
+    }
+
+    fn admit(&mut self) {
+        while self.running.len() < self.generator.max_batch && self.next.0 < self.prompts.len() {
+            let (prompt, sample) = self.next;
+            let ids = self.prompts[prompt].as_ref().to_vec();
+            let number = self.generator.first_prompt.wrapping_add(prompt as u64);
+            let random = Stream::new(self.params.seed, Purpose::Sampling, number).substream(sample as u64);
+            self.running.push(Sequence {
+                prompt,
+                sample,
+                n_prompt: ids.len(),
+                ids,
+                cache: (sample == 0).then(|| self.generator.model.cache()),
+                random,
+                logprobs: vec![],
+                text: String::new(),
+                stream: self.generator.text.as_ref().map(|make| (make(), StopMatcher::new(&self.params.stop))),
+                finish: None,
+            });
+            self.done[prompt].push(None);
+            self.next = if sample + 1 < self.params.n { (prompt, sample + 1) } else { (prompt + 1, 0) };
+        }
+    }
+
+    /// One pass through the model: tokens of every sequence as far as the budget goes. Gives the sequences
+    /// that have none left to run, with the logits after their last.
+    fn pass(&mut self) -> Result<Option<(Vec<usize>, Tensor)>> {
+        let generator = self.generator;
+        let mut budget = generator.tokens_per_pass;
+        let (mut tokens, mut caches, mut ready, mut rows, mut total) = (vec![], vec![], vec![], vec![], 0);
+        for (i, sequence) in self.running.iter_mut().enumerate() {
+            let Some(cache) = sequence.cache.as_mut().filter(|_| budget > 0) else { continue };
+            let left = &sequence.ids[cache.len()..];
+            let take = left.len().min(budget);
+            budget -= take;
+            total += take as u32;
+            if take == left.len() {
+                ready.push(i);
+                rows.push(total - 1);
+            }
+            tokens.push(&left[..take]);
+            caches.push(cache);
+        }
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        let hidden = generator.model.decode(&generator.ctx, &tokens, &mut caches)?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let logits = generator.model.logits(&generator.ctx, &index_select::forward(&hidden, &rows)?)?;
+        for (row, &i) in ready.iter().enumerate() {
+            let sequence = &self.running[i];
+            let just_read = sequence.logprobs.is_empty();
+            if let Some(cache) = sequence.cache.as_ref().filter(|_| just_read && self.params.n > 1) {
+                let prefix = Prefix {
+                    cache: cache.clone(),
+                    logits: logits.narrow(0, row, 1)?.copied()?,
+                    waiting: self.params.n - 1,
+                };
+                self.prefixes.insert(sequence.prompt, prefix);
+            }
+        }
+        Ok(Some((ready, logits)))
+    }
+
+    /// Gives the samples that wait for their prompt to be read its keys and values, where it has been, and
+    /// returns these samples with the logits after the prompt.
+    fn begin(&mut self) -> Vec<(usize, Tensor)> {
+        let mut begun = vec![];
+        for (i, sequence) in self.running.iter_mut().enumerate().filter(|(_, s)| s.cache.is_none()) {
+            let Some(prefix) = self.prefixes.get_mut(&sequence.prompt) else { continue };
+            prefix.waiting -= 1;
+            let (cache, logits) = match prefix.waiting {
+                // The last one needs no copy.
+                0 => self.prefixes.remove(&sequence.prompt).map(|p| (p.cache, p.logits)).expect("just found"),
+                _ => (prefix.cache.clone(), prefix.logits.clone()),
+            };
+            sequence.cache = Some(cache);
+            begun.push((i, logits));
+        }
+        begun
+    }
+
+    /// Chooses the next token of the sequences `which` from the rows of `logits`.
+    fn choose(
+        &mut self,
+        which: &[usize],
+        mut logits: Tensor,
+        on_token: &mut dyn FnMut(&TokenEvent<'_>) -> bool,
+    ) -> Result<()> {
+        let sequences: Vec<_> = which.iter().map(|&i| (&self.running[i].ids[..], self.running[i].random)).collect();
+        let chosen = next_tokens(&mut logits, &sequences, self.params)?;
+        for (&i, chosen) in which.iter().zip(chosen) {
+            let sequence = &mut self.running[i];
+            let Some((id, logprob)) = chosen else {
+                return Err(Error::LogitsNotFinite { prompt: sequence.prompt, position: sequence.ids.len() });
+            };
+            sequence.push(id, logprob, self.params, on_token);
+        }
+        Ok(())
+    }
+
+    /// Takes finished sequences out.
+    fn retire(&mut self) {
+        for s in self.running.extract_if(.., |s| s.finish.is_some()) {
+            let finish = s.finish.expect("just seen");
+            let ids = s.ids[s.n_prompt..].to_vec();
+            self.done[s.prompt][s.sample] = Some(Completion { ids, logprobs: s.logprobs, finish, text: s.text });
+        }
+    }
+}
+
+/// The next token of each row's sequence and its log-probability; `None` where the logits are not numbers.
+fn next_tokens(
+    logits: &mut Tensor,
+    sequences: &[(&[u32], Stream)],
+    params: &SamplingParams,
+) -> planish_tensor::Result<Vec<Option<(u32, f64)>>> {
+    let vocabulary = logits.dims()[1];
+    dispatch_real!("generate", logits.dtype(), R => {
+        let rows = logits.as_slice_mut::<R>()?.par_chunks_mut(vocabulary);
+        Ok(rows.zip(sequences).map(|(row, (ids, random))| next_token(row, ids, random, params)).collect())
+    })
+}
+
+fn next_token<R: Real>(logits: &mut [R], ids: &[u32], random: &Stream, params: &SamplingParams) -> Option<(u32, f64)> {
+    let id = sampler::choose(logits, ids, params, random.uniform_f64(ids.len() as u64))?;
+    // The row is capped and scaled already.
+    let (logprob, _) = from_logits(logits, id, &LmHead::default());
+    let logprob = logprob.to_f64();
+    logprob.is_finite().then_some((id, logprob))
+}
+
+impl Sequence<'_> {
+    fn push(
+        &mut self,
+        id: u32,
+        logprob: f64,
+        params: &SamplingParams,
+        on_token: &mut dyn FnMut(&TokenEvent<'_>) -> bool,
+    ) {
+        self.ids.push(id);
+        self.logprobs.push(logprob);
+        let eos = params.eos_token_ids.contains(&id);
+        let full = self.ids.len() - self.n_prompt >= params.max_new_tokens;
+        let mut finish = if eos { Some(FinishReason::Eos) } else { full.then_some(FinishReason::Length) };
+        let start = self.text.len();
+        if let Some((stream, matcher)) = &mut self.stream {
+            let mut pieces = vec![];
+            // The end token has no text of its own.
+            pieces.extend((!eos).then(|| stream.push(id)).flatten());
+            pieces.extend(finish.and_then(|_| stream.finish()));
+            for piece in pieces {
+                let (text, stopped) = matcher.push(&piece);
+                self.text.push_str(&text);
+                if stopped {
+                    finish = Some(FinishReason::Stop);
+                    break;
+                }
+            }
+            if finish.is_some() {
+                self.text.push_str(&matcher.finish());
+            }
+        }
+        let (prompt, sample, text) = (self.prompt, self.sample, &self.text[start..]);
+        let go_on = on_token(&TokenEvent { prompt, sample, id, logprob, text, finish });
+        self.finish = finish.or((!go_on).then_some(FinishReason::Cancelled));
+    }
+}
