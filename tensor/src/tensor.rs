@@ -141,8 +141,9 @@ impl Tensor {
 
     /// Number of elements.
     pub fn numel(&self) -> usize {
-        // Checked when the tensor was made; a broadcast view can exceed its storage but not usize.
-        self.shape.iter().product()
+        // Checked when the tensor was made; a broadcast view can exceed its storage but not usize. With a
+        // size of 0 the others may be anything, so their plain product could overflow.
+        self.shape.checked_numel().unwrap_or(0)
     }
 
     /// Whether the elements lie in row-major order without gaps.

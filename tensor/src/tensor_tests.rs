@@ -43,6 +43,7 @@ fn sizes_are_checked() {
     assert!(matches!(Tensor::zeros([usize::MAX, 2], DType::F32), Err(Error::TooLarge { .. })));
     assert!(matches!(Tensor::zeros([1 << 62, 4], DType::U8), Err(Error::TooLarge { .. })));
     assert_eq!(Tensor::zeros([usize::MAX, 0, 7], DType::F32).unwrap().numel(), 0);
+    assert_eq!(Tensor::zeros([1 << 40, 1 << 40, 0], DType::F32).unwrap().copied().unwrap().numel(), 0);
     assert!(matches!(Tensor::from_vec(vec![1f32; 5], [2, 3]), Err(Error::Length { .. })));
     let x = iota([2, 3]);
     assert!(x.narrow(0, 1, 2).is_err());

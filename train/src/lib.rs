@@ -7,6 +7,7 @@ mod error;
 pub mod losses;
 pub mod models;
 pub mod optim;
+pub mod plan;
 pub mod recipes;
 pub mod run;
 pub mod score;
