@@ -1,2 +1,27 @@
 //! The `planish` program.
-fn main() {}
+//!
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong use or bad input,
+//! 130 interrupted after a saved checkpoint, 1 anything else.
+
+mod args;
+mod commands;
+mod failure;
+mod machine;
+mod output;
+mod settings;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let code = failure::guard(|| {
+        let matches = match args::parse(std::env::args_os()) {
+            Ok(matches) => matches,
+            Err(stop) => return stop.finish(),
+        };
+        match commands::run(&matches) {
+            Ok(code) => code,
+            Err(error) => failure::report(&error),
+        }
+    });
+    ExitCode::from(code)
+}

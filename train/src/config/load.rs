@@ -86,7 +86,7 @@ fn set<C: Recipe>(
         loaded.chosen.insert(key.to_owned());
         return Ok(());
     }
-    if let Some((_, instead)) = NOT_OURS.iter().find(|(name, _)| *name == key) {
+    if let Some(instead) = not_ours(key) {
         return Err(ConfigError::NotOurs { key: written.to_owned(), at: at.clone(), instead });
     }
     let keys = loaded.config.keys();
@@ -108,11 +108,22 @@ pub fn aliases() -> &'static [(&'static str, &'static str)] {
     ALIASES
 }
 
+/// What to do instead of a setting that other programs have and planish has not.
+pub fn not_ours(written: &str) -> Option<&'static str> {
+    let key = canonical(written);
+    NOT_OURS.iter().find(|(name, _)| *name == key).map(|(_, instead)| *instead)
+}
+
 /// The candidate most like `name`, unless none is like it at all.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let likeness = |candidate: &str| {
+        // Jaro-Winkler likes a common start; two swapped letters of a short word it does not see.
+        let one_slip = name.len() > 2 && strsim::damerau_levenshtein(name, candidate) == 1;
+        strsim::jaro_winkler(name, candidate).max(if one_slip { 0.9 } else { 0.0 })
+    };
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .map(|candidate| (likeness(candidate), candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > 0.75)
         .map(|(_, candidate)| candidate.to_owned())

@@ -41,7 +41,7 @@ pub use groups::{
     ArchitectureSettings, DataSettings, DeviceChoice, EvalSettings, Interval, LoraSettings, ModelSettings,
     OptimSettings, PackingStrategy, RunSettings, TruncationMode, WeightDtype,
 };
-pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, resolve, to_yaml};
+pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
 pub use schedule::{Ramp, Schedule, ScheduleArgs};

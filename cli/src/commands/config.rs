@@ -1,0 +1,43 @@
+//! `planish config RECIPE …`: check settings and print them resolved.
+
+use clap::{ArgMatches, Command};
+use planish_train::config::{PretrainConfig, Recipe, SftConfig, to_yaml};
+
+use super::json_flag;
+use crate::failure::DONE;
+use crate::{output, settings};
+
+pub(crate) fn command() -> Command {
+    let recipe = |name, about, with: fn(Command) -> Command| {
+        with(Command::new(name).about(about)).arg(json_flag()).next_line_help(true)
+    };
+    Command::new("config")
+        .about("Check the settings of a training command and print them resolved, as YAML")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(recipe(SftConfig::NAME, "Settings of supervised fine-tuning", settings::with_flags::<SftConfig>))
+        .subcommand(recipe(
+            PretrainConfig::NAME,
+            "Settings of training from nothing",
+            settings::with_flags::<PretrainConfig>,
+        ))
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let (name, matches) = matches.subcommand().expect("clap demands a subcommand");
+    match name {
+        SftConfig::NAME => print::<SftConfig>(matches),
+        _ => print::<PretrainConfig>(matches),
+    }
+}
+
+fn print<C: Recipe>(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let config = settings::load::<C>(matches)?.config;
+    if matches.get_flag("json") {
+        output::json(&config.to_json())?;
+    } else {
+        output::line(to_yaml(&config).trim_end())?;
+    }
+    Ok(DONE)
+}

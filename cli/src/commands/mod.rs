@@ -1,0 +1,45 @@
+//! The commands, one a file. A command is listed here when it works, not before.
+
+mod config;
+mod doctor;
+mod report;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// What a command is: how clap sees it, and what it does. The number is the exit code.
+struct Entry {
+    command: fn() -> Command,
+    run: fn(&ArgMatches) -> anyhow::Result<u8>,
+}
+
+const COMMANDS: &[Entry] = &[
+    Entry { command: config::command, run: config::run },
+    Entry { command: report::command, run: report::run },
+    Entry { command: doctor::command, run: doctor::run },
+];
+
+/// The whole command line.
+pub(crate) fn program() -> Command {
+    Command::new("planish")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Post-training for language models")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommands(COMMANDS.iter().map(|entry| (entry.command)()))
+}
+
+/// Runs the command that was parsed.
+///
+/// # Errors
+/// Whatever ends it.
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let (name, matches) = matches.subcommand().expect("clap demands a subcommand");
+    let entry = COMMANDS.iter().find(|entry| (entry.command)().get_name() == name);
+    (entry.expect("clap knows only the subcommands of the table").run)(matches)
+}
+
+/// `--json`, which everything has that prints for people.
+fn json_flag() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print the result as JSON")
+}
