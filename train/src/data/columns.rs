@@ -240,7 +240,7 @@ mod tests {
         let e = run("messages text", &none, &DatasetType::SFT).unwrap_err().to_string();
         assert!(e.contains("both messages and text"), "{e}");
         let e = run("prompt chosen rejected", &none, &DatasetType::SFT).unwrap_err().to_string();
-        assert!(e.contains("chosen+rejected, which does not fit"), "{e}");
+        assert!(e.contains("rows of type chosen+rejected, which are not read here"), "{e}");
         let e = run("a b", &none, &DatasetType::SFT).unwrap_err().to_string();
         assert!(e.contains("`a`, `b`") && e.contains("prompt+completion | ") && e.contains("--text-column"), "{e}");
     }

@@ -213,7 +213,11 @@ pub enum DataError {
         second: &'static str,
     },
     /// The columns are of a type that this recipe does not take.
-    #[error("{}: the columns {} are {kind}, which does not fit here; accepted: {accepted}", file.display(), list(found))]
+    #[error(
+        "{}: the columns {} make rows of type {kind}, which are not read here; accepted: {accepted}; or name others \
+         with --text-column, --messages-column, or --prompt-column and --completion-column",
+        file.display(), list(found)
+    )]
     WrongType {
         /// The file.
         file: PathBuf,

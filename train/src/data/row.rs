@@ -231,6 +231,11 @@ impl Reader<'_> {
             match (key.as_str(), value) {
                 ("role", v) => role = Some(self.string(format!("{path}.role"), v)?),
                 ("from", v) => role = Some(share_gpt_role(&self.string(format!("{path}.from"), v)?).to_string()),
+                // Templates tell an absent content from an empty one.
+                ("content", Value::Null) => {
+                    content = Some(String::new());
+                    extra.insert(key.clone(), Value::Null);
+                }
                 ("content" | "value", v) => content = Some(self.message_text(format!("{path}.{key}"), v)?),
                 // Parquet and datasets fill fields that a turn does not have with null.
                 (_, Value::Null) => {}

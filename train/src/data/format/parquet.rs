@@ -100,3 +100,75 @@ impl Rows for Parquet {
         Ok(row)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    /// Conversations of two turns and of one, and a number, as `datasets` writes them.
+    fn file(path: &Path) {
+        let schema = "message schema {
+            optional group messages (LIST) { repeated group list { optional group element {
+                optional binary role (UTF8); optional binary content (UTF8);
+            } } }
+            optional int64 id;
+        }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for values in [["user", "assistant", "user"], ["hi", "ho", "é"]] {
+            let mut column = group.next_column().unwrap().unwrap();
+            let bytes = values.map(ByteArray::from);
+            column.typed::<ByteArrayType>().write_batch(&bytes, Some(&[4, 4, 4]), Some(&[0, 1, 0])).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[7], Some(&[1, 0]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn nested_lists_are_read_as_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        file(&path);
+        let rows = Parquet::open(&path).unwrap();
+        assert_eq!(rows.len(), 2);
+        let json = |i| Value::Object(rows.row(i).unwrap().fields).to_string();
+        assert_eq!(
+            json(0),
+            r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"ho"}],"id":7}"#
+        );
+        assert_eq!(json(1), r#"{"messages":[{"role":"user","content":"é"}],"id":null}"#);
+        assert_eq!(rows.row(1).unwrap().at.to_string(), format!("{} row 1", path.display()));
+    }
+
+    #[test]
+    fn no_damage_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        file(&path);
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x5A;
+            std::fs::write(&path, &bad).unwrap();
+            // Some damage goes unseen; what matters is that an error is all that comes of the rest.
+            if let Ok(rows) = Parquet::open(&path) {
+                (0..rows.len()).for_each(|i| drop(rows.row(i)));
+            }
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert!(matches!(Parquet::open(&path), Err(DataError::Parquet { .. })), "cut at {at}");
+        }
+    }
+}

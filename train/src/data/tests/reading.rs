@@ -168,7 +168,7 @@ fn share_gpt_alpaca_and_parts() {
     let data = f.open("b.jsonl", r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": null}, {"role": "assistant", "content": null, "tool_calls": [1]}], "tools": "[{\"x\": 1}]"}"#).unwrap();
     let TypedRow::Messages(m, extras) = data.read(0).unwrap().0 else { panic!() };
     assert_eq!(m[0], ChatMessage::new("user", "ab"));
-    assert_eq!((m[1].content.as_str(), m[1].extra.len()), ("", 1));
+    assert_eq!((m[1].content.as_str(), m[1].extra.len()), ("", 2));
     assert_eq!(extras.tools.unwrap()[0]["x"], 1);
 
     let data = f.open("c.jsonl", r#"{"instruction": "Do", "input": "it", "output": "done"}"#).unwrap();
@@ -246,5 +246,24 @@ fn parquet_damage_is_an_error() {
     for bytes in [&b""[..], b"PAR1", b"PAR1xxxxPAR1", b"PAR1\xff\xff\xff\x7fPAR1"] {
         let e = f.error("a.parquet", bytes);
         assert!(e.starts_with("a.parquet: not a readable parquet file: "), "{e}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_a_reader_panic(
+        pieces in proptest::collection::vec(proptest::sample::select(vec![
+            "{", "}", "[", "]", "\"", "\\", ",", ":", "\n", "\r", " ", "text", "messages", "1", "null", "\u{feff}", "é", "a,b",
+            "{\"text\": \"a\"}", "[{\"text\": \"a\"}", "{\"x\": [{\"text\": \"b\"}]}", "text,id\n",
+        ]), 0..24),
+        raw in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..8),
+        name in proptest::sample::select(vec!["a.json", "a.jsonl", "a.csv", "a.tsv"]),
+    ) {
+        let f = Files::new();
+        for bytes in [pieces.concat().into_bytes(), [pieces.concat().as_bytes(), &raw].concat()] {
+            if let Ok(data) = f.open(name, bytes) {
+                (0..data.len()).for_each(|i| drop(data.read(i)));
+            }
+        }
     }
 }
