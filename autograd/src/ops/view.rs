@@ -1,5 +1,6 @@
 //! Views: no element is computed, gradients go back where the elements came from.
 
+use planish_tensor::ops::reduction::sum_to;
 use planish_tensor::ops::view as kernel;
 
 use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
@@ -8,6 +9,8 @@ use crate::{Result, Var, record1};
 
 const MOVES: Fixture = Fixture::None("it moves elements: gradcheck says all there is to say");
 
+/// Registry entry of broadcast_to.
+pub static BROADCAST_TO: Op = Op { name: "broadcast_to", backward: Backward::Rule, cuda: CUDA_LATER, fixture: MOVES };
 /// Registry entry of narrow.
 pub static NARROW: Op = Op { name: "narrow", backward: Backward::Rule, cuda: CUDA_LATER, fixture: MOVES };
 /// Registry entry of reshape.
@@ -50,6 +53,20 @@ pub fn transpose(x: &Var, a: usize, b: usize) -> Result<Var> {
     record1(&TRANSPOSE, &[x], x.value().transpose(a, b)?, || {
         move |grads: &mut Grads<'_>| {
             let dx = grads.upstream().transpose(a, b)?;
+            grads.add(0, dx)
+        }
+    })
+}
+
+/// Stretched to `shape` by NumPy's rule, without a copy. Backward sums up what was stretched.
+///
+/// # Errors
+/// A shape that x does not stretch to.
+pub fn broadcast_to(x: &Var, shape: &[usize]) -> Result<Var> {
+    record1(&BROADCAST_TO, &[x], x.value().broadcast_to(shape)?, || {
+        let shape = x.dims().to_vec();
+        move |grads: &mut Grads<'_>| {
+            let dx = sum_to(grads.upstream(), &shape)?;
             grads.add(0, dx)
         }
     })

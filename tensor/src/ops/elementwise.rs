@@ -1,6 +1,19 @@
 //! Elementwise arithmetic.
+//!
+//! Two tensors are stretched to a common shape by NumPy's rule (sizes aligned at the last; 1 stretches).
+//! f32 or f64, both of one dtype. Bound by memory.
 
-use crate::{Error, Result, Tensor, dispatch_real, parallel};
+use super::reduction::sum_to;
+use crate::simd::simd_fn;
+use crate::{Element, Error, Real, Result, Tensor, broadcast_shapes, dispatch_real, parallel};
+
+#[derive(Clone, Copy)]
+enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+}
 
 /// a += b, in place, for tensors of one shape and compute dtype.
 ///
@@ -23,14 +36,84 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     })
 }
 
-/// a + b for tensors of one shape and compute dtype.
+fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.dtype() != b.dtype() {
+        return Err(Error::DTypeMismatch { op, expected: a.dtype(), got: b.dtype() });
+    }
+    let shape = broadcast_shapes(op, a.dims(), b.dims())?;
+    let (a, b) = (a.broadcast_to(shape.clone())?.contiguous()?, b.broadcast_to(shape.clone())?.contiguous()?);
+    let mut out = Tensor::zeros(shape, a.dtype())?;
+    dispatch_real!(op, a.dtype(), R => {
+        let (a, b) = (a.as_slice::<R>()?, b.as_slice::<R>()?);
+        parallel::chunks(out.as_slice_mut::<R>()?, 1, |start, out| run(kind, &a[start..], &b[start..], out));
+    });
+    Ok(out)
+}
+
+simd_fn! {
+    fn run<R: Real>(kind: Binary, a: &[R], b: &[R], out: &mut [R]) {
+        let all = out.iter_mut().zip(a).zip(b);
+        match kind {
+            Binary::Add => all.for_each(|((o, &a), &b)| *o = a + b),
+            Binary::Sub => all.for_each(|((o, &a), &b)| *o = a - b),
+            Binary::Mul => all.for_each(|((o, &a), &b)| *o = a * b),
+            Binary::Div => all.for_each(|((o, &a), &b)| *o = a / b),
+        }
+    }
+}
+
+/// a + b.
 ///
 /// # Errors
-/// Shapes or dtypes that differ.
+/// Shapes that do not stretch to each other; dtypes that differ or are neither f32 nor f64.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let mut out = a.copied()?;
-    add_assign(&mut out, b)?;
-    Ok(out)
+    binary("add", Binary::Add, a, b)
+}
+
+/// a - b.
+///
+/// # Errors
+/// As [`add`].
+pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    binary("sub", Binary::Sub, a, b)
+}
+
+/// a · b.
+///
+/// # Errors
+/// As [`add`].
+pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    binary("mul", Binary::Mul, a, b)
+}
+
+/// a / b.
+///
+/// # Errors
+/// As [`add`].
+pub fn div(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    binary("div", Binary::Div, a, b)
+}
+
+/// d(a b)/da · dy, summed to the shape of a: dy · b.
+///
+/// # Errors
+/// As [`add`].
+pub fn mul_backward(dy: &Tensor, b: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    sum_to(&mul(dy, b)?, shape)
+}
+
+/// (da, db) of a / b, each if wanted, summed to its shape: da = dy / b, db = -(dy / b)(a / b).
+///
+/// # Errors
+/// As [`add`].
+pub fn div_backward(dy: &Tensor, a: &Tensor, b: &Tensor, wanted: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+    let quotient = div(dy, b)?;
+    let db = match wanted[1] {
+        true => Some(scale(&sum_to(&mul(&quotient, &div(a, b)?)?, b.dims())?, -1.0)?),
+        false => None,
+    };
+    let da = if wanted[0] { Some(sum_to(&quotient, a.dims())?) } else { None };
+    Ok([da, db])
 }
 
 /// a · factor.
@@ -40,7 +123,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
     let mut out = a.copied()?;
     dispatch_real!("scale", a.dtype(), R => {
-        let factor = <R as crate::Element>::from_f64(factor);
+        let factor = <R as Element>::from_f64(factor);
         parallel::chunks(out.as_slice_mut::<R>()?, 1, |_, a| {
             for a in a {
                 *a *= factor;
@@ -48,4 +131,54 @@ pub fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
         });
     });
     Ok(out)
+}
+
+/// a + number.
+///
+/// # Errors
+/// A dtype other than f32 and f64.
+pub fn add_scalar(a: &Tensor, number: f64) -> Result<Tensor> {
+    let mut out = a.copied()?;
+    dispatch_real!("add_scalar", a.dtype(), R => {
+        let number = <R as Element>::from_f64(number);
+        parallel::chunks(out.as_slice_mut::<R>()?, 1, |_, a| {
+            for a in a {
+                *a += number;
+            }
+        });
+    });
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    fn tensor(data: &[f64], shape: &[usize]) -> Tensor {
+        Tensor::from_slice(data, shape).unwrap()
+    }
+
+    #[test]
+    fn both_sides_stretch() {
+        let (row, column) = (tensor(&[1.0, 2.0, 4.0], &[3]), tensor(&[10.0, 20.0], &[2, 1]));
+        let got = |t: Result<Tensor>| t.unwrap().to_vec::<f64>().unwrap();
+        assert_eq!(got(add(&row, &column)), [11.0, 12.0, 14.0, 21.0, 22.0, 24.0]);
+        assert_eq!(got(sub(&row, &column)), [-9.0, -8.0, -6.0, -19.0, -18.0, -16.0]);
+        assert_eq!(got(mul(&row, &column)), [10.0, 20.0, 40.0, 20.0, 40.0, 80.0]);
+        assert_eq!(got(div(&column, &row)), [10.0, 5.0, 2.5, 20.0, 10.0, 5.0]);
+        assert_eq!(got(add_scalar(&row, 0.5)), [1.5, 2.5, 4.5]);
+        assert_eq!(add(&row, &tensor(&[], &[0, 1])).unwrap().dims(), [0, 3]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let a = tensor(&[1.0, 2.0], &[2]);
+        let error = mul(&a, &tensor(&[1.0, 2.0, 3.0], &[3])).unwrap_err();
+        assert_eq!(error.to_string(), "mul: shapes do not broadcast: [2] does not match [3]");
+        let error = add(&a, &a.to_dtype(DType::F32).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "add: expected dtype float64, got float32");
+        let ints = a.to_dtype(DType::I32).unwrap();
+        assert!(matches!(div(&ints, &ints), Err(Error::UnsupportedDType { op: "div", .. })));
+    }
 }

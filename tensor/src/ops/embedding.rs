@@ -3,7 +3,8 @@
 //! weight: (vocabulary, size) in any float dtype, ids: (tokens), result: (tokens, size) in the compute
 //! dtype of the weight (f64 for f64, else f32).
 
-use crate::{DType, Error, Float, Result, Tensor, dispatch_float, dispatch_real, parallel};
+use super::{check, rows};
+use crate::{DType, Error, Result, Tensor, dispatch_float, dispatch_real};
 
 const OP: &str = "embedding";
 
@@ -12,56 +13,88 @@ const OP: &str = "embedding";
 /// # Errors
 /// [`Error::OutOfRange`] for an id that is not a row; a weight that is not two-dimensional or no float.
 pub fn forward(weight: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    let (rows, size) = check(weight, ids)?;
+    let size = width(weight, ids)?;
     let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let mut out = Tensor::zeros([ids.len(), size], dtype)?;
-    if rows == 0 || size == 0 {
-        return Ok(out);
-    }
     let weight = weight.contiguous()?;
     dispatch_real!(OP, dtype, R => dispatch_float!(OP, weight.dtype(), W => {
-        let table = weight.as_slice::<W>()?;
-        parallel::chunks(out.as_slice_mut::<R>()?, size, |start, rows| {
-            for (row, &id) in rows.chunks_exact_mut(size).zip(&ids[start / size..]) {
-                for (o, x) in row.iter_mut().zip(&table[id as usize * size..]) {
-                    *o = x.widen();
-                }
-            }
-        });
+        rows::take(weight.as_slice::<W>()?, size, ids, out.as_slice_mut::<R>()?);
     }));
     Ok(out)
 }
 
-/// dweight row ids\[t\] += dy row t, token by token in order.
+/// dweight row ids\[t\] += dy row t, for each row of the table in order of t.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn backward_add(dy: &Tensor, ids: &[u32], dweight: &mut Tensor) -> Result<()> {
-    let (_, size) = check(dweight, ids)?;
+    let size = width(dweight, ids)?;
     if dy.dims() != [ids.len(), size] {
         let (lhs, rhs) = (dy.dims().to_vec(), vec![ids.len(), size]);
         return Err(Error::ShapeMismatch { op: OP, what: "gradient against (tokens, size)", lhs, rhs });
     }
     let dy = dy.contiguous()?;
     dispatch_real!(OP, dy.dtype(), R => {
-        let dy = dy.as_slice::<R>()?;
-        let table = dweight.as_slice_mut::<R>()?;
-        for (t, &id) in ids.iter().enumerate() {
-            for (w, &g) in table[id as usize * size..][..size].iter_mut().zip(&dy[t * size..]) {
-                *w += g;
-            }
-        }
+        rows::add(dy.as_slice::<R>()?, size, ids, dweight.as_slice_mut::<R>()?);
     });
     Ok(())
 }
 
-fn check(weight: &Tensor, ids: &[u32]) -> Result<(usize, usize)> {
+fn width(weight: &Tensor, ids: &[u32]) -> Result<usize> {
     if weight.rank() != 2 {
         return Err(Error::Rank { op: OP, expected: 2, shape: weight.dims().to_vec() });
     }
-    let (rows, size) = (weight.dims()[0], weight.dims()[1]);
-    match ids.iter().find(|&&id| id as usize >= rows) {
-        Some(&id) => Err(Error::OutOfRange { op: OP, what: "token id", index: id as i128, len: rows }),
-        None => Ok((rows, size)),
+    check::indices(OP, "token id", ids, weight.dims()[0])?;
+    Ok(weight.dims()[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{random, same_bits_on_any_threads};
+    use super::*;
+    use crate::bf16;
+
+    #[test]
+    fn rows_come_out_widened() {
+        let table = random(&[5, 3], DType::BF16, 0);
+        let y = forward(&table, &[4, 0, 4]).unwrap();
+        assert_eq!(y.dtype(), DType::F32);
+        let want: Vec<f32> = [4, 0, 4]
+            .iter()
+            .flat_map(|&i| table.narrow(0, i, 1).unwrap().to_vec::<bf16>().unwrap())
+            .map(bf16::to_f32)
+            .collect();
+        assert_eq!(y.to_vec::<f32>().unwrap(), want);
+        assert_eq!(forward(&table, &[]).unwrap().dims(), [0, 3]);
+    }
+
+    #[test]
+    fn an_id_outside_the_vocabulary_is_named_with_it() {
+        let error = forward(&random(&[5, 3], DType::F32, 0), &[1, 7]).unwrap_err();
+        assert_eq!(error.to_string(), "embedding: token id 7 is out of range for size 5");
+        let mut dw = Tensor::zeros([5, 3], DType::F32).unwrap();
+        assert!(backward_add(&random(&[1, 3], DType::F32, 0), &[5], &mut dw).is_err());
+        assert!(forward(&random(&[5], DType::F32, 0), &[0]).is_err());
+        assert!(forward(&Tensor::zeros([5, 3], DType::U8).unwrap(), &[0]).is_err());
+    }
+
+    #[test]
+    fn gradients_add_up_in_token_order_on_any_threads() {
+        let ids: Vec<u32> = (0..900u32).map(|i| i * i % 331).collect();
+        let dy = random(&[900, 67], DType::F32, 1);
+        same_bits_on_any_threads(|| {
+            let mut dw = random(&[331, 67], DType::F32, 2);
+            backward_add(&dy, &ids, &mut dw).unwrap();
+            vec![dw]
+        });
+        let mut dw = random(&[331, 67], DType::F32, 2);
+        let mut want = dw.to_vec::<f32>().unwrap();
+        backward_add(&dy, &ids, &mut dw).unwrap();
+        for (t, &id) in ids.iter().enumerate() {
+            for c in 0..67 {
+                want[id as usize * 67 + c] += dy.as_slice::<f32>().unwrap()[t * 67 + c];
+            }
+        }
+        assert_eq!(dw.to_vec::<f32>().unwrap(), want, "the order is that of the tokens");
     }
 }

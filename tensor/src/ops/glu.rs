@@ -5,8 +5,9 @@
 //! # Source
 //! Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202; GELU: arXiv:1606.08415.
 
+use super::check;
 use crate::simd::simd_fn;
-use crate::{Error, Real, Result, Tensor, dispatch_real, parallel};
+use crate::{Real, Result, Tensor, dispatch_real, parallel};
 
 const OP: &str = "glu";
 
@@ -19,6 +20,8 @@ pub enum Act {
     Gelu,
     /// 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))).
     GeluTanh,
+    /// max(x, 0); its slope at 0 is 0, as in PyTorch.
+    Relu,
 }
 
 /// √(2/π)
@@ -40,6 +43,10 @@ impl Act {
                 let pdf = (-(x * x) * c(0.5)).exp() * c(0.5 * SQRT_2_OVER_PI);
                 (x * cdf, cdf + x * pdf)
             }
+            Act::Relu => {
+                // A NaN passes through: it is not under 0.
+                if x <= R::ZERO { (R::ZERO, R::ZERO) } else { (x, R::ONE) }
+            }
             Act::GeluTanh => {
                 let inner = c(SQRT_2_OVER_PI) * (x + c(0.044_715) * x * x * x);
                 let t = inner.tanh();
@@ -51,22 +58,12 @@ impl Act {
     }
 }
 
-fn check(tensors: &[&Tensor]) -> Result<()> {
-    for t in &tensors[1..] {
-        if t.dims() != tensors[0].dims() || t.dtype() != tensors[0].dtype() {
-            let (lhs, rhs) = (tensors[0].dims().to_vec(), t.dims().to_vec());
-            return Err(Error::ShapeMismatch { op: OP, what: "gate against up", lhs, rhs });
-        }
-    }
-    Ok(())
-}
-
 /// y = act(gate) · up.
 ///
 /// # Errors
 /// Shapes or dtypes that differ; a dtype other than f32 and f64.
 pub fn forward(act: Act, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    check(&[gate, up])?;
+    check::same(OP, "up against gate", up, gate)?;
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let mut y = Tensor::zeros(gate.shape(), gate.dtype())?;
     dispatch_real!(OP, gate.dtype(), R => {
@@ -83,6 +80,7 @@ simd_fn! {
             Act::Silu => y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), &u)| *y = Act::Silu.both(g).0 * u),
             Act::Gelu => y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), &u)| *y = Act::Gelu.both(g).0 * u),
             Act::GeluTanh => y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), &u)| *y = Act::GeluTanh.both(g).0 * u),
+            Act::Relu => y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), &u)| *y = Act::Relu.both(g).0 * u),
         }
     }
 }
@@ -92,7 +90,8 @@ simd_fn! {
 /// # Errors
 /// As [`forward`].
 pub fn backward(act: Act, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
-    check(&[gate, up, dy])?;
+    check::same(OP, "up against gate", up, gate)?;
+    check::same(OP, "upstream gradient against gate", dy, gate)?;
     let (dy, gate, up) = (dy.contiguous()?, gate.contiguous()?, up.contiguous()?);
     let (mut dgate, mut dup) = (Tensor::zeros(gate.shape(), gate.dtype())?, Tensor::zeros(gate.shape(), gate.dtype())?);
     dispatch_real!(OP, gate.dtype(), R => {
@@ -121,6 +120,7 @@ simd_fn! {
             Act::Silu => run!(Act::Silu),
             Act::Gelu => run!(Act::Gelu),
             Act::GeluTanh => run!(Act::GeluTanh),
+            Act::Relu => run!(Act::Relu),
         }
     }
 }

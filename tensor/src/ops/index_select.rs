@@ -2,6 +2,7 @@
 //!
 //! x: (rows, …), index: (n), result: (n, …).
 
+use super::{check, rows};
 use crate::{Error, Result, Tensor, dispatch_real};
 
 const OP: &str = "index_select";
@@ -10,10 +11,8 @@ fn width(x: &Tensor, index: &[u32]) -> Result<usize> {
     let Some((&rows, rest)) = x.dims().split_first() else {
         return Err(Error::Rank { op: OP, expected: 1, shape: Vec::new() });
     };
-    match index.iter().find(|&&i| i as usize >= rows) {
-        Some(&i) => Err(Error::OutOfRange { op: OP, what: "row", index: i as i128, len: rows }),
-        None => Ok(rest.iter().product()),
-    }
+    check::indices(OP, "row", index, rows)?;
+    Ok(rest.iter().product())
 }
 
 /// Result row i = x row index\[i\].
@@ -27,12 +26,7 @@ pub fn forward(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     dims[0] = index.len();
     let mut out = Tensor::zeros(dims, x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
-        let data = x.as_slice::<R>()?;
-        if width > 0 {
-            for (row, &i) in out.as_slice_mut::<R>()?.chunks_exact_mut(width).zip(index) {
-                row.copy_from_slice(&data[i as usize * width..][..width]);
-            }
-        }
+        rows::take(x.as_slice::<R>()?, width, index, out.as_slice_mut::<R>()?);
     });
     Ok(out)
 }
@@ -43,19 +37,13 @@ pub fn forward(x: &Tensor, index: &[u32]) -> Result<Tensor> {
 /// As [`forward`].
 pub fn backward_add(dy: &Tensor, index: &[u32], dx: &mut Tensor) -> Result<()> {
     let width = width(dx, index)?;
-    if dy.dims().first() != Some(&index.len()) || dy.numel() != index.len() * width {
-        let (lhs, rhs) = (dy.dims().to_vec(), vec![index.len(), width]);
-        return Err(Error::ShapeMismatch { op: OP, what: "gradient against (n, …)", lhs, rhs });
+    if dy.dims().first() != Some(&index.len()) || dy.dims()[1..] != dx.dims()[1..] {
+        let (lhs, rhs) = (dy.dims().to_vec(), dx.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "gradient (n, …) against x", lhs, rhs });
     }
     let dy = dy.contiguous()?;
     dispatch_real!(OP, dy.dtype(), R => {
-        let dy = dy.as_slice::<R>()?;
-        let dx = dx.as_slice_mut::<R>()?;
-        for (i, &at) in index.iter().enumerate() {
-            for (d, &g) in dx[at as usize * width..][..width].iter_mut().zip(&dy[i * width..]) {
-                *d += g;
-            }
-        }
+        rows::add(dy.as_slice::<R>()?, width, index, dx.as_slice_mut::<R>()?);
     });
     Ok(())
 }

@@ -4,15 +4,27 @@
 //! returns fresh gradients (`=`) unless its name ends in `_add`, which adds into a buffer (`+=`).
 //! `x: (tokens, hidden)` means that all dimensions but the last are flattened.
 
+pub mod activation;
 pub mod attention;
+mod check;
+pub mod concat;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod gather;
 pub mod glu;
 pub mod index_select;
+pub mod layer_norm;
 pub mod linear;
 pub mod lm_head;
 pub mod lora_linear;
+pub mod reduction;
 pub mod rms_norm;
 pub mod rope;
+mod rows;
+pub mod scatter_add;
+pub mod softmax;
+#[cfg(test)]
+mod testing;
+pub mod unary;
 pub mod view;

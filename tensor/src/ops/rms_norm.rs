@@ -116,3 +116,68 @@ simd_fn! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, bits, random, same_bits_on_any_threads, values};
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn every_weight_dtype_is_widened() {
+        let x = random(&[5, 37], DType::F32, 0);
+        for dtype in [DType::BF16, DType::F16, DType::F64] {
+            let w = random(&[37], dtype, 1);
+            let (y, _) = forward(&x, &w, 1e-6, 1.0).unwrap();
+            let (want, _) = forward(&x, &w.to_dtype(DType::F32).unwrap(), 1e-6, 1.0).unwrap();
+            assert_eq!(bits(&y), bits(&want));
+        }
+    }
+
+    #[test]
+    fn single_precision_is_close_to_double() {
+        let (x, w) = (random(&[9, 131], DType::F32, 2), random(&[131], DType::F32, 3));
+        let dy = random(&[9, 131], DType::F32, 4);
+        let all = |dtype| {
+            let (x, w, dy) = (x.to_dtype(dtype).unwrap(), w.to_dtype(dtype).unwrap(), dy.to_dtype(dtype).unwrap());
+            let (y, r) = forward(&x, &w, 1e-5, 0.0).unwrap();
+            let mut dw = Tensor::zeros(131, dtype).unwrap();
+            let dx = backward(&dy, &x, &w, &r, 0.0, Some(&mut dw)).unwrap();
+            [y, dx, dw].map(|t| values(&t))
+        };
+        for (single, double) in all(DType::F32).iter().zip(all(DType::F64)) {
+            // A handful of roundings of 6e-8 an element and sums of 131 terms of size about 1.
+            assert_close(single, &double, 2e-6);
+        }
+    }
+
+    #[test]
+    fn bits_depend_neither_on_threads_nor_on_other_rows() {
+        let (x, w, dy) =
+            (random(&[301, 67], DType::F32, 5), random(&[67], DType::BF16, 6), random(&[301, 67], DType::F32, 7));
+        same_bits_on_any_threads(|| {
+            let (y, r) = forward(&x, &w, 1e-6, 0.0).unwrap();
+            let mut dw = Tensor::zeros(67, DType::F32).unwrap();
+            let dx = backward(&dy, &x, &w, &r, 0.0, Some(&mut dw)).unwrap();
+            vec![y, r, dx, dw]
+        });
+        let (y, _) = forward(&x, &w, 1e-6, 0.0).unwrap();
+        let (alone, _) = forward(&x.narrow(0, 200, 1).unwrap(), &w, 1e-6, 0.0).unwrap();
+        assert_eq!(bits(&alone), bits(&y.narrow(0, 200, 1).unwrap()));
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        let (x, w) = (random(&[2, 3], DType::F32, 8), random(&[3], DType::F32, 9));
+        let bad = [
+            forward(&x, &random(&[4], DType::F32, 9), 1e-6, 0.0),
+            forward(&x, &w, f64::NAN, 0.0),
+            forward(&x, &w, -1.0, 0.0),
+            forward(&x.to_dtype(DType::BF16).unwrap(), &w, 1e-6, 0.0),
+            forward(&Tensor::scalar(1.0f32).unwrap(), &w, 1e-6, 0.0),
+        ];
+        for result in bad {
+            assert!(result.unwrap_err().to_string().starts_with("rms_norm: "));
+        }
+    }
+}

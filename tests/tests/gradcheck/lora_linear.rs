@@ -1,0 +1,31 @@
+use planish_autograd::Var;
+use planish_autograd::ops::lora_linear::{Lora, lora_linear};
+use planish_tensor::rng::{Purpose, Stream};
+use proptest::prelude::*;
+
+use crate::support::*;
+
+pub(crate) const COVERS: &[&str] = &["lora_linear"];
+
+proptest! {
+    #![proptest_config(config())]
+    #[test]
+    fn gradients(
+        lead in proptest::collection::vec(size(), 0..=2),
+        (input, output, r) in (size(), size(), size()),
+        (bias, dropout) in any::<(bool, bool)>(),
+        scale in -2.0f64..2.0,
+        seed: u64,
+        layouts in (layout(), layout()),
+    ) {
+        let weight = Var::constant(random(&[output, input], seed ^ 3, layouts.1));
+        let bias = bias.then(|| Var::constant(random(&[output], seed ^ 4, layouts.0)));
+        let lora = Lora { scale, dropout: dropout.then(|| (0.4, Stream::new(seed, Purpose::Dropout, 0))) };
+        let inputs = [
+            random(&[lead, vec![input]].concat(), seed, layouts.0),
+            random(&[r, input], seed ^ 1, layouts.1),
+            random(&[output, r], seed ^ 2, layouts.1),
+        ];
+        check(|v| lora_linear(&v[0], &weight, bias.as_ref(), &v[1], &v[2], &lora), &inputs, seed)?;
+    }
+}
