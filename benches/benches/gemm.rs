@@ -8,8 +8,12 @@ use planish_tensor::ops::linear;
 use planish_tensor::{DType, Result, Tensor};
 
 /// Name, rows of the weight, columns of the weight.
-const WEIGHTS: [(&str, usize, usize); 4] =
-    [("q_proj", HIDDEN, HIDDEN), ("k_proj", KV_HEADS * HEAD, HIDDEN), ("up_proj", MLP, HIDDEN), ("down_proj", HIDDEN, MLP)];
+const WEIGHTS: [(&str, usize, usize); 4] = [
+    ("q_proj", HIDDEN, HIDDEN),
+    ("k_proj", KV_HEADS * HEAD, HIDDEN),
+    ("up_proj", MLP, HIDDEN),
+    ("down_proj", HIDDEN, MLP),
+];
 
 /// A step of decoding, a short micro-batch, a long one.
 const TOKENS: [usize; 3] = [1, 256, 2048];

@@ -168,27 +168,6 @@ fn read(op: &str) -> (BTreeMap<String, Tensor>, Value) {
     (tensors.collect(), params)
 }
 
-/// f64 inputs that several cases have in common, bit for bit.
-///
-/// The generator differentiates such a tensor in every one of these cases without clearing its gradient in
-/// between, so what the files hold as each case's gradient is the sum over them: it cannot be compared with
-/// the gradient of one. The values can, and gradcheck covers the rules.
-fn shared_inputs() -> BTreeSet<Vec<u64>> {
-    let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
-    for (op, _) in TABLE {
-        for (name, t) in read(op).0 {
-            if name.contains("/input.") && t.dtype() == DType::F64 && !seen.insert(bits(&t)) {
-                shared.insert(bits(&t));
-            }
-        }
-    }
-    shared
-}
-
-fn bits(t: &Tensor) -> Vec<u64> {
-    f64s(t).into_iter().map(f64::to_bits).collect()
-}
-
 fn f64s(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().to_vec().unwrap()
 }
@@ -205,7 +184,6 @@ fn compare(what: &str, got: &Tensor, want: &Tensor, tol: f64) {
 /// Runs every case of `op`; in f64, or in the dtypes of the file where these are narrower.
 fn check(op: &str, tol: f64, in_f64: bool) -> usize {
     let (tensors, params) = read(op);
-    let shared = shared_inputs();
     let mut checked = 0;
     for (name, params) in params.as_object().unwrap() {
         if SKIPPED.iter().any(|(o, n, _)| (*o, *n) == (op, name.as_str())) {
@@ -245,9 +223,6 @@ fn check(op: &str, tol: f64, in_f64: bool) -> usize {
         assert_eq!(seeds.len(), upstream.len(), "{op}/{name}: every upstream gradient is used");
         let found = tape.backward_from(seeds).unwrap();
         for (k, want) in &gradients {
-            if shared.contains(&bits(case.var(k).value())) {
-                continue;
-            }
             match found.get(case.var(k)) {
                 Some(got) => compare(&format!("{op}/{name} gradient of {k}"), got, want, tol),
                 // Frozen, or a table that the op takes as it is.
