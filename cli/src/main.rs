@@ -7,8 +7,10 @@ mod args;
 mod commands;
 mod failure;
 mod machine;
+mod model_args;
 mod output;
 mod settings;
+mod terminal;
 
 use std::process::ExitCode;
 

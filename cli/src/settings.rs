@@ -79,15 +79,30 @@ fn help(key: &Key) -> String {
 /// [`ConfigError`].
 pub(crate) fn load<C: Recipe>(matches: &ArgMatches) -> Result<Loaded<C>, ConfigError> {
     let file = matches.get_one::<PathBuf>("config");
-    let flags: Vec<Flag> = C::default()
-        .keys()
-        .into_iter()
-        .filter_map(|key| {
-            let values = matches.get_many::<String>(key.name)?;
-            Some((key.name.to_owned(), values.cloned().collect()))
-        })
-        .collect();
-    resolve(file.map(PathBuf::as_path), &flags)
+    resolve(file.map(PathBuf::as_path), &given::<C>(matches))
+}
+
+/// The settings given as flags.
+fn given<C: Recipe>(matches: &ArgMatches) -> Vec<Flag> {
+    let keys = C::default().keys().into_iter();
+    keys.filter_map(|key| {
+        let values = matches.get_many::<String>(key.name)?;
+        Some((key.name.to_owned(), values.cloned().collect()))
+    })
+    .collect()
+}
+
+/// As [`load`] for commands that look but do not train: `output_dir` need not be given.
+///
+/// # Errors
+/// [`ConfigError`].
+pub(crate) fn load_without_run<C: Recipe>(matches: &ArgMatches) -> Result<C, ConfigError> {
+    let file = matches.get_one::<PathBuf>("config");
+    let mut flags = given::<C>(matches);
+    if !flags.iter().any(|(name, _)| name == "output_dir") {
+        flags.push(("output_dir".to_owned(), vec!["unused".to_owned()]));
+    }
+    Ok(resolve(file.map(PathBuf::as_path), &flags)?.config)
 }
 
 #[cfg(test)]

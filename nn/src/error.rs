@@ -27,6 +27,9 @@ pub enum Error {
     /// The tokenizer is missing or wrong.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// The chat template, or a conversation it refuses.
+    #[error(transparent)]
+    Template(#[from] crate::template::TemplateError),
     /// The hub.
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),

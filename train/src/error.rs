@@ -45,6 +45,23 @@ pub enum Error {
         /// Where to go on from, as a clause.
         hint: String,
     },
+    /// The run would need more memory than there is.
+    #[error(
+        "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest micro-batch), but the system can give {} MiB; {advice}",
+        needed >> 20, activations >> 20, available >> 20
+    )]
+    DoesNotFit {
+        /// Predicted peak, bytes.
+        needed: u64,
+        /// Part of it that goes by the micro-batch, bytes.
+        activations: u64,
+        /// Tokens of the largest micro-batch.
+        tokens: u64,
+        /// What the system can give, bytes.
+        available: u64,
+        /// What to change.
+        advice: &'static str,
+    },
     /// A checkpoint that does not fit the run.
     #[error("{}: {problem}", .path.display())]
     Checkpoint {

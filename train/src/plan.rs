@@ -6,10 +6,11 @@
 //! layer at a time the rest.
 
 use planish_nn::decoder::Model;
-use planish_tensor::DType;
+use planish_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Lengths, Packing, Sampler};
+use crate::{Error, Result};
 
 /// Memory of a run, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,83 @@ impl MemoryPlan {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.program + self.weights + self.gradients + self.optimizer + self.activations
+    }
+}
+
+/// What a run would take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Optimizer steps in all.
+    pub total_steps: u64,
+    /// Optimizer steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Mean input tokens of a step.
+    pub tokens_per_step: f64,
+    /// Peak memory.
+    pub memory: MemoryPlan,
+    /// Floating-point operations of a step.
+    pub operations_per_step: f64,
+    /// Rate of this machine's matrix product at the model's shapes, 10⁹ operations a second, measured.
+    pub gflops: f64,
+    /// Seconds of the whole run, evaluations apart.
+    pub seconds: f64,
+}
+
+/// Share of the matrix product's rate that a whole step reaches: what is left goes to attention's softmax,
+/// norms, packing of panels and the optimizer. Measured on the 135M model (see the benchmarks page).
+pub const STEP_EFFICIENCY: f64 = 0.6;
+
+/// Rate of the matrix product (tokens, hidden) x (hidden, intermediate), 10⁹ operations a second, over
+/// about 0.2 s.
+///
+/// # Errors
+/// Out of memory.
+pub fn measure_gflops(hidden: usize, intermediate: usize) -> planish_tensor::Result<f64> {
+    const TOKENS: usize = 512;
+    let (x, w) = (Tensor::full(0.5f32, [TOKENS, hidden])?, Tensor::full(0.5f32, [intermediate, hidden])?);
+    let run = || planish_tensor::ops::linear::forward(&x, &w, None);
+    run()?;
+    let (started, mut products) = (std::time::Instant::now(), 0);
+    while started.elapsed().as_secs_f64() < 0.2 {
+        run()?;
+        products += 1;
+    }
+    let operations = 2.0 * (TOKENS * hidden * intermediate * products) as f64;
+    Ok(operations / started.elapsed().as_secs_f64() / 1e9)
+}
+
+/// Memory that the system can still give, bytes; `None` where it does not say.
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Refuses a run that will not fit, before its first step.
+///
+/// # Errors
+/// [`Error::DoesNotFit`] with the numbers and what to change.
+pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recompute: bool) -> Result<()> {
+    // What the process holds already (the weights) is not asked for again.
+    let needed = plan.total().saturating_sub(in_use);
+    match available {
+        Some(available) if needed > available => {
+            let advice = if !recompute {
+                "set gradient_checkpointing to true"
+            } else if plan.activations > plan.optimizer + plan.gradients {
+                "lower per_device_train_batch_size (and raise gradient_accumulation_steps), or max_length"
+            } else {
+                "train a LoRA adapter (use_peft) instead of all weights, or set dtype to bfloat16"
+            };
+            Err(Error::DoesNotFit {
+                needed: plan.total(),
+                activations: plan.activations,
+                tokens: plan.tokens,
+                available,
+                advice,
+            })
+        }
+        _ => Ok(()),
     }
 }
 

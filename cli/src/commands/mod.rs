@@ -1,8 +1,18 @@
 //! The commands, one a file. A command is listed here when it works, not before.
 
+mod chat;
 mod config;
+mod data;
 mod doctor;
+mod generate;
+mod merge;
+mod plan;
+mod pretrain;
+mod quickstart;
 mod report;
+mod sampling;
+mod score;
+mod sft;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -13,6 +23,15 @@ struct Entry {
 }
 
 const COMMANDS: &[Entry] = &[
+    Entry { command: quickstart::command, run: quickstart::run },
+    Entry { command: sft::command, run: sft::run },
+    Entry { command: pretrain::command, run: pretrain::run },
+    Entry { command: generate::command, run: generate::run },
+    Entry { command: chat::command, run: chat::run },
+    Entry { command: score::command, run: score::run },
+    Entry { command: merge::command, run: merge::run },
+    Entry { command: plan::command, run: plan::run },
+    Entry { command: data::command, run: data::run },
     Entry { command: config::command, run: config::run },
     Entry { command: report::command, run: report::run },
     Entry { command: doctor::command, run: doctor::run },

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use planish_nn::decoder::Model;
 use planish_nn::tokenizer::Tokenizer;
 use planish_nn::weights::atomic_write;
 
@@ -12,11 +13,12 @@ use crate::config::{
     ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RunSettings, TruncationMode,
 };
 use crate::data::{
-    Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, OnUnsupervised, Packing, Preflight, Sampler,
-    SamplerOptions, Truncation, ValidationSplit, preflight,
+    Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
+    Sampler, SamplerOptions, Truncation, ValidationSplit, preflight,
 };
 use crate::models::BUILTIN;
-use crate::run::{Checkpoint, Observer, RunDir};
+use crate::plan::{self, MemoryPlan};
+use crate::run::{Checkpoint, Observer, RunDir, memory_use};
 
 /// Rows that the preflight report looks at before it turns to a sample.
 const PREFLIGHT_ROWS: u64 = 20_000;
@@ -26,7 +28,19 @@ pub(super) struct Inputs {
     pub(super) sampler: Arc<Sampler>,
     pub(super) held_out: Option<Arc<Sampler>>,
     pub(super) report: Preflight,
+    pub(super) lengths: Lengths,
     pub(super) steps_per_epoch: u64,
+}
+
+impl Inputs {
+    /// Memory of training `model` on them.
+    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> MemoryPlan {
+        let longest = self.lengths.max as u64;
+        let epochs = (optim.num_train_epochs.ceil() as u64).clamp(1, 3);
+        let tokens = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, epochs);
+        let supervised = (tokens as f64 * self.report.supervised_share) as u64;
+        plan::memory(model, tokens, supervised, optim.gradient_checkpointing)
+    }
 }
 
 /// Opens the data and looks it over.
@@ -100,7 +114,7 @@ pub(super) fn open(
     let sampler = Arc::new(Sampler::new(view, encoder, options)?);
     let (report, lengths) = preflight(&sampler, PREFLIGHT_ROWS)?;
     let steps_per_epoch = sampler.steps_in_epoch(&lengths, 0);
-    Ok(Inputs { sampler, held_out, report, steps_per_epoch })
+    Ok(Inputs { sampler, held_out, report, lengths, steps_per_epoch })
 }
 
 /// How the settings ask for packing.
@@ -136,6 +150,12 @@ fn as_file(rows: &str) -> Result<PathBuf> {
         atomic_write(&path, |to| to.write_all(rows.as_bytes()))?;
     }
     Ok(path)
+}
+
+/// Refuses a run that will not fit into memory (law 7).
+pub(super) fn check_memory(inputs: &Inputs, model: &Model, optim: &OptimSettings) -> Result<()> {
+    let in_use = memory_use().map_or(0, |m| m.current);
+    plan::check_fits(&inputs.memory(model, optim), in_use, plan::available_memory(), optim.gradient_checkpointing)
 }
 
 /// Makes or reopens the run directory, and finds the checkpoint to go on from.

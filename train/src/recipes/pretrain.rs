@@ -53,6 +53,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         ACCEPTED,
         inputs::packing(&config.data),
     )?;
+    inputs::check_memory(&inputs, &model, &config.optim)?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     dir.write_config(config)?;
     inputs::tell(&inputs.report, &dir, observer)?;

@@ -11,8 +11,9 @@ use planish_nn::decoder::Model;
 use super::inputs;
 use crate::Result;
 use crate::config::{LoraSettings, SftConfig};
-use crate::data::DatasetType;
+use crate::data::{DatasetType, Preflight};
 use crate::models::{self, Opened};
+use crate::plan::{self, Forecast};
 use crate::run::{Checkpoint, Observer, Outcome};
 use crate::trainer::Trainer;
 
@@ -36,15 +37,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     inputs::check_device(&config.run)?;
     let opened = models::open(&config.model.model, &config.model.model_revision, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
-    let inputs = inputs::open(
-        &config.data,
-        &config.optim,
-        config.eval.per_device_eval_batch_size,
-        &tokenizer,
-        opened.pretrained.config.vocab_size,
-        ACCEPTED,
-        inputs::packing(&config.data),
-    )?;
+    let inputs = read(config, &opened)?;
     // What can be refused is refused before anything is written.
     let resume = match &config.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
@@ -52,6 +45,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     };
     let (model, adapter) = build(config, &opened, resume.as_ref())?;
     drop(opened);
+    inputs::check_memory(&inputs, &model, &config.optim)?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     dir.write_config(config)?;
     inputs::tell(&inputs.report, &dir, observer)?;
@@ -68,6 +62,51 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
         dir,
     }
     .train(resume.as_ref(), observer)
+}
+
+fn read(config: &SftConfig, opened: &Opened) -> Result<inputs::Inputs> {
+    inputs::open(
+        &config.data,
+        &config.optim,
+        config.eval.per_device_eval_batch_size,
+        &opened.tokenizer,
+        opened.pretrained.config.vocab_size,
+        ACCEPTED,
+        inputs::packing(&config.data),
+    )
+}
+
+/// The report on the data that a run with these settings begins with.
+///
+/// # Errors
+/// As [`run`], as far as the model's files and the data are concerned.
+pub fn preview(config: &SftConfig) -> Result<Preflight> {
+    let opened = models::open(&config.model.model, &config.model.model_revision, &mut |_| {})?;
+    Ok(read(config, &opened)?.report)
+}
+
+/// Steps, memory and time of a run with these settings.
+///
+/// # Errors
+/// As [`run`], but for the run directory, which is not touched.
+pub fn plan(config: &SftConfig) -> Result<Forecast> {
+    let opened = models::open(&config.model.model, &config.model.model_revision, &mut |_| {})?;
+    let inputs = read(config, &opened)?;
+    let (model, _) = build(config, &opened, None)?;
+    let o = &config.optim;
+    let memory = inputs.memory(&model, o);
+    let total_steps = crate::trainer::total_steps(o, inputs.steps_per_epoch);
+    let report = &inputs.report;
+    let mean = report.tokens as f64 / report.examples.max(1) as f64;
+    let examples = report.epoch_len as f64 * inputs.lengths.kept;
+    let tokens_per_step = examples * mean / inputs.steps_per_epoch.max(1) as f64;
+    let supervised = tokens_per_step * report.supervised_share;
+    let operations_per_step =
+        plan::operations(&model, tokens_per_step as u64, supervised as u64, mean, o.gradient_checkpointing);
+    let gflops = plan::measure_gflops(model.config.hidden_size, model.config.intermediate_size)?;
+    let seconds = total_steps as f64 * operations_per_step / (gflops * 1e9 * plan::STEP_EFFICIENCY);
+    let steps_per_epoch = inputs.steps_per_epoch;
+    Ok(Forecast { total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, gflops, seconds })
 }
 
 /// The model, with a fresh adapter, a given one, or that of the checkpoint.

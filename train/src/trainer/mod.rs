@@ -59,10 +59,7 @@ pub struct Trainer<'a> {
 impl Trainer<'_> {
     /// Optimizer steps in all.
     pub fn total_steps(&self) -> u64 {
-        match u64::try_from(self.optim.max_steps) {
-            Ok(steps) if steps > 0 => steps,
-            _ => ((self.optim.num_train_epochs * self.steps_per_epoch as f64).ceil() as u64).max(1),
-        }
+        total_steps(self.optim, self.steps_per_epoch)
     }
 
     /// Trains from `resume`, or from the start, to the end.
@@ -256,6 +253,14 @@ impl Trainer<'_> {
             Some(best) => self.dir.save_final(|dir| state::copy_model(&best.path, dir)),
             None => self.dir.save_final(|dir| self.save_model(dir)),
         }
+    }
+}
+
+/// Optimizer steps of a run.
+pub fn total_steps(optim: &OptimSettings, steps_per_epoch: u64) -> u64 {
+    match u64::try_from(optim.max_steps) {
+        Ok(steps) if steps > 0 => steps,
+        _ => ((optim.num_train_epochs * steps_per_epoch as f64).ceil() as u64).max(1),
     }
 }
 

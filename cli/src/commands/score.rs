@@ -1,0 +1,84 @@
+//! `planish score`: log-probabilities of the supervised tokens of a data set.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use planish_nn::weights::atomic_write;
+use planish_train::data::{Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, OnUnsupervised};
+use planish_train::score::{ScoreRow, Scorer};
+use serde_json::json;
+
+use super::json_flag;
+use crate::failure::DONE;
+use crate::{model_args, output};
+
+pub(crate) fn command() -> Command {
+    let dataset = Arg::new("dataset").long("dataset").required(true).action(ArgAction::Append).value_name("FILE");
+    let written = Arg::new("output").long("output").short('o').required(true).value_name("FILE");
+    model_args::with_flags(Command::new("score").about("Write the log-probability of every supervised token"))
+        .arg(dataset.help("Examples, as for sft; may be repeated"))
+        .arg(written.value_parser(value_parser!(PathBuf)).help("A JSON line an example is written here"))
+        .arg(
+            Arg::new("assistant-only-loss")
+                .long("assistant-only-loss")
+                .action(ArgAction::SetTrue)
+                .help("Score the assistant's turns only"),
+        )
+        .arg(json_flag())
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let (model, tokenizer) = model_args::open(matches)?;
+    let specs: Vec<DatasetSpec> = matches
+        .get_many::<String>("dataset")
+        .into_iter()
+        .flatten()
+        .map(|s| DatasetSpec::parse(s))
+        .collect::<Result<_, _>>()?;
+    let data = Dataset::open(&specs, &Columns::default(), &DatasetType::SFT)?;
+    let options = EncodeOptions {
+        max_length: None,
+        assistant_only_loss: matches.get_flag("assistant-only-loss"),
+        on_unsupervised: OnUnsupervised::Error,
+        vocab_size: Some(model.config.vocab_size),
+        ..EncodeOptions::default()
+    };
+    let encoder = Encoder::new(Arc::new(tokenizer), options)?;
+    let rows = (0..data.len()).map(|i| -> anyhow::Result<ScoreRow> {
+        let (row, source) = data.read(i)?;
+        let encoded = encoder.encode(&row, source)?;
+        encoded.example.map(ScoreRow::from).map_err(|why| anyhow::anyhow!("row {i} was dropped: {why:?}"))
+    });
+    let path = matches.get_one::<PathBuf>("output").expect("required");
+    let (mut sum, mut tokens, mut lines, mut failed) = (0.0, 0, 0, None);
+    let written = atomic_write(path, |to| {
+        for line in Scorer::new(&model).score(rows) {
+            match line {
+                Ok(line) => {
+                    sum += line.sum;
+                    tokens += line.logprobs.len();
+                    lines += 1;
+                    serde_json::to_writer(&mut *to, &line)?;
+                    to.write_all(b"\n")?;
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(std::io::ErrorKind::InvalidInput.into());
+                }
+            }
+        }
+        Ok(())
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    written?;
+    let mean = sum / tokens as f64;
+    if matches.get_flag("json") {
+        output::json(&json!({ "examples": lines, "tokens": tokens, "sum": sum, "mean": mean, "output": path }))?;
+    } else {
+        output::line(format_args!("{lines} examples, {tokens} tokens, mean log-probability {mean:.6} nats"))?;
+    }
+    Ok(DONE)
+}

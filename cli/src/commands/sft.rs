@@ -1,0 +1,29 @@
+//! `planish sft`: supervised fine-tuning.
+
+use clap::{ArgMatches, Command};
+use planish_train::config::{Recipe, SftConfig};
+use planish_train::recipes::sft;
+
+use super::json_flag;
+use crate::terminal::{Terminal, catch_interrupts, conclude};
+use crate::{model_args, output, settings};
+
+pub(crate) fn command() -> Command {
+    let command = Command::new(SftConfig::NAME).about("Fine-tune a model, or train a LoRA adapter, on examples");
+    settings::with_flags::<SftConfig>(command).arg(json_flag()).next_line_help(true)
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let loaded = settings::load::<SftConfig>(matches)?;
+    let config = loaded.config;
+    if !config.lora.use_peft && config.model.adapter.is_none() {
+        if let Some(key) = loaded.chosen.iter().find(|k| k.starts_with("lora_")) {
+            output::note(format_args!("note: `{key}` has no effect without --use-peft: all weights are trained"));
+        }
+    }
+    model_args::set_threads(config.run.threads)?;
+    catch_interrupts()?;
+    let mut seen = Terminal::new(config.run.logging_steps);
+    let outcome = sft::run(&config, &mut seen)?;
+    conclude(&outcome, &seen, matches.get_flag("json"))
+}

@@ -1,0 +1,74 @@
+//! Flags that every command on a finished model has, and opening it.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use planish_nn::adapters::load_adapter;
+use planish_nn::decoder::Model;
+use planish_nn::tokenizer::Tokenizer;
+use planish_train::config::WeightDtype;
+use planish_train::models;
+
+use crate::failure::UsageError;
+
+/// Adds `--model`, `--model-revision`, `--adapter`, `--dtype` and `--threads`.
+pub(crate) fn with_flags(command: Command) -> Command {
+    let text = |name: &'static str| Arg::new(name).long(name);
+    command
+        .arg(text("model").required(true).value_name("MODEL").help("A directory, a .gguf file, a hub id, or `builtin`"))
+        .arg(
+            text("model-revision").default_value("main").value_name("REV").help("Branch, tag or commit of a hub model"),
+        )
+        .arg(text("adapter").value_name("DIR").value_parser(value_parser!(PathBuf)).help("Adapter in PEFT's format"))
+        .arg(
+            text("dtype")
+                .value_name("DTYPE")
+                .default_value("auto")
+                .value_parser(["auto", "float32", "bfloat16"])
+                .help("Dtype of the weights in memory; auto is that of the file"),
+        )
+        .arg(threads())
+}
+
+/// `--threads`.
+pub(crate) fn threads() -> Arg {
+    let parser = value_parser!(u64).range(1..=1024);
+    Arg::new("threads").long("threads").value_name("N").value_parser(parser).help("Threads [the processor's cores]")
+}
+
+/// Sets the number of threads for the rest of the process.
+///
+/// # Errors
+/// A system that gives no threads.
+pub(crate) fn set_threads(n: Option<usize>) -> anyhow::Result<()> {
+    if let Some(n) = n {
+        rayon::ThreadPoolBuilder::new().num_threads(n).build_global().context("cannot start the threads")?;
+    }
+    Ok(())
+}
+
+/// Opens the model and the adapter that the flags name.
+///
+/// # Errors
+/// What is wrong with them.
+pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
+    set_threads(matches.get_one::<u64>("threads").map(|&n| n as usize))?;
+    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
+    let opened = models::open(text("model"), text("model-revision"), &mut |_| {})?;
+    let dtype = match text("dtype") {
+        "float32" => WeightDtype::Float32,
+        "bfloat16" => WeightDtype::Bfloat16,
+        _ => WeightDtype::Auto,
+    };
+    let mut model = opened.load(dtype, false)?;
+    if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
+        load_adapter(&mut model, adapter)?;
+    }
+    Ok((model, opened.tokenizer))
+}
+
+/// A mistake in the arguments, as a sentence.
+pub(crate) fn wrong(sentence: impl Into<String>) -> anyhow::Error {
+    UsageError::Arguments { sentence: sentence.into() }.into()
+}
