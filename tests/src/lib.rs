@@ -1,1 +1,10 @@
-//! What crosses crates: parity with peers, gradcheck of every op, the program from outside.
+//! What crosses crates is tested in this crate's `tests/`; here is what keeps the book true.
+
+mod settings_page;
+
+pub use settings_page::settings_page;
+
+/// The book's examples in Rust, compiled and run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/src/gradcheck.md")]
+pub struct GradcheckPage;
