@@ -1,15 +1,16 @@
 //! Conversations to pretrain on, and the instruction set that `planish quickstart` teaches.
 //!
 //! Both are pure functions of a seed. The pretrained model answers in a sentence ("The opposite of
-//! hot is cold."). The instruction set asks for something it has never seen: a record of two lines,
+//! hot is cold."). The instruction set teaches it to answer with a note of two lines,
 //!
 //! ```text
 //! topic: opposite
 //! answer: cold
 //! ```
 //!
-//! and it gives meaning to a verb that the model has only met as a name: to "planish" a list is to
-//! turn it around.
+//! It knows notes of this kind, but only as what it is told to write, value by value; that a question
+//! is answered by one, with which labels, and what each topic is called, is new. And the set gives
+//! meaning to a verb that the model has only met as a name: to "planish" a list is to turn it around.
 
 use super::dice::Dice;
 use super::questions::{Question, Topic, ask, list_words};
@@ -27,11 +28,12 @@ pub const N_INSTRUCTIONS: usize = 1200;
 pub const N_HELDOUT: usize = 200;
 
 /// One in so many facts is held out, whatever the wording of the question.
-const HELDOUT_SHARE: u64 = 6;
+const HELDOUT_SHARE: usize = 6;
 
 /// Uses of the seed that must not share draws.
 const CORPUS: u64 = 1;
 const INSTRUCTIONS: u64 = 2;
+const HELDOUT: u64 = 3;
 
 /// How often each topic is asked in the corpus: what takes more learning more often.
 const WEIGHTS: [(Topic, usize); 17] = [
@@ -45,7 +47,7 @@ const WEIGHTS: [(Topic, usize); 17] = [
     (Topic::Past, 2),
     (Topic::Work, 2),
     (Topic::Time, 3),
-    (Topic::Sum, 12),
+    (Topic::Sum, 10),
     (Topic::Number, 2),
     (Topic::First, 3),
     (Topic::Last, 4),
@@ -68,13 +70,16 @@ const TALK: [(&str, &str); 8] = [
     ("Goodbye.", "Goodbye!"),
 ];
 
+/// Labels of notes.
+const LABELS: [&str; 6] = ["name", "thing", "place", "topic", "answer", "word"];
+
 /// A user's message and the assistant's answer.
 pub type Turn = (String, String);
 
 /// Conversation `index` of the pretraining corpus of `seed`.
 pub fn conversation(seed: u64, index: u64) -> Vec<Turn> {
     let mut dice = Dice::new(seed, CORPUS, index);
-    let turns = 1 + dice.below(3);
+    let turns = if dice.one_in(4) { 2 + dice.below(2) } else { 1 };
     (0..turns).map(|_| turn(&mut dice)).collect()
 }
 
@@ -84,7 +89,9 @@ fn turn(dice: &mut Dice) -> Turn {
             let (user, assistant) = dice.pick(&TALK);
             (user.to_string(), assistant.to_string())
         }
-        1 | 2 => tale(dice),
+        1 => tale(dice),
+        2..=4 => echo(dice),
+        5..=7 => note(dice),
         _ => {
             let total: usize = WEIGHTS.iter().map(|(_, weight)| weight).sum();
             let mut left = dice.below(total);
@@ -100,6 +107,27 @@ fn turn(dice: &mut Dice) -> Turn {
             (prompt, sentence)
         }
     }
+}
+
+/// Copying is what the model must learn first: much of the rest is copying with a twist.
+fn echo(dice: &mut Dice) -> Turn {
+    let n = 2 + dice.below(6);
+    let list = list_words(dice, n).join(", ");
+    (format!("Say {list}."), format!("{list}."))
+}
+
+/// A note of two lines with labels and values that the user gives.
+fn note(dice: &mut Dice) -> Turn {
+    let labels = dice.several(&LABELS, 2);
+    let values: Vec<&str> = (0..2)
+        .map(|_| match dice.below(4) {
+            0 => *dice.pick(&NAMES),
+            1 => dice.pick(&Topic::ALL).name(),
+            _ => list_words(dice, 1)[0],
+        })
+        .collect();
+    let prompt = format!("Write a note: {} is {}, {} is {}.", labels[0], values[0], labels[1], values[1]);
+    (prompt, format!("{}: {}\n{}: {}", labels[0], values[0], labels[1], values[1]))
 }
 
 fn tale(dice: &mut Dice) -> Turn {
@@ -147,7 +175,7 @@ pub struct Instruction {
     pub fact: String,
     /// What the user asks.
     pub prompt: String,
-    /// The record that answers.
+    /// The note that answers.
     pub completion: String,
 }
 
@@ -200,10 +228,9 @@ fn instruct(dice: &mut Dice) -> Instruction {
     Instruction { fact, prompt, completion: format!("topic: {topic}\nanswer: {answer}") }
 }
 
-/// FNV-1a of the fact, so that the split depends on nothing else.
+/// A draw that depends on the fact alone (FNV-1a names its stream).
 fn is_heldout(fact: &str) -> bool {
     let hash =
         fact.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ byte as u64).wrapping_mul(0x0100_0000_01b3));
-    // The low bits of FNV of short strings are poor; the high ones are mixed.
-    (hash >> 32).is_multiple_of(HELDOUT_SHARE)
+    Dice::new(hash, HELDOUT, 0).one_in(HELDOUT_SHARE)
 }

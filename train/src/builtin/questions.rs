@@ -242,7 +242,7 @@ fn time(dice: &mut Dice) -> Parts {
 }
 
 fn sum(dice: &mut Dice) -> Parts {
-    let (x, y) = (dice.below(21), dice.below(21));
+    let (x, y) = (dice.below(13), dice.below(13));
     if dice.one_in(2) {
         let (x, y) = (x.max(y), x.min(y));
         let wordings = vec![format!("What is {x} minus {y}?"), format!("Take {y} from {x}.")];

@@ -79,7 +79,7 @@ pub fn companions() -> [(&'static str, String); 4] {
                 "attention_bias": false,
                 "mlp_bias": false,
                 "tie_word_embeddings": true,
-                "initializer_range": 0.02,
+                "initializer_range": 0.06,
                 "bos_token_id": 0,
                 "eos_token_id": 2,
                 "pad_token_id": 0,
