@@ -2,6 +2,7 @@ use super::generate::{Instruction, N_HELDOUT, N_INSTRUCTIONS, SEED, conversation
 use super::vocabulary::{VOCAB_SIZE, companions, train_tokenizer};
 use super::{file, files, heldout, instructions, quickstart_settings};
 use crate::config::{PretrainConfig, SftConfig, from_yaml};
+use planish_nn::template::{ChatOptions, Message, encode_chat};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,7 +23,7 @@ fn the_corpus_is_the_one_the_model_was_trained_on() {
         hash.update(corpus_row(SEED, index));
     }
     let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hash, "011c4916a060f28a76385b0e3bea9bdda59310e882591d8e096ea89d7a6e1b33");
+    assert_eq!(hash, "3e30643263f5757039017e28ec0d424e27a9c04e7ae3218451b8f0d40318d682");
     assert_ne!(corpus_row(SEED, 0), corpus_row(SEED + 1, 0));
 }
 
@@ -111,4 +112,25 @@ fn embedded_settings_parse() {
     let quickstart = from_yaml::<SftConfig>(quickstart_settings(), Path::new("quickstart.yaml")).unwrap();
     assert!(quickstart.lora.use_peft);
     from_yaml::<PretrainConfig>(include_str!("../../builtin/pretrain.yaml"), Path::new("pretrain.yaml")).unwrap();
+}
+
+#[test]
+fn the_template_renders_a_conversation_and_supervises_the_answer() {
+    let text = |name: &str| std::str::from_utf8(file(name).unwrap()).unwrap();
+    let tokenizer = planish_nn::tokenizer::Tokenizer::from_json_bytes(
+        file("tokenizer.json").unwrap(),
+        file("tokenizer_config.json"),
+        Some(text("chat_template.jinja")),
+    )
+    .unwrap();
+    let messages = [Message::new("user", "What is 2 plus 3?"), Message::new("assistant", "2 plus 3 is 5.")];
+    let chat = encode_chat(&tokenizer, &messages, &ChatOptions::default()).unwrap();
+    assert_eq!(
+        chat.text,
+        "<|im_start|>user\nWhat is 2 plus 3?<|im_end|>\n<|im_start|>assistant\n2 plus 3 is 5.<|im_end|>\n"
+    );
+    let answer: Vec<u32> =
+        chat.ids.iter().zip(&chat.assistant).filter(|(_, supervised)| **supervised).map(|(id, _)| *id).collect();
+    assert_eq!(tokenizer.decode(&answer, false).unwrap(), "2 plus 3 is 5.<|im_end|>");
+    assert_eq!(tokenizer.eos_token_id(), answer.last().copied());
 }
