@@ -17,6 +17,7 @@ mod world;
 /// The files of the model directory by name, as transformers would find them.
 pub fn files() -> &'static [(&'static str, &'static [u8])] {
     &[
+        ("model.safetensors", include_bytes!("../../builtin/model.safetensors")),
         ("config.json", include_bytes!("../../builtin/config.json")),
         ("generation_config.json", include_bytes!("../../builtin/generation_config.json")),
         ("tokenizer.json", include_bytes!("../../builtin/tokenizer.json")),
