@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use minijinja::Value as Jinja;
 use serde_json::{Map, Value};
@@ -20,6 +21,8 @@ const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// More renderings than this are not spent on one conversation.
 const MAX_TRIES: usize = 4096;
+/// Nor more time, beyond which strings stay unmarked.
+const SEARCH_TIME: Duration = Duration::from_secs(20);
 
 /// A conversation and its surroundings, ready to be rendered.
 pub(super) struct Conversation<'a> {
@@ -148,7 +151,9 @@ impl<'a> Conversation<'a> {
         for value in self.inputs.messages.iter().chain([&self.inputs.tools]).chain(self.inputs.extra.values()) {
             reserved(&value.to_string(), &mut used);
         }
-        let search = Search { conversation: self, tokenizer, used: &used, whole: &whole, strings: tracked.len() };
+        let until = Instant::now() + SEARCH_TIME;
+        let search =
+            Search { conversation: self, tokenizer, used: &used, whole: &whole, strings: tracked.len(), until };
         let (styles, reading) = search.best(&tracked)?;
         let mut parts: Vec<(Range<usize>, Option<usize>)> =
             reading.spans.iter().map(|s| (s.bytes.clone(), tracked[s.string].message)).collect();
@@ -270,6 +275,7 @@ struct Search<'a> {
     used: &'a HashSet<char>,
     whole: &'a str,
     strings: usize,
+    until: Instant,
 }
 
 impl Search<'_> {
@@ -306,6 +312,9 @@ impl Search<'_> {
     /// Takes the first of some styles for string `i` that leaves the rendering as it is.
     fn improve(&self, styles: &mut Vec<Style>, reading: &mut Reading, i: usize, order: &[Style]) -> Result<()> {
         for &style in order {
+            if Instant::now() > self.until {
+                return Ok(());
+            }
             let before = std::mem::replace(&mut styles[i], style);
             if let Some(better) = self.attempt(styles)? {
                 *reading = better;

@@ -16,8 +16,15 @@ use super::{clock, methods, python};
 /// Steps any template may take. One is an instruction, or 64 bytes of data made; a turn of a large template
 /// takes a few hundred.
 const BASE_STEPS: u64 = 1_000_000;
-/// Steps for each byte of the conversation.
-const STEPS_PER_BYTE: u64 = 16;
+/// Steps for each byte of the conversation, and the most in all.
+const STEPS_PER_BYTE: u64 = 2;
+const MAX_STEPS: u64 = 4_000_000;
+/// A template longer than this is a mistake or an attack; the longest in use have 30 KB.
+const MAX_SOURCE: usize = 256 << 10;
+/// Chains of operators and values nested in a loop are parsed and dropped by recursion, a level of which
+/// takes up to 1 KB: this is enough for all that [`MAX_SOURCE`] and [`MAX_STEPS`] allow. Only pages that are
+/// touched take memory.
+const STACK: usize = 512 << 20;
 /// Bytes that any template may write, besides eight times the conversation's.
 const BASE_OUTPUT: usize = 8 << 20;
 /// Steps bound the time already; this is for a machine that hardly moves.
@@ -51,17 +58,22 @@ enum Limit {
 
 impl Engine {
     pub(super) fn parse(name: &str, source: &str) -> Result<Self> {
+        if source.len() > MAX_SOURCE {
+            return Err(TemplateError::TooLarge { name: name.to_owned(), len: source.len(), limit: MAX_SOURCE });
+        }
         let (rewritten, has_generation) = rewrite::rewrite(source);
-        let mut env = environment();
-        env.add_template_owned(NAME, rewritten).map_err(|e| TemplateError::Syntax {
-            name: name.to_owned(),
-            line: e.line().unwrap_or(0),
-            reason: reason(&e),
-        })?;
-        Ok(Engine { env, name: name.to_owned(), has_generation })
+        with_stack(name, || {
+            let mut env = environment();
+            env.add_template_owned(NAME, rewritten).map_err(|e| TemplateError::Syntax {
+                name: name.to_owned(),
+                line: e.line().unwrap_or(0),
+                reason: reason(&e),
+            })?;
+            Ok(Engine { env, name: name.to_owned(), has_generation })
+        })
     }
 
-    /// Renders with the variables given, `size` bytes of conversation in them. `marks` are written around
+    /// Renders, on a stack made by [`with_stack`], with the variables given, `size` bytes of conversation in them. `marks` are written around
     /// generation blocks.
     pub(super) fn render(
         &self,
@@ -70,7 +82,7 @@ impl Engine {
         now: Option<i64>,
         marks: [&str; 2],
     ) -> Result<String> {
-        let steps = BASE_STEPS.saturating_add(STEPS_PER_BYTE.saturating_mul(size as u64));
+        let steps = BASE_STEPS.saturating_add(STEPS_PER_BYTE.saturating_mul(size as u64)).min(MAX_STEPS);
         let now = now.unwrap_or_else(|| {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0))
         });
@@ -114,6 +126,17 @@ impl Engine {
         }
         TemplateError::Render { name, line, reason: reason(e) }
     }
+}
+
+/// Does what parses or renders a template on a stack that no template can overflow, and turns a panic of the
+/// template engine into an error.
+pub(super) fn with_stack<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let failed = |reason: String| TemplateError::Render { name: name.to_owned(), line: 0, reason };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
+        let thread = thread.spawn_scoped(scope, work).map_err(|e| failed(format!("cannot start a thread: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(failed("the template engine panicked on it".to_owned())))
+    })
 }
 
 /// What an error says, without the engine's file name and line, which are reported apart.

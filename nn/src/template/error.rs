@@ -25,6 +25,16 @@ pub enum TemplateError {
         /// What is wrong there.
         reason: String,
     },
+    /// The template is longer than any honest one.
+    #[error("chat template {name:?} has {len} bytes, more than the {limit} allowed")]
+    TooLarge {
+        /// The template's name.
+        name: String,
+        /// Its length.
+        len: usize,
+        /// The longest that is read.
+        limit: usize,
+    },
     /// The template failed on this conversation.
     #[error("chat template {name:?}, line {line}: {reason}")]
     Render {

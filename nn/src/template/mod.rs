@@ -85,7 +85,8 @@ impl ChatTemplate {
         special: &BTreeMap<String, String>,
         options: &ChatOptions,
     ) -> Result<String> {
-        Conversation::new(&self.engine, &self.source, messages, special, options)?.text()
+        let conversation = Conversation::new(&self.engine, &self.source, messages, special, options)?;
+        engine::with_stack(&self.engine.name, || conversation.text())
     }
 
     /// Renders and tokenises a conversation; see [`encode_chat`].
@@ -94,6 +95,10 @@ impl ChatTemplate {
     ///
     /// As [`encode_chat`].
     pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], options: &ChatOptions) -> Result<EncodedChat> {
+        engine::with_stack(&self.engine.name, || self.encode_here(tokenizer, messages, options))
+    }
+
+    fn encode_here(&self, tokenizer: &Tokenizer, messages: &[Message], options: &ChatOptions) -> Result<EncodedChat> {
         let conversation =
             Conversation::new(&self.engine, &self.source, messages, tokenizer.special_tokens(), options)?;
         let rendered = conversation.traced(tokenizer)?;
