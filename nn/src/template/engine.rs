@@ -61,10 +61,15 @@ impl Engine {
         if source.len() > MAX_SOURCE {
             return Err(TemplateError::TooLarge { name: name.to_owned(), len: source.len(), limit: MAX_SOURCE });
         }
-        let (rewritten, has_generation) = rewrite::rewrite(source);
+        let rewritten = rewrite::rewrite(source);
+        if let Some(line) = rewritten.too_long {
+            let reason = "this expression has too many parts".to_owned();
+            return Err(TemplateError::Syntax { name: name.to_owned(), line, reason });
+        }
+        let has_generation = rewritten.generation;
         with_stack(name, || {
             let mut env = environment();
-            env.add_template_owned(NAME, rewritten).map_err(|e| TemplateError::Syntax {
+            env.add_template_owned(NAME, rewritten.source).map_err(|e| TemplateError::Syntax {
                 name: name.to_owned(),
                 line: e.line().unwrap_or(0),
                 reason: reason(&e),
@@ -194,7 +199,8 @@ fn environment() -> Environment<'static> {
         format(FormatStyle::Printf, pattern, &args)
     });
     // Python can iterate over strings and index them.
-    let iterable = |v: &Value| v.is_undefined() || v.kind() == ValueKind::String || v.try_iter().is_ok();
+    let iterable =
+        |v: &Value| v.is_undefined() || v.kind() == ValueKind::String || (!v.is_none() && v.try_iter().is_ok());
     env.add_test("iterable", move |v: Value| iterable(&v));
     env.add_test("sequence", |v: Value| {
         matches!(v.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)

@@ -217,11 +217,25 @@ fn places(text: &str, style: Style, limit: usize) -> Vec<usize> {
 }
 
 fn common_prefix<'a>(a: &'a str, b: &str) -> &'a str {
-    let same = a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map(|((i, _), _)| i);
+    if a.starts_with(b) {
+        return &a[..b.len()];
+    }
+    let same =
+        a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y || matches!(x, '<' | '[')).map(|((i, _), _)| i);
     &a[..same.unwrap_or(a.len().min(b.len()))]
 }
 
 fn common_suffix<'a>(a: &'a str, b: &str) -> &'a str {
-    let same: usize = a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
+    if a.ends_with(b) {
+        return &a[a.len() - b.len()..];
+    }
+    // A tag at which the template cut the text may end as the template's own token before it does.
+    let same: usize = a
+        .chars()
+        .rev()
+        .zip(b.chars().rev())
+        .take_while(|(x, y)| x == y && !matches!(x, '>' | ']'))
+        .map(|(x, _)| x.len_utf8())
+        .sum();
     &a[a.len() - same..]
 }

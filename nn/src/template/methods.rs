@@ -71,6 +71,14 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error>
             let (keep,): (Option<bool>,) = from_args(args)?;
             Value::from(splitlines(s, keep.unwrap_or(false)))
         }
+        "title" => {
+            let mut after_letter = false;
+            let title = s.chars().flat_map(|c| -> Vec<char> {
+                let inside = std::mem::replace(&mut after_letter, c.is_alphabetic());
+                if inside { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
+            });
+            Value::from(title.collect::<String>())
+        }
         "swapcase" => Value::from(
             s.chars()
                 .flat_map(|c| -> Vec<char> {

@@ -169,8 +169,9 @@ pub struct EncodedChat {
 /// template wrote; one spelled inside a message, a tool or a variable stays ordinary text.
 ///
 /// **Assistant turns.** In a template with `{% generation %}` blocks, a turn is such a block. In others, it
-/// begins where sampling would: where the generation prompt for the messages before it ends or, if the
-/// template has no generation prompt or writes it differently later, at the first text of the message. It
+/// begins at the first text of the message or, if the template writes more than white space between there and
+/// the end of the generation prompt for the messages before (a tool call's beginning, an empty thought), where
+/// that prompt ends, as sampling would. It
 /// ends with its end-of-turn: the first special token of the template behind the message's last text that is
 /// an EOS of the tokenizer or is also written when no message follows. What comes behind that token (usually
 /// a newline) does not count, and without such a token the turn ends with the message's text. Tokens that

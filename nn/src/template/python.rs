@@ -1,6 +1,6 @@
 //! Python's view of values: `str()`, `repr()`, `json.dumps()`.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 /// Values nested deeper than this are refused: the conversation's JSON cannot be (its parser stops at 128),
@@ -28,14 +28,18 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         ValueKind::Number => out.push_str(&number(value, "nan", "inf")),
         ValueKind::String => repr_str(out, value.as_str().unwrap_or_default()),
         ValueKind::Seq => {
-            out.push('[');
+            let tuple = value.downcast_object_ref::<Tuple>().is_some();
+            out.push(if tuple { '(' } else { '[' });
             for (i, item) in value.try_iter()?.enumerate() {
                 if i > 0 {
                     out.push_str(", ");
                 }
                 repr(out, &item, depth + 1)?;
             }
-            out.push(']');
+            if tuple && value.len() == Some(1) {
+                out.push(',');
+            }
+            out.push(if tuple { ')' } else { ']' });
         }
         ValueKind::Map => {
             out.push('{');

@@ -12,15 +12,31 @@ pub(super) const PERCENT: &str = "planish_percent";
 /// The variables that hold the marks around a generation block.
 pub(super) const MARKS: [&str; 2] = ["planish_generation_start", "planish_generation_end"];
 
-/// The rewritten source, and whether it has generation blocks.
-pub(super) fn rewrite(source: &str) -> (String, bool) {
+/// The engine takes time quadratic in the length of a chain of operators, so that a tag of more tokens than
+/// this is not for it. The longest in use have some hundred.
+const MAX_TOKENS: usize = 4000;
+
+/// What became of a template's source.
+pub(super) struct Rewritten {
+    pub(super) source: String,
+    /// It has generation blocks.
+    pub(super) generation: bool,
+    /// The line of a tag that is too long to be parsed.
+    pub(super) too_long: Option<usize>,
+}
+
+/// Rewrites a template's source.
+pub(super) fn rewrite(source: &str) -> Rewritten {
     let mut out = String::with_capacity(source.len());
-    let (mut at, mut generation) = (0, false);
+    let (mut at, mut generation, mut too_long) = (0, false, None);
     while let Some(tag) = next_tag(source, at) {
         out.push_str(&source[at..tag.start]);
         at = tag.end;
         let whole = &source[tag.start..tag.end];
         let inner = &source[tag.inner.0..tag.inner.1];
+        if tag.kind != b'#' && too_long.is_none() && tokens(inner).len() > MAX_TOKENS {
+            too_long = Some(source[..tag.start].matches('\n').count() + 1);
+        }
         match (tag.kind, inner.trim()) {
             (b'%', word @ ("generation" | "endgeneration")) => {
                 generation = true;
@@ -48,7 +64,7 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
         }
     }
     out.push_str(&source[at..]);
-    (out, generation)
+    Rewritten { source: out, generation, too_long }
 }
 
 struct Tag {

@@ -48,14 +48,17 @@ fn python_as_templates_write_it() {
             "assistant bc cba 1",
         ),
         ("{{ ' a b '.strip() }}|{{ 'a,b,c'.rsplit(',', 1) }}|{{ 'xay'.removeprefix('x') }}", "a b|['a,b', 'c']|ay"),
-        ("{{ 'a\nb\r\nc'.splitlines() }} {{ 'k=v'.partition('=') }}", "['a', 'b', 'c'] ['k', '=', 'v']"),
+        ("{{ 'a\nb\r\nc'.splitlines() }} {{ 'k=v'.partition('=') }}", "['a', 'b', 'c'] ('k', '=', 'v')"),
         ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}{{ {'a': 1}.get('b', 'z') }}", "a1z"),
         ("{% set ns = namespace(x=1) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ ns.x }}", "3"),
         (
             "{% for m in messages %}{{ loop.previtem.role if loop.previtem is defined }}{% continue %}x{% endfor %}",
             "user",
         ),
-        ("{{ 'x' is iterable }} {{ messages is sequence }} {{ messages[0] is mapping }}", "True True True"),
+        (
+            "{{ 'x' is iterable }} {{ messages is sequence }} {{ messages[0] is mapping }} {{ none is iterable }}",
+            "True True True False",
+        ),
         ("{{ missing }}{{ messages[0].missing }}{{ messages[0].missing is defined }}", "False"),
         ("{% raw %}{% generation %}{{ 'a' % b }}{% endraw %}", "{% generation %}{{ 'a' % b }}"),
         ("a\n  {% if true %}\n  b\n  {% endif %}\nc\n", "a\n  b\nc"),
@@ -132,8 +135,11 @@ fn templates_without_end_are_stopped() {
     assert!(ChatTemplate::parse(&nested).is_err());
     let blocks = format!("{}{}", "{% if true %}".repeat(5000), "{% endif %}".repeat(5000));
     assert!(ChatTemplate::parse(&blocks).is_err());
-    for (link, times) in [("|string", 30_000), ("+1", 100_000), ("~x", 100_000), (".a", 100_000), (" and x", 40_000)] {
-        let _ = render(&format!("{{{{ x{} }}}}", link.repeat(times)), &chat(), &ChatOptions::default());
+    for link in ["|string", "+1", "~x", ".a", " and x", "-"] {
+        // Short enough to be parsed, and not.
+        let _ = render(&format!("{{{{ x{} }}}}", link.repeat(1300)), &chat(), &ChatOptions::default());
+        let long = format!("a\n{{{{ x{} }}}}", link.repeat(20_000));
+        assert!(matches!(ChatTemplate::parse(&long), Err(TemplateError::Syntax { line: 2, .. })), "{link}");
     }
     let elifs = format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(20_000));
     assert_eq!(text(&elifs), "");
@@ -183,7 +189,7 @@ fn messages_are_found_whatever_is_done_to_them() {
         ("m.content | trim", answer.trim()),
         ("m.content | upper", "<THINK>\nWHY NOT\n</THINK>\n\n  FINE, THANKS. 🎉\n"),
         ("m.content.split('</think>')[-1].lstrip('\\n ')", "Fine, thanks. 🎉\n"),
-        ("m.content[:20] if m.role == 'user' else m.content[-17:]", "  Fine, thanks. 🎉\n"),
+        ("m.content[:20] if m.role == 'user' else m.content[-17:]", " Fine, thanks. 🎉\n"),
         ("m.content if m.content | length > 20 or m.content == '  How are you?\\n' else ''", answer),
         ("m.content | replace('\\n', '\\n> ')", "<think>\n> why not\n> </think>\n> \n>   Fine, thanks. 🎉\n> "),
         ("m.content if m.content.startswith('<think>') else 'Q: ' ~ m.content", answer),
@@ -202,9 +208,10 @@ fn messages_are_found_whatever_is_done_to_them() {
     // What was dropped has no tokens, and no turn.
     let chat = encode(&body("m.content if m.role == 'user' else ''"), &messages, &ChatOptions::default()).unwrap();
     assert!(!chat.assistant.contains(&true));
-    // What cannot be found is an error.
+    // What the template only counts is not in the text either.
     let hidden = body("m.content | length if m.role == 'assistant' else m.content");
-    let _ = encode(&hidden, &messages, &ChatOptions::default()).unwrap_err();
+    let chat = encode(&hidden, &messages, &ChatOptions::default()).unwrap();
+    assert!(!chat.message.contains(&Some(1)) && !chat.assistant.contains(&true));
 }
 
 #[test]

@@ -33,7 +33,9 @@ pub(super) fn assistant_turns(
             let fits = header != without && text.starts_with(&header) && first.is_none_or(|f| header.len() <= f);
             fits.then_some(header.len())
         };
-        let Some(start) = prompt().or(first) else { continue };
+        // White space between the two is not worth a token that begins in the header.
+        let written = |p: &usize| first.is_none_or(|f| !text[*p..f].trim().is_empty());
+        let Some(start) = prompt().filter(written).or(first) else { continue };
         let said = last.unwrap_or(start).max(start);
         let next = rendered.parts.iter().filter(|(r, m)| *m != Some(i) && r.start >= said).map(|(r, _)| r.start).min();
         let limit = next.unwrap_or(text.len());
