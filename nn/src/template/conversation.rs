@@ -310,7 +310,7 @@ impl Search<'_> {
     }
 
     /// Takes the first of some styles for string `i` that leaves the rendering as it is.
-    fn improve(&self, styles: &mut Vec<Style>, reading: &mut Reading, i: usize, order: &[Style]) -> Result<()> {
+    fn improve(&self, styles: &mut [Style], reading: &mut Reading, i: usize, order: &[Style]) -> Result<()> {
         for &style in order {
             if Instant::now() > self.until {
                 return Ok(());

@@ -106,13 +106,10 @@ pub(super) fn tojson(value: Value, positional: minijinja::value::Rest<Value>, kw
         Ok(named.or_else(|| positional.get(i).cloned()).filter(|v| !v.is_none() && !v.is_undefined()))
     };
     let ensure_ascii = given("ensure_ascii", 0)?.is_some_and(|v| v.is_true());
-    let indent = match given("indent", 1)? {
-        None => None,
-        Some(v) => Some(match v.as_str() {
-            Some(s) => s.to_owned(),
-            None => " ".repeat(i64::try_from(v).map_or(0, |n| n.clamp(0, 64)) as usize),
-        }),
-    };
+    let indent = given("indent", 1)?.map(|v| match v.as_str() {
+        Some(s) => s.to_owned(),
+        None => " ".repeat(i64::try_from(v).map_or(0, |n| n.clamp(0, 64)) as usize),
+    });
     let (mut item, mut key) = (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
     if let Some(separators) = given("separators", 2)? {
         let parts: Vec<Value> = separators.try_iter()?.take(3).collect();

@@ -74,7 +74,7 @@ fn guarded_parts_keep_bytes_and_neighbours() {
     // The first look-alike is the message's, the second the template's.
     let look_alike = text.find("<|end|>").unwrap();
     let message = 3..look_alike + "<|end|>l".len();
-    let pieces = t.encode_pieces(text, &[message.clone()]).unwrap();
+    let pieces = t.encode_pieces(text, std::slice::from_ref(&message)).unwrap();
     assert_eq!((pieces[0].id, pieces[0].bytes.clone()), (0, 0..3));
     let last = pieces.last().unwrap();
     assert_eq!((last.id, last.bytes.clone()), (1, message.end..text.len()));
@@ -83,7 +83,7 @@ fn guarded_parts_keep_bytes_and_neighbours() {
     assert_eq!(pieces.iter().filter(|p| p.bytes == (4..6)).count(), 2, "{pieces:?}");
     // Without look-alikes, guarding changes nothing.
     let text = "<s>hello there<|end|>";
-    assert_eq!(t.encode_pieces(text, &[3..14]).unwrap(), t.encode_pieces(text, &[]).unwrap());
+    assert_eq!(t.encode_pieces(text, std::slice::from_ref(&(3..14))).unwrap(), t.encode_pieces(text, &[]).unwrap());
     let ids: Vec<u32> = t.encode_pieces(text, &[]).unwrap().iter().map(|p| p.id).collect();
     assert_eq!(ids, t.encode(text, false).unwrap());
 }
