@@ -1,5 +1,7 @@
-//! What crosses crates is tested in this crate's `tests/`; here is what keeps the book true.
+//! What crosses crates is tested in this crate's `tests/`; here is the program as tests run it, and what
+//! keeps the book true.
 
+pub mod program;
 mod settings_page;
 
 pub use settings_page::settings_page;

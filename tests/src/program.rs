@@ -1,0 +1,63 @@
+//! The `planish` binary as a user runs it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// What a run of the program left.
+#[derive(Debug)]
+pub struct Done {
+    /// Exit code; -1 if a signal ended it.
+    pub code: i32,
+    /// Results.
+    pub stdout: String,
+    /// Everything else.
+    pub stderr: String,
+}
+
+/// The program, ready for arguments. It is built first, for a test must not pass on an old one.
+///
+/// # Panics
+/// If it does not build.
+pub fn command() -> Command {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let binary = BINARY.get_or_init(|| {
+        // Tests run from target/PROFILE/deps; the binary lies one up.
+        let test = std::env::current_exe().expect("a test has a file");
+        let profile = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps").to_owned();
+        let target = profile.parent().expect("target");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "planish", "--target-dir"]).arg(target);
+        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo runs").success(), "planish does not build");
+        profile.join(format!("planish{}", std::env::consts::EXE_SUFFIX))
+    });
+    Command::new(binary)
+}
+
+/// Runs the program to its end.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn planish<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Done {
+    let output = command().args(arguments).output().expect("planish starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Done { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Runs the program and asserts that it refuses as it should: exit code 2, nothing on stdout, one
+/// line on stderr that says `words`. Returns that line.
+///
+/// # Panics
+/// If it does anything else.
+pub fn refused<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(arguments: &[S], words: &str) -> String {
+    let done = planish(arguments);
+    assert_eq!(done.code, 2, "{arguments:?}: {done:?}");
+    assert!(done.stdout.is_empty(), "{arguments:?}: {done:?}");
+    assert!(done.stderr.starts_with("error: ") && done.stderr.trim_end().lines().count() == 1, "{done:?}");
+    assert!(done.stderr.contains(words), "{arguments:?}\nexpected: {words}\nfound: {}", done.stderr);
+    done.stderr
+}
