@@ -1,0 +1,236 @@
+//! Law 5 of the design: the sampler and the trainer are one engine. The log-probability of a token is the
+//! same bits in training, scoring, reading a prompt in chunks and decoding step by step, whatever else is
+//! in the batch and however many threads there are.
+
+use std::path::PathBuf;
+
+use planish_autograd::Tape;
+use planish_nn::Ctx;
+use planish_nn::adapters::{LoraConfig, Targets, attach_lora, load_adapter};
+use planish_nn::decoder::{LoadOptions, Model, Packed, SequenceCache};
+use planish_nn::generate::{Generator, SamplingParams};
+use planish_nn::pretrained::{Pretrained, read_json};
+use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::{DType, Tensor};
+use planish_train::score::{ScoreError, ScoreRow, Scorer};
+use proptest::prelude::*;
+
+fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+fn load(path: &str, dtype: Option<DType>) -> Model {
+    Pretrained::open(&fixture(path)).unwrap().load(LoadOptions { dtype, trainable: false }).unwrap()
+}
+
+/// Every family's fixture but those whose RoPE frequencies change with the length of the sequence (kinds
+/// `dynamic` and `longrope`): there a token's log-probability depends by definition on how much of the
+/// sequence is known, and a cache holds keys turned by what was known then.
+fn families() -> Vec<String> {
+    let metadata = read_json(&fixture("models/metadata.json")).unwrap();
+    let all = metadata["families"].as_array().unwrap().iter().map(|f| f.as_str().unwrap().to_string());
+    let fixed = |f: &String| {
+        let config = Pretrained::open(&fixture(&format!("models/{f}"))).unwrap().config;
+        config.ropes.iter().all(|rope| !rope.depends_on_length())
+    };
+    let kept: Vec<String> = all.filter(fixed).collect();
+    assert!(kept.len() >= 18, "only {kept:?}");
+    kept
+}
+
+/// An adapter whose B is not zero, on every linear module.
+fn with_lora(mut model: Model, seed: u64) -> Model {
+    let config = LoraConfig { target_modules: Targets::AllLinear, ..LoraConfig::default() };
+    attach_lora(&mut model, &config, seed).unwrap();
+    for (i, linear) in model.linears_mut().into_iter().enumerate() {
+        let b = &linear.lora.as_ref().unwrap().b;
+        let (dims, s) = (b.value().dims().to_vec(), Stream::new(seed, Purpose::Data, i as u64));
+        let values: Vec<f64> = (0..dims[0] * dims[1]).map(|k| 0.05 * s.normal(k as u64)).collect();
+        let values = Tensor::from_vec(values, dims).unwrap().to_dtype(b.value().dtype()).unwrap();
+        b.update(|b| -> planish_tensor::Result<()> {
+            *b = values;
+            Ok(())
+        })
+        .unwrap();
+    }
+    model
+}
+
+fn sequences(model: &Model, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
+    let vocabulary = model.config.vocab_size as u64;
+    let draw = |s: usize, i: usize| Stream::new(seed, Purpose::Data, s as u64).below(i as u64, vocabulary) as u32;
+    lengths.iter().enumerate().map(|(s, &len)| (0..len).map(|i| draw(s, i)).collect()).collect()
+}
+
+type Bits = Vec<Vec<u64>>;
+
+fn bits(x: &Tensor) -> Vec<u64> {
+    x.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
+}
+
+/// Log-probabilities of every token but the first of each sequence, from one packed pass.
+fn packed(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], recompute: bool) -> Bits {
+    let batch = Packed::new(sequences);
+    let hidden = model.forward(ctx, &batch, recompute).unwrap();
+    let (mut rows, mut targets) = (vec![], vec![]);
+    for (start, s) in batch.cu_seqlens.iter().zip(sequences) {
+        rows.extend((0..s.len() as u32 - 1).map(|i| start + i));
+        targets.extend_from_slice(&s[1..]);
+    }
+    let scores = model.scores(ctx, &hidden, &rows, &targets).unwrap();
+    let mut all = bits(scores.logprobs.value()).into_iter();
+    sequences.iter().map(|s| all.by_ref().take(s.len() - 1).collect()).collect()
+}
+
+/// The same from caches, all sequences together, `chunk` tokens of each at a time.
+fn cached(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], chunk: usize) -> Bits {
+    let mut caches: Vec<SequenceCache> = sequences.iter().map(|_| model.cache()).collect();
+    let mut out: Bits = vec![vec![]; sequences.len()];
+    loop {
+        let (mut tokens, mut targets, mut who, mut live) = (vec![], vec![], vec![], vec![]);
+        for (i, (s, cache)) in sequences.iter().zip(&mut caches).enumerate() {
+            let (start, end) = (cache.len(), (cache.len() + chunk).min(s.len() - 1));
+            if start < end {
+                tokens.push(&s[start..end]);
+                targets.extend_from_slice(&s[start + 1..end + 1]);
+                who.extend(std::iter::repeat_n(i, end - start));
+                live.push(cache);
+            }
+        }
+        if live.is_empty() {
+            return out;
+        }
+        let hidden = planish_autograd::Var::constant(model.decode(ctx, &tokens, &mut live).unwrap());
+        let rows: Vec<u32> = (0..targets.len() as u32).collect();
+        let scores = model.scores(ctx, &hidden, &rows, &targets).unwrap();
+        who.into_iter().zip(bits(scores.logprobs.value())).for_each(|(i, x)| out[i].push(x));
+    }
+}
+
+/// By the scorer, in batches of `batch_tokens`.
+fn scored(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], batch_tokens: usize) -> Bits {
+    let rows = sequences.iter().map(|s| Ok::<_, ScoreError>(ScoreRow::completion(s.clone(), 1)));
+    let lines = Scorer::new(model).ctx(ctx).batch_tokens(batch_tokens).score(rows);
+    lines.map(|line| line.unwrap().logprobs.into_iter().map(f64::to_bits).collect()).collect()
+}
+
+fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}
+
+/// A context that records nothing. (One is bound to its thread, so each thread makes its own.)
+fn context(adapters: bool) -> Ctx {
+    if adapters { Ctx::inference() } else { Ctx::inference().without_adapters() }
+}
+
+/// Everything that must agree, for one model and set of sequences, with its adapter or without.
+fn check(what: &str, model: &Model, adapters: bool, sequences: &[Vec<u32>], salt: usize) {
+    let ctx = &context(adapters);
+    let want: Bits = sequences.iter().flat_map(|s| packed(model, ctx, std::slice::from_ref(s), false)).collect();
+    let threads = 1 + salt % 4;
+    on_threads(threads, || {
+        let ctx = &context(adapters);
+        let tape = Tape::new();
+        let training = Ctx::training(&tape, None);
+        let training = if adapters { training } else { training.without_adapters() };
+        for recompute in [false, true] {
+            assert_eq!(packed(model, &training, sequences, recompute), want, "{what}: training, {threads} threads");
+        }
+        let reversed: Vec<Vec<u32>> = sequences.iter().rev().cloned().collect();
+        let mut got = packed(model, ctx, &reversed, false);
+        got.reverse();
+        assert_eq!(got, want, "{what}: packed in another order, {threads} threads");
+        let budget = 1 + salt % 97;
+        // A row of one token has nothing to score, and is refused.
+        let long: Vec<Vec<u32>> = sequences.iter().filter(|s| s.len() > 1).cloned().collect();
+        let want_long: Bits = want.iter().filter(|w| !w.is_empty()).cloned().collect();
+        assert_eq!(scored(model, ctx, &long, budget), want_long, "{what}: scored, {budget} tokens a batch");
+        for chunk in [1, 2 + salt % 30] {
+            assert_eq!(cached(model, ctx, sequences, chunk), want, "{what}: {chunk} a step, {threads} threads");
+        }
+    });
+    // What sampling reports is what scoring says afterwards.
+    let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len().div_ceil(2)]).collect();
+    let params = SamplingParams {
+        max_new_tokens: 5,
+        temperature: 0.8,
+        top_p: 0.95,
+        n: 2,
+        seed: salt as u64,
+        ..Default::default()
+    };
+    let all = on_threads(threads, || {
+        let generator =
+            Generator::new(model).ctx(&context(adapters)).max_batch(1 + salt % 5).tokens_per_pass(1 + salt % 23);
+        generator.generate(&prompts, &params, &mut |_| true).unwrap()
+    });
+    for (prompt, samples) in prompts.iter().zip(all) {
+        for sample in samples {
+            let row = ScoreRow::completion([prompt, &sample.ids[..]].concat(), prompt.len());
+            let line = Scorer::new(model).ctx(ctx).score([Ok::<_, ScoreError>(row)]).next().unwrap().unwrap();
+            let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&sample.logprobs), bits(&line.logprobs), "{what}: sampled and scored");
+        }
+    }
+}
+
+#[test]
+fn every_family_in_its_own_dtype_and_in_bf16() {
+    for (i, family) in families().iter().enumerate() {
+        for (j, dtype) in [None, Some(DType::BF16)].into_iter().enumerate() {
+            let model = load(&format!("models/{family}"), dtype);
+            let sequences = sequences(&model, &[2, 41, 1, 17, 66], i as u64);
+            check(&format!("{family} {dtype:?}"), &model, true, &sequences, 7 * i + 31 * j);
+        }
+    }
+}
+
+#[test]
+fn with_adapters_on_and_off() {
+    for (i, family) in ["smollm2", "phi3", "gemma2", "llama_bf16", "qwen3"].iter().enumerate() {
+        for dtype in [None, Some(DType::BF16), Some(DType::F16)] {
+            let base = load(&format!("models/{family}"), dtype);
+            let model = with_lora(base.clone(), 3 + i as u64);
+            let sequences = sequences(&model, &[33, 5, 70], i as u64);
+            let (on, off) = (Ctx::inference(), Ctx::inference().without_adapters());
+            check(&format!("{family} {dtype:?} with LoRA"), &model, true, &sequences, 5 + 13 * i);
+            check(&format!("{family} {dtype:?} with LoRA off"), &model, false, &sequences, 6 + 13 * i);
+            let plain = packed(&base, &on, &sequences, false);
+            assert_eq!(packed(&model, &off, &sequences, false), plain, "off is the base model");
+            assert_ne!(packed(&model, &on, &sequences, false), plain, "on is not");
+        }
+    }
+}
+
+/// Adapters as PEFT saves them, with trained copies of the head.
+#[test]
+fn with_adapters_of_peft() {
+    for (i, adapter) in ["qwen2_saved_both", "smollm2_saved_tied", "llama3_bf16"].iter().enumerate() {
+        let dir = fixture(&format!("adapters/{adapter}"));
+        let config = read_json(&dir.join("adapter_config.json")).unwrap();
+        let mut model = load(config["base_model_name_or_path"].as_str().unwrap(), None);
+        load_adapter(&mut model, &dir).unwrap();
+        let sequences = sequences(&model, &[19, 44], i as u64);
+        check(adapter, &model, true, &sequences, 3 + 11 * i);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// Random packings, chunks and threads on a few shapes of model, one of them in f64.
+    #[test]
+    fn random_batches(
+        family in prop::sample::select(vec!["smollm2", "mistral", "gemma3", "olmo2", "qwen2_window"]),
+        lengths in prop::collection::vec(1usize..150, 1..7),
+        dtype in prop::sample::select(vec![None, Some(DType::BF16), Some(DType::F64)]),
+        lora: bool,
+        salt in 0usize..10_000,
+    ) {
+        let model = load(&format!("models/{family}"), dtype);
+        let model = if lora { with_lora(model, salt as u64) } else { model };
+        let sequences = sequences(&model, &lengths, salt as u64);
+        let what = format!("{family} {dtype:?}, LoRA {lora}, {lengths:?}, salt {salt}");
+        check(&what, &model, true, &sequences, salt);
+    }
+}
