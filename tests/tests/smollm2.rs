@@ -63,7 +63,7 @@ fn scores_are_those_of_transformers() {
         let want = floats(&case["logprobs"]);
         assert_eq!(line.logprobs.len(), want.len());
         for (i, (got, want)) in line.logprobs.iter().zip(&want).enumerate() {
-            // Both in f32; 30 layers of sums in another order leave a few 1e-5 nat.
+            // Both in f32; sums in another order through 30 layers.
             let difference = (got - want).abs();
             assert!(difference <= 1e-3, "row {}, token {}: {got} against {want}", line.index, i + 1);
         }
@@ -71,7 +71,7 @@ fn scores_are_those_of_transformers() {
 }
 
 /// All ten prompts in one batch: 32 tokens, of which every choice wins by at least the fixture's
-/// `min_margin` (0.02 and more in the logits).
+/// `min_margin`, which the fixture records.
 #[test]
 fn greedy_continuations_are_those_of_transformers() {
     let Some(file) = opened() else { return };

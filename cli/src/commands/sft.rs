@@ -16,10 +16,11 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let loaded = settings::load::<SftConfig>(matches)?;
     let config = loaded.config;
-    if !config.lora.use_peft && config.model.adapter.is_none() {
-        if let Some(key) = loaded.chosen.iter().find(|k| k.starts_with("lora_")) {
-            output::note(format_args!("note: `{key}` has no effect without --use-peft: all weights are trained"));
-        }
+    if !config.lora.use_peft
+        && config.model.adapter.is_none()
+        && let Some(key) = loaded.chosen.iter().find(|k| k.starts_with("lora_"))
+    {
+        output::note(format_args!("note: `{key}` has no effect without --use-peft: all weights are trained"));
     }
     model_args::set_threads(config.run.threads)?;
     catch_interrupts()?;

@@ -110,13 +110,12 @@ fn attach(
     let dtype = model.dtype();
     let targets = Matcher::new("target_modules", &config.target_modules)?;
     let exclude = config.exclude_modules.as_ref().map(|t| Matcher::new("exclude_modules", t)).transpose()?;
-    if let Targets::Names(names) = &config.target_modules {
-        if let Some(name) =
+    if let Targets::Names(names) = &config.target_modules
+        && let Some(name) =
             names.iter().find(|n| ["lm_head", "embed_tokens"].contains(&n.rsplit('.').next().unwrap_or("")))
-        {
-            let what = format!("LoRA on {name} (modules_to_save trains it whole)");
-            return Err(AdapterError::Unsupported { what }.into());
-        }
+    {
+        let what = format!("LoRA on {name} (modules_to_save trains it whole)");
+        return Err(AdapterError::Unsupported { what }.into());
     }
     let mut matched = 0;
     for (id, linear) in model.linears_mut().into_iter().enumerate() {
@@ -271,10 +270,11 @@ pub fn save_adapter(model: &Model, config: &LoraConfig, dir: &Path) -> Result<()
     std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_path_buf(), source })?;
     let mut tensors: Vec<(String, Tensor)> =
         adapter_params(model).into_iter().map(|p| (p.name().to_string(), p.value())).collect();
-    if config.ensure_weight_tying && model.lm_head.is_none() {
-        if let Some(tuned) = &model.embed_tokens.tuned {
-            tensors.push((format!("{PREFIX}lm_head.weight"), tuned.value()));
-        }
+    if config.ensure_weight_tying
+        && model.lm_head.is_none()
+        && let Some(tuned) = &model.embed_tokens.tuned
+    {
+        tensors.push((format!("{PREFIX}lm_head.weight"), tuned.value()));
     }
     save_safetensors(dir.join(WEIGHTS_FILE), tensors, &BTreeMap::new())?;
     let mut text = serde_json::to_vec_pretty(&config.to_json()).expect("a JSON value");

@@ -1,6 +1,6 @@
 //! Model families: how each one's config.json maps to a [`ModelConfig`].
 //!
-//! To add one, write a file like its neighbours and list it in [`FAMILIES`].
+//! To add one, write a file like its neighbours and list it in `FAMILIES`.
 
 mod gemma2;
 mod gemma3;
@@ -19,8 +19,11 @@ use crate::config::{Activation, ConfigError, Fields, LayerConfig, ModelConfig, N
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
+/// Reads a family's config.json, given as entries and as it is.
+type Reader = fn(&Fields<'_>, &Value) -> Result<ModelConfig>;
+
 /// `model_type` and the reader of its config.json.
-pub const FAMILIES: &[(&str, fn(&Fields<'_>, &Value) -> Result<ModelConfig>)] = &[
+const FAMILIES: &[(&str, Reader)] = &[
     ("llama", llama::read),
     ("mistral", mistral::read),
     ("qwen2", qwen2::read),

@@ -91,10 +91,11 @@ impl Trainer<'_> {
             parameters: params.iter().map(|p| p.value().numel() as u64).sum(),
         });
         let (mut log, mut events) = (self.dir.metrics()?, self.dir.events()?);
-        if self.eval.eval_on_start && state.step == 0 {
-            if let Some(found) = self.evaluate(&mut state, observer)? {
-                log.write_start(&found)?;
-            }
+        if self.eval.eval_on_start
+            && state.step == 0
+            && let Some(found) = self.evaluate(&mut state, observer)?
+        {
+            log.write_start(&found)?;
         }
         let mut steps = Loader::new(self.sampler.steps(state.cursor)?, AHEAD);
         let mut saved = None;
