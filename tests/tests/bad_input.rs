@@ -102,7 +102,8 @@ fn tokenizers_and_templates() {
     let place = Place::new();
     fs::write(place.path("model/tokenizer.json"), "[]").unwrap();
     place.refuses("tokenizer.json");
-    let chat = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n";
+    let chat =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n";
     for (template, words) in [("{% if %}", "template"), ("{% for i in range(100000000) %}x{% endfor %}", "template")] {
         let place = Place::new();
         fs::write(place.path("model/chat_template.jinja"), template).unwrap();
@@ -114,7 +115,9 @@ fn tokenizers_and_templates() {
 fn data_that_cannot_be_read_or_understood() {
     let good = "{\"prompt\": \"a\", \"completion\": \"b\"}\n";
     Place::new().data(format!("{good}{{\"prompt\": \"a\"\n")).refuses("data.jsonl:2");
-    Place::new().data([good.as_bytes(), b"{\"prompt\": \"\xff\", \"completion\": \"b\"}\n"].concat()).refuses("data.jsonl:2");
+    Place::new()
+        .data([good.as_bytes(), b"{\"prompt\": \"\xff\", \"completion\": \"b\"}\n"].concat())
+        .refuses("data.jsonl:2");
     Place::new().data("").refuses("data.jsonl");
     Place::new().data("{\"alpha\": 1, \"beta\": 2}\n").refuses("alpha");
     Place::new().data("{\"prompt\": \"a\", \"completion\": \"\"}\n{\"text\": \"b\"}\n").refuses("data.jsonl");

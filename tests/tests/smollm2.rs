@@ -4,6 +4,9 @@
 //! The model is not in the repository: `scripts/fetch-smollm2` gets it. Without it these tests say that
 //! they were skipped, unless PLANISH_REQUIRE_SMOLLM2=1 asks them to fail.
 
+// What was skipped, and how fast it went, is for whoever reads the test's output.
+#![allow(clippy::print_stderr)]
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

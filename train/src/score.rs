@@ -55,7 +55,7 @@ pub enum ScoreError {
         /// Last row of the batch.
         last: usize,
         /// Why.
-        source: planish_nn::Error,
+        source: Box<planish_nn::Error>,
     },
 }
 
@@ -151,12 +151,12 @@ impl<'a> Scorer<'a> {
             }
         }
         let last = first + rows.len() - 1;
-        let run = || {
+        let run = || -> planish_nn::Result<Vec<f64>> {
             let hidden = self.model.forward(&self.ctx, &batch, false)?;
             let scores = self.model.scores(&self.ctx, &hidden, &at, &targets)?;
             Ok(scores.logprobs.value().to_dtype(planish_tensor::DType::F64)?.to_vec::<f64>()?)
         };
-        let all = run().map_err(|source| ScoreError::Model { first, last, source })?;
+        let all = run().map_err(|source| ScoreError::Model { first, last, source: Box::new(source) })?;
         let mut all = all.into_iter();
         let lines = rows.into_iter().enumerate().map(|(i, row)| {
             let positions: Vec<usize> = supervised(&row).collect();
@@ -243,12 +243,13 @@ where
     type Item = Result<ScoreLine, E>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ready.is_empty() && !self.ended {
-            if let Err(error) = self.refill() {
-                // Nothing comes after an error.
-                (self.ended, self.failed) = (true, None);
-                return Some(Err(error));
-            }
+        if self.ready.is_empty()
+            && !self.ended
+            && let Err(error) = self.refill()
+        {
+            // Nothing comes after an error.
+            (self.ended, self.failed) = (true, None);
+            return Some(Err(error));
         }
         match self.ready.pop_front() {
             Some(line) => Some(Ok(line)),

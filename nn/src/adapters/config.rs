@@ -144,7 +144,7 @@ impl LoraConfig {
                 Some(read.ok_or_else(|| wrong("layers_to_transform", "a list of layer numbers"))?)
             }
         };
-        let rank = |x: f64| if x.fract() == 0.0 && x >= 1.0 && x <= 65_536.0 { Some(x as usize) } else { None };
+        let rank = |x: f64| if x.fract() == 0.0 && (1.0..=65_536.0).contains(&x) { Some(x as usize) } else { None };
         let ranks = patterns("rank_pattern")?
             .into_iter()
             .map(|(k, v)| Ok((k, rank(v).ok_or_else(|| wrong("rank_pattern", "whole numbers from 1"))?)))

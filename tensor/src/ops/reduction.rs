@@ -82,8 +82,8 @@ pub fn sum_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     for _ in 0..lead {
         x = sum_axis(&x, 0)?;
     }
-    for axis in 0..shape.len() {
-        if shape[axis] != x.dims()[axis] {
+    for (axis, &size) in shape.iter().enumerate() {
+        if size != x.dims()[axis] {
             x = sum_axis(&x, axis)?.unsqueeze(axis)?;
         }
     }

@@ -148,7 +148,8 @@ mod tests {
     fn values_are_those_of_the_standard_library() {
         let x = [0.1, 0.5, 1.0, 2.5, 7.0];
         let t = Tensor::from_slice(&x, [5]).unwrap();
-        let cases: [(Unary, fn(f64) -> f64); 6] = [
+        type Plain = fn(f64) -> f64;
+        let cases: [(Unary, Plain); 6] = [
             (Unary::Exp, f64::exp),
             (Unary::Ln, f64::ln),
             (Unary::Sqrt, f64::sqrt),
