@@ -53,8 +53,12 @@ impl Place {
     fn refuses_with(&self, extra: &[&str], words: &str) {
         let text = |name: &str| self.path(name).to_string_lossy().into_owned();
         let (model, data, run) = (text("model"), text("data.jsonl"), text("run"));
-        let mut arguments =
-            vec!["sft", "--model", &model, "--dataset", &data, "--output-dir", &run, "--max-steps", "1"];
+        let own = [("--model", &model), ("--dataset", &data), ("--output-dir", &run)];
+        let mut arguments = vec!["sft", "--max-steps", "1"];
+        // A flag given twice would be the mistake that is found.
+        for (flag, value) in own.into_iter().filter(|(flag, _)| !extra.contains(flag)) {
+            arguments.extend([flag, value.as_str()]);
+        }
         arguments.extend(extra);
         refused(&arguments, words);
         assert!(!self.path("run").exists(), "nothing is written when {words}");

@@ -175,9 +175,9 @@ pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64,
         + supervised as f64 * head * (6.0 + head_trained)
 }
 
-/// Tokens of the largest micro-batch among those of the first `epochs` epochs: exact when all lengths are
-/// known, else what the longest examples would make together.
-pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, epochs: u64) -> u64 {
+/// Tokens of the largest of the first `micro_batches` micro-batches: exact when all lengths are known, else
+/// what the longest examples would make together.
+pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, mut micro_batches: u64) -> u64 {
     let options = sampler.options();
     let limit = sampler.encoder().options().max_length.map_or(u64::MAX, |n| n as u64);
     let n = options.micro_batch as u64;
@@ -188,19 +188,30 @@ pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, epo
         return longest.min(limit).saturating_mul(n);
     }
     let mut worst = 0;
-    for epoch in 0..epochs {
+    for epoch in 0.. {
         let order = sampler.view().order(options.seed, options.shuffle, epoch);
         let kept = (0..order.len()).map(|i| lengths.by_row[order.get(i) as usize] as u64).filter(|&l| l > 0);
-        let (mut sum, mut count) = (0, 0);
+        let (mut sum, mut count, before) = (0, 0, micro_batches);
         for length in kept {
             sum += length;
             count += 1;
             if count == n {
                 worst = worst.max(sum);
                 (sum, count) = (0, 0);
+                micro_batches -= 1;
+                if micro_batches == 0 {
+                    return worst;
+                }
             }
         }
-        worst = worst.max(sum);
+        if count > 0 {
+            worst = worst.max(sum);
+            micro_batches -= 1;
+        }
+        // Later epochs are other orders of the same rows: a few of them say what there is to say.
+        if micro_batches == 0 || micro_batches == before || epoch >= 9 {
+            break;
+        }
     }
     worst
 }

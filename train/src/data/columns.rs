@@ -106,7 +106,7 @@ pub struct Columns {
     pub text: Option<String>,
     /// `--messages-column`
     pub messages: Option<String>,
-    /// `--dataset-type`: one of several types that the columns fit.
+    /// One of several types that the columns fit; decided by the columns named above where `None`.
     pub kind: Option<DatasetType>,
 }
 

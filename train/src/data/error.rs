@@ -71,7 +71,7 @@ pub enum DataError {
     },
     /// The format cannot be told from the file name.
     #[error(
-        "{}: the extension {found:?} is no data format; accepted: {accepted} (or name it with --dataset-format)",
+        "{}: the extension {found:?} is no data format; accepted: {accepted}; rename the file after what is in it",
         file.display()
     )]
     UnknownFormat {
@@ -199,7 +199,7 @@ pub enum DataError {
     },
     /// The columns fit two types.
     #[error(
-        "{}: the columns {} are both {first} and {second}; choose with --dataset-type",
+        "{}: the columns {} are both {first} and {second}; name the column that is meant with --messages-column, --text-column, or --prompt-column and --completion-column",
         file.display(), list(found)
     )]
     AmbiguousColumns {

@@ -19,6 +19,7 @@ use crate::data::{
 use crate::models::BUILTIN;
 use crate::plan::{self, MemoryPlan};
 use crate::run::{Checkpoint, Observer, RunDir, memory_use};
+use crate::trainer::total_steps;
 
 /// Rows that the preflight report looks at before it turns to a sample.
 const PREFLIGHT_ROWS: u64 = 20_000;
@@ -36,8 +37,9 @@ impl Inputs {
     /// Memory of training `model` on them.
     pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> MemoryPlan {
         let longest = self.lengths.max as u64;
-        let epochs = (optim.num_train_epochs.ceil() as u64).clamp(1, 3);
-        let tokens = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, epochs);
+        let steps = total_steps(optim, self.steps_per_epoch);
+        let micro_batches = steps.saturating_mul(optim.gradient_accumulation_steps as u64).max(1);
+        let tokens = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, micro_batches);
         let supervised = (tokens as f64 * self.report.supervised_share) as u64;
         plan::memory(model, tokens, supervised, optim.gradient_checkpointing)
     }
