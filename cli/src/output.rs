@@ -14,7 +14,7 @@ pub(crate) fn line(text: impl Display) -> io::Result<()> {
 /// Prints a value as JSON, indented.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     Ok(line(text)?)

@@ -1,4 +1,4 @@
-//! Elements of each row by index, along the last dimension: y[r][j] = x[r][index[r][j]].
+//! Elements of each row by index, along the last dimension: `y[r][j] = x[r][index[r][j]]`.
 //!
 //! x: (…, width), index: (…, picks) of u32, i64 or i32 with the same leading sizes, y like index. f32 or f64.
 
@@ -35,7 +35,7 @@ fn check(x: &Tensor, index: &Tensor) -> Result<(usize, usize, Vec<u32>)> {
     Ok((width, picks, indices(index, width)?))
 }
 
-/// y[r][j] = x[r][index[r][j]].
+/// `y[r][j] = x[r][index[r][j]]`.
 ///
 /// # Errors
 /// An index that is none of the row; leading sizes that differ; a scalar; a dtype other than f32 and f64.
@@ -52,7 +52,7 @@ pub fn forward(x: &Tensor, index: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// dx[r][index[r][j]] += dy[r][j], in order of j.
+/// `dx[r][index[r][j]] += dy[r][j]`, in order of j.
 ///
 /// # Errors
 /// As [`forward`]; dy not like index.

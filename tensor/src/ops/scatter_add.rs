@@ -1,4 +1,4 @@
-//! Rows added up by index: y = x, then y[index[i]] += source[i] in order of i.
+//! Rows added up by index: y = x, then `y[index[i]] += source[i]` in order of i.
 //!
 //! x, y: (rows, …), index: (n), source: (n, …). f32 or f64. For each row the additions happen in order of i,
 //! on any number of threads.

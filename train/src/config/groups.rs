@@ -1,6 +1,9 @@
 //! The rows of the table, in blocks that recipes share. Names and defaults are those of TRL 1.16
 //! (`ModelConfig`, `SFTConfig`) and transformers 5 (`TrainingArguments`) unless the help says so.
 
+// The doc comments of settings are also the program's help, where brackets hold a default.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use super::schedule::{Schedule, ScheduleArgs};
 use super::setting::rules::*;
 use super::table::{choices, settings};

@@ -1,5 +1,8 @@
 //! The learning-rate schedules by name and their arguments, as transformers has them.
 
+// The doc comments of settings are also the program's help, where brackets hold a default.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use serde_json::Value as Json;
 use std::path::PathBuf;
 use std::sync::Arc;
