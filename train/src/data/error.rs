@@ -290,7 +290,7 @@ pub enum DataError {
         source: TextError,
     },
     /// No token of an example is trained on.
-    #[error("{at}: no token of this example is trained on ({why}); remove it, or set on_unsupervised to drop")]
+    #[error("{at}: no token of this example is trained on ({why}); remove it, or pass --drop-unsupervised")]
     Unsupervised {
         /// Where.
         at: At,
