@@ -55,8 +55,8 @@ pub struct Forecast {
     pub seconds: f64,
 }
 
-/// Share of the matrix product's rate that a whole step reaches: what is left goes to attention's softmax,
-/// norms, packing of panels and the optimizer. Measured on the 135M model (see the benchmarks page).
+/// Share of the matrix product's rate that a whole step is taken to reach: what is left goes to attention's
+/// softmax, norms, packing of panels and the optimizer. An assumption, not yet measured on a quiet machine.
 pub const STEP_EFFICIENCY: f64 = 0.6;
 
 /// Rate of the matrix product (tokens, hidden) x (hidden, intermediate), 10⁹ operations a second, over
@@ -113,8 +113,8 @@ pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recomp
     }
 }
 
-/// Memory of the process before a model is loaded, measured; and for each entry of the vocabulary, which
-/// the tokenizer keeps in several tables.
+/// Estimates: memory of the process before a model is loaded, and, for each entry of the vocabulary, what
+/// the tokenizer keeps of it in several tables.
 const PROGRAM: u64 = 24 << 20;
 const PER_TOKEN_TYPE: u64 = 700;
 
