@@ -7,7 +7,7 @@ use crate::{DType, Element, Result, Tensor};
 /// saturate; anything but 0 is true.
 pub(crate) fn convert(src: &Tensor, dtype: DType) -> Result<Tensor> {
     let src = src.contiguous()?;
-    let mut out = Tensor::zeros(src.shape(), dtype)?;
+    let mut out = Tensor::scratch(src.shape(), dtype)?;
     crate::dispatch!(src.dtype(), S => crate::dispatch!(dtype, D => {
         let input = src.as_slice::<S>()?;
         parallel::chunks(out.as_slice_mut::<D>()?, 1, |start, chunk| {

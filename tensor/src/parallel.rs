@@ -52,3 +52,33 @@ pub fn chunks2<A: Send, B: Send>(
 pub fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
     (0..n).into_par_iter().map(f).collect()
 }
+
+/// A slice that tasks write in disjoint parts, where these are not runs that [`chunks`] could cut.
+pub(crate) struct Disjoint<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    of: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: tasks reach elements only through `part`, whose callers promise disjoint ranges.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Disjoint { ptr: slice.as_mut_ptr(), len: slice.len(), of: std::marker::PhantomData }
+    }
+
+    /// Elements `start..start + len`.
+    ///
+    /// # Safety
+    /// While the part lives no other may overlap it.
+    ///
+    /// # Panics
+    /// If it reaches past the slice.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "part out of range");
+        // SAFETY: inside the slice by the assertion; exclusive by the caller's promise and the borrow `'a`.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+}

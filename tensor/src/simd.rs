@@ -5,7 +5,7 @@
 pub enum Simd {
     /// What the compilation target guarantees (NEON on AArch64).
     Portable,
-    /// 256-bit AVX2 with fused multiply-add.
+    /// 256-bit AVX2 with fused multiply-add and conversion of f16.
     Avx2,
     /// 512-bit AVX-512 (F, BW, DQ, VL).
     Avx512,
@@ -19,7 +19,8 @@ pub fn level() -> Simd {
         use std::sync::OnceLock;
         static LEVEL: OnceLock<Simd> = OnceLock::new();
         *LEVEL.get_or_init(|| {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")

@@ -1,22 +1,21 @@
 //! Bytes behind tensors: owned and aligned, or mapped from a file.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use crate::pool::{self, Block};
 use crate::{Error, Result};
 
 /// Alignment of owned buffers: a cache line, and the widest vector register.
 pub(crate) const ALIGN: usize = 64;
 
-/// An owned, zero-initialised, 64-byte-aligned block of bytes.
+/// An owned, initialised, 64-byte-aligned run of bytes, out of the [`pool`].
 ///
-/// Always initialised: there is no way for safe code to see bytes that nothing wrote. (Large
-/// zeroed blocks come straight from the operating system's zero pages, so this costs little.)
+/// Always initialised: there is no way for safe code to see bytes that nothing wrote.
 pub(crate) struct Buffer {
-    ptr: NonNull<u8>,
+    /// None for no bytes at all.
+    block: Option<Block>,
     len: usize,
 }
 
@@ -26,34 +25,54 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    /// All zero.
     pub(crate) fn zeroed(len: usize) -> Result<Buffer> {
-        if len == 0 {
-            // Dangling but aligned, so that empty slices of any element type may be made of it.
-            let ptr = NonNull::new(std::ptr::without_provenance_mut(ALIGN)).expect("ALIGN is not null");
-            return Ok(Buffer { ptr, len });
+        let mut buffer = Buffer::take(len)?;
+        if buffer.block.as_ref().is_some_and(|b| !b.zero) {
+            buffer.bytes_mut().fill(0);
         }
-        let layout = Layout::from_size_align(len, ALIGN).map_err(|_| Error::OutOfMemory { bytes: len })?;
-        // SAFETY: the layout's size is not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        Ok(Buffer { ptr: NonNull::new(ptr).ok_or(Error::OutOfMemory { bytes: len })?, len })
+        Ok(buffer)
+    }
+
+    /// For a caller that writes every byte: what it holds is whatever its last user left there. Tests fill
+    /// it with ones, which are NaN in every float dtype.
+    pub(crate) fn scratch(len: usize) -> Result<Buffer> {
+        let mut buffer = Buffer::take(len)?;
+        if cfg!(debug_assertions) {
+            buffer.bytes_mut().fill(0xff);
+        }
+        Ok(buffer)
+    }
+
+    fn take(len: usize) -> Result<Buffer> {
+        let block = match len {
+            0 => None,
+            _ => Some(pool::take(len).ok_or(Error::OutOfMemory { bytes: len })?),
+        };
+        Ok(Buffer { block, len })
+    }
+
+    /// Where the bytes are; dangling but aligned, so that empty slices of any element type may be made of
+    /// it, if there are none.
+    fn ptr(&self) -> *mut u8 {
+        self.block.as_ref().map_or(std::ptr::without_provenance_mut(ALIGN), |b| b.ptr.as_ptr())
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: ptr is valid for len initialised bytes (dangling and aligned if len is 0).
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.ptr(), self.len) }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and &mut self makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.len, ALIGN)) }
+        if let Some(block) = self.block.take() {
+            pool::give(block);
         }
     }
 }

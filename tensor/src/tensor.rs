@@ -41,13 +41,23 @@ impl Tensor {
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();
         let buffer = Buffer::zeroed(shape.bytes(dtype)?)?;
-        Ok(Tensor {
-            strides: shape.contiguous_strides(),
-            storage: Arc::new(Storage::Owned(buffer)),
-            dtype,
-            shape,
-            offset: 0,
-        })
+        Ok(Tensor::owned(buffer, shape, dtype))
+    }
+
+    /// A tensor for a kernel that writes every element: what it holds until then is whatever was in the
+    /// memory (initialised, so this is safe; but no result may depend on it).
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`].
+    pub(crate) fn scratch(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let shape = shape.into();
+        let buffer = Buffer::scratch(shape.bytes(dtype)?)?;
+        Ok(Tensor::owned(buffer, shape, dtype))
+    }
+
+    fn owned(buffer: Buffer, shape: Shape, dtype: DType) -> Tensor {
+        let storage = Arc::new(Storage::Owned(buffer));
+        Tensor { strides: shape.contiguous_strides(), storage, dtype, shape, offset: 0 }
     }
 
     /// Every element `value`.
@@ -55,7 +65,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::zeros`].
     pub fn full<T: Element>(value: T, shape: impl Into<Shape>) -> Result<Tensor> {
-        let mut out = Tensor::zeros(shape, T::DTYPE)?;
+        let mut out = Tensor::scratch(shape, T::DTYPE)?;
         out.as_slice_mut::<T>()?.fill(value);
         Ok(out)
     }
@@ -69,7 +79,7 @@ impl Tensor {
         if shape.checked_numel() != Some(data.len()) {
             return Err(Error::Length { op: "from_slice", len: data.len(), shape: shape.to_vec() });
         }
-        let mut out = Tensor::zeros(shape, T::DTYPE)?;
+        let mut out = Tensor::scratch(shape, T::DTYPE)?;
         out.as_slice_mut::<T>()?.copy_from_slice(data);
         Ok(out)
     }
@@ -295,7 +305,7 @@ impl Tensor {
     /// [`Error::OutOfMemory`].
     pub fn copied(&self) -> Result<Tensor> {
         fn go<T: Element>(src: &Tensor) -> Result<Tensor> {
-            let mut out = Tensor::zeros(src.shape.clone(), src.dtype)?;
+            let mut out = Tensor::scratch(src.shape.clone(), src.dtype)?;
             let dst = out.as_slice_mut::<T>()?;
             if src.is_contiguous() {
                 dst.copy_from_slice(src.as_slice::<T>()?);

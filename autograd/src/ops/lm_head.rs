@@ -1,8 +1,8 @@
 //! Log-probabilities of target tokens, without the logits.
 
 use planish_tensor::Tensor;
-use planish_tensor::ops::lm_head as kernel;
 pub use planish_tensor::ops::lm_head::LmHead;
+use planish_tensor::ops::{elementwise, lm_head as kernel};
 
 use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
 use crate::tape::Grads;
@@ -25,11 +25,22 @@ pub struct Scores {
 /// logprob_r = z_{t_r} - log Σ_v exp z_v with z = cap(scale · W h_r).
 ///
 /// hidden: (rows, size), W: (vocabulary, size) in any float dtype. Pass only the rows that carry a loss.
-/// The backward pass recomputes the logits tile by tile. Saves hidden, W and one number a row.
+/// With W untracked the gradient of hidden is made in the forward pass and saved, (rows, size). With W
+/// tracked the backward pass recomputes the logits tile by tile; saved are hidden, W and one number a row.
 ///
 /// # Errors
 /// Shapes that do not agree; a target outside the vocabulary.
 pub fn lm_head(hidden: &Var, weight: &Var, targets: &[u32], options: &LmHead) -> Result<Scores> {
+    if hidden.is_tracked() && !weight.is_tracked() {
+        let (out, gradient) = kernel::forward_with_gradient(hidden.value(), weight.value(), targets, options)?;
+        let logprobs = record1(&OP, &[hidden], out.logprobs, || {
+            move |grads: &mut Grads<'_>| {
+                let g = grads.upstream().unsqueeze(1)?;
+                grads.add(0, elementwise::mul(&gradient, &g)?)
+            }
+        })?;
+        return Ok(Scores { logprobs, entropy: out.entropy, correct: out.correct });
+    }
     let out = kernel::forward(hidden.value(), weight.value(), targets, options)?;
     let logprobs = record1(&OP, &[hidden, weight], out.logprobs, || {
         let (hidden, weight, targets) = (hidden.value().clone(), weight.value().clone(), targets.to_vec());

@@ -1,183 +1,172 @@
-//! The register-tiled kernels: one tile of C from a panel of A and a panel of B.
+//! The register-tiled kernels: one tile of C from rows of A and a packed panel of B.
 
+use crate::Real;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Simd, level};
 
-/// Elements of the largest tile.
-pub(crate) const MAX_TILE: usize = 12 * 32;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Sizes of a compute type's tile on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TileShape {
+    /// Rows of the largest tile.
+    pub mr: usize,
+    /// Columns of the largest tile: the width of a full panel.
+    pub nr: usize,
+    /// A panel's width is a multiple of this.
+    pub lanes: usize,
+}
+
+/// Where a tile's chains of sums begin and where they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// From 0; C = sums.
+    Set,
+    /// From 0; C += sums.
+    Add,
+    /// From what C holds; C = sums. Goes on with chains that were cut.
+    Continue,
+}
+
+/// One tile: `c[r, j]`, r < rows, j < cols, from sums over `p < kc`, in order, of `a[r, p] * b[p, j]`, fused.
+pub struct Tile<R> {
+    /// 1 to `mr`.
+    pub rows: usize,
+    /// 1 to `nr`.
+    pub cols: usize,
+    /// Depth.
+    pub kc: usize,
+    /// Element (r, p) of A is `a + r * a_row + p * a_k`.
+    pub a: *const R,
+    /// Distance of A's rows.
+    pub a_row: usize,
+    /// Distance along A's depth.
+    pub a_k: usize,
+    /// Element (p, j) of the panel is `b + p * width + j`.
+    pub b: *const R,
+    /// Width of the panel: a multiple of `lanes`, at least `cols`; what lies beyond `cols` is 0.
+    pub width: usize,
+    /// Element (r, j) of C is `c + r * c_row + j`.
+    pub c: *mut R,
+    /// Distance of C's rows.
+    pub c_row: usize,
+    /// What becomes of C.
+    pub mode: Mode,
+}
 
 /// A compute type's kernel.
 pub trait Kernel: Sized {
-    /// Rows and columns of the tile on this machine.
-    fn tile() -> (usize, usize);
+    /// Sizes on this machine.
+    fn shape() -> TileShape;
 
-    /// `out[r * nr + c]` = sum over `p < kc`, in order, of `a[p * mr + r] * b[p * nr + c]`, fused.
-    fn kernel(kc: usize, a: &[Self], b: &[Self], out: &mut [Self; MAX_TILE]);
+    /// Computes a tile.
+    ///
+    /// # Safety
+    /// All elements that [`Tile`] speaks of must be readable, and those of C writable by this call alone;
+    /// `rows`, `cols` and `width` must be within [`Kernel::shape`].
+    unsafe fn tile(tile: &Tile<Self>);
 }
 
 impl Kernel for f32 {
     #[inline]
-    fn tile() -> (usize, usize) {
+    fn shape() -> TileShape {
         #[cfg(target_arch = "x86_64")]
         match level() {
-            Simd::Avx512 => return (12, 32),
-            Simd::Avx2 => return (6, 16),
+            // 24 accumulators of 16, 3 registers of B and 1 of A, of the 32 there are.
+            Simd::Avx512 => return TileShape { mr: 8, nr: 48, lanes: 16 },
+            // 12 accumulators of 8, 2 registers of B and 1 of A, of the 16 there are.
+            Simd::Avx2 => return TileShape { mr: 6, nr: 16, lanes: 8 },
             Simd::Portable => {}
         }
-        (6, 16)
+        TileShape { mr: 4, nr: 16, lanes: 16 }
     }
 
     #[inline]
-    fn kernel(kc: usize, a: &[f32], b: &[f32], out: &mut [f32; MAX_TILE]) {
+    unsafe fn tile(tile: &Tile<f32>) {
         #[cfg(target_arch = "x86_64")]
         match level() {
-            Simd::Avx512 => {
-                assert!(a.len() >= 12 * kc && b.len() >= 32 * kc);
-                // SAFETY: level() says AVX-512 is there; the panels are long enough.
-                return unsafe { x86::avx512_12x32(kc, a.as_ptr(), b.as_ptr(), out) };
-            }
-            Simd::Avx2 => {
-                assert!(a.len() >= 6 * kc && b.len() >= 16 * kc);
-                // SAFETY: level() says AVX2 and FMA are there; the panels are long enough.
-                return unsafe { x86::avx2_6x16(kc, a.as_ptr(), b.as_ptr(), out) };
-            }
+            // SAFETY: level() says AVX-512 is there; the rest is the caller's promise.
+            Simd::Avx512 => return unsafe { x86::avx512(tile) },
+            // SAFETY: level() says AVX2 and FMA are there; the rest is the caller's promise.
+            Simd::Avx2 => return unsafe { x86::avx2(tile) },
             Simd::Portable => {}
         }
-        portable::<f32, 6, 16>(kc, a, b, out);
+        // SAFETY: the caller's promise.
+        unsafe { portable::<f32, 4, 16>(tile) }
     }
 }
 
 impl Kernel for f64 {
     #[inline]
-    fn tile() -> (usize, usize) {
-        (4, 8)
+    fn shape() -> TileShape {
+        TileShape { mr: 4, nr: 8, lanes: 8 }
     }
 
     #[inline]
-    fn kernel(kc: usize, a: &[f64], b: &[f64], out: &mut [f64; MAX_TILE]) {
+    unsafe fn tile(tile: &Tile<f64>) {
         #[cfg(target_arch = "x86_64")]
         if level() >= Simd::Avx2 {
             #[target_feature(enable = "avx2,fma")]
-            fn avx2(kc: usize, a: &[f64], b: &[f64], out: &mut [f64; MAX_TILE]) {
-                portable::<f64, 4, 8>(kc, a, b, out);
+            unsafe fn avx2(tile: &Tile<f64>) {
+                // SAFETY: the caller's promise.
+                unsafe { portable::<f64, 4, 8>(tile) }
             }
-            // SAFETY: level() says AVX2 and FMA are there.
-            return unsafe { avx2(kc, a, b, out) };
+            // SAFETY: level() says AVX2 and FMA are there; the rest is the caller's promise.
+            return unsafe { avx2(tile) };
         }
-        portable::<f64, 4, 8>(kc, a, b, out);
+        // SAFETY: the caller's promise.
+        unsafe { portable::<f64, 4, 8>(tile) }
     }
 }
 
 /// The kernel in plain Rust; what the others must equal bit for bit.
+///
+/// # Safety
+/// As [`Kernel::tile`], with a panel of width `NR`.
 #[inline(always)]
-pub(super) fn portable<R: crate::Real, const MR: usize, const NR: usize>(
-    kc: usize,
-    a: &[R],
-    b: &[R],
-    out: &mut [R; MAX_TILE],
-) {
-    let mut acc = [[R::ZERO; NR]; MR];
-    for p in 0..kc {
-        let a: &[R; MR] = a[p * MR..(p + 1) * MR].try_into().expect("MR long");
-        let b: &[R; NR] = b[p * NR..(p + 1) * NR].try_into().expect("NR long");
-        for r in 0..MR {
-            for c in 0..NR {
-                acc[r][c] = a[r].mul_add(b[c], acc[r][c]);
-            }
-        }
+unsafe fn portable<R: Real, const MR: usize, const NR: usize>(t: &Tile<R>) {
+    if t.rows == MR {
+        // SAFETY: the caller's promise.
+        return unsafe { portable_rows::<R, MR, NR>(t, 0) };
     }
-    for r in 0..MR {
-        out[r * NR..(r + 1) * NR].copy_from_slice(&acc[r]);
+    for r in 0..t.rows {
+        // SAFETY: r < rows; the rest is the caller's promise.
+        unsafe { portable_rows::<R, 1, NR>(t, r) }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::MAX_TILE;
-    use std::arch::x86_64::*;
-
-    /// 6 rows by two registers of 8: 12 accumulators, 2 of B and 1 of A of the 16 there are.
-    ///
-    /// # Safety
-    /// `a` must be readable for 6 kc elements and `b` for 16 kc.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2_6x16(kc: usize, a: *const f32, b: *const f32, out: &mut [f32; MAX_TILE]) {
-        let mut acc = [[_mm256_setzero_ps(); 2]; 6];
-        for p in 0..kc {
-            // SAFETY: p < kc, so both panels hold these elements by the caller's promise.
-            unsafe {
-                let b0 = _mm256_loadu_ps(b.add(p * 16));
-                let b1 = _mm256_loadu_ps(b.add(p * 16 + 8));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = _mm256_broadcast_ss(&*a.add(p * 6 + r));
-                    acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
-                    acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
+/// Rows `first..first + MR` of a tile.
+///
+/// # Safety
+/// As [`portable`]; these rows must be in the tile.
+#[inline(always)]
+unsafe fn portable_rows<R: Real, const MR: usize, const NR: usize>(t: &Tile<R>, first: usize) {
+    debug_assert_eq!(t.width, NR);
+    // SAFETY: rows first..first + MR, columns below cols <= NR and depths below kc are the tile's.
+    unsafe {
+        let (a, c) = (t.a.add(first * t.a_row), t.c.add(first * t.c_row));
+        let mut acc = [[R::ZERO; NR]; MR];
+        if t.mode == Mode::Continue {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (j, x) in acc.iter_mut().enumerate().take(t.cols) {
+                    *x = *c.add(r * t.c_row + j);
                 }
             }
         }
-        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(16)) {
-            // SAFETY: `out` is a chunk of 16.
-            unsafe {
-                _mm256_storeu_ps(out.as_mut_ptr(), acc[0]);
-                _mm256_storeu_ps(out.as_mut_ptr().add(8), acc[1]);
-            }
-        }
-    }
-
-    /// 12 rows by two registers of 16: 24 accumulators, 2 of B and 1 of A of the 32 there are.
-    ///
-    /// # Safety
-    /// `a` must be readable for 12 kc elements and `b` for 32 kc.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn avx512_12x32(kc: usize, a: *const f32, b: *const f32, out: &mut [f32; MAX_TILE]) {
-        let mut acc = [[_mm512_setzero_ps(); 2]; 12];
-        for p in 0..kc {
-            // SAFETY: p < kc, so both panels hold these elements by the caller's promise.
-            unsafe {
-                let b0 = _mm512_loadu_ps(b.add(p * 32));
-                let b1 = _mm512_loadu_ps(b.add(p * 32 + 16));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*a.add(p * 12 + r));
-                    acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
-                    acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
+        for p in 0..t.kc {
+            let b = &*t.b.add(p * NR).cast::<[R; NR]>();
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = *a.add(r * t.a_row + p * t.a_k);
+                for (acc, &b) in acc.iter_mut().zip(b) {
+                    *acc = x.mul_add(b, *acc);
                 }
             }
         }
-        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(32)) {
-            // SAFETY: `out` is a chunk of 32.
-            unsafe {
-                _mm512_storeu_ps(out.as_mut_ptr(), acc[0]);
-                _mm512_storeu_ps(out.as_mut_ptr().add(16), acc[1]);
-            }
-        }
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::super::portable;
-        use super::*;
-        use crate::simd::{Simd, level};
-
-        /// Every vector kernel this machine can run against the portable one, bit for bit.
-        #[test]
-        fn vector_kernels_equal_the_portable_one() {
-            let stream = crate::rng::Stream::new(1, crate::rng::Purpose::Data, 0);
-            for kc in [1usize, 2, 7, 64, 512] {
-                let a: Vec<f32> = (0..12 * kc).map(|i| stream.normal(i as u64) as f32).collect();
-                let b: Vec<f32> = (0..32 * kc).map(|i| stream.normal(1_000_000 + i as u64) as f32).collect();
-                let (mut want, mut got) = ([0.0; MAX_TILE], [0.0; MAX_TILE]);
-                if level() >= Simd::Avx2 {
-                    portable::<f32, 6, 16>(kc, &a, &b, &mut want);
-                    // SAFETY: detected; the panels are longer than needed.
-                    unsafe { avx2_6x16(kc, a.as_ptr(), b.as_ptr(), &mut got) };
-                    assert_eq!(want.map(f32::to_bits), got.map(f32::to_bits), "avx2, kc {kc}");
-                }
-                if level() >= Simd::Avx512 {
-                    portable::<f32, 12, 32>(kc, &a, &b, &mut want);
-                    // SAFETY: detected; the panels are exactly as long as needed.
-                    unsafe { avx512_12x32(kc, a.as_ptr(), b.as_ptr(), &mut got) };
-                    assert_eq!(want.map(f32::to_bits), got.map(f32::to_bits), "avx512, kc {kc}");
-                }
+        for (r, acc) in acc.iter().enumerate() {
+            for (j, &x) in acc.iter().enumerate().take(t.cols) {
+                let c = c.add(r * t.c_row + j);
+                *c = if t.mode == Mode::Add { *c + x } else { x };
             }
         }
     }

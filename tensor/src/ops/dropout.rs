@@ -24,7 +24,7 @@ pub fn forward(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
     }
     let threshold = (p * (1u64 << 32) as f64) as u32;
     let x = x.contiguous()?;
-    let mut y = Tensor::zeros(x.shape(), x.dtype())?;
+    let mut y = Tensor::scratch(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
         let x = x.as_slice::<R>()?;
         let scale = <R as Element>::from_f64(1.0 / (1.0 - p));

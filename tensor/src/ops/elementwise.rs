@@ -42,7 +42,7 @@ fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tens
     }
     let shape = broadcast_shapes(op, a.dims(), b.dims())?;
     let (a, b) = (a.broadcast_to(shape.clone())?.contiguous()?, b.broadcast_to(shape.clone())?.contiguous()?);
-    let mut out = Tensor::zeros(shape, a.dtype())?;
+    let mut out = Tensor::scratch(shape, a.dtype())?;
     dispatch_real!(op, a.dtype(), R => {
         let (a, b) = (a.as_slice::<R>()?, b.as_slice::<R>()?);
         parallel::chunks(out.as_slice_mut::<R>()?, 1, |start, out| run(kind, &a[start..], &b[start..], out));

@@ -15,7 +15,7 @@ const OP: &str = "embedding";
 pub fn forward(weight: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let size = width(weight, ids)?;
     let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let mut out = Tensor::zeros([ids.len(), size], dtype)?;
+    let mut out = Tensor::scratch([ids.len(), size], dtype)?;
     let weight = weight.contiguous()?;
     dispatch_real!(OP, dtype, R => dispatch_float!(OP, weight.dtype(), W => {
         rows::take(weight.as_slice::<W>()?, size, ids, out.as_slice_mut::<R>()?);

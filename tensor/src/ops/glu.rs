@@ -65,7 +65,7 @@ impl Act {
 pub fn forward(act: Act, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     check::same(OP, "up against gate", up, gate)?;
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    let mut y = Tensor::zeros(gate.shape(), gate.dtype())?;
+    let mut y = Tensor::scratch(gate.shape(), gate.dtype())?;
     dispatch_real!(OP, gate.dtype(), R => {
         let (gate, up) = (gate.as_slice::<R>()?, up.as_slice::<R>()?);
         parallel::chunks(y.as_slice_mut::<R>()?, 1, |start, y| forward_run(act, y, &gate[start..], &up[start..]));
@@ -93,7 +93,8 @@ pub fn backward(act: Act, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Te
     check::same(OP, "up against gate", up, gate)?;
     check::same(OP, "upstream gradient against gate", dy, gate)?;
     let (dy, gate, up) = (dy.contiguous()?, gate.contiguous()?, up.contiguous()?);
-    let (mut dgate, mut dup) = (Tensor::zeros(gate.shape(), gate.dtype())?, Tensor::zeros(gate.shape(), gate.dtype())?);
+    let (mut dgate, mut dup) =
+        (Tensor::scratch(gate.shape(), gate.dtype())?, Tensor::scratch(gate.shape(), gate.dtype())?);
     dispatch_real!(OP, gate.dtype(), R => {
         let (dy, gate, up) = (dy.as_slice::<R>()?, gate.as_slice::<R>()?, up.as_slice::<R>()?);
         parallel::chunks2(dgate.as_slice_mut::<R>()?, 1, dup.as_slice_mut::<R>()?, 1, |start, dgate, dup| {

@@ -24,7 +24,7 @@ pub fn forward(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     let x = x.contiguous()?;
     let mut dims = x.dims().to_vec();
     dims[0] = index.len();
-    let mut out = Tensor::zeros(dims, x.dtype())?;
+    let mut out = Tensor::scratch(dims, x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
         rows::take(x.as_slice::<R>()?, width, index, out.as_slice_mut::<R>()?);
     });

@@ -46,12 +46,12 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, c: &mut Tensor, store: Store) -> Resu
     let a = a.to_dtype(c.dtype())?;
     match c.dtype() {
         DType::F32 => dispatch_float!("matmul", b.dtype(), B => {
-            gemm::<f32, f32, B>(matrix(&a), matrix(b), c.as_slice_mut()?, store);
+            gemm::<f32, B>(matrix(&a), matrix(b), c.as_slice_mut()?, store);
             Ok(())
         }),
         DType::F64 => {
             let b = b.to_dtype(DType::F64)?;
-            gemm::<f64, f64, f64>(matrix(&a), matrix(&b), c.as_slice_mut()?, store);
+            gemm::<f64, f64>(matrix(&a), matrix(&b), c.as_slice_mut()?, store);
             Ok(())
         }
         dtype => Err(Error::UnsupportedDType { op: "matmul", dtype }),
@@ -68,7 +68,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
             return Err(Error::Rank { op: "matmul", expected: 2, shape: t.dims().to_vec() });
         }
     }
-    let mut c = Tensor::zeros([a.dims()[0], b.dims()[1]], dtype)?;
+    let mut c = Tensor::scratch([a.dims()[0], b.dims()[1]], dtype)?;
     matmul_into(a, b, &mut c, Store::Set)?;
     Ok(c)
 }

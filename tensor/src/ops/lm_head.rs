@@ -13,20 +13,22 @@
 //! result is the same bits whatever rows come with it; [`from_logits`] takes the same order over a row
 //! of logits that decoding has at hand (law 5 of the design).
 //!
-//! Memory: [`ROWS`] × [`TILE`] logits. Bound by arithmetic: 2 V size operations a row forward; the
-//! backward pass recomputes the logits: 4 V size, and 2 V size more if W is trained.
+//! Memory: [`ROWS`] × [`TILE`] logits. Bound by arithmetic: 2 V size operations a row forward. Where W is
+//! frozen, [`forward_with_gradient`] makes the gradient of h in the same pass, 2 V size more; where it is
+//! trained, [`backward`] recomputes the logits: 6 V size.
 
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
+use crate::parallel::Disjoint;
 use crate::{DType, Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
 
 const OP: &str = "lm_head";
 
 /// Vocabulary entries per tile. Part of the arithmetic, not only a tuning knob.
-pub const TILE: usize = 2048;
+pub const TILE: usize = 3072;
 
 /// Rows taken at a time.
-pub const ROWS: usize = 256;
+pub const ROWS: usize = 512;
 
 /// Options of the head.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -157,11 +159,42 @@ pub fn forward(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHe
     let hidden = hidden.contiguous()?;
     match hidden.dtype() {
         DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
-            forward_typed::<f32, W>(&hidden, weight, targets, options)
+            forward_typed::<f32, W>(&hidden, weight, targets, options, None)
         }),
-        DType::F64 => forward_typed::<f64, f64>(&hidden, &weight.to_dtype(DType::F64)?, targets, options),
+        DType::F64 => forward_typed::<f64, f64>(&hidden, &weight.to_dtype(DType::F64)?, targets, options, None),
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }
+}
+
+/// As [`forward`], bit for bit, and G = ∂logprob_r/∂h_r, (rows, size), in the same pass:
+///
+/// G_r = slope_t W_t - Σ_v p_v slope_v W_v,  slope = cap'(z) scale
+///
+/// where the sum is kept with the running maximum, as attention keeps its own. With it the backward
+/// pass is dh_r = dlogprob_r G_r.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_with_gradient(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    options: &LmHead,
+) -> Result<(LmHeadOutput, Tensor)> {
+    validate(hidden, weight, targets, options)?;
+    let (hidden, weight) = (hidden.contiguous()?, &weight.contiguous()?);
+    let mut gradient = Tensor::zeros(hidden.shape(), hidden.dtype())?;
+    let out = match hidden.dtype() {
+        DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
+            forward_typed::<f32, W>(&hidden, weight, targets, options, Some(gradient.as_slice_mut()?))
+        }),
+        DType::F64 => {
+            let weight = weight.to_dtype(DType::F64)?;
+            forward_typed::<f64, f64>(&hidden, &weight, targets, options, Some(gradient.as_slice_mut()?))
+        }
+        dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
+    }?;
+    Ok((out, gradient))
 }
 
 fn forward_typed<R: Real, W: Float>(
@@ -169,26 +202,55 @@ fn forward_typed<R: Real, W: Float>(
     weight: &Tensor,
     targets: &[u32],
     options: &LmHead,
+    mut gradient: Option<&mut [R]>,
 ) -> Result<LmHeadOutput> {
     let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
     let x = hidden.as_slice::<R>()?;
     let w = matrix::<W>(weight);
     let mut states = vec![Running::<R>::NEW; rows];
-    let mut logits = vec![R::ZERO; ROWS.min(rows) * TILE.min(w.rows())];
+    let mut buffer = Tensor::scratch([ROWS.min(rows) * TILE.min(w.rows())], R::DTYPE)?;
+    let logits = buffer.as_slice_mut::<R>()?;
+    let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for (r0, states) in (0..rows).step_by(ROWS).zip(states.chunks_mut(ROWS)) {
         let n = states.len();
         let block = Mat::new(&x[r0 * size..(r0 + n) * size], n, size);
         for v0 in (0..w.rows()).step_by(TILE) {
             let width = TILE.min(w.rows() - v0);
-            let logits = &mut logits[..n * width];
-            gemm(block, w.narrow_rows(v0, width).t(), logits, Store::Set);
+            let (tile, logits) = (w.narrow_rows(v0, width), &mut logits[..n * width]);
+            gemm(block, tile.t(), logits, Store::Set);
+            let Some(gradient) = gradient.as_deref_mut() else {
+                parallel::chunks2(logits, width, states, 1, |r, logits, states| {
+                    for (i, (state, z)) in states.iter_mut().zip(logits.chunks_exact_mut(width)).enumerate() {
+                        take_tile(state, z, v0, targets[r0 + r + i] as usize, scale, softcap);
+                    }
+                });
+                continue;
+            };
+            let gradient = &mut gradient[r0 * size..(r0 + n) * size];
+            let sums = Disjoint::new(gradient);
             parallel::chunks2(logits, width, states, 1, |r, logits, states| {
                 for (i, (state, z)) in states.iter_mut().zip(logits.chunks_exact_mut(width)).enumerate() {
-                    let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
+                    let before = state.maximum;
                     take_tile(state, z, v0, targets[r0 + r + i] as usize, scale, softcap);
+                    // SAFETY: a row belongs to one task.
+                    let sum = unsafe { sums.part((r + i) * size, size) };
+                    if before != state.maximum {
+                        let correction = (before - state.maximum).exp();
+                        sum.iter_mut().for_each(|x| *x *= correction);
+                    }
+                    weigh_tile(z, state.maximum, scale, softcap);
                 }
             });
+            gemm(Mat::new(&*logits, n, width), tile, gradient, Store::Add);
         }
+    }
+    if let Some(gradient) = gradient {
+        parallel::chunks(gradient, size, |start, gradient| {
+            for (i, g) in gradient.chunks_exact_mut(size).enumerate() {
+                let r = start / size + i;
+                finish_gradient(g, w.row(targets[r] as usize), &states[r], scale, softcap);
+            }
+        });
     }
     let mut columns = [Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::with_capacity(rows)];
     for state in &states {
@@ -198,6 +260,34 @@ fn forward_typed<R: Real, W: Float>(
     let correct = states.iter().zip(targets).map(|(s, &t)| s.argmax == t as usize).collect();
     let [logprobs, entropy, lse] = columns.map(|c| Tensor::from_vec(c, [rows]));
     Ok(LmHeadOutput { logprobs: logprobs?, entropy: entropy?, lse: lse?, correct })
+}
+
+/// cap'(raw) · scale, from the capped value.
+#[inline(always)]
+fn slope<R: Real>(capped: R, scale: R, softcap: Option<R>) -> R {
+    match softcap {
+        None => scale,
+        Some(c) => scale * (R::ONE - (capped / c) * (capped / c)),
+    }
+}
+
+crate::simd::simd_fn! {
+    /// From capped logits to e^(z - maximum) · slope, in place.
+    fn weigh_tile<R: Real>(z: &mut [R], maximum: R, scale: R, softcap: Option<R>) {
+        for z in z {
+            *z = (*z - maximum).exp() * slope(*z, scale, softcap);
+        }
+    }
+}
+
+crate::simd::simd_fn! {
+    /// From Σ_v e^(z_v - maximum) slope_v W_v to G, in place; `w` is the target's row of W.
+    fn finish_gradient<R: Real, W: Float>(g: &mut [R], w: &[W], state: &Running<R>, scale: R, softcap: Option<R>) {
+        let (at_target, inverse) = (slope(state.target, scale, softcap), R::ONE / state.sum);
+        for (g, w) in g.iter_mut().zip(w) {
+            *g = at_target.mul_add(w.widen(), -(*g * inverse));
+        }
+    }
 }
 
 /// cap(scale · W h) of a few rows, whole: for sampling, which needs every token's. The same bits that
@@ -288,7 +378,8 @@ fn backward_typed<R: Real, W: Float>(
     let w = matrix::<W>(weight);
     let mut dhidden = Tensor::zeros(hidden.shape(), R::DTYPE)?;
     let dx = dhidden.as_slice_mut::<R>()?;
-    let mut logits = vec![R::ZERO; ROWS.min(rows) * TILE.min(w.rows())];
+    let mut buffer = Tensor::scratch([ROWS.min(rows) * TILE.min(w.rows())], R::DTYPE)?;
+    let logits = buffer.as_slice_mut::<R>()?;
     let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for r0 in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - r0);
@@ -319,10 +410,7 @@ fn backward_typed<R: Real, W: Float>(
 crate::simd::simd_fn! {
     /// From raw logits of tokens `v0..` to their gradient, in place.
     fn tile_gradient<R: Real>(z: &mut [R], v0: usize, target: usize, lse: R, g: R, scale: R, softcap: Option<R>) {
-        let slope = |z: R| match softcap {
-            None => scale,
-            Some(c) => scale * (R::ONE - (z / c) * (z / c)),
-        };
+        let slope = |z: R| slope(z, scale, softcap);
         let at_target = target.checked_sub(v0).and_then(|i| z.get(i)).map(|&raw| {
             g * slope(super::attention::cap(raw, scale, softcap))
         });
@@ -368,6 +456,26 @@ mod tests {
                 assert!((got(&out.logprobs) - (z[targets[r] as usize] - lse)).abs() < 1e-11);
                 assert!((got(&out.entropy) - entropy).abs() < 1e-11);
                 assert_eq!(out.correct[r], best == targets[r] as usize);
+            }
+        }
+    }
+
+    /// The gradient of one pass against that of two, and the same log-probabilities to the bit.
+    #[test]
+    fn one_pass_gives_the_gradient_of_two() {
+        for (rows, vocabulary) in [(0, 5), (1, 3), (ROWS + 3, TILE + 321)] {
+            let (h, w) = (random([rows, 7], 0), random([vocabulary, 7], 1));
+            let targets: Vec<u32> = (0..rows as u32).map(|r| r * 31 % vocabulary as u32).collect();
+            let ones = Tensor::full(1.0f64, [rows]).unwrap();
+            for o in [LmHead::default(), LmHead { scale: 0.5, softcap: Some(3.0) }] {
+                let plain = forward(&h, &w, &targets, &o).unwrap();
+                let (out, got) = forward_with_gradient(&h, &w, &targets, &o).unwrap();
+                assert_eq!(out.logprobs.as_slice::<f64>().unwrap(), plain.logprobs.as_slice::<f64>().unwrap());
+                let want = backward(&ones, &h, &w, &targets, &out.lse, &o, None).unwrap();
+                for (g, w) in got.as_slice::<f64>().unwrap().iter().zip(want.as_slice::<f64>().unwrap()) {
+                    // Two orders of a sum of a few thousand terms below 1 in f64.
+                    assert!((g - w).abs() <= 1e-11, "{g} against {w}");
+                }
             }
         }
     }

@@ -41,7 +41,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Te
     }
     let (rows, size) = x.rows(OP)?;
     let (gain, x) = (gain(x, weight, offset)?, x.contiguous()?);
-    let (mut y, mut r) = (Tensor::zeros(x.shape(), x.dtype())?, Tensor::zeros([rows], x.dtype())?);
+    let (mut y, mut r) = (Tensor::scratch(x.shape(), x.dtype())?, Tensor::scratch([rows], x.dtype())?);
     dispatch_real!(OP, x.dtype(), R => {
         let (data, gain) = (x.as_slice::<R>()?, gain.as_slice::<R>()?);
         parallel::chunks2(y.as_slice_mut::<R>()?, size, r.as_slice_mut::<R>()?, 1, |first, y, r| {
@@ -83,7 +83,7 @@ pub fn backward(
         return Err(Error::ShapeMismatch { op: OP, what: "gradient against x", lhs, rhs });
     }
     let (gain, x, dy) = (gain(x, weight, offset)?, x.contiguous()?, dy.contiguous()?);
-    let mut dx = Tensor::zeros(x.shape(), x.dtype())?;
+    let mut dx = Tensor::scratch(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
         let (xd, dyd, rd) = (x.as_slice::<R>()?, dy.as_slice::<R>()?, r.as_slice::<R>()?);
         let gain = gain.as_slice::<R>()?;

@@ -44,7 +44,7 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor> {
     }
     let half = cos.dims()[1];
     let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);
-    let mut y = Tensor::zeros(x.shape(), x.dtype())?;
+    let mut y = Tensor::scratch(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
         let (x, cos, sin) = (x.as_slice::<R>()?, cos.as_slice::<R>()?, sin.as_slice::<R>()?);
         let width = heads * size;

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 
 use super::{Attention, OP, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
+use crate::parallel::Disjoint;
 use crate::reduce::dot;
+use crate::scratch::{self, fill};
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
 /// Queries per block (times the heads that share keys: rows).
@@ -40,7 +42,11 @@ pub fn backward(
     let tensors = [q, k, v, out, dout, lse].map(|t| t.contiguous());
     let [q, k, v, out, dout, lse] = tensors;
     let (q, k, v, out, dout, lse) = (q?, k?, v?, out?, dout?, lse?);
-    let mut grads = [&q, &k, &v].map(|t| Tensor::zeros(t.shape(), q.dtype()));
+    let (mut dq, mut dk, mut dv) = (
+        Tensor::scratch(q.shape(), q.dtype())?,
+        Tensor::scratch(k.shape(), q.dtype())?,
+        Tensor::scratch(v.shape(), q.dtype())?,
+    );
     dispatch_real!(OP, q.dtype(), R => {
         let inputs = Inputs {
             q: q.as_slice::<R>()?, k: k.as_slice::<R>()?, v: v.as_slice::<R>()?,
@@ -48,23 +54,46 @@ pub fn backward(
         };
         let tasks: Vec<(usize, usize)> =
             (0..cu_q.len() - 1).flat_map(|s| (0..sizes.kv_heads).map(move |g| (s, g))).collect();
-        let results: Vec<[Vec<R>; 3]> = tasks.par_iter().map(|&(s, g)| {
-            let range = |cu: &[u32]| cu[s] as usize..cu[s + 1] as usize;
-            head(&inputs, range(cu_q), range(cu_k), g, sizes, options)
-        }).collect();
         let Sizes { heads, kv_heads, group, size } = sizes;
-        for (i, (cu, all, each)) in [(cu_q, heads, group), (cu_k, kv_heads, 1), (cu_k, kv_heads, 1)].into_iter().enumerate() {
-            let grad = grads[i].as_mut().map_err(|e| e.clone())?.as_slice_mut::<R>()?;
-            for (&(s, g), result) in tasks.iter().zip(&results) {
-                for (n, row) in result[i].chunks(each * size).enumerate() {
+        let outs = [
+            Disjoint::new(dq.as_slice_mut::<R>()?),
+            Disjoint::new(dk.as_slice_mut::<R>()?),
+            Disjoint::new(dv.as_slice_mut::<R>()?),
+        ];
+        tasks.par_iter().with_max_len(1).for_each(|&(s, g)| scratch::with(|scratch: &mut Scratch<R>| {
+            let range = |cu: &[u32]| cu[s] as usize..cu[s + 1] as usize;
+            head(&inputs, range(cu_q), range(cu_k), g, sizes, options, scratch);
+            let Scratch { dq, dk, dv, .. } = scratch;
+            for (out, (grad, cu, all, each)) in
+                outs.iter().zip([(dq, cu_q, heads, group), (dk, cu_k, kv_heads, 1), (dv, cu_k, kv_heads, 1)])
+            {
+                for (n, row) in grad.chunks(each * size).enumerate() {
                     let at = ((cu[s] as usize + n) * all + g * each) * size;
-                    grad[at..at + row.len()].copy_from_slice(row);
+                    // SAFETY: a task owns its segment's heads of group g.
+                    unsafe { out.part(at, row.len()).copy_from_slice(row) }
                 }
             }
-        }
+        }));
     });
-    let [dq, dk, dv] = grads;
-    Ok((dq?, dk?, dv?))
+    Ok((dq, dk, dv))
+}
+
+/// Buffers that a thread reuses from task to task; `dq`, `dk` and `dv` are a task's output, dense.
+#[derive(Default)]
+struct Scratch<R> {
+    q: Vec<R>,
+    k: Vec<R>,
+    v: Vec<R>,
+    out: Vec<R>,
+    dout: Vec<R>,
+    lse: Vec<R>,
+    delta: Vec<R>,
+    p: Vec<R>,
+    dp: Vec<R>,
+    dq: Vec<R>,
+    dk: Vec<R>,
+    dv: Vec<R>,
+    gemm: Vec<R>,
 }
 
 struct Inputs<'a, R> {
@@ -76,7 +105,7 @@ struct Inputs<'a, R> {
     lse: &'a [R],
 }
 
-/// Gradients of one key/value head of one segment and of the query heads that share it, dense.
+/// Gradients of one key/value head of one segment and of the query heads that share it, into `scratch`.
 fn head<R: Real>(
     x: &Inputs<'_, R>,
     queries: std::ops::Range<usize>,
@@ -84,22 +113,26 @@ fn head<R: Real>(
     g: usize,
     sizes: Sizes,
     options: &Attention,
-) -> [Vec<R>; 3] {
+    scratch: &mut Scratch<R>,
+) {
     let Sizes { heads, kv_heads, group, size } = sizes;
     let (lq, lk) = (queries.len(), keys.len());
-    let (mut q, mut out, mut dout, mut k, mut v) = (vec![], vec![], vec![], vec![], vec![]);
-    for (block, src) in [(&mut q, x.q), (&mut out, x.out), (&mut dout, x.dout)] {
+    let Scratch { q, k, v, out, dout, lse, delta, p, dp, dq, dk, dv, gemm } = scratch;
+    for (block, src) in [(&mut *q, x.q), (&mut *out, x.out), (&mut *dout, x.dout)] {
         gather(block, src, queries.clone(), heads, g * group, group, size);
     }
-    for (block, src) in [(&mut k, x.k), (&mut v, x.v)] {
+    for (block, src) in [(&mut *k, x.k), (&mut *v, x.v)] {
         gather(block, src, keys.clone(), kv_heads, g, 1, size);
     }
-    let mut lse = vec![];
-    gather(&mut lse, x.lse, queries, heads, g * group, group, 1);
-    let delta: Vec<R> = dout.chunks(size.max(1)).zip(out.chunks(size.max(1))).map(|(d, o)| dot(d, o)).collect();
-    let (mut dq, mut dk, mut dv) = (vec![R::ZERO; q.len()], vec![R::ZERO; k.len()], vec![R::ZERO; v.len()]);
-    let (mut p, mut dp) = (vec![R::ZERO; BLOCK * group * TILE], vec![R::ZERO; BLOCK * group * TILE]);
-    let scratch = &mut Vec::new();
+    gather(lse, x.lse, queries, heads, g * group, group, 1);
+    delta.clear();
+    delta.extend(dout.chunks(size.max(1)).zip(out.chunks(size.max(1))).map(|(d, o)| dot(d, o)));
+    for (buffer, n) in [(&mut *dq, q.len()), (&mut *dk, k.len()), (&mut *dv, v.len())] {
+        fill(buffer, n, R::ZERO);
+    }
+    for buffer in [&mut *p, &mut *dp] {
+        fill(buffer, BLOCK * group * TILE, R::ZERO);
+    }
     let behind = lk - lq.min(lk);
     let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for j0 in (0..lk).step_by(TILE) {
@@ -116,8 +149,8 @@ fn head<R: Real>(
             let range = i0 * group * size..i1 * group * size;
             let (qb, ob) = (Mat::new(&q[range.clone()], rows, size), Mat::new(&dout[range.clone()], rows, size));
             let (p, dp) = (&mut p[..rows * n], &mut dp[..rows * n]);
-            gemm_serial(qb, kt.t(), p, Store::Set, scratch);
-            gemm_serial(ob, vt.t(), dp, Store::Set, scratch);
+            gemm_serial(qb, kt.t(), p, Store::Set, gemm);
+            gemm_serial(ob, vt.t(), dp, Store::Set, gemm);
             for r in 0..rows {
                 let (lo, hi) = options.visible(i0 + r / group + behind, lk);
                 let (lo, hi) = (lo.clamp(j0, j0 + n) - j0, hi.clamp(j0, j0 + n) - j0);
@@ -126,12 +159,11 @@ fn head<R: Real>(
                 score_gradient(&mut p[span.clone()], &mut dp[span], lo, hi, scale, softcap, lse[row], delta[row]);
             }
             let (pm, sm) = (Mat::new(&*p, rows, n), Mat::new(&*dp, rows, n));
-            gemm_serial(pm.t(), ob, &mut dv[j0 * size..(j0 + n) * size], Store::Add, scratch);
-            gemm_serial(sm.t(), qb, &mut dk[j0 * size..(j0 + n) * size], Store::Add, scratch);
-            gemm_serial(sm, kt, &mut dq[range], Store::Add, scratch);
+            gemm_serial(pm.t(), ob, &mut dv[j0 * size..(j0 + n) * size], Store::Add, gemm);
+            gemm_serial(sm.t(), qb, &mut dk[j0 * size..(j0 + n) * size], Store::Add, gemm);
+            gemm_serial(sm, kt, &mut dq[range], Store::Add, gemm);
         }
     }
-    [dq, dk, dv]
 }
 
 crate::simd::simd_fn! {

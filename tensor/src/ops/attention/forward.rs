@@ -4,6 +4,8 @@ use rayon::prelude::*;
 
 use super::{Attention, BLOCK, OP, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
+use crate::parallel::Disjoint;
+use crate::scratch::{self, fill};
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
 /// Attention of a packed stream. Returns (out, lse).
@@ -97,20 +99,14 @@ struct Segment<'a, R> {
     v: &'a [R],
 }
 
-/// A task's output: rows (query, head of the group) of `out` and `lse`.
-struct Block<R> {
-    out: Vec<R>,
-    lse: Vec<R>,
-}
-
 fn run<R: Real>(
     q: &Tensor,
     segments: &[Segment<'_, R>],
     sizes: Sizes,
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
-    let mut out = Tensor::zeros(q.shape(), R::DTYPE)?;
-    let mut lse = Tensor::zeros([q.dims()[0], sizes.heads], R::DTYPE)?;
+    let mut out = Tensor::scratch(q.shape(), R::DTYPE)?;
+    let mut lse = Tensor::scratch([q.dims()[0], sizes.heads], R::DTYPE)?;
     let data = q.as_slice::<R>()?;
     let tasks: Vec<(usize, usize, usize)> = segments
         .iter()
@@ -119,28 +115,31 @@ fn run<R: Real>(
             (0..seg.queries).step_by(BLOCK).flat_map(move |i| (0..sizes.kv_heads).map(move |g| (s, i, g)))
         })
         .collect();
-    let blocks: Vec<Block<R>> = tasks
-        .par_iter()
-        .map_init(Scratch::default, |scratch, &(s, i, g)| block(data, &segments[s], i, g, sizes, options, scratch))
-        .collect();
-    let (o, l) = (out.as_slice_mut::<R>()?, lse.as_slice_mut::<R>()?);
+    let (o, l) = (Disjoint::new(out.as_slice_mut::<R>()?), Disjoint::new(lse.as_slice_mut::<R>()?));
     let (group, size) = (sizes.group, sizes.size);
-    for (&(s, i, g), block) in tasks.iter().zip(&blocks) {
-        for (n, (row, row_lse)) in block.out.chunks(group * size).zip(block.lse.chunks(group)).enumerate() {
-            let at = (segments[s].q0 + i + n) * sizes.heads + g * group;
-            o[at * size..(at + group) * size].copy_from_slice(row);
-            l[at..at + group].copy_from_slice(row_lse);
+    let task = |scratch: &mut Scratch<R>, &(s, i, g): &(usize, usize, usize)| {
+        let seg = &segments[s];
+        block(data, seg, i, g, sizes, options, scratch);
+        for (n, (row, row_lse)) in scratch.out.chunks(group * size).zip(scratch.lse.chunks(group)).enumerate() {
+            let at = (seg.q0 + i + n) * sizes.heads + g * group;
+            // SAFETY: a task owns its queries' heads of group g.
+            unsafe {
+                o.part(at * size, group * size).copy_from_slice(row);
+                l.part(at, group).copy_from_slice(row_lse);
+            }
         }
-    }
+    };
+    tasks.par_iter().with_max_len(1).for_each(|t| scratch::with(|scratch| task(scratch, t)));
     Ok((out, lse))
 }
 
-/// Buffers that a thread reuses from task to task.
+/// Buffers that a thread reuses from task to task, and a task's output: rows (query, head of the group).
 #[derive(Default)]
 struct Scratch<R> {
+    out: Vec<R>,
+    lse: Vec<R>,
     q: Vec<R>,
     scores: Vec<R>,
-    sums: Vec<R>,
     maximum: Vec<R>,
     denominator: Vec<R>,
     gemm: Vec<R>,
@@ -155,22 +154,17 @@ fn block<R: Real>(
     sizes: Sizes,
     options: &Attention,
     scratch: &mut Scratch<R>,
-) -> Block<R> {
+) {
     let Sizes { heads, kv_heads, group, size } = sizes;
     let i1 = seg.queries.min(i0 + BLOCK);
     let rows = (i1 - i0) * group;
-    let Scratch { q, scores, sums, maximum, denominator, gemm } = scratch;
+    let Scratch { out, lse, q, scores, maximum, denominator, gemm } = scratch;
     gather(q, data, seg.q0 + i0..seg.q0 + i1, heads, g * group, group, size);
-    for (v, n, x) in [
-        (&mut *scores, rows * TILE, R::ZERO),
-        (&mut *sums, rows * size, R::ZERO),
-        (&mut *maximum, rows, R::NEG_INFINITY),
-        (&mut *denominator, rows, R::ZERO),
-    ] {
-        v.clear();
-        v.resize(n, x);
-    }
-    let mut out = vec![R::ZERO; rows * size];
+    fill(scores, rows * TILE, R::ZERO);
+    fill(maximum, rows, R::NEG_INFINITY);
+    fill(denominator, rows, R::ZERO);
+    fill(out, rows * size, R::ZERO);
+    fill(lse, rows, R::NEG_INFINITY);
     let behind = seg.keys - seg.queries.min(seg.keys);
     // Without causal masking there may be more queries than keys; positions are then not used.
     let position = |row: usize| i0 + row / group + behind;
@@ -201,14 +195,10 @@ fn block<R: Real>(
                 }
             }
         }
-        // The tile's sum apart, then added: the same bits whether or not later keys exist, since a
-        // hidden key contributes 0·v to a chain that starts at +0.
-        gemm_serial(Mat::new(scores, rows, n), v, sums, Store::Set, gemm);
-        for (o, &s) in out.iter_mut().zip(&*sums) {
-            *o += s;
-        }
+        // The tile's sum is a chain of its own that is then added: the same bits whether or not later
+        // keys exist, since a hidden key contributes 0·v to a chain that starts at +0.
+        gemm_serial(Mat::new(scores, rows, n), v, out, Store::Add, gemm);
     }
-    let mut lse = vec![R::NEG_INFINITY; rows];
     for r in 0..rows {
         if denominator[r] > R::ZERO {
             let inverse = R::ONE / denominator[r];
@@ -218,7 +208,6 @@ fn block<R: Real>(
             lse[r] = maximum[r] + denominator[r].ln();
         }
     }
-    Block { out, lse }
 }
 
 crate::simd::simd_fn! {

@@ -1,0 +1,291 @@
+//! Loops around the kernels: who computes which block, and what is packed when.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernel::{Mode, Tile};
+use super::pack::{Part, pack};
+use super::{KC, Mat, Store};
+use crate::dtype::{Float, Real};
+
+/// Bytes of packed panels that a task keeps in its second-level cache.
+const PANELS_BYTES: usize = 448 << 10;
+
+/// Rows of A that are packed together, where they must be: with the panels they fit the second-level cache.
+const PACKED_ROWS: usize = 64;
+
+/// Depth of a piece of a panel when there are few rows: it is read once or twice after it was packed, so it
+/// should not leave the first-level cache in between.
+const PIECE: usize = 96;
+
+/// Rows of C that pay for packing a panel of B anew: fewer are not split between tasks.
+const MIN_ROWS: usize = 192;
+
+/// One product A B.
+#[derive(Clone, Copy)]
+pub(super) struct Term<'a, 'b, R, B> {
+    pub(super) a: Mat<'a, R>,
+    pub(super) b: Mat<'b, B>,
+}
+
+/// C = or += base (+ update).
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a, 'b, 'u, 'v, R, B, V> {
+    pub(super) base: Term<'a, 'b, R, B>,
+    pub(super) update: Option<Term<'u, 'v, R, V>>,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) store: Store,
+}
+
+/// C, written by several tasks in disjoint blocks.
+#[derive(Clone, Copy)]
+struct Shared<R>(*mut R);
+
+// SAFETY: tasks reach disjoint blocks through it, which `Product::run` sees to.
+unsafe impl<R: Send> Send for Shared<R> {}
+// SAFETY: as above.
+unsafe impl<R: Send> Sync for Shared<R> {}
+
+impl<R> Shared<R> {
+    // A method, so that closures capture the whole and not the bare pointer.
+    fn ptr(self) -> *mut R {
+        self.0
+    }
+}
+
+impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
+    /// Computes all of C on all threads.
+    ///
+    /// # Safety
+    /// `c` must be writable for m rows of n, by this call alone.
+    pub(super) unsafe fn run(&self, c: *mut R) {
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        let (rows, cols) = self.blocks(rayon::current_num_threads());
+        let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
+        let c = Shared(c);
+        let task = |i: usize| {
+            let (j, i) = (i / down * cols, i % down * rows);
+            crate::scratch::with(|scratch| {
+                // SAFETY: blocks are disjoint and inside C.
+                unsafe { self.block(i..self.m.min(i + rows), j..self.n.min(j + cols), c.ptr(), scratch) }
+            });
+        };
+        match across * down {
+            1 => task(0),
+            n => (0..n).into_par_iter().with_max_len(1).for_each(task),
+        }
+    }
+
+    /// Rows and columns of a task's block: as many columns as there are panels for in the second-level cache,
+    /// fewer where that leaves threads idle; then rows, as long as packing a panel again for each pays.
+    fn blocks(&self, threads: usize) -> (usize, usize) {
+        let shape = R::shape();
+        let kc = self.base.a.cols.clamp(1, KC);
+        let panels = self.n.div_ceil(shape.nr);
+        let most = (PANELS_BYTES / size_of::<R>() / kc / shape.nr).max(1);
+        let small = self.m * self.n * self.base.a.cols.max(1) < (1 << 17);
+        if threads == 1 || small {
+            return (self.m, if small { self.n } else { most * shape.nr });
+        }
+        // A whole number of rounds of equal tasks.
+        let rounds = panels.div_ceil(most * threads);
+        let mut down = 1;
+        while panels * down < threads * rounds && self.m.div_ceil(down + 1) >= MIN_ROWS {
+            down += 1;
+        }
+        let across = (threads * rounds).div_ceil(down).min(panels).max(panels.div_ceil(most));
+        let cols = panels.div_ceil(across) * shape.nr;
+        (self.m.div_ceil(down).next_multiple_of(shape.mr), cols)
+    }
+
+    /// Computes rows `rows` and columns `cols` of C on the calling thread.
+    ///
+    /// # Safety
+    /// `c` points to the whole of C, of which this block must be writable by this call alone.
+    pub(super) unsafe fn block(&self, rows: Range<usize>, cols: Range<usize>, c: *mut R, scratch: &mut Vec<R>) {
+        if rows.is_empty() || cols.is_empty() {
+            return;
+        }
+        let mut set = self.store == Store::Set;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let block = Block { rows, cols, c, n: self.n };
+            set = block.add(&self.base, set, scratch);
+            if let Some(update) = &self.update {
+                set = block.add(update, set, scratch);
+            }
+            if set {
+                // Nothing was summed: the product of empty matrices.
+                for i in block.rows.clone() {
+                    for j in block.cols.clone() {
+                        *c.add(i * self.n + j) = R::ZERO;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A block of C, (.., n) row-major from `c`.
+struct Block<R> {
+    rows: Range<usize>,
+    cols: Range<usize>,
+    c: *mut R,
+    n: usize,
+}
+
+impl<R: Real> Block<R> {
+    /// C = (if `set`) or += the term. Gives whether C is still to be set, which an empty term leaves so.
+    ///
+    /// # Safety
+    /// The block must be writable by this call alone.
+    unsafe fn add<B: Float>(&self, term: &Term<R, B>, mut set: bool, scratch: &mut Vec<R>) -> bool {
+        let k = term.a.cols;
+        for k0 in (0..k).step_by(KC) {
+            let depth = k0..k.min(k0 + KC);
+            let mode = if set { Mode::Set } else { Mode::Add };
+            // SAFETY: the caller's promise.
+            unsafe {
+                if self.rows.len() <= R::shape().mr {
+                    self.few_rows(term, depth, mode, scratch);
+                } else {
+                    self.many_rows(term, depth, mode, scratch);
+                }
+            }
+            set = false;
+        }
+        set
+    }
+
+    /// Panels of B are packed once and stay in the second-level cache while the rows of A pass.
+    ///
+    /// # Safety
+    /// As [`Block::add`].
+    unsafe fn many_rows<B: Float>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
+        let (shape, kc) = (R::shape(), depth.len());
+        let packs_a = term.a.cs != 1;
+        let columns = self.cols.len().next_multiple_of(shape.lanes);
+        let [panels, packed_a] = parts(scratch, [columns * kc, if packs_a { PACKED_ROWS * kc } else { 0 }]);
+        let mut at = 0;
+        for j in self.cols.clone().step_by(shape.nr) {
+            let width = shape.nr.min(self.cols.end - j).next_multiple_of(shape.lanes);
+            pack_b(&mut panels[at..at + width * kc], width, &term.b, j..self.cols.end.min(j + shape.nr), &depth);
+            at += width * kc;
+        }
+        for i0 in self.rows.clone().step_by(PACKED_ROWS) {
+            let rows = i0..self.rows.end.min(i0 + PACKED_ROWS);
+            if packs_a {
+                pack_a(packed_a, shape.mr, &term.a, rows.clone(), &depth);
+            }
+            for i in rows.clone().step_by(shape.mr) {
+                let live = shape.mr.min(rows.end - i);
+                let (a, a_row, a_k) = if packs_a {
+                    (packed_a[(i - i0) * kc..].as_ptr(), 1, shape.mr)
+                } else {
+                    (term.a.data[i * term.a.rs + depth.start..].as_ptr(), term.a.rs, 1)
+                };
+                let mut at = 0;
+                for j in self.cols.clone().step_by(shape.nr) {
+                    let cols = shape.nr.min(self.cols.end - j);
+                    let width = cols.next_multiple_of(shape.lanes);
+                    let b = panels[at..at + width * kc].as_ptr();
+                    at += width * kc;
+                    // SAFETY: the panel holds kc × width, and A's rows i.. (packed or not) are `live` long
+                    // and kc deep by `Mat`'s own check; C by the caller's promise.
+                    unsafe {
+                        let c = self.c.add(i * self.n + j);
+                        R::tile(&Tile { rows: live, cols, kc, a, a_row, a_k, b, width, c, c_row: self.n, mode });
+                    }
+                }
+            }
+        }
+    }
+
+    /// At most one tile of rows: each piece of a panel is used at once, and the chains go on from piece to
+    /// piece in a buffer.
+    ///
+    /// # Safety
+    /// As [`Block::add`].
+    unsafe fn few_rows<B: Float>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
+        let (shape, rows, kc) = (R::shape(), self.rows.len(), depth.len());
+        let [piece, sums, packed_a] = parts(scratch, [PIECE * shape.nr, shape.mr * shape.nr, shape.mr * kc]);
+        let a = &term.a;
+        let (a, a_row, a_k) = if a.cs == 1 {
+            (&a.data[self.rows.start * a.rs + depth.start..], a.rs, 1)
+        } else {
+            pack_a(packed_a, shape.mr, a, self.rows.clone(), &depth);
+            (&*packed_a, 1, shape.mr)
+        };
+        for j in self.cols.clone().step_by(shape.nr) {
+            let cols = shape.nr.min(self.cols.end - j);
+            let width = cols.next_multiple_of(shape.lanes);
+            for p in (0..kc).step_by(PIECE) {
+                let len = PIECE.min(kc - p);
+                let piece = &mut piece[..len * width];
+                let (from, to) = (depth.start + p, depth.start + p + len);
+                pack_b(piece, width, &term.b, j..j + cols, &(from..to));
+                let mode = if p == 0 { Mode::Set } else { Mode::Continue };
+                let (a, b) = (a[p * a_k..].as_ptr(), piece.as_ptr());
+                let (c, c_row) = (sums.as_mut_ptr(), shape.nr);
+                // SAFETY: as in `many_rows`; `sums` holds a whole tile.
+                unsafe { R::tile(&Tile { rows, cols, kc: len, a, a_row, a_k, b, width, c, c_row, mode }) }
+            }
+            for (r, sums) in sums.chunks_exact(shape.nr).enumerate().take(rows) {
+                for (l, &sum) in sums[..cols].iter().enumerate() {
+                    // SAFETY: inside the block.
+                    unsafe {
+                        let c = self.c.add((self.rows.start + r) * self.n + j + l);
+                        *c = if mode == Mode::Add { *c + sum } else { sum };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Cuts `scratch`, grown as needed, into parts.
+fn parts<R: Real, const N: usize>(scratch: &mut Vec<R>, lens: [usize; N]) -> [&mut [R]; N] {
+    let need = lens.iter().sum();
+    if scratch.len() < need {
+        scratch.resize(need, R::ZERO);
+    }
+    let mut left = &mut scratch[..];
+    lens.map(|len| {
+        let (part, rest) = std::mem::take(&mut left).split_at_mut(len);
+        left = rest;
+        part
+    })
+}
+
+fn pack_b<R: Real, B: Float>(panel: &mut [R], width: usize, b: &Mat<B>, cols: Range<usize>, depth: &Range<usize>) {
+    let part = Part {
+        data: b.data,
+        l0: cols.start,
+        lines: cols.len(),
+        k0: depth.start,
+        kc: depth.len(),
+        line_stride: b.cs,
+        depth_stride: b.rs,
+    };
+    pack(panel, width, part);
+}
+
+/// Rows of A in panels of `mr`, one after the other.
+fn pack_a<R: Real>(packed: &mut [R], mr: usize, a: &Mat<R>, rows: Range<usize>, depth: &Range<usize>) {
+    for (i, panel) in rows.clone().step_by(mr).zip(packed.chunks_exact_mut(mr * depth.len())) {
+        let part = Part {
+            data: a.data,
+            l0: i,
+            lines: mr.min(rows.end - i),
+            k0: depth.start,
+            kc: depth.len(),
+            line_stride: a.rs,
+            depth_stride: a.cs,
+        };
+        pack(panel, mr, part);
+    }
+}
