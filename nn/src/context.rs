@@ -1,7 +1,7 @@
 //! [`Ctx`]: how a forward pass is run.
 
 use planish_autograd::{Param, Tape, Var};
-use planish_tensor::rng::Stream;
+use planish_tensor::rng::Rows;
 
 /// How a forward pass is run: recorded or not, with dropout or not, with adapters or not.
 ///
@@ -9,9 +9,9 @@ use planish_tensor::rng::Stream;
 #[derive(Clone, Default)]
 pub struct Ctx {
     tape: Option<Tape>,
-    dropout: Option<Stream>,
+    dropout: Option<Rows>,
     without_adapters: bool,
-    noise: Option<(f64, Stream)>,
+    noise: Option<(f64, Rows)>,
 }
 
 impl Ctx {
@@ -20,8 +20,8 @@ impl Ctx {
         Ctx::default()
     }
 
-    /// Recorded on `tape`; dropout masks are drawn from `dropout` (one stream a micro-batch).
-    pub fn training(tape: &Tape, dropout: Option<Stream>) -> Ctx {
+    /// Recorded on `tape`; dropout masks are drawn from `dropout`, a row for each token of the batch.
+    pub fn training(tape: &Tape, dropout: Option<Rows>) -> Ctx {
         Ctx { tape: Some(tape.clone()), dropout, ..Ctx::default() }
     }
 
@@ -31,15 +31,16 @@ impl Ctx {
         self
     }
 
-    /// The same with NEFTune's noise of magnitude `alpha` on the embeddings, drawn from `stream`.
-    pub fn with_embedding_noise(mut self, alpha: f64, stream: Stream) -> Ctx {
-        self.noise = Some((alpha, stream));
+    /// The same with NEFTune's noise of magnitude `alpha` on the embeddings, drawn from `rows`, one
+    /// for each token of the batch.
+    pub fn with_embedding_noise(mut self, alpha: f64, rows: Rows) -> Ctx {
+        self.noise = Some((alpha, rows));
         self
     }
 
-    /// Magnitude and stream of the noise on the embeddings.
-    pub fn embedding_noise(&self) -> Option<(f64, Stream)> {
-        self.noise
+    /// Magnitude of the noise on the embeddings, and where it is drawn from.
+    pub fn embedding_noise(&self) -> Option<(f64, &Rows)> {
+        self.noise.as_ref().map(|(alpha, rows)| (*alpha, rows))
     }
 
     /// The same, recorded on another tape or not at all: for recomputation.
@@ -57,9 +58,9 @@ impl Ctx {
         !self.without_adapters
     }
 
-    /// The stream of dropout masks, when training.
-    pub fn dropout(&self) -> Option<Stream> {
-        self.dropout
+    /// Where dropout masks are drawn from, when training.
+    pub fn dropout(&self) -> Option<&Rows> {
+        self.dropout.as_ref()
     }
 
     /// A parameter's value, tracked if recording and trainable.

@@ -25,7 +25,7 @@ pub fn lora_linear(x: &Var, weight: &Var, bias: Option<&Var>, a: &Var, b: &Var, 
     let (y, h) = kernel::forward(x.value(), weight.value(), bias.map(Var::value), a.value(), b.value(), lora)?;
     record1(&OP, &[x, a, b], y, || {
         let (x, w) = (x.value().clone(), weight.value().clone());
-        let (av, bv, lora) = (a.value().clone(), b.value().clone(), *lora);
+        let (av, bv, lora) = (a.value().clone(), b.value().clone(), lora.clone());
         move |grads: &mut Grads<'_>| {
             let dy = grads.upstream().clone();
             let run = |wanted: kernel::Wanted<'_>| kernel::backward(&dy, &x, &w, &av, &bv, &h, &lora, wanted);

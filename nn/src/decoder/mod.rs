@@ -14,6 +14,7 @@ use std::sync::Arc;
 use planish_autograd::ops::lm_head::{LmHead, Scores, lm_head};
 use planish_autograd::ops::{elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
+use planish_tensor::rng::Rows;
 use planish_tensor::{DType, Tensor};
 
 use crate::config::ModelConfig;
@@ -81,8 +82,8 @@ impl Model {
     pub fn forward(&self, ctx: &Ctx, batch: &Packed, recompute: bool) -> Result<Var> {
         let rotations = Rotations::new(&self.config, &batch.positions, &batch.cu_seqlens, self.dtype())?;
         let mut x = self.embed(ctx, &batch.ids)?;
-        if let Some((alpha, stream)) = ctx.embedding_noise() {
-            x = elementwise::add(&x, &Var::constant(noise(&x, &batch.cu_seqlens, alpha, stream)?))?;
+        if let Some((alpha, rows)) = ctx.embedding_noise() {
+            x = elementwise::add(&x, &Var::constant(noise(&x, &batch.cu_seqlens, alpha, rows)?))?;
         }
         for layer in &self.layers {
             x = match ctx.tape().filter(|_| recompute) {
@@ -224,14 +225,23 @@ impl Model {
     }
 }
 
-/// NEFTune: uniform in ±alpha / sqrt(length · hidden) for each segment (arXiv:2310.05914, algorithm 1).
-fn noise(x: &Var, cu: &[u32], alpha: f64, stream: planish_tensor::rng::Stream) -> Result<Tensor> {
-    let hidden = x.dims()[1];
+/// NEFTune: uniform in ±alpha / sqrt(length · hidden) for each segment (arXiv:2310.05914, algorithm 1),
+/// token t drawing from row t.
+fn noise(x: &Var, cu: &[u32], alpha: f64, rows: &Rows) -> Result<Tensor> {
+    let (tokens, hidden) = (x.dims()[0], x.dims()[1]);
+    if rows.len() != tokens {
+        let (lhs, rhs) = (x.dims().to_vec(), vec![rows.len()]);
+        let what = "a key for each token";
+        return Err(planish_tensor::Error::ShapeMismatch { op: "embedding noise", what, lhs, rhs }.into());
+    }
     let mut values = Vec::with_capacity(x.value().numel());
     for segment in cu.windows(2) {
-        let (start, end) = (segment[0] as usize * hidden, segment[1] as usize * hidden);
-        let bound = alpha / ((end - start).max(1) as f64).sqrt();
-        values.extend((start..end).map(|i| (2.0 * stream.uniform(i as u64) as f64 - 1.0) * bound));
+        let length = (segment[1] - segment[0]) as usize;
+        let bound = alpha / ((length * hidden).max(1) as f64).sqrt();
+        for t in segment[0]..segment[1] {
+            let row = rows.row(t as usize);
+            values.extend((0..hidden as u32).map(|c| (2.0 * row.uniform(c) as f64 - 1.0) * bound));
+        }
     }
     Ok(Tensor::from_vec(values, x.dims())?.to_dtype(x.value().dtype())?)
 }

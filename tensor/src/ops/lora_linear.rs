@@ -10,24 +10,24 @@
 use super::elementwise::scale;
 use super::linear::{self, flat, matmul, matmul_into};
 use crate::gemm::Store;
-use crate::rng::Stream;
+use crate::rng::Rows;
 use crate::{Error, Result, Tensor};
 
 const OP: &str = "lora_linear";
 
 /// The update's scale s and dropout.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Lora {
     /// s: alpha / r, or alpha / sqrt(r) for rsLoRA.
     pub scale: f64,
-    /// Dropout probability and the stream of this application's mask.
-    pub dropout: Option<(f64, Stream)>,
+    /// Dropout probability and this module's random numbers, a row for each row of x.
+    pub dropout: Option<(f64, Rows)>,
 }
 
 /// What the update's input is after dropout.
 fn dropped(x: &Tensor, lora: &Lora) -> Result<Tensor> {
-    match lora.dropout {
-        Some((p, stream)) => super::dropout::forward(x, p, stream),
+    match &lora.dropout {
+        Some((p, rows)) => super::dropout::forward(x, *p, rows),
         None => Ok(x.clone()),
     }
 }
@@ -99,12 +99,11 @@ pub fn backward(
         return Ok(None);
     }
     let mut dx = matmul(&flat_dy, weight, dy.dtype())?;
-    match lora.dropout {
+    match &lora.dropout {
         None => matmul_into(&u, a, &mut dx, Store::Add)?,
-        Some((p, stream)) => {
-            // The mask goes by element index, which flattening keeps.
+        Some((p, rows)) => {
             let through = matmul(&u, a, dy.dtype())?;
-            super::elementwise::add_assign(&mut dx, &super::dropout::backward(&through, p, stream)?)?;
+            super::elementwise::add_assign(&mut dx, &super::dropout::backward(&through, *p, rows)?)?;
         }
     }
     dx.reshape(x.shape()).map(Some)

@@ -1,6 +1,6 @@
 use planish_autograd::Var;
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
-use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::rng::{Purpose, Rows, Stream};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -20,7 +20,9 @@ proptest! {
     ) {
         let weight = Var::constant(random(&[output, input], seed ^ 3, layouts.1));
         let bias = bias.then(|| Var::constant(random(&[output], seed ^ 4, layouts.0)));
-        let lora = Lora { scale, dropout: dropout.then(|| (0.4, Stream::new(seed, Purpose::Dropout, 0))) };
+        let keys: Vec<u64> = (0..lead.iter().product::<usize>() as u64).collect();
+        let rows = || Rows::new(Stream::new(seed, Purpose::Dropout, 0), keys.into());
+        let lora = Lora { scale, dropout: dropout.then(|| (0.4, rows())) };
         let inputs = [
             random(&[lead, vec![input]].concat(), seed, layouts.0),
             random(&[r, input], seed ^ 1, layouts.1),

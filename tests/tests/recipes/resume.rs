@@ -10,7 +10,7 @@ use planish_train::run::{Outcome, Silent};
 use crate::{StopAfter, files, metrics, repo, result, settings};
 
 /// A tiny architecture over the builtin model's tokenizer, and a few rows of each kind.
-fn prepare(dir: &Path) {
+pub(crate) fn prepare(dir: &Path) {
     let text = std::fs::read_to_string(repo("train/builtin/config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     for (key, value) in [
@@ -57,6 +57,11 @@ fn pretrain_settings(dir: &Path, out: &str, extra: &[(&str, &str)]) -> PretrainC
     settings(&flags)
 }
 
+/// A trained model of that architecture.
+pub(crate) fn base(dir: &Path) -> std::path::PathBuf {
+    result(pretrain::run(&pretrain_settings(dir, "base", &[]), &mut Silent).unwrap())
+}
+
 #[test]
 fn a_resumed_pretraining_run_is_the_one_that_never_stopped() {
     let place = tempfile::tempdir().unwrap();
@@ -89,7 +94,7 @@ fn a_resumed_lora_run_is_the_one_that_never_stopped() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     prepare(dir);
-    let base = result(pretrain::run(&pretrain_settings(dir, "base", &[]), &mut Silent).unwrap());
+    let base = base(dir);
     let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
         let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
         let (base, data, out) = (base.to_string_lossy().into_owned(), path("pairs.jsonl"), path(out));

@@ -3,7 +3,8 @@
 //! The loss is the cross-entropy of the supervised tokens, divided once by their number over the whole
 //! optimizer step, as TRL's `SFTTrainer` does. Deviations from it: no padding exists, so
 //! `per_device_train_batch_size` examples are one flat stream; examples without a supervised token are
-//! an error unless `drop_unsupervised`; dropout masks are drawn by position in the micro-batch.
+//! an error unless `drop_unsupervised`; dropout masks go by the example and the position in it, so that
+//! micro-batch size and packing do not change them.
 
 use planish_nn::adapters::{LoraConfig, Targets, attach_lora, load_adapter};
 use planish_nn::decoder::Model;

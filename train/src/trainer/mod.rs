@@ -11,6 +11,7 @@ mod state;
 pub use evaluate::evaluate;
 pub use state::TrainerState;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +21,7 @@ use planish_nn::Ctx;
 use planish_nn::adapters::{LoraConfig, save_adapter};
 use planish_nn::decoder::{Model, Packed};
 use planish_nn::tokenizer::Tokenizer;
-use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::rng::{Purpose, Rows, Stream};
 
 use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
 use crate::data::{Batch, Loader, Sampler, Step};
@@ -102,7 +103,7 @@ impl Trainer<'_> {
         while state.step < total && !state.stopped_early {
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
-            let sum = self.forward_backward(&step, state.step)?;
+            let sum = accumulate(&self.model, o, &step, state.step)?;
             let scale = 1.0 / step.supervised as f64;
             let norm = grad_norm(optimizer.params(), scale)?;
             self.check_finite(state.step + 1, sum.mean(), norm)?;
@@ -153,21 +154,6 @@ impl Trainer<'_> {
         let outcome = Outcome::Finished { result };
         observer.finished(&outcome);
         Ok(outcome)
-    }
-
-    /// Adds the gradient of the step's summed loss to the parameters.
-    fn forward_backward(&self, step: &Step, done: u64) -> Result<LossSum> {
-        let mut sum = LossSum::default();
-        for (i, batch) in step.micro_batches.iter().enumerate() {
-            let stream = |purpose| Stream::new(self.optim.seed, purpose, done).substream(i as u64);
-            let mut ctx = Ctx::training(&Tape::new(), Some(stream(Purpose::Dropout)));
-            if let Some(alpha) = self.optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
-                ctx = ctx.with_embedding_noise(alpha, stream(Purpose::Noise));
-            }
-            let packed = packed(batch);
-            sum += cross_entropy(&self.model, &ctx, &packed, &batch.mask, self.optim.gradient_checkpointing)?;
-        }
-        Ok(sum)
     }
 
     fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
@@ -255,6 +241,46 @@ impl Trainer<'_> {
             None => self.dir.save_final(|dir| self.save_model(dir)),
         }
     }
+}
+
+/// Adds the gradient of the step's summed loss to the parameters, micro-batch by micro-batch.
+///
+/// `done` optimizer steps are behind. Dropout masks and NEFTune's noise are functions of the seed, `done`,
+/// the example and the position in it ([`row_keys`]): how the step is split changes sums by rounding only.
+///
+/// # Errors
+/// A token id outside the vocabulary; those of the kernels.
+pub fn accumulate(model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<LossSum> {
+    let mut sum = LossSum::default();
+    for (batch, keys) in step.micro_batches.iter().zip(row_keys(&step.micro_batches)) {
+        let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
+        let mut ctx = Ctx::training(&Tape::new(), Some(rows(Purpose::Dropout)));
+        if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
+            ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
+        }
+        sum += cross_entropy(model, &ctx, &packed(batch), &batch.mask, optim.gradient_checkpointing)?;
+    }
+    Ok(sum)
+}
+
+/// The random key of each token of a step's micro-batches: a function of the example's number in the data
+/// set, of how often it came before in the step, and of the position in it.
+///
+/// Examples that a weight above 1 shows twice in a step get masks of their own. The pieces that `wrapped`
+/// packing cuts an example into count as times it came.
+pub fn row_keys(micro_batches: &[Batch]) -> Vec<Arc<[u64]>> {
+    let mut seen: HashMap<usize, u32> = HashMap::new();
+    let mut keys = |batch: &Batch| -> Arc<[u64]> {
+        let segments = batch.example_indices.iter().zip(batch.cu_seqlens.windows(2));
+        let mut keys = Vec::with_capacity(batch.tokens());
+        for (&example, segment) in segments {
+            let times = seen.entry(example).or_default();
+            keys.extend((0..segment[1] - segment[0]).map(|position| Rows::key(example as u64, *times, position)));
+            *times += 1;
+        }
+        keys.into()
+    };
+    micro_batches.iter().map(&mut keys).collect()
 }
 
 /// Optimizer steps of a run.
