@@ -11,12 +11,14 @@ mod gradcheck_impl;
 pub mod ops;
 mod param;
 pub mod registry;
+mod saved;
 mod tape;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, Result};
 pub use gradcheck_impl::{GradCheck, Mismatch, gradcheck};
 pub use param::Param;
+pub use saved::Saved;
 pub use tape::{Gradients, Grads, Rule, Tape, Var, record, record_without_rule, record1};
 
 #[cfg(test)]

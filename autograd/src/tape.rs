@@ -12,6 +12,7 @@ use planish_tensor::{DType, Tensor};
 
 use crate::param::{Param, accumulate, grad_dtype};
 use crate::registry::{Backward, Op};
+use crate::saved::{Recipe, Saved};
 use crate::{Error, Result};
 
 /// A record of differentiable operations, for one backward pass.
@@ -59,12 +60,13 @@ impl<F: FnOnce(&mut Grads<'_>) -> Result<()>> Rule for F {
 pub struct Var {
     value: Tensor,
     place: Option<(Tape, usize)>,
+    recipe: Option<Rc<Recipe>>,
 }
 
 impl Var {
     /// A value that no gradient is wanted for.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, place: None }
+        Var { value, place: None, recipe: None }
     }
 
     /// The value.
@@ -90,6 +92,21 @@ impl Var {
     /// The same value, untracked: no gradient flows through.
     pub fn detach(&self) -> Var {
         Var::constant(self.value.clone())
+    }
+
+    /// What a rule that needs this value should keep: the value itself, or the recipe that its op left.
+    pub fn saved(&self) -> Saved {
+        match &self.recipe {
+            Some(recipe) => Saved::remade(recipe.clone()),
+            None => Saved::kept(self.value.clone()),
+        }
+    }
+
+    /// The same, with a recipe by which rules can make the value again, bit for bit, instead of keeping it.
+    /// `recipe` is called only if the value is tracked; what it holds should be kept anyway.
+    pub fn remade<F: Fn() -> Result<Tensor> + 'static>(mut self, recipe: impl FnOnce() -> F) -> Var {
+        self.recipe = self.is_tracked().then(|| Recipe::new(recipe()));
+        self
     }
 
     /// The tape that tracks it.
@@ -123,7 +140,7 @@ impl Tape {
     fn track(&self, value: Tensor, param: Option<Param>) -> Var {
         let mut slots = self.0.slots.borrow_mut();
         slots.push(Slot { shape: value.dims().to_vec(), dtype: value.dtype(), param });
-        Var { value, place: Some((self.clone(), slots.len() - 1)) }
+        Var { value, place: Some((self.clone(), slots.len() - 1)), recipe: None }
     }
 
     /// Number of recorded operations.

@@ -39,12 +39,16 @@ pub fn geglu_tanh(gate: &Var, up: &Var) -> Result<Var> {
 
 fn gated(op: &'static Op, act: Act, gate: &Var, up: &Var) -> Result<Var> {
     let y = forward(act, gate.value(), up.value())?;
-    record1(op, &[gate, up], y, || {
+    let y = record1(op, &[gate, up], y, || {
         let (gate, up) = (gate.value().clone(), up.value().clone());
         move |grads: &mut Grads<'_>| {
-            let (dgate, dup) = backward(act, grads.upstream(), &gate, &up)?;
+            let (dgate, dup) = backward(act, grads.upstream(), gate, up)?;
             grads.add(0, dgate)?;
             grads.add(1, dup)
         }
-    })
+    })?;
+    Ok(y.remade(|| {
+        let (gate, up) = (gate.value().clone(), up.value().clone());
+        move || Ok(forward(act, &gate, &up)?)
+    }))
 }

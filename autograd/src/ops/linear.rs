@@ -21,7 +21,7 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     record1(&OP, &inputs, y, || {
-        let (xv, wv) = (weight.is_tracked().then(|| x.value().clone()), weight.value().clone());
+        let (xv, wv) = (weight.is_tracked().then(|| x.saved()), weight.value().clone());
         let has_bias = bias.is_some();
         move |grads: &mut Grads<'_>| {
             let dy = grads.upstream().clone();
@@ -29,6 +29,7 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
                 grads.add(0, kernel::backward_input(&dy, &wv)?)?;
             }
             if let Some(x) = xv {
+                let x = x.get()?;
                 grads.add_with(1, |dw| kernel::backward_weight_add(&dy, &x, dw))?;
             }
             if has_bias {

@@ -24,10 +24,10 @@ pub fn lora_linear(x: &Var, weight: &Var, bias: Option<&Var>, a: &Var, b: &Var, 
     }
     let (y, h) = kernel::forward(x.value(), weight.value(), bias.map(Var::value), a.value(), b.value(), lora)?;
     record1(&OP, &[x, a, b], y, || {
-        let (x, w) = (x.value().clone(), weight.value().clone());
+        let (x, w) = (x.saved(), weight.value().clone());
         let (av, bv, lora) = (a.value().clone(), b.value().clone(), lora.clone());
         move |grads: &mut Grads<'_>| {
-            let dy = grads.upstream().clone();
+            let (dy, x) = (grads.upstream().clone(), x.get()?);
             let run = |wanted: kernel::Wanted<'_>| kernel::backward(&dy, &x, &w, &av, &bv, &h, &lora, wanted);
             grads.add_with(2, |db| run(kernel::Wanted { input: false, a: None, b: Some(db) }).map(drop))?;
             let input = grads.wants(0);

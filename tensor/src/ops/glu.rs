@@ -85,35 +85,34 @@ simd_fn! {
     }
 }
 
-/// (dgate, dup): dgate = dy · up · act'(gate), dup = dy · act(gate).
+/// (dgate, dup): dgate = dy · up · act'(gate), dup = dy · act(gate). Written over gate and up where these
+/// are shared with nothing.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward(act: Act, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
-    check::same(OP, "up against gate", up, gate)?;
-    check::same(OP, "upstream gradient against gate", dy, gate)?;
-    let (dy, gate, up) = (dy.contiguous()?, gate.contiguous()?, up.contiguous()?);
-    let (mut dgate, mut dup) =
-        (Tensor::scratch(gate.shape(), gate.dtype())?, Tensor::scratch(gate.shape(), gate.dtype())?);
-    dispatch_real!(OP, gate.dtype(), R => {
-        let (dy, gate, up) = (dy.as_slice::<R>()?, gate.as_slice::<R>()?, up.as_slice::<R>()?);
-        parallel::chunks2(dgate.as_slice_mut::<R>()?, 1, dup.as_slice_mut::<R>()?, 1, |start, dgate, dup| {
-            backward_run(act, dgate, dup, &dy[start..], &gate[start..], &up[start..]);
+pub fn backward(act: Act, dy: &Tensor, mut gate: Tensor, mut up: Tensor) -> Result<(Tensor, Tensor)> {
+    check::same(OP, "up against gate", &up, &gate)?;
+    check::same(OP, "upstream gradient against gate", dy, &gate)?;
+    let dy = dy.contiguous()?;
+    dispatch_real!(OP, dy.dtype(), R => {
+        let dy = dy.as_slice::<R>()?;
+        parallel::chunks2(gate.as_slice_mut::<R>()?, 1, up.as_slice_mut::<R>()?, 1, |start, gate, up| {
+            backward_run(act, &dy[start..], gate, up);
         });
     });
-    Ok((dgate, dup))
+    Ok((gate, up))
 }
 
 simd_fn! {
-    fn backward_run<R: Real>(act: Act, dgate: &mut [R], dup: &mut [R], dy: &[R], gate: &[R], up: &[R]) {
-        let n = dgate.len();
-        let (dup, dy, gate, up) = (&mut dup[..n], &dy[..n], &gate[..n], &up[..n]);
+    fn backward_run<R: Real>(act: Act, dy: &[R], gate: &mut [R], up: &mut [R]) {
+        let n = gate.len();
+        let (dy, up) = (&dy[..n], &mut up[..n]);
         macro_rules! run {
             ($act:expr) => {
                 for i in 0..n {
                     let (a, slope) = $act.both(gate[i]);
-                    dgate[i] = dy[i] * up[i] * slope;
-                    dup[i] = dy[i] * a;
+                    gate[i] = dy[i] * up[i] * slope;
+                    up[i] = dy[i] * a;
                 }
             };
         }

@@ -73,48 +73,54 @@ pub fn matmul(a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(c)
 }
 
+/// Checks flattened x (rows, in) against W (out, in) and b (out).
+pub(crate) fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    if weight.rank() != 2 {
+        return Err(Error::Rank { op: OP, expected: 2, shape: weight.dims().to_vec() });
+    }
+    let mismatch = |what, lhs: &[usize], rhs: &[usize]| {
+        Err(Error::ShapeMismatch { op: OP, what, lhs: lhs.to_vec(), rhs: rhs.to_vec() })
+    };
+    if x.dims()[1] != weight.dims()[1] {
+        return mismatch("last size of x against weight (out, in)", x.dims(), weight.dims());
+    }
+    match bias {
+        Some(bias) if bias.dims() != [weight.dims()[0]] => {
+            mismatch("bias against weight (out, in)", bias.dims(), weight.dims())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// y += b for every row of y.
+pub(crate) fn add_bias(y: &mut Tensor, bias: &Tensor) -> Result<()> {
+    let bias = bias.to_dtype(y.dtype())?.contiguous()?;
+    dispatch_real!(OP, y.dtype(), R => {
+        let bias = bias.as_slice::<R>()?;
+        crate::parallel::chunks(y.as_slice_mut::<R>()?, bias.len(), |_, rows| {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                for (y, &b) in row.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        });
+    });
+    Ok(())
+}
+
 /// y = x Wᵀ + b.
 ///
 /// # Errors
 /// Shapes that do not agree; x of a dtype other than f32 and f64.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let flat_x = flat(x, OP)?;
-    if weight.rank() != 2 {
-        return Err(Error::Rank { op: OP, expected: 2, shape: weight.dims().to_vec() });
-    }
-    if flat_x.dims()[1] != weight.dims()[1] {
-        return Err(Error::ShapeMismatch {
-            op: OP,
-            what: "last size of x against weight (out, in)",
-            lhs: x.dims().to_vec(),
-            rhs: weight.dims().to_vec(),
-        });
-    }
-    let out = weight.dims()[0];
+    check(&flat_x, weight, bias)?;
     let mut y = matmul(&flat_x, &weight.transpose(0, 1)?, x.dtype())?;
     if let Some(bias) = bias {
-        if bias.dims() != [out] {
-            return Err(Error::ShapeMismatch {
-                op: OP,
-                what: "bias against weight (out, in)",
-                lhs: bias.dims().to_vec(),
-                rhs: weight.dims().to_vec(),
-            });
-        }
-        let bias = bias.to_dtype(x.dtype())?.contiguous()?;
-        dispatch_real!(OP, x.dtype(), R => {
-            let bias = bias.as_slice::<R>()?;
-            crate::parallel::chunks(y.as_slice_mut::<R>()?, out, |_, rows| {
-                for row in rows.chunks_exact_mut(out) {
-                    for (y, &b) in row.iter_mut().zip(bias) {
-                        *y += b;
-                    }
-                }
-            });
-        });
+        add_bias(&mut y, bias)?;
     }
     let mut dims = x.dims().to_vec();
-    *dims.last_mut().expect("flat() refuses scalars") = out;
+    *dims.last_mut().expect("flat() refuses scalars") = weight.dims()[0];
     y.reshape(dims)
 }
 

@@ -7,11 +7,11 @@
 //! # Source
 //! Hu et al., "LoRA", arXiv:2106.09685, equation 3; dropout on the update's input as in PEFT.
 
-use super::elementwise::scale;
-use super::linear::{self, flat, matmul, matmul_into};
-use crate::gemm::Store;
+use super::elementwise::{add_assign, scale};
+use super::linear::{self, flat, matmul, matmul_into, matrix};
+use crate::gemm::{Mat, Store, gemm, gemm_update};
 use crate::rng::Rows;
-use crate::{Error, Result, Tensor};
+use crate::{DType, Error, Real, Result, Tensor, dispatch_float, dispatch_real};
 
 const OP: &str = "lora_linear";
 
@@ -32,6 +32,26 @@ fn dropped(x: &Tensor, lora: &Lora) -> Result<Tensor> {
     }
 }
 
+/// A B + U V for two-dimensional tensors, in the dtype of A: the update's tile is added while it is in cache.
+fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = (a.dims()[0], b.dims()[1]);
+    let mut c = Tensor::scratch([rows, cols], a.dtype())?;
+    let v = v.to_dtype(a.dtype())?;
+    match a.dtype() {
+        DType::F32 => dispatch_float!(OP, b.dtype(), B => {
+            let out = c.as_slice_mut::<f32>()?;
+            gemm_update::<f32, B, f32>(matrix(a), matrix(b), matrix(u), matrix(&v), out, Store::Set);
+        }),
+        DType::F64 => {
+            let b = b.to_dtype(DType::F64)?;
+            let out = c.as_slice_mut::<f64>()?;
+            gemm_update::<f64, f64, f64>(matrix(a), matrix(&b), matrix(u), matrix(&v), out, Store::Set);
+        }
+        dtype => return Err(Error::UnsupportedDType { op: OP, dtype }),
+    }
+    Ok(c)
+}
+
 /// Returns (y, h) with h = s · drop(x) Aᵀ: (rows, r), which the backward pass needs.
 ///
 /// # Errors
@@ -44,7 +64,8 @@ pub fn forward(
     b: &Tensor,
     lora: &Lora,
 ) -> Result<(Tensor, Tensor)> {
-    let y = linear::forward(x, weight, bias)?;
+    let flat_x = flat(x, OP)?;
+    linear::check(&flat_x, weight, bias)?;
     let (out, input) = (weight.dims()[0], weight.dims()[1]);
     if a.rank() != 2 || b.rank() != 2 || a.dims()[1] != input || b.dims() != [out, a.dims()[0]] {
         let (lhs, rhs) = (a.dims().to_vec(), b.dims().to_vec());
@@ -52,11 +73,13 @@ pub fn forward(
     }
     let h = matmul(&flat(&dropped(x, lora)?, OP)?, &a.transpose(0, 1)?, x.dtype())?;
     let h = scale(&h, lora.scale)?;
-    let dims = y.dims().to_vec();
-    let mut flat_y = flat(&y, OP)?;
-    drop(y);
-    matmul_into(&h, &b.transpose(0, 1)?, &mut flat_y, Store::Add)?;
-    Ok((flat_y.reshape(dims)?, h))
+    let mut y = product_and_update(&flat_x, &weight.transpose(0, 1)?, &h, &b.transpose(0, 1)?)?;
+    if let Some(bias) = bias {
+        linear::add_bias(&mut y, bias)?;
+    }
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("flat() refuses scalars") = out;
+    Ok((y.reshape(dims)?, h))
 }
 
 /// Which gradients the caller wants, and where to add those of A and B.
@@ -84,9 +107,9 @@ pub fn backward(
     lora: &Lora,
     wanted: Wanted<'_>,
 ) -> Result<Option<Tensor>> {
-    let flat_dy = flat(dy, OP)?;
+    let flat_dy = flat(dy, OP)?.contiguous()?;
     if let Some(db) = wanted.b {
-        matmul_into(&flat_dy.transpose(0, 1)?, h, db, Store::Add)?;
+        add_transposed_product(h, &flat_dy, db)?;
     }
     if wanted.a.is_none() && !wanted.input {
         return Ok(None);
@@ -98,13 +121,42 @@ pub fn backward(
     if !wanted.input {
         return Ok(None);
     }
-    let mut dx = matmul(&flat_dy, weight, dy.dtype())?;
-    match &lora.dropout {
-        None => matmul_into(&u, a, &mut dx, Store::Add)?,
+    let dx = match &lora.dropout {
+        None => product_and_update(&flat_dy, weight, &u, a)?,
         Some((p, rows)) => {
+            let mut dx = matmul(&flat_dy, weight, dy.dtype())?;
             let through = matmul(&u, a, dy.dtype())?;
-            super::elementwise::add_assign(&mut dx, &super::dropout::backward(&through, *p, rows)?)?;
+            add_assign(&mut dx, &super::dropout::backward(&through, *p, rows)?)?;
+            dx
+        }
+    };
+    dx.reshape(x.shape()).map(Some)
+}
+
+/// C (out, r) += Dᵀ H with D (rows, out) and H (rows, r), as (Hᵀ D)ᵀ: the wide matrix is then the packed one,
+/// row by row, and the narrow one is transposed.
+fn add_transposed_product(h: &Tensor, d: &Tensor, c: &mut Tensor) -> Result<()> {
+    let (rows, r, out) = (h.dims()[0], h.dims()[1], d.dims()[1]);
+    if c.dims() != [out, r] || d.dims()[0] != rows {
+        let (lhs, rhs) = (d.dims().to_vec(), c.dims().to_vec());
+        return Err(Error::ShapeMismatch { op: OP, what: "dy (rows, out) against dB (out, r)", lhs, rhs });
+    }
+    let mut product = Tensor::scratch([r, out], c.dtype())?;
+    dispatch_real!(OP, c.dtype(), R => {
+        let (h, d) = (h.as_slice::<R>()?, d.as_slice::<R>()?);
+        let product = product.as_slice_mut::<R>()?;
+        gemm(Mat::new(h, rows, r).t(), Mat::new(d, rows, out), product, Store::Set);
+        transpose_add(product, c.as_slice_mut::<R>()?, out);
+    });
+    Ok(())
+}
+
+/// c[o, i] += p[i, o] with p (r, out).
+fn transpose_add<R: Real>(p: &[R], c: &mut [R], out: usize) {
+    let r = c.len() / out.max(1);
+    for (o, c) in c.chunks_exact_mut(r.max(1)).enumerate() {
+        for (i, c) in c.iter_mut().enumerate() {
+            *c += p[i * out + o];
         }
     }
-    dx.reshape(x.shape()).map(Some)
 }

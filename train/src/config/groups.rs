@@ -169,6 +169,9 @@ settings! {
         max_grad_norm: f64 = 1.0, NOT_NEGATIVE;
         /// Magnitude of NEFTune's noise on the embeddings (arXiv 2310.05914).
         neftune_noise_alpha: Option<f64> = None, NOT_NEGATIVE;
+        /// Tokens that are in memory at once: larger micro-batches go through the model in parts, cut between
+        /// examples, which changes the gradient by rounding only; 0 for never.
+        tokens_per_pass: u64 = 1024u64, WHOLE;
         /// Recompute each layer's activations in the backward pass: less memory, more time.
         gradient_checkpointing: bool = true, SWITCH;
         /// Seed of the weights, dropout and noise.

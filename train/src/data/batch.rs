@@ -61,6 +61,26 @@ impl Batch {
         supervised(&self.mask)
     }
 
+    /// The same segments in order, in batches of about equal size that hold up to `limit` tokens, or one segment
+    /// that is longer; whole if `limit` is 0.
+    pub fn split(&self, limit: usize) -> Vec<Batch> {
+        if limit == 0 || self.tokens() <= limit {
+            return vec![self.clone()];
+        }
+        let even = self.tokens().div_ceil(self.tokens().div_ceil(limit));
+        let mut parts = vec![Batch::new()];
+        for (&index, segment) in self.example_indices.iter().zip(self.cu_seqlens.windows(2)) {
+            let range = segment[0] as usize..segment[1] as usize;
+            let last = parts.last().expect("never empty").tokens();
+            if last > 0 && (last >= even || last + range.len() > limit) {
+                parts.push(Batch::new());
+            }
+            let part = parts.last_mut().expect("never empty");
+            part.push(index, &self.ids[range.clone()], &self.mask[range]);
+        }
+        parts
+    }
+
     /// Length of the longest segment.
     pub fn max_seqlen(&self) -> usize {
         self.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)

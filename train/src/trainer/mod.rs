@@ -243,7 +243,8 @@ impl Trainer<'_> {
     }
 }
 
-/// Adds the gradient of the step's summed loss to the parameters, micro-batch by micro-batch.
+/// Adds the gradient of the step's summed loss to the parameters, micro-batch by micro-batch, each in parts
+/// of up to `tokens_per_pass` tokens.
 ///
 /// `done` optimizer steps are behind. Dropout masks and NEFTune's noise are functions of the seed, `done`,
 /// the example and the position in it ([`row_keys`]): how the step is split changes sums by rounding only.
@@ -252,7 +253,8 @@ impl Trainer<'_> {
 /// A token id outside the vocabulary; those of the kernels.
 pub fn accumulate(model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<LossSum> {
     let mut sum = LossSum::default();
-    for (batch, keys) in step.micro_batches.iter().zip(row_keys(&step.micro_batches)) {
+    let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
+    for (batch, keys) in parts.iter().zip(row_keys(&parts)) {
         let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
         let mut ctx = Ctx::training(&Tape::new(), Some(rows(Purpose::Dropout)));
         if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {

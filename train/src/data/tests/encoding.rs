@@ -165,3 +165,24 @@ fn template_errors_say_where() {
     let e = encoder(Toy::default(), EncodeOptions::default()).encode(&row, source()).unwrap_err().to_string();
     assert_eq!(e, "f.jsonl:7: the template says no");
 }
+
+#[test]
+fn a_batch_splits_between_its_segments() {
+    let lengths = [5usize, 1, 7, 3, 3, 12, 2];
+    let mut batch = crate::data::Batch::new();
+    for (i, &n) in lengths.iter().enumerate() {
+        let ids: Vec<u32> = (0..n as u32).map(|t| 100 * i as u32 + t).collect();
+        batch.push(i, &ids, &vec![true; n]);
+    }
+    for limit in [0, 1, 6, 10, 33, 100] {
+        let parts = batch.split(limit);
+        let joined = |f: fn(&crate::data::Batch) -> Vec<u32>| parts.iter().flat_map(f).collect::<Vec<_>>();
+        assert_eq!(joined(|p| p.ids.clone()), batch.ids, "limit {limit}");
+        assert_eq!(joined(|p| p.positions.clone()), batch.positions);
+        assert_eq!(joined(|p| p.example_indices.iter().map(|&i| i as u32).collect()), (0..7).collect::<Vec<u32>>());
+        assert_eq!(parts.iter().map(|p| p.supervised()).sum::<usize>(), batch.supervised());
+        assert!(parts.iter().all(|p| p.segments() == 1 || limit == 0 || p.tokens() <= limit));
+    }
+    assert_eq!(batch.split(0).len(), 1);
+    assert_eq!(batch.split(33), vec![batch]);
+}
