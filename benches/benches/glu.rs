@@ -17,7 +17,9 @@ fn main() -> Result<()> {
             group.throughput(Throughput::Bytes(3 * bytes));
             group.bench_function(BenchmarkId::new("forward", tokens), |b| b.iter(|| forward(act, &gate, &up)));
             group.throughput(Throughput::Bytes(5 * bytes));
-            group.bench_function(BenchmarkId::new("backward", tokens), |b| b.iter(|| backward(act, &dy, gate.clone(), up.clone())));
+            group.bench_function(BenchmarkId::new("backward", tokens), |b| {
+                b.iter(|| backward(act, &dy, gate.clone(), up.clone()))
+            });
         }
         group.finish();
     }

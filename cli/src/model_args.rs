@@ -37,15 +37,14 @@ pub(crate) fn threads() -> Arg {
     Arg::new("threads").long("threads").value_name("N").value_parser(parser).help("Threads [the processor's cores]")
 }
 
-/// Sets the number of threads for the rest of the process.
+/// Starts the threads of the process, of which the calling thread is one: work that it hands out begins at
+/// once, without waking a thread to do what this one could. `None` is one for each core.
 ///
 /// # Errors
 /// A system that gives no threads.
 pub(crate) fn set_threads(n: Option<usize>) -> anyhow::Result<()> {
-    if let Some(n) = n {
-        rayon::ThreadPoolBuilder::new().num_threads(n).build_global().context("cannot start the threads")?;
-    }
-    Ok(())
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n.unwrap_or(0)).use_current_thread();
+    pool.build_global().context("cannot start the threads")
 }
 
 /// Opens the model and the adapter that the flags name.

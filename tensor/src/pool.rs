@@ -1,17 +1,18 @@
 //! Large blocks of memory, kept for reuse: a training step asks for the same sizes again and again, and
 //! the operating system's fresh pages cost more than the arithmetic on them.
 //!
-//! Blocks below [`SMALL`] come from the allocator. Larger ones are rounded up to one of eight sizes per
-//! power of two and, when freed, kept by size. What is in use and what is kept never exceed the most
+//! Blocks below [`SMALL`] come from the allocator. Larger ones are mappings of their own (so that what is
+//! given back really goes back), rounded up to one of eight sizes per power of two and, when freed, kept by
+//! size. What is in use and what is kept never exceed the most
 //! that was in use at once by more than [`SLACK`] of it (and [`MIN_SLACK`]): beyond that, the blocks that
 //! were kept longest are given back first.
 //!
 //! A block holds initialised bytes always: zeros from the system, then whatever its last user wrote.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, VecDeque};
-use std::ptr::NonNull;
 use std::sync::Mutex;
+
+use memmap2::MmapMut;
 
 use crate::storage::ALIGN;
 
@@ -42,23 +43,72 @@ pub struct PoolStats {
     pub reused: u64,
 }
 
+/// Bytes from which a mapping asks for huge pages: fewer faults, fewer misses of the address cache.
+const HUGE: usize = 4 << 20;
+
 /// A block in hand.
 pub(crate) struct Block {
-    pub(crate) ptr: NonNull<u8>,
-    /// Whole size, a size of the pool or what was asked for.
-    capacity: usize,
+    memory: Memory,
     /// Whether every byte is known to be 0.
     pub(crate) zero: bool,
 }
 
-struct Kept(NonNull<u8>);
-// SAFETY: a kept block is owned by the pool alone.
-unsafe impl Send for Kept {}
+enum Memory {
+    /// Of the pool: as long as its size says.
+    Mapped(MmapMut),
+    /// Lines of a cache, which align the bytes.
+    Small(Vec<Line>),
+}
+
+/// [`ALIGN`] bytes, aligned to themselves.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u8; ALIGN]);
+
+impl Block {
+    /// A block from the system.
+    fn fresh(capacity: usize) -> Option<Block> {
+        let memory = if capacity < SMALL {
+            Memory::Small(vec![Line([0; ALIGN]); capacity.div_ceil(ALIGN)])
+        } else {
+            let map = MmapMut::map_anon(capacity).ok()?;
+            #[cfg(target_os = "linux")]
+            if capacity >= HUGE {
+                // Advice: without it the pages are small ones.
+                let _ = map.advise(memmap2::Advice::HugePage);
+            }
+            Memory::Mapped(map)
+        };
+        Some(Block { memory, zero: true })
+    }
+
+    /// Bytes of the pool's account; none for a small block.
+    fn capacity(&self) -> usize {
+        match &self.memory {
+            Memory::Mapped(map) => map.len(),
+            Memory::Small(_) => 0,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Mapped(map) => map,
+            Memory::Small(lines) => bytemuck::cast_slice(lines),
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::Mapped(map) => map,
+            Memory::Small(lines) => bytemuck::cast_slice_mut(lines),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Pool {
     /// By size; in each the block that was kept longest first, with the time it came.
-    kept: BTreeMap<usize, VecDeque<(u64, Kept)>>,
+    kept: BTreeMap<usize, VecDeque<(u64, Block)>>,
     clock: u64,
     stats: PoolStats,
 }
@@ -81,7 +131,7 @@ pub fn reset_peak() {
 
 /// Gives everything that is kept back to the system.
 pub fn clear() {
-    with_pool(|pool| pool.shrink(0));
+    drop(with_pool(|pool| pool.shrink(0)));
 }
 
 /// The pool's size for `len` bytes: up to an eighth more. `None` if that is no size.
@@ -93,43 +143,31 @@ fn class(len: usize) -> Option<usize> {
     len.checked_next_multiple_of(step)
 }
 
-fn layout(capacity: usize) -> Option<Layout> {
-    Layout::from_size_align(capacity, ALIGN).ok()
-}
-
 /// A block of at least `len` bytes, `len` > 0; `None` if there is no memory.
 pub(crate) fn take(len: usize) -> Option<Block> {
     let capacity = class(len)?;
-    if capacity >= SMALL
-        && let Some(block) = with_pool(|pool| pool.reuse(capacity))
-    {
+    if capacity < SMALL {
+        return Block::fresh(capacity);
+    }
+    if let Some(block) = with_pool(|pool| pool.reuse(capacity)) {
         return Some(block);
     }
-    let layout = layout(capacity)?;
-    let fresh = || {
-        // SAFETY: the size is not zero.
-        NonNull::new(unsafe { alloc_zeroed(layout) })
-    };
-    let ptr = fresh().or_else(|| {
+    let block = Block::fresh(capacity).or_else(|| {
         clear();
-        fresh()
-    })?;
-    Some(Block { ptr, capacity, zero: true })
+        Block::fresh(capacity)
+    });
+    if block.is_none() {
+        with_pool(|pool| pool.stats.used -= capacity);
+    }
+    block
 }
 
 /// Takes a block back.
 pub(crate) fn give(block: Block) {
-    if block.capacity < SMALL {
-        free(block.ptr, block.capacity);
-    } else {
-        with_pool(|pool| pool.keep(block));
+    if block.capacity() > 0 {
+        // What is given back to the system is unmapped outside the lock.
+        drop(with_pool(|pool| pool.keep(block)));
     }
-}
-
-fn free(ptr: NonNull<u8>, capacity: usize) {
-    let layout = layout(capacity).expect("it was allocated with this layout");
-    // SAFETY: allocated by `take` with this layout, and owned by the caller.
-    unsafe { dealloc(ptr.as_ptr(), layout) }
 }
 
 impl Pool {
@@ -146,23 +184,25 @@ impl Pool {
             }
             self.stats.kept -= size;
             self.stats.reused += 1;
-            Some(Block { ptr: kept.0, capacity: size, zero: false })
+            Some(Block { zero: false, ..kept })
         });
-        self.stats.used += block.as_ref().map_or(capacity, |b| b.capacity);
+        self.stats.used += block.as_ref().map_or(capacity, Block::capacity);
         self.stats.peak = self.stats.peak.max(self.stats.used);
         if block.is_none() {
             self.stats.fresh += 1;
-            self.shrink(self.allowance());
+            drop(self.shrink(self.allowance()));
         }
         block
     }
 
-    fn keep(&mut self, block: Block) {
-        self.stats.used -= block.capacity;
-        self.stats.kept += block.capacity;
+    /// Keeps a block; gives those that make room for it.
+    fn keep(&mut self, block: Block) -> Vec<Block> {
+        let capacity = block.capacity();
+        self.stats.used -= capacity;
+        self.stats.kept += capacity;
         self.clock += 1;
-        self.kept.entry(block.capacity).or_default().push_back((self.clock, Kept(block.ptr)));
-        self.shrink(self.allowance());
+        self.kept.entry(capacity).or_default().push_back((self.clock, block));
+        self.shrink(self.allowance())
     }
 
     /// Bytes that may be kept now.
@@ -171,20 +211,22 @@ impl Pool {
         (self.stats.peak + slack).saturating_sub(self.stats.used)
     }
 
-    /// Gives back the blocks that were kept longest until at most `bytes` are kept.
-    fn shrink(&mut self, bytes: usize) {
+    /// Takes out the blocks that were kept longest until at most `bytes` are kept.
+    fn shrink(&mut self, bytes: usize) -> Vec<Block> {
+        let mut out = vec![];
         while self.stats.kept > bytes {
             let oldest = self.kept.iter().min_by_key(|(_, queue)| queue.front().map(|(time, _)| *time));
-            let Some((&size, _)) = oldest else { return };
+            let Some((&size, _)) = oldest else { break };
             let queue = self.kept.get_mut(&size).expect("just found");
             if let Some((_, kept)) = queue.pop_front() {
-                free(kept.0, size);
                 self.stats.kept -= size;
+                out.push(kept);
             }
             if queue.is_empty() {
                 self.kept.remove(&size);
             }
         }
+        out
     }
 }
 
@@ -206,29 +248,26 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded_and_reused() {
         let mut pool = Pool::default();
-        let mut made = vec![];
-        let mut get = |pool: &mut Pool, len: usize| match pool.reuse(class(len).unwrap()) {
-            Some(block) => block,
-            None => {
-                let capacity = class(len).unwrap();
-                // SAFETY: not zero.
-                let ptr = NonNull::new(unsafe { alloc_zeroed(layout(capacity).unwrap()) }).unwrap();
-                made.push(ptr);
-                Block { ptr, capacity, zero: true }
-            }
+        let get = |pool: &mut Pool, len: usize| {
+            let capacity = class(len).unwrap();
+            pool.reuse(capacity).unwrap_or_else(|| Block::fresh(capacity).unwrap())
         };
         const MB: usize = 1 << 20;
         let first: Vec<Block> = (0..4).map(|_| get(&mut pool, 8 * MB)).collect();
         assert_eq!((pool.stats.used, pool.stats.peak, pool.stats.fresh), (32 * MB, 32 * MB, 4));
-        first.into_iter().for_each(|b| pool.keep(b));
+        first.into_iter().for_each(|b| drop(pool.keep(b)));
         assert_eq!((pool.stats.used, pool.stats.kept), (0, 32 * MB));
         let again = get(&mut pool, 7 * MB);
-        assert_eq!((again.capacity, again.zero, pool.stats.reused), (8 * MB, false, 1), "a slightly larger one serves");
+        assert_eq!(
+            (again.capacity(), again.zero, pool.stats.reused),
+            (8 * MB, false, 1),
+            "a slightly larger one serves"
+        );
         let other = get(&mut pool, 20 * MB);
         assert_eq!(pool.stats.fresh, 5, "none is large enough");
         let (peak, slack) = (pool.stats.peak, MIN_SLACK);
         assert!(pool.stats.used + pool.stats.kept <= peak + slack, "{:?}", pool.stats);
-        [again, other].into_iter().for_each(|b| pool.keep(b));
+        [again, other].into_iter().for_each(|b| drop(pool.keep(b)));
         pool.shrink(0);
         assert_eq!((pool.stats.kept, pool.stats.used), (0, 0));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::pool::{self, Block};
+use crate::pool::{self, Block, Line};
 use crate::{Error, Result};
 
 /// Alignment of owned buffers: a cache line, and the widest vector register.
@@ -18,11 +18,6 @@ pub(crate) struct Buffer {
     block: Option<Block>,
     len: usize,
 }
-
-// SAFETY: Buffer owns its block exclusively, like Vec<u8>.
-unsafe impl Send for Buffer {}
-// SAFETY: shared access only reads.
-unsafe impl Sync for Buffer {}
 
 impl Buffer {
     /// All zero.
@@ -52,20 +47,19 @@ impl Buffer {
         Ok(Buffer { block, len })
     }
 
-    /// Where the bytes are; dangling but aligned, so that empty slices of any element type may be made of
-    /// it, if there are none.
-    fn ptr(&self) -> *mut u8 {
-        self.block.as_ref().map_or(std::ptr::without_provenance_mut(ALIGN), |b| b.ptr.as_ptr())
-    }
-
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: ptr is valid for len initialised bytes (dangling and aligned if len is 0).
-        unsafe { std::slice::from_raw_parts(self.ptr(), self.len) }
+        match &self.block {
+            Some(block) => &block.bytes()[..self.len],
+            // Aligned, so that empty slices of any element type may be made of it.
+            None => bytemuck::cast_slice::<Line, u8>(&[]),
+        }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and &mut self makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len) }
+        match &mut self.block {
+            Some(block) => &mut block.bytes_mut()[..self.len],
+            None => bytemuck::cast_slice_mut::<Line, u8>(&mut []),
+        }
     }
 }
 

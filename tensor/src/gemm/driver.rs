@@ -150,6 +150,11 @@ impl<R: Real> Block<R> {
             let mode = if set { Mode::Set } else { Mode::Add };
             // SAFETY: the caller's promise.
             unsafe {
+                #[cfg(target_arch = "x86_64")]
+                if self.gemv(term, &depth, mode, scratch) {
+                    set = false;
+                    continue;
+                }
                 if self.rows.len() <= R::shape().mr {
                     self.few_rows(term, depth, mode, scratch);
                 } else {
@@ -159,6 +164,53 @@ impl<R: Real> Block<R> {
             set = false;
         }
         set
+    }
+
+    /// Few rows of f32 with a matrix whose depth is contiguous; false, and nothing done, for any other product.
+    ///
+    /// # Safety
+    /// As [`Block::add`].
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn gemv<B: Float>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode, scratch: &mut Vec<R>) -> bool {
+        use super::gemv::{Gemv, MAX_ROWS, lines};
+        use crate::DType;
+        let Term { a, b } = term;
+        let width = lines();
+        let fits = R::DTYPE == DType::F32
+            && matches!(B::DTYPE, DType::F32 | DType::BF16 | DType::F16)
+            && self.rows.len() <= MAX_ROWS
+            && (a.cs == 1 && b.rs == 1 && width > 0);
+        if !fits || self.cols.len() < width {
+            return false;
+        }
+        let whole = self.cols.len() / width * width;
+        let gemv = Gemv {
+            rows: self.rows.len(),
+            lines: whole,
+            kc: depth.len(),
+            a: a.data[self.rows.start * a.rs + depth.start..].as_ptr().cast(),
+            a_row: a.rs,
+            w: b.data[self.cols.start * b.cs + depth.start..].as_ptr().cast(),
+            w_row: b.cs,
+            dtype: B::DTYPE,
+            // SAFETY: the block's first element.
+            c: unsafe { self.c.add(self.rows.start * self.n + self.cols.start) }.cast(),
+            c_row: self.n,
+            mode,
+        };
+        // SAFETY: R is f32; rows and columns of A, B and C are in range by `Mat`'s check and the caller's promise.
+        unsafe {
+            gemv.run();
+            if whole < self.cols.len() {
+                let rest = Block { rows: self.rows.clone(), cols: self.cols.start + whole..self.cols.end, ..*self };
+                if rest.rows.len() <= R::shape().mr {
+                    rest.few_rows(term, depth.clone(), mode, scratch);
+                } else {
+                    rest.many_rows(term, depth.clone(), mode, scratch);
+                }
+            }
+        }
+        true
     }
 
     /// Panels of B are packed once and stay in the second-level cache while the rows of A pass.

@@ -14,6 +14,8 @@
 //! Bound by arithmetic: 2 m n k operations against (m k + k n + m n) elements moved.
 
 mod driver;
+#[cfg(target_arch = "x86_64")]
+mod gemv;
 mod kernel;
 mod pack;
 

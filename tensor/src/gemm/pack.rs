@@ -5,7 +5,7 @@ use crate::dtype::{DType, Float, Real};
 use crate::simd::{Simd, level};
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(super) mod x86;
 
 /// Lines `l0..l0 + lines` at depths `k0..k0 + kc` of a matrix.
 #[derive(Clone, Copy)]

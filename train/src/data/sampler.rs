@@ -172,6 +172,11 @@ impl Sampler {
             let (row, source) = self.view.data().read(index)?;
             Ok((index as usize, self.encoder.encode(&row, source)?))
         };
+        // The loader's thread keeps to itself: it works ahead while the pool trains, and the pool's threads
+        // may be waiting for it.
+        if rayon::current_thread_index().is_none() {
+            return range.map(one).collect();
+        }
         // The first error in order, whichever thread met one first.
         range.into_par_iter().map(one).collect::<Vec<Result<_>>>().into_iter().collect()
     }

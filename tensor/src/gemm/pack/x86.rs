@@ -93,7 +93,9 @@ unsafe fn avx512<const PER_WORD: usize, const BF16: bool>(job: &Job) {
                 let at = job.src.add(l * job.stride + p * 4 / PER_WORD);
                 let mut r = [_mm512_setzero_si512(); 16];
                 for (i, r) in r.iter_mut().enumerate() {
-                    *r = _mm512_loadu_si512(at.add(i * job.stride).cast());
+                    let line = at.add(i * job.stride);
+                    *r = _mm512_loadu_si512(line.cast());
+                    prefetch(line, job.lines * job.stride);
                 }
                 transpose_16(&mut r);
                 let out = job.panel.add(p * job.width + l);
@@ -102,14 +104,7 @@ unsafe fn avx512<const PER_WORD: usize, const BF16: bool>(job: &Job) {
                         _mm512_storeu_ps(out.add(i * job.width), _mm512_castsi512_ps(word));
                         continue;
                     }
-                    let (low, high) = if BF16 {
-                        let high = _mm512_and_si512(word, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-                        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(word)), _mm512_castsi512_ps(high))
-                    } else {
-                        let low = _mm512_cvtepi32_epi16(word);
-                        let high = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(word));
-                        (_mm512_cvtph_ps(low), _mm512_cvtph_ps(high))
-                    };
+                    let (low, high) = widen_16::<BF16>(word);
                     _mm512_storeu_ps(out.add(2 * i * job.width), low);
                     _mm512_storeu_ps(out.add((2 * i + 1) * job.width), high);
                 }
@@ -120,10 +115,53 @@ unsafe fn avx512<const PER_WORD: usize, const BF16: bool>(job: &Job) {
     unsafe { rest::<PER_WORD, BF16>(job, lines, kc) }
 }
 
+/// The two halves of each word, bf16 or f16, widened: the lower, which comes first in memory, and the upper.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[inline]
+pub(in crate::gemm) fn widen_16<const BF16: bool>(word: __m512i) -> (__m512, __m512) {
+    if BF16 {
+        let high = _mm512_and_si512(word, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(word)), _mm512_castsi512_ps(high))
+    } else {
+        let low = _mm512_cvtepi32_epi16(word);
+        let high = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(word));
+        (_mm512_cvtph_ps(low), _mm512_cvtph_ps(high))
+    }
+}
+
+/// As [`widen_16`], for half as many words.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(in crate::gemm) fn widen_8<const BF16: bool>(word: __m256i) -> (__m256, __m256) {
+    if BF16 {
+        let high = _mm256_and_si256(word, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(word)), _mm256_castsi256_ps(high))
+    } else {
+        let low = _mm256_and_si256(word, _mm256_set1_epi32(0xffff));
+        (narrow_8(low), narrow_8(_mm256_srli_epi32::<16>(word)))
+    }
+}
+
+/// The low halves of 8 words, whose high halves are 0, as 8 f16, widened.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn narrow_8(words: __m256i) -> __m256 {
+    let packed = _mm256_packus_epi32(words, words);
+    _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64::<0x08>(packed)))
+}
+
+/// Asks for the cache line `ahead` bytes on: that of the next panel, which is packed when this one has been
+/// used. Past the end of the matrix this asks in vain.
+#[inline(always)]
+pub(in crate::gemm) fn prefetch(line: *const u8, ahead: usize) {
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(ahead).cast()) }
+}
+
 /// Transposes 16 × 16 words.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline]
-fn transpose_16(r: &mut [__m512i; 16]) {
+pub(in crate::gemm) fn transpose_16(r: &mut [__m512i; 16]) {
     let mut t = *r;
     for i in (0..16).step_by(2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -163,7 +201,9 @@ unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
                 let at = job.src.add(l * job.stride + p * 4 / PER_WORD);
                 let mut r = [_mm256_setzero_si256(); 8];
                 for (i, r) in r.iter_mut().enumerate() {
-                    *r = _mm256_loadu_si256(at.add(i * job.stride).cast());
+                    let line = at.add(i * job.stride);
+                    *r = _mm256_loadu_si256(line.cast());
+                    prefetch(line, job.lines * job.stride);
                 }
                 transpose_8(&mut r);
                 let out = job.panel.add(p * job.width + l);
@@ -172,18 +212,7 @@ unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
                         _mm256_storeu_ps(out.add(i * job.width), _mm256_castsi256_ps(word));
                         continue;
                     }
-                    let (low, high) = if BF16 {
-                        let high = _mm256_and_si256(word, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-                        (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(word)), _mm256_castsi256_ps(high))
-                    } else {
-                        // The low halves of 8 words, in order, as 8 f16.
-                        let narrow = |w: __m256i| {
-                            let w = _mm256_packus_epi32(w, w);
-                            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0x08>(w))
-                        };
-                        let low = narrow(_mm256_and_si256(word, _mm256_set1_epi32(0xffff)));
-                        (_mm256_cvtph_ps(low), _mm256_cvtph_ps(narrow(_mm256_srli_epi32::<16>(word))))
-                    };
+                    let (low, high) = widen_8::<BF16>(word);
                     _mm256_storeu_ps(out.add(2 * i * job.width), low);
                     _mm256_storeu_ps(out.add((2 * i + 1) * job.width), high);
                 }
@@ -197,7 +226,7 @@ unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
 /// Transposes 8 × 8 words.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn transpose_8(r: &mut [__m256i; 8]) {
+pub(in crate::gemm) fn transpose_8(r: &mut [__m256i; 8]) {
     let mut t = *r;
     for i in (0..8).step_by(2) {
         t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);

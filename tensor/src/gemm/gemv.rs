@@ -1,0 +1,328 @@
+//! Products of few rows with a matrix whose depth is contiguous (y = x Wᵀ, decoding): W is transposed in
+//! registers and used there, never written to a panel.
+//!
+//! A block of 16 (AVX-512) or 8 (AVX2) outputs by as many words of depth is loaded, transposed and
+//! multiplied with up to 8 (4) rows at once; each output remains one chain over the depth, so the bits
+//! are those of the panels' kernels. Bound by memory: W is read once for all rows; the block after next
+//! is asked for ahead.
+
+use super::kernel::Mode;
+use super::pack::x86::{prefetch, transpose_8, transpose_16, widen_8, widen_16};
+use crate::dtype::DType;
+use crate::simd::{Simd, level};
+use std::arch::x86_64::*;
+
+/// Most rows that come here; beyond, panels pay.
+pub(super) const MAX_ROWS: usize = 16;
+
+/// Outputs of a block on this machine; 0 if there is no kernel.
+pub(super) fn lines() -> usize {
+    match level() {
+        Simd::Avx512 => 16,
+        Simd::Avx2 => 8,
+        Simd::Portable => 0,
+    }
+}
+
+/// `c[r, l]`, r < rows, l < lines, from sums over p < kc, in order, of `a[r, p] * w[l, p]`, fused.
+pub(super) struct Gemv {
+    pub(super) rows: usize,
+    /// A multiple of [`lines`].
+    pub(super) lines: usize,
+    pub(super) kc: usize,
+    /// Element (r, p) of A is `a + r * a_row + p`.
+    pub(super) a: *const f32,
+    pub(super) a_row: usize,
+    /// Element (l, p) of W is at `w + (l * w_row + p) * size of dtype`.
+    pub(super) w: *const u8,
+    pub(super) w_row: usize,
+    pub(super) dtype: DType,
+    pub(super) c: *mut f32,
+    pub(super) c_row: usize,
+    /// Set or Add.
+    pub(super) mode: Mode,
+}
+
+impl Gemv {
+    /// Computes it.
+    ///
+    /// # Safety
+    /// All elements spoken of must be readable, those of C writable by this call alone; `dtype` must be f32,
+    /// bf16 or f16, and [`lines`] not 0.
+    pub(super) unsafe fn run(&self) {
+        let most = if level() >= Simd::Avx512 { 8 } else { 4 };
+        let width = lines();
+        for l in (0..self.lines).step_by(width) {
+            for r in (0..self.rows).step_by(most) {
+                // SAFETY: the caller's promise; level() says what is there.
+                unsafe {
+                    let rows = most.min(self.rows - r);
+                    match (level() >= Simd::Avx512, self.dtype) {
+                        (true, DType::F32) => self.rows_512::<1, false>(rows, r, l),
+                        (true, DType::BF16) => self.rows_512::<2, true>(rows, r, l),
+                        (true, _) => self.rows_512::<2, false>(rows, r, l),
+                        (false, DType::F32) => self.rows_256::<1, false>(rows, r, l),
+                        (false, DType::BF16) => self.rows_256::<2, true>(rows, r, l),
+                        (false, _) => self.rows_256::<2, false>(rows, r, l),
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Gemv::run`], with AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn rows_512<const PER_WORD: usize, const BF16: bool>(&self, rows: usize, r: usize, l: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                1 => self.block_512::<1, PER_WORD, BF16>(r, l),
+                2 => self.block_512::<2, PER_WORD, BF16>(r, l),
+                3 => self.block_512::<3, PER_WORD, BF16>(r, l),
+                4 => self.block_512::<4, PER_WORD, BF16>(r, l),
+                5 => self.block_512::<5, PER_WORD, BF16>(r, l),
+                6 => self.block_512::<6, PER_WORD, BF16>(r, l),
+                7 => self.block_512::<7, PER_WORD, BF16>(r, l),
+                _ => self.block_512::<8, PER_WORD, BF16>(r, l),
+            }
+        }
+    }
+
+    /// Rows `r0..r0 + MR` of lines `l..l + 16`.
+    ///
+    /// # Safety
+    /// As [`Gemv::run`], with AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn block_512<const MR: usize, const PER_WORD: usize, const BF16: bool>(&self, r0: usize, l: usize) {
+        let (depth, stride) = (16 * PER_WORD, self.w_row * 4 / PER_WORD);
+        let mut acc = [_mm512_setzero_ps(); MR];
+        // SAFETY: rows below `rows`, lines below `lines` and depths below `kc`, as `run` cuts them.
+        unsafe {
+            let w = self.w.add(l * stride);
+            let mut a = [self.a; MR];
+            for (r, a) in a.iter_mut().enumerate() {
+                *a = self.a.add((r0 + r) * self.a_row);
+            }
+            for p in (0..self.kc).step_by(depth) {
+                let at = w.add(p * 4 / PER_WORD);
+                let mut words = [_mm512_setzero_si512(); 16];
+                let live = depth.min(self.kc - p);
+                if live == depth {
+                    for (i, word) in words.iter_mut().enumerate() {
+                        let line = at.add(i * stride);
+                        *word = _mm512_loadu_si512(line.cast());
+                        if r0 == 0 {
+                            prefetch(line, 16 * stride);
+                        }
+                    }
+                } else {
+                    for (i, word) in words.iter_mut().enumerate() {
+                        let line = at.add(i * stride);
+                        *word = if PER_WORD == 1 {
+                            _mm512_maskz_loadu_epi32((1u16 << live) - 1, line.cast())
+                        } else {
+                            _mm512_maskz_loadu_epi16((1u32 << live) - 1, line.cast())
+                        };
+                    }
+                }
+                transpose_16(&mut words);
+                for (i, &word) in words.iter().enumerate() {
+                    if PER_WORD == 1 {
+                        if i < live {
+                            for r in 0..MR {
+                                acc[r] = _mm512_fmadd_ps(
+                                    _mm512_set1_ps(*a[r].add(p + i)),
+                                    _mm512_castsi512_ps(word),
+                                    acc[r],
+                                );
+                            }
+                        }
+                        continue;
+                    }
+                    let (low, high) = widen_16::<BF16>(word);
+                    if 2 * i < live {
+                        for r in 0..MR {
+                            acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(p + 2 * i)), low, acc[r]);
+                        }
+                    }
+                    if 2 * i + 1 < live {
+                        for r in 0..MR {
+                            acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(p + 2 * i + 1)), high, acc[r]);
+                        }
+                    }
+                }
+            }
+            for (r, &sum) in acc.iter().enumerate() {
+                let c = self.c.add((r0 + r) * self.c_row + l);
+                let sum = if self.mode == Mode::Add { _mm512_add_ps(_mm512_loadu_ps(c), sum) } else { sum };
+                _mm512_storeu_ps(c, sum);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Gemv::run`], with AVX2.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn rows_256<const PER_WORD: usize, const BF16: bool>(&self, rows: usize, r: usize, l: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                1 => self.block_256::<1, PER_WORD, BF16>(r, l),
+                2 => self.block_256::<2, PER_WORD, BF16>(r, l),
+                3 => self.block_256::<3, PER_WORD, BF16>(r, l),
+                _ => self.block_256::<4, PER_WORD, BF16>(r, l),
+            }
+        }
+    }
+
+    /// Rows `r0..r0 + MR` of lines `l..l + 8`.
+    ///
+    /// # Safety
+    /// As [`Gemv::run`], with AVX2.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn block_256<const MR: usize, const PER_WORD: usize, const BF16: bool>(&self, r0: usize, l: usize) {
+        let (depth, stride) = (8 * PER_WORD, self.w_row * 4 / PER_WORD);
+        let mut acc = [_mm256_setzero_ps(); MR];
+        // SAFETY: rows below `rows`, lines below `lines` and depths below `kc`, as `run` cuts them.
+        unsafe {
+            let w = self.w.add(l * stride);
+            let mut a = [self.a; MR];
+            for (r, a) in a.iter_mut().enumerate() {
+                *a = self.a.add((r0 + r) * self.a_row);
+            }
+            for p in (0..self.kc).step_by(depth) {
+                let at = w.add(p * 4 / PER_WORD);
+                let mut words = [_mm256_setzero_si256(); 8];
+                let live = depth.min(self.kc - p);
+                for (i, word) in words.iter_mut().enumerate() {
+                    let line = at.add(i * stride);
+                    if live == depth {
+                        *word = _mm256_loadu_si256(line.cast());
+                        if r0 == 0 {
+                            prefetch(line, 8 * stride);
+                        }
+                    } else {
+                        let mut rest = [0u8; 32];
+                        std::ptr::copy_nonoverlapping(line, rest.as_mut_ptr(), live * 4 / PER_WORD);
+                        *word = _mm256_loadu_si256(rest.as_ptr().cast());
+                    }
+                }
+                transpose_8(&mut words);
+                for (i, &word) in words.iter().enumerate() {
+                    if PER_WORD == 1 {
+                        if i < live {
+                            for r in 0..MR {
+                                acc[r] = _mm256_fmadd_ps(
+                                    _mm256_set1_ps(*a[r].add(p + i)),
+                                    _mm256_castsi256_ps(word),
+                                    acc[r],
+                                );
+                            }
+                        }
+                        continue;
+                    }
+                    let (low, high) = widen_8::<BF16>(word);
+                    if 2 * i < live {
+                        for r in 0..MR {
+                            acc[r] = _mm256_fmadd_ps(_mm256_set1_ps(*a[r].add(p + 2 * i)), low, acc[r]);
+                        }
+                    }
+                    if 2 * i + 1 < live {
+                        for r in 0..MR {
+                            acc[r] = _mm256_fmadd_ps(_mm256_set1_ps(*a[r].add(p + 2 * i + 1)), high, acc[r]);
+                        }
+                    }
+                }
+            }
+            for (r, &sum) in acc.iter().enumerate() {
+                let c = self.c.add((r0 + r) * self.c_row + l);
+                let sum = if self.mode == Mode::Add { _mm256_add_ps(_mm256_loadu_ps(c), sum) } else { sum };
+                _mm256_storeu_ps(c, sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+    use crate::{Float, bf16, f16};
+
+    fn check<B: Float>() {
+        let stream = Stream::new(8, Purpose::Data, 0);
+        let random = |n: usize, from: u64| (0..n as u64).map(|i| stream.normal(from + i)).collect::<Vec<f64>>();
+        for rows in 1..=MAX_ROWS {
+            for kc in [1usize, 7, 8, 15, 16, 17, 31, 33, 64, 77] {
+                let a: Vec<f32> = random(rows * (kc + 1), 0).into_iter().map(|x| x as f32).collect();
+                let w: Vec<B> = random(32 * (kc + 3), 1_000_000).into_iter().map(B::from_f64).collect();
+                let old: Vec<f32> = random(rows * 40, 2_000_000).into_iter().map(|x| x as f32).collect();
+                for mode in [Mode::Set, Mode::Add] {
+                    let mut c = old.clone();
+                    let gemv = Gemv {
+                        rows,
+                        lines: 32,
+                        kc,
+                        a: a.as_ptr(),
+                        a_row: kc + 1,
+                        w: w.as_ptr().cast(),
+                        w_row: kc + 3,
+                        dtype: B::DTYPE,
+                        c: c.as_mut_ptr(),
+                        c_row: 40,
+                        mode,
+                    };
+                    for wide in [false, true] {
+                        if level() < if wide { Simd::Avx512 } else { Simd::Avx2 } {
+                            continue;
+                        }
+                        // SAFETY: detected; every buffer holds what the job speaks of.
+                        unsafe {
+                            if wide {
+                                gemv.run();
+                            } else {
+                                for l in (0..32).step_by(8) {
+                                    for r in (0..rows).step_by(4) {
+                                        match (B::DTYPE, 4.min(rows - r)) {
+                                            (DType::F32, n) => gemv.rows_256::<1, false>(n, r, l),
+                                            (DType::BF16, n) => gemv.rows_256::<2, true>(n, r, l),
+                                            (_, n) => gemv.rows_256::<2, false>(n, r, l),
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                        for r in 0..rows {
+                            for l in 0..40 {
+                                let before = old[r * 40 + l];
+                                let chain = (0..kc).fold(0f32, |s, p| {
+                                    a[r * (kc + 1) + p].mul_add(w[l.min(31) * (kc + 3) + p].widen(), s)
+                                });
+                                let want = match mode {
+                                    _ if l >= 32 => before,
+                                    Mode::Add => before + chain,
+                                    _ => chain,
+                                };
+                                assert_eq!(
+                                    c[r * 40 + l].to_bits(),
+                                    want.to_bits(),
+                                    "{rows} rows, depth {kc}, ({r}, {l}), {wide}"
+                                );
+                            }
+                        }
+                        // SAFETY: nothing else refers to c.
+                        unsafe { std::ptr::copy_nonoverlapping(old.as_ptr(), gemv.c, old.len()) }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_output_is_one_chain() {
+        check::<f32>();
+        check::<bf16>();
+        check::<f16>();
+    }
+}
