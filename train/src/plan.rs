@@ -182,7 +182,7 @@ pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, mut
     let limit = sampler.encoder().options().max_length.map_or(u64::MAX, |n| n as u64);
     let n = options.micro_batch as u64;
     if options.packing != Packing::None {
-        return limit.saturating_mul(n);
+        return (sampler.row_length() as u64).saturating_mul(n);
     }
     if lengths.by_row.is_empty() {
         return longest.min(limit).saturating_mul(n);

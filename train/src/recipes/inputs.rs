@@ -10,7 +10,7 @@ use planish_nn::weights::atomic_write;
 use crate::Result;
 use crate::builtin;
 use crate::config::{
-    ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RunSettings, TruncationMode,
+    ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode,
 };
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
@@ -19,7 +19,7 @@ use crate::data::{
 use crate::models::BUILTIN;
 use crate::plan::{self, MemoryPlan};
 use crate::run::{Checkpoint, Observer, RunDir, memory_use};
-use crate::trainer::total_steps;
+use crate::trainer::{TrainerState, total_steps};
 
 /// Rows that the preflight report looks at before it turns to a sample.
 const PREFLIGHT_ROWS: u64 = 20_000;
@@ -66,6 +66,7 @@ pub(super) fn open(
         assistant_only_loss: data.assistant_only_loss,
         on_unsupervised: if data.drop_unsupervised { OnUnsupervised::Drop } else { OnUnsupervised::Error },
         vocab_size: Some(vocab_size),
+        template_time: data.template_time,
         ..EncodeOptions::default()
     };
     let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
@@ -74,7 +75,7 @@ pub(super) fn open(
         completion: data.completion_column.clone(),
         text: data.dataset_text_field.clone(),
         messages: data.messages_column.clone(),
-        kind: None,
+        kind: data.dataset_type.map(row_type),
     };
     let seed = optim.data_seed.unwrap_or(optim.seed);
     let train = Arc::new(Dataset::open(
@@ -119,11 +120,32 @@ pub(super) fn open(
     Ok(Inputs { sampler, held_out, report, lengths, steps_per_epoch })
 }
 
+/// The time that chat templates see: the one set, else that of the run which is resumed, else (`None`) now.
+pub(super) fn template_time(data: &DataSettings, resume: Option<&Checkpoint>) -> Result<Option<u64>> {
+    match (data.template_time, resume) {
+        (None, Some(from)) => Ok(TrainerState::read(&from.path)?.template_time),
+        (set, _) => Ok(set),
+    }
+}
+
 /// How the settings ask for packing.
 pub(super) fn packing(data: &DataSettings) -> Packing {
     match (data.packing, data.packing_strategy) {
         (false, _) => Packing::None,
         (true, PackingStrategy::Bfd) => Packing::Bfd,
+        (true, PackingStrategy::Wrapped) => Packing::Wrapped,
+    }
+}
+
+fn row_type(named: RowType) -> DatasetType {
+    match named {
+        RowType::Messages => DatasetType::Messages,
+        RowType::Conversations => DatasetType::ShareGpt,
+        RowType::PromptCompletion => DatasetType::PromptCompletion,
+        RowType::QuestionAnswer => DatasetType::QuestionAnswer,
+        RowType::Alpaca => DatasetType::Alpaca,
+        RowType::Text => DatasetType::Text,
+        RowType::Tokenized => DatasetType::Tokenized,
     }
 }
 

@@ -38,17 +38,20 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     inputs::check_device(&config.run)?;
     let opened = models::open(&config.model.model, &config.model.model_revision, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
-    let inputs = read(config, &opened)?;
     // What can be refused is refused before anything is written.
     let resume = match &config.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
         None => None,
     };
-    let (model, adapter) = build(config, &opened, resume.as_ref())?;
+    let mut config = config.clone();
+    config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
+    let inputs = read(&config, &opened)?;
+    config.data.template_time = inputs.sampler.encoder().options().template_time;
+    let (model, adapter) = build(&config, &opened, resume.as_ref())?;
     drop(opened);
     inputs::check_memory(&inputs, &model, &config.optim)?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
-    dir.write_config(config)?;
+    dir.write_config(&config)?;
     inputs::tell(&inputs.report, &dir, observer)?;
     Trainer {
         model,
