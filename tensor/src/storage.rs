@@ -35,7 +35,9 @@ impl Buffer {
         let layout = Layout::from_size_align(len, ALIGN).map_err(|_| Error::OutOfMemory { bytes: len })?;
         // SAFETY: the layout's size is not zero.
         let ptr = unsafe { alloc_zeroed(layout) };
-        Ok(Buffer { ptr: NonNull::new(ptr).ok_or(Error::OutOfMemory { bytes: len })?, len })
+        let ptr = NonNull::new(ptr).ok_or(Error::OutOfMemory { bytes: len })?;
+        crate::memory::allocated(len);
+        Ok(Buffer { ptr, len })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -52,6 +54,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.len > 0 {
+            crate::memory::freed(self.len);
             // SAFETY: allocated in `zeroed` with this very layout.
             unsafe { dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.len, ALIGN)) }
         }

@@ -17,7 +17,7 @@ use crate::data::{
     Sampler, SamplerOptions, Truncation, ValidationSplit, preflight,
 };
 use crate::models::BUILTIN;
-use crate::plan::{self, MemoryPlan};
+use crate::plan::{self, Costs, MemoryPlan, Work};
 use crate::run::{Checkpoint, Observer, RunDir, memory_use};
 use crate::trainer::{TrainerState, total_steps};
 
@@ -34,14 +34,18 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Memory of training `model` on them.
-    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> MemoryPlan {
+    /// Memory of training `model` on them, and what was measured for it. Takes a few short training steps.
+    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> Result<(MemoryPlan, Costs)> {
         let longest = self.lengths.max as u64;
         let steps = total_steps(optim, self.steps_per_epoch);
-        let micro_batches = steps.saturating_mul(optim.gradient_accumulation_steps as u64).max(1);
+        let accumulation = optim.gradient_accumulation_steps;
+        let micro_batches = steps.saturating_mul(accumulation as u64).max(1);
         let tokens = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, micro_batches);
-        let supervised = (tokens as f64 * self.report.supervised_share) as u64;
-        plan::memory(model, tokens, supervised, optim.gradient_checkpointing)
+        let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
+        let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share })?;
+        // Now that its code, its threads' buffers and its heap have been in use.
+        let in_use = memory_use().map(|m| m.current);
+        Ok((plan::memory(model, &costs, tokens, accumulation, in_use), costs))
     }
 }
 
@@ -178,8 +182,9 @@ fn as_file(rows: &str) -> Result<PathBuf> {
 
 /// Refuses a run that will not fit into memory (law 7).
 pub(super) fn check_memory(inputs: &Inputs, model: &Model, optim: &OptimSettings) -> Result<()> {
-    let in_use = memory_use().map_or(0, |m| m.current);
-    plan::check_fits(&inputs.memory(model, optim), in_use, plan::available_memory(), optim.gradient_checkpointing)
+    let (in_use, available) = (memory_use().map_or(0, |m| m.current), plan::available_memory());
+    let (plan, _) = inputs.memory(model, optim)?;
+    plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing)
 }
 
 /// Makes or reopens the run directory, and finds the checkpoint to go on from.
