@@ -12,6 +12,7 @@ mod dispatch;
 mod dtype;
 mod error;
 pub mod gemm;
+pub mod memory;
 pub mod ops;
 pub mod parallel;
 pub mod pool;

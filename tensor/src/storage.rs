@@ -44,6 +44,7 @@ impl Buffer {
             0 => None,
             _ => Some(pool::take(len).ok_or(Error::OutOfMemory { bytes: len })?),
         };
+        crate::memory::allocated(len);
         Ok(Buffer { block, len })
     }
 
@@ -65,6 +66,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        crate::memory::freed(self.len);
         if let Some(block) = self.block.take() {
             pool::give(block);
         }

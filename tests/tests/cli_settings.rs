@@ -53,6 +53,9 @@ fn values_are_refused_with_what_is_accepted() {
         ("--lr-scheduler-type", "cosin", "one of constant"),
         ("--max-length", "12.5", "a whole number"),
         ("--seed", "-3", "a whole number"),
+        ("--dataset-type", "chats", "one of messages, conversations, prompt_completion"),
+        ("--packing-strategy", "bfd_split", "one of bfd"),
+        ("--template-time", "253402300800", "the year 9999"),
     ] {
         let error = refused(&sft(&[flag, value]), accepted);
         assert!(error.contains(flag) && error.contains(value), "{error}");

@@ -45,6 +45,9 @@ pub struct LoraConfig {
     pub ensure_weight_tying: bool,
     /// The base model, as the adapter names it.
     pub base_model: Option<String>,
+    /// What adapter_config.json says besides, and what changes nothing here: kept as it was read, so that an
+    /// adapter saved again says what it said.
+    pub others: Map<String, Value>,
 }
 
 impl Default for LoraConfig {
@@ -62,9 +65,26 @@ impl Default for LoraConfig {
             alpha_pattern: BTreeMap::new(),
             ensure_weight_tying: false,
             base_model: None,
+            others: Map::new(),
         }
     }
 }
+
+/// Keys that are fields of [`LoraConfig`].
+const FIELDS: [&str; 12] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "ensure_weight_tying",
+    "base_model_name_or_path",
+];
 
 /// Options that change what an adapter computes, and that must be off.
 const UNSUPPORTED_FLAGS: [&str; 6] =
@@ -167,6 +187,7 @@ impl LoraConfig {
             alpha_pattern: patterns("alpha_pattern")?,
             ensure_weight_tying: flag("ensure_weight_tying"),
             base_model: get("base_model_name_or_path").and_then(Value::as_str).map(str::to_string),
+            others: map.clone().into_iter().filter(|(key, _)| !FIELDS.contains(&key.as_str())).collect(),
         };
         config.validate()?;
         Ok(config)
@@ -190,7 +211,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// As PEFT writes it.
+    /// As PEFT writes it. Of a new adapter it has the keys that every version of PEFT in use knows; those
+    /// of an adapter that was read are all there again.
     pub fn to_json(&self) -> Value {
         let targets = |t: &Targets| match t {
             Targets::AllLinear => json!("all-linear"),
@@ -201,7 +223,7 @@ impl LoraConfig {
         // Whole numbers as such: PEFT's types say int.
         let number = |x: f64| if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) };
         let alphas: Map<String, Value> = self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
-        json!({
+        let mut all = json!({
             "alpha_pattern": alphas,
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model,
@@ -225,7 +247,9 @@ impl LoraConfig {
             "task_type": "CAUSAL_LM",
             "use_dora": false,
             "use_rslora": self.use_rslora,
-        })
+        });
+        self.others.iter().for_each(|(key, value)| all[key] = value.clone());
+        all
     }
 }
 

@@ -1,5 +1,7 @@
 //! Whole recipes on small models: resumed runs, saved results, what they write.
 
+mod choices;
+mod memory;
 mod resume;
 mod split;
 

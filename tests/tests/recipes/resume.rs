@@ -34,7 +34,7 @@ pub(crate) fn prepare(dir: &Path) {
     std::fs::write(dir.join("pairs.jsonl"), pairs).unwrap();
 }
 
-fn pretrain_settings(dir: &Path, out: &str, extra: &[(&str, &str)]) -> PretrainConfig {
+pub(crate) fn pretrain_settings(dir: &Path, out: &str, extra: &[(&str, &str)]) -> PretrainConfig {
     let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let (config, tokenizer) = (path("config.json"), repo("train/builtin").to_string_lossy().into_owned());
     let (data, out) = (path("texts.jsonl"), path(out));
@@ -126,4 +126,62 @@ fn a_resumed_lora_run_is_the_one_that_never_stopped() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let threaded = pool.install(|| result(run("threads", &[], u64::MAX)));
     assert_eq!(files(&whole), files(&threaded), "three threads");
+}
+
+/// A template that asks for the date gets the start of the run, also when it goes on another day.
+#[test]
+fn a_resumed_run_sees_the_date_at_which_it_began() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare(dir);
+    let base = base(dir);
+    let template = std::fs::read_to_string(base.join("chat_template.jinja")).unwrap();
+    let dated = format!("{{{{ strftime_now('%d %B %Y, %H:%M:%S') }}}}\n{template}");
+    std::fs::write(base.join("chat_template.jinja"), dated).unwrap();
+    let chats: String = (0..12)
+        .map(|i| {
+            let [user, assistant] = [("user", "say"), ("assistant", "one")]
+                .map(|(role, word)| serde_json::json!({"role": role, "content": format!("{word} {i}")}));
+            serde_json::json!({ "messages": [user, assistant] }).to_string() + "\n"
+        })
+        .collect();
+    std::fs::write(dir.join("chats.jsonl"), chats).unwrap();
+    let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
+        let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+        let (base, data, out) = (base.to_string_lossy().into_owned(), path("chats.jsonl"), path(out));
+        let mut flags = vec![
+            ("model", base.as_str()),
+            ("dataset", &data),
+            ("output_dir", &out),
+            ("per_device_train_batch_size", "2"),
+            ("learning_rate", "1e-2"),
+            ("max_steps", "6"),
+            ("validation_split", "0.2"),
+            ("eval_strategy", "steps"),
+            ("eval_steps", "2"),
+        ];
+        flags.extend(extra);
+        sft::run(&settings::<SftConfig>(&flags), &mut StopAfter(stop, 0)).unwrap()
+    };
+    // Both begin on 1 March 2001; the second goes on when this test is run.
+    let then = [("template_time", "983404800")];
+    let whole = result(run("whole", &then, u64::MAX));
+    assert!(matches!(run("cut", &then, 3), Outcome::Interrupted { .. }));
+    let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+    assert_eq!(files(&whole), files(&resumed));
+    assert_eq!(metrics(&dir.join("whole")), metrics(&dir.join("cut")));
+    let kept = |out: &str| std::fs::read_to_string(dir.join(out).join("config.yaml")).unwrap();
+    assert!(kept("cut").contains("template_time: 983404800\n"), "{}", kept("cut"));
+
+    // Unset it is the clock, read once and written down; the date does change what is learnt.
+    let clock = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let before = clock();
+    let Outcome::Interrupted { checkpoint } = run("now", &[], 3) else { panic!("it should stop after step 3") };
+    let began = planish_train::trainer::TrainerState::read(&checkpoint).unwrap().template_time.unwrap();
+    assert!((before..=clock()).contains(&began), "{began} is not now");
+    assert!(kept("now").contains(&format!("template_time: {began}\n")), "{}", kept("now"));
+    assert_ne!(metrics(&dir.join("now"))[0], metrics(&dir.join("whole"))[0]);
+    // A flag beats the checkpoint.
+    assert!(matches!(run("now", &[("resume_from_checkpoint", "latest"), then[0]], 1), Outcome::Interrupted { .. }));
+    assert!(kept("now").contains("template_time: 983404800\n"), "{}", kept("now"));
 }

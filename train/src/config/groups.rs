@@ -47,6 +47,28 @@ choices! {
     pub enum PackingStrategy {
         /// Best-fit decreasing; no example is cut, none sees another.
         Bfd = "bfd",
+        /// One stream of all examples, cut every `max_length` tokens: rows are full, examples are cut.
+        Wrapped = "wrapped",
+    }
+}
+
+choices! {
+    /// What the columns of a file mean.
+    pub enum RowType {
+        /// `messages`: a conversation.
+        Messages = "messages",
+        /// `conversations`: a conversation, also in ShareGPT's words.
+        Conversations = "conversations" | "sharegpt" | "share_gpt",
+        /// `prompt` and `completion`.
+        PromptCompletion = "prompt_completion" | "prompt+completion",
+        /// `question` and `answer`.
+        QuestionAnswer = "question_answer" | "question+answer",
+        /// `instruction`, `output` and perhaps `input`.
+        Alpaca = "alpaca" | "instruction_output" | "instruction+output",
+        /// `text`.
+        Text = "text",
+        /// `input_ids`, with labels or a mask.
+        Tokenized = "tokenized" | "input_ids",
     }
 }
 
@@ -109,6 +131,8 @@ settings! {
         eval_dataset: Vec<String> = Vec::new(), TEXT;
         /// Share of the examples held out for evaluation when there is no eval_dataset.
         validation_split: f64 = 0.0, BELOW_ONE;
+        /// What the columns of all files mean [recognised by their names].
+        dataset_type: Option<RowType> = None, RowType::RULE;
         /// Column of the text of plain examples [found by name].
         dataset_text_field: Option<String> = None, TEXT;
         /// Column of the prompt [found by name].
@@ -123,7 +147,7 @@ settings! {
         truncation_mode: TruncationMode = TruncationMode::KeepStart, TruncationMode::RULE;
         /// Pack several examples into a row; they never see each other.
         packing: bool = false, SWITCH;
-        /// How to pack.
+        /// How to pack: whole examples by best fit, or one stream of all, cut at every row's end.
         packing_strategy: PackingStrategy = PackingStrategy::Bfd, PackingStrategy::RULE;
         /// Train on the completion only [true for prompt/completion data].
         completion_only_loss: Option<bool> = None, SWITCH;
@@ -131,6 +155,8 @@ settings! {
         assistant_only_loss: bool = false, SWITCH;
         /// Leave out, and count, examples without a supervised token instead of stopping.
         drop_unsupervised: bool = false, SWITCH;
+        /// Time that `strftime_now` in a chat template gives, seconds since 1970 UTC [the start of the run, kept when it is resumed].
+        template_time: Option<u64> = None, TIME;
         /// Shuffle the examples, anew for every epoch.
         shuffle: bool = true, SWITCH;
     }

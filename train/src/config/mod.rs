@@ -39,7 +39,7 @@ mod tests;
 pub use error::{ConfigError, Origin};
 pub use groups::{
     ArchitectureSettings, DataSettings, DeviceChoice, EvalSettings, Interval, LoraSettings, ModelSettings,
-    OptimSettings, PackingStrategy, RunSettings, TruncationMode, WeightDtype,
+    OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode, WeightDtype,
 };
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use raw::{Node, Raw, parse_yaml};

@@ -225,6 +225,10 @@ pub(super) mod rules {
     pub(in super::super) const BELOW_ONE: Rule<f64> =
         Rule { accepts: "a number from 0 to below 1", test: |v| (0.0..1.0).contains(v) };
     pub(in super::super) const WHOLE: Rule<u64> = Rule { accepts: "a whole number of at least 0", test: |_| true };
+    pub(in super::super) const TIME: Rule<u64> = Rule {
+        accepts: "a whole number of seconds since 1970 UTC, at most 253402300799 (the year 9999)",
+        test: |v| *v <= 253_402_300_799,
+    };
     pub(in super::super) const AT_LEAST_ONE: Rule<u64> =
         Rule { accepts: "a whole number of at least 1", test: |v| *v >= 1 };
     pub(in super::super) const COUNT: Rule<usize> = Rule { accepts: "a whole number of at least 1", test: |v| *v >= 1 };

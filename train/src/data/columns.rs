@@ -106,7 +106,7 @@ pub struct Columns {
     pub text: Option<String>,
     /// `--messages-column`
     pub messages: Option<String>,
-    /// One of several types that the columns fit; decided by the columns named above where `None`.
+    /// `--dataset-type`: what the columns mean; decided by the columns named above where `None`.
     pub kind: Option<DatasetType>,
 }
 
@@ -135,8 +135,18 @@ impl Columns {
                 return Err(DataError::ColumnFlags { first, second, one, other });
             }
         }
+        if let Some(kind) = self.kind {
+            let uses =
+                |column| kind.required().any(|c| c == column) || (kind, column) == (DatasetType::Preference, "prompt");
+            let named = [("prompt", prompt), ("completion", completion), ("text", text), ("messages", messages)];
+            return match named.into_iter().find(|(column, named)| named.is_some() && !uses(column)) {
+                Some((_, Some((second, other)))) => {
+                    Err(DataError::ColumnFlags { first: "dataset-type", second, one: kind.name(), other })
+                }
+                _ => Ok(Some(kind)),
+            };
+        }
         Ok(match (text, messages, completion) {
-            _ if self.kind.is_some() => self.kind,
             (Some(_), _, _) => Some(DatasetType::Text),
             (_, Some(_), _) => Some(DatasetType::Messages),
             (_, _, Some(_)) => Some(DatasetType::PromptCompletion),
@@ -266,6 +276,12 @@ mod tests {
         assert!(matches!(run(alpaca, &Columns::default(), sft), Err(DataError::AmbiguousColumns { .. })));
         let kind = Columns { kind: Some(DatasetType::Alpaca), ..Columns::default() };
         assert_eq!(run(alpaca, &kind, sft).unwrap(), DatasetType::Alpaca);
+        let e = run("instruction text", &kind, sft).unwrap_err().to_string();
+        assert!(e.contains("\"output\" is missing"), "{e}");
+        let e = run(alpaca, &Columns { text: Some("text".into()), ..kind }, sft).unwrap_err().to_string();
+        assert!(e.contains("--dataset-type and --text-column") && e.contains("instruction+output or a text"), "{e}");
+        let pair = Columns { kind: Some(DatasetType::PromptCompletion), ..pair };
+        assert_eq!(run("input target text", &pair, sft).unwrap(), DatasetType::PromptCompletion);
         // A prompt column alone goes with the usual completion.
         let prompt = named(None, Some("q"), None);
         assert_eq!(run("q completion", &prompt, sft).unwrap(), DatasetType::PromptCompletion);

@@ -84,6 +84,9 @@ pub struct EncodeOptions {
     pub append_eos: bool,
     /// Tokens that the model knows, where it is not what the tokenizer says.
     pub vocab_size: Option<usize>,
+    /// What `strftime_now` in a chat template takes for now, seconds since 1970 UTC; `None` is the time at
+    /// which the encoder is made, for all its rows.
+    pub template_time: Option<u64>,
 }
 
 impl Default for EncodeOptions {
@@ -96,6 +99,7 @@ impl Default for EncodeOptions {
             on_unsupervised: OnUnsupervised::Drop,
             append_eos: true,
             vocab_size: None,
+            template_time: None,
         }
     }
 }
@@ -137,8 +141,13 @@ struct Tokens {
     diverges: bool,
 }
 
-/// Turns typed rows into examples. A pure function of the row: safe to call from any thread, in any
-/// order.
+/// Seconds since 1970 UTC; 0 on a machine whose clock stands before.
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Turns typed rows into examples. A pure function of the row (the time is fixed when the encoder is made):
+/// safe to call from any thread, in any order.
 #[derive(Clone)]
 pub struct Encoder {
     text: Arc<dyn TextEncoder>,
@@ -150,15 +159,16 @@ impl Encoder {
     ///
     /// # Errors
     /// [`DataError::Setting`] when `max_length` is below 2: one token predicts nothing.
-    pub fn new(text: Arc<dyn TextEncoder>, options: EncodeOptions) -> Result<Encoder> {
+    pub fn new(text: Arc<dyn TextEncoder>, mut options: EncodeOptions) -> Result<Encoder> {
         if let Some(n) = options.max_length.filter(|&n| n < 2 || n > u32::MAX as usize) {
             let value = n.to_string();
             return Err(DataError::Setting { key: "max_length", value, expected: "from 2 to 4294967295" });
         }
+        options.template_time.get_or_insert_with(now);
         Ok(Encoder { text, options })
     }
 
-    /// The settings.
+    /// The settings; `template_time` is never `None`.
     pub fn options(&self) -> &EncodeOptions {
         &self.options
     }
@@ -290,7 +300,8 @@ impl Encoder {
         if self.text.template().is_none() {
             return Err(DataError::NoTemplate { at: source.at() });
         }
-        let chat = self.text.encode_chat(messages, extras, add_generation_prompt);
+        let now = self.options.template_time.unwrap_or_default();
+        let chat = self.text.encode_chat(messages, extras, add_generation_prompt, now);
         chat.map_err(|e| DataError::Text { at: source.at(), source: e })
     }
 

@@ -199,7 +199,7 @@ pub enum DataError {
     },
     /// The columns fit two types.
     #[error(
-        "{}: the columns {} are both {first} and {second}; name the column that is meant with --messages-column, --text-column, or --prompt-column and --completion-column",
+        "{}: the columns {} are both {first} and {second}; say which with --dataset-type, or name the column that is meant with --messages-column, --text-column, or --prompt-column and --completion-column",
         file.display(), list(found)
     )]
     AmbiguousColumns {

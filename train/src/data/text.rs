@@ -23,7 +23,8 @@ pub trait TextEncoder: Send + Sync {
     /// What the tokenizer says.
     fn encode(&self, text: &str) -> Result<Vec<u32>, TextError>;
 
-    /// Renders and encodes a conversation; special tokens written inside of a message stay text.
+    /// Renders and encodes a conversation; special tokens written inside of a message stay text. `now` is
+    /// the time that a template may ask for, seconds since 1970 UTC.
     ///
     /// # Errors
     /// No template, or what the template or the tokenizer says.
@@ -32,6 +33,7 @@ pub trait TextEncoder: Send + Sync {
         messages: &[ChatMessage],
         extras: &ChatExtras,
         add_generation_prompt: bool,
+        now: u64,
     ) -> Result<RenderedChat, TextError>;
 
     /// Text of ids, special tokens included.

@@ -17,6 +17,7 @@ impl TextEncoder for Tokenizer {
         messages: &[ChatMessage],
         extras: &ChatExtras,
         add_generation_prompt: bool,
+        now: u64,
     ) -> Result<RenderedChat, TextError> {
         let messages: Vec<Message> = messages
             .iter()
@@ -26,6 +27,7 @@ impl TextEncoder for Tokenizer {
             add_generation_prompt,
             tools: extras.tools.clone(),
             extra: extras.kwargs.clone(),
+            now: i64::try_from(now).ok(),
             ..ChatOptions::default()
         };
         let chat = encode_chat(self, &messages, &options)?;

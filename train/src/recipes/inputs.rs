@@ -10,16 +10,16 @@ use planish_nn::weights::atomic_write;
 use crate::Result;
 use crate::builtin;
 use crate::config::{
-    ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RunSettings, TruncationMode,
+    ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode,
 };
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
     Sampler, SamplerOptions, Truncation, ValidationSplit, preflight,
 };
 use crate::models::BUILTIN;
-use crate::plan::{self, MemoryPlan};
+use crate::plan::{self, Costs, MemoryPlan, Work};
 use crate::run::{Checkpoint, Observer, RunDir, memory_use};
-use crate::trainer::total_steps;
+use crate::trainer::{TrainerState, total_steps};
 
 /// Rows that the preflight report looks at before it turns to a sample.
 const PREFLIGHT_ROWS: u64 = 20_000;
@@ -34,14 +34,18 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Memory of training `model` on them.
-    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> MemoryPlan {
+    /// Memory of training `model` on them, and what was measured for it. Takes a few short training steps.
+    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> Result<(MemoryPlan, Costs)> {
         let longest = self.lengths.max as u64;
         let steps = total_steps(optim, self.steps_per_epoch);
-        let micro_batches = steps.saturating_mul(optim.gradient_accumulation_steps as u64).max(1);
+        let accumulation = optim.gradient_accumulation_steps;
+        let micro_batches = steps.saturating_mul(accumulation as u64).max(1);
         let tokens = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, micro_batches);
-        let supervised = (tokens as f64 * self.report.supervised_share) as u64;
-        plan::memory(model, tokens, supervised, optim.gradient_checkpointing)
+        let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
+        let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share })?;
+        // Now that its code, its threads' buffers and its heap have been in use.
+        let in_use = memory_use().map(|m| m.current);
+        Ok((plan::memory(model, &costs, tokens, accumulation, in_use), costs))
     }
 }
 
@@ -66,6 +70,7 @@ pub(super) fn open(
         assistant_only_loss: data.assistant_only_loss,
         on_unsupervised: if data.drop_unsupervised { OnUnsupervised::Drop } else { OnUnsupervised::Error },
         vocab_size: Some(vocab_size),
+        template_time: data.template_time,
         ..EncodeOptions::default()
     };
     let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
@@ -74,7 +79,7 @@ pub(super) fn open(
         completion: data.completion_column.clone(),
         text: data.dataset_text_field.clone(),
         messages: data.messages_column.clone(),
-        kind: None,
+        kind: data.dataset_type.map(row_type),
     };
     let seed = optim.data_seed.unwrap_or(optim.seed);
     let train = Arc::new(Dataset::open(
@@ -119,11 +124,32 @@ pub(super) fn open(
     Ok(Inputs { sampler, held_out, report, lengths, steps_per_epoch })
 }
 
+/// The time that chat templates see: the one set, else that of the run which is resumed, else (`None`) now.
+pub(super) fn template_time(data: &DataSettings, resume: Option<&Checkpoint>) -> Result<Option<u64>> {
+    match (data.template_time, resume) {
+        (None, Some(from)) => Ok(TrainerState::read(&from.path)?.template_time),
+        (set, _) => Ok(set),
+    }
+}
+
 /// How the settings ask for packing.
 pub(super) fn packing(data: &DataSettings) -> Packing {
     match (data.packing, data.packing_strategy) {
         (false, _) => Packing::None,
         (true, PackingStrategy::Bfd) => Packing::Bfd,
+        (true, PackingStrategy::Wrapped) => Packing::Wrapped,
+    }
+}
+
+fn row_type(named: RowType) -> DatasetType {
+    match named {
+        RowType::Messages => DatasetType::Messages,
+        RowType::Conversations => DatasetType::ShareGpt,
+        RowType::PromptCompletion => DatasetType::PromptCompletion,
+        RowType::QuestionAnswer => DatasetType::QuestionAnswer,
+        RowType::Alpaca => DatasetType::Alpaca,
+        RowType::Text => DatasetType::Text,
+        RowType::Tokenized => DatasetType::Tokenized,
     }
 }
 
@@ -156,8 +182,9 @@ fn as_file(rows: &str) -> Result<PathBuf> {
 
 /// Refuses a run that will not fit into memory (law 7).
 pub(super) fn check_memory(inputs: &Inputs, model: &Model, optim: &OptimSettings) -> Result<()> {
-    let in_use = memory_use().map_or(0, |m| m.current);
-    plan::check_fits(&inputs.memory(model, optim), in_use, plan::available_memory(), optim.gradient_checkpointing)
+    let (in_use, available) = (memory_use().map_or(0, |m| m.current), plan::available_memory());
+    let (plan, _) = inputs.memory(model, optim)?;
+    plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing)
 }
 
 /// Makes or reopens the run directory, and finds the checkpoint to go on from.

@@ -33,6 +33,8 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
         None => None,
     };
+    let mut config = config.clone();
+    config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let m = &config.model;
     let (model, tokenizer) = if let Some(from) = &resume {
         let opened = models::open_path(&from.path)?;
@@ -42,7 +44,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         (opened.load(m.dtype, true)?, opened.tokenizer)
     } else {
         let named = |name: &Option<String>| name.clone().expect("checked together with the settings");
-        new_model(Path::new(&named(&m.config_name)), Path::new(&named(&m.tokenizer_name)), config)?
+        new_model(Path::new(&named(&m.config_name)), Path::new(&named(&m.tokenizer_name)), &config)?
     };
     let inputs = inputs::open(
         &config.data,
@@ -55,7 +57,8 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
     )?;
     inputs::check_memory(&inputs, &model, &config.optim)?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
-    dir.write_config(config)?;
+    config.data.template_time = inputs.sampler.encoder().options().template_time;
+    dir.write_config(&config)?;
     inputs::tell(&inputs.report, &dir, observer)?;
     Trainer {
         model,

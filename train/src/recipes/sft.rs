@@ -38,17 +38,20 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     inputs::check_device(&config.run)?;
     let opened = models::open(&config.model.model, &config.model.model_revision, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
-    let inputs = read(config, &opened)?;
     // What can be refused is refused before anything is written.
     let resume = match &config.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
         None => None,
     };
-    let (model, adapter) = build(config, &opened, resume.as_ref())?;
+    let mut config = config.clone();
+    config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
+    let inputs = read(&config, &opened)?;
+    config.data.template_time = inputs.sampler.encoder().options().template_time;
+    let (model, adapter) = build(&config, &opened, resume.as_ref())?;
     drop(opened);
     inputs::check_memory(&inputs, &model, &config.optim)?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
-    dir.write_config(config)?;
+    dir.write_config(&config)?;
     inputs::tell(&inputs.report, &dir, observer)?;
     Trainer {
         model,
@@ -94,8 +97,9 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let opened = models::open(&config.model.model, &config.model.model_revision, &mut |_| {})?;
     let inputs = read(config, &opened)?;
     let (model, _) = build(config, &opened, None)?;
+    drop(opened);
     let o = &config.optim;
-    let memory = inputs.memory(&model, o);
+    let (memory, costs) = inputs.memory(&model, o)?;
     let total_steps = crate::trainer::total_steps(o, inputs.steps_per_epoch);
     let report = &inputs.report;
     let mean = report.tokens as f64 / report.examples.max(1) as f64;
@@ -104,10 +108,9 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let supervised = tokens_per_step * report.supervised_share;
     let operations_per_step =
         plan::operations(&model, tokens_per_step as u64, supervised as u64, mean, o.gradient_checkpointing);
-    let gflops = plan::measure_gflops(model.config.hidden_size, model.config.intermediate_size)?;
-    let seconds = total_steps as f64 * operations_per_step / (gflops * 1e9 * plan::STEP_EFFICIENCY);
+    let seconds = total_steps as f64 * costs.seconds(tokens_per_step, o.gradient_accumulation_steps as f64);
     let steps_per_epoch = inputs.steps_per_epoch;
-    Ok(Forecast { total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, gflops, seconds })
+    Ok(Forecast { total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, seconds })
 }
 
 /// The model, with a fresh adapter, a given one, or that of the checkpoint.

@@ -81,6 +81,7 @@ impl Trainer<'_> {
             Some(from) => TrainerState::load(&from.path, &mut optimizer)?,
             None => TrainerState::default(),
         };
+        state.template_time = self.sampler.encoder().options().template_time;
         let total = self.total_steps();
         let warmup = o.warmup(total);
         let trainable: usize = optimizer.params().map(|p| p.value().numel()).sum();

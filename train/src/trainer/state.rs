@@ -31,6 +31,9 @@ pub struct TrainerState {
     pub bad_evaluations: u64,
     /// Whether early stopping has ended the run.
     pub stopped_early: bool,
+    /// The time that chat templates see, seconds since 1970 UTC; `None` in checkpoints that do not know it.
+    #[serde(default)]
+    pub template_time: Option<u64>,
 }
 
 impl TrainerState {
@@ -41,12 +44,20 @@ impl TrainerState {
         Ok(atomic_write(dir.join(STATE_FILE), |to| to.write_all(&text))?)
     }
 
+    /// Reads the state of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`]: no such file, or not what one holds.
+    pub fn read(dir: &Path) -> Result<TrainerState> {
+        let bad = |problem: String| Error::Checkpoint { path: dir.to_path_buf(), problem };
+        let text = std::fs::read(dir.join(STATE_FILE)).map_err(|e| bad(format!("{STATE_FILE}: {e}")))?;
+        serde_json::from_slice(&text).map_err(|e| bad(format!("{STATE_FILE}: {e}")))
+    }
+
     /// Reads the state, and that of the optimizer into it.
     pub(super) fn load(dir: &Path, optimizer: &mut AdamW) -> Result<TrainerState> {
         let bad = |problem: String| Error::Checkpoint { path: dir.to_path_buf(), problem };
-        let path = dir.join(STATE_FILE);
-        let text = std::fs::read(&path).map_err(|e| bad(format!("{STATE_FILE}: {e}")))?;
-        let state: TrainerState = serde_json::from_slice(&text).map_err(|e| bad(format!("{STATE_FILE}: {e}")))?;
+        let state = TrainerState::read(dir)?;
         let reader = WeightsReader::open(dir.join(OPTIMIZER_FILE))?;
         optimizer.restore(state.step, |name| {
             if !reader.contains(name) {

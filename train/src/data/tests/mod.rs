@@ -43,7 +43,13 @@ impl TextEncoder for Toy {
         Ok(ids)
     }
 
-    fn encode_chat(&self, messages: &[ChatMessage], _: &ChatExtras, prompt: bool) -> Result<RenderedChat, TextError> {
+    fn encode_chat(
+        &self,
+        messages: &[ChatMessage],
+        _: &ChatExtras,
+        prompt: bool,
+        _: u64,
+    ) -> Result<RenderedChat, TextError> {
         let mut out = RenderedChat::default();
         let mut add = |ids: &mut dyn Iterator<Item = u32>, message: Option<u32>, assistant: bool| {
             for id in ids {

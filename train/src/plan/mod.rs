@@ -1,12 +1,15 @@
 //! What a run will take, before step 0: memory and arithmetic of the worst micro-batch (law 7).
 //!
-//! The model of memory is what the engine keeps, in the dtype it keeps it in: weights, what is trained
-//! (gradient, AdamW's two moments, an f32 master of narrower weights), and for each token the
-//! activations that the backward pass needs. With recomputation a layer keeps its input only, and one
-//! layer at a time the rest.
+//! Weights and what is trained (gradient, AdamW's two moments, an f32 master of narrower weights) are counted in
+//! the dtype that they are kept in. Activations and time are measured, by [`measure`], on a few layers of the
+//! model itself.
 
+mod probe;
+
+pub use probe::{Costs, Work, measure};
+
+use planish_autograd::Param;
 use planish_nn::decoder::Model;
-use planish_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Lengths, Packing, Sampler};
@@ -19,11 +22,11 @@ pub struct MemoryPlan {
     pub program: u64,
     /// Weights, adapters included.
     pub weights: u64,
-    /// Gradients of what is trained.
+    /// Gradients that are alive at the worst moment.
     pub gradients: u64,
     /// AdamW's moments and f32 masters.
     pub optimizer: u64,
-    /// Activations and temporary tensors of the worst micro-batch.
+    /// Activations and temporary tensors at that moment of the worst micro-batch.
     pub activations: u64,
     /// Tokens of that micro-batch.
     pub tokens: u64,
@@ -49,33 +52,8 @@ pub struct Forecast {
     pub memory: MemoryPlan,
     /// Floating-point operations of a step.
     pub operations_per_step: f64,
-    /// Rate of this machine's matrix product at the model's shapes, 10⁹ operations a second, measured.
-    pub gflops: f64,
     /// Seconds of the whole run, evaluations apart.
     pub seconds: f64,
-}
-
-/// Share of the matrix product's rate that a whole step is taken to reach: what is left goes to attention's
-/// softmax, norms, packing of panels and the optimizer. An assumption, not yet measured on a quiet machine.
-pub const STEP_EFFICIENCY: f64 = 0.6;
-
-/// Rate of the matrix product (tokens, hidden) x (hidden, intermediate), 10⁹ operations a second, over
-/// about 0.2 s.
-///
-/// # Errors
-/// Out of memory.
-pub fn measure_gflops(hidden: usize, intermediate: usize) -> planish_tensor::Result<f64> {
-    const TOKENS: usize = 512;
-    let (x, w) = (Tensor::full(0.5f32, [TOKENS, hidden])?, Tensor::full(0.5f32, [intermediate, hidden])?);
-    let run = || planish_tensor::ops::linear::forward(&x, &w, None);
-    run()?;
-    let (started, mut products) = (std::time::Instant::now(), 0);
-    while started.elapsed().as_secs_f64() < 0.2 {
-        run()?;
-        products += 1;
-    }
-    let operations = 2.0 * (TOKENS * hidden * intermediate * products) as f64;
-    Ok(operations / started.elapsed().as_secs_f64() / 1e9)
 }
 
 /// Memory that the system can still give, bytes; `None` where it does not say.
@@ -113,42 +91,37 @@ pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recomp
     }
 }
 
-/// Estimates: memory of the process before a model is loaded, and, for each entry of the vocabulary, what
-/// the tokenizer keeps of it in several tables.
+/// What a process takes at least, where it cannot be asked: the program and a small tokenizer.
 const PROGRAM: u64 = 24 << 20;
-const PER_TOKEN_TYPE: u64 = 700;
 
-/// Predicts the peak memory of training `model` with micro-batches of up to `tokens` tokens, of which
-/// `supervised` at most carry a loss.
-pub fn memory(model: &Model, tokens: u64, supervised: u64, recompute: bool) -> MemoryPlan {
-    let params = model.params();
-    let (mut weights, mut gradients, mut optimizer) = (0, 0, 0);
-    for p in &params {
-        let value = p.value();
-        let (n, dtype) = (value.numel() as u64, value.dtype());
-        weights += n * dtype.size() as u64;
-        if p.is_trainable() {
-            let wide = p.grad_dtype();
-            gradients += n * wide.size() as u64;
-            let masters = if dtype == wide { 0 } else { 1 };
-            optimizer += n * wide.size() as u64 * (2 + masters);
-        }
+/// Predicts the peak memory of training `model` with micro-batches of up to `tokens` tokens, `accumulation`
+/// of them a step.
+///
+/// The optimizer gives gradients back, so in a step of one micro-batch they come into being, from the head down
+/// to the first layer, while activations go: the peak is at one end of that, and [`MemoryPlan`] says what is
+/// alive then. `in_use` is what the process has after [`measure`], with the model loaded: what of it is not
+/// weights is the program's, the tokenizer's, the threads' buffers and what the allocator holds back.
+pub fn memory(model: &Model, costs: &Costs, tokens: u64, accumulation: usize, in_use: Option<u64>) -> MemoryPlan {
+    let (mut weights, mut all, mut optimizer) = (0, 0, 0);
+    let gradient =
+        |p: &Param| if p.is_trainable() { p.value().numel() as u64 * p.grad_dtype().size() as u64 } else { 0 };
+    for p in model.params() {
+        let (value, wide) = (p.value(), p.grad_dtype());
+        weights += value.numel() as u64 * value.dtype().size() as u64;
+        let masters = if value.dtype() == wide { 0 } else { 1 };
+        optimizer += gradient(&p) * (2 + masters);
+        all += gradient(&p);
     }
-    let c = &model.config;
-    let size = if model.dtype() == DType::F64 { 8 } else { 4 };
-    let (h, m, layers) = (c.hidden_size as u64, c.intermediate_size as u64, c.num_layers() as u64);
-    let (q, kv) = ((c.num_heads * c.head_dim) as u64, (c.num_kv_heads * c.head_dim) as u64);
-    // Kept for the backward pass of a layer: both norms' input and output (4 h), q, k, v and the
-    // attention's output, gate, up and their product; norms of their own on q and k keep their input.
-    let qk_norm = if c.qk_norm == planish_nn::config::QkNorm::None { 0 } else { q + kv };
-    let layer = 4 * h + 2 * q + 2 * kv + 3 * m + qk_norm;
-    // Alive at once in a layer's backward pass besides: gradients of gate, up and product, and of x.
-    let passing = 3 * m + 4 * h;
-    let per_token = if recompute { layers * h + layer + passing } else { layers * layer + passing };
-    let scored = supervised * 2 * h;
-    let tiles = (planish_tensor::ops::lm_head::ROWS * planish_tensor::ops::lm_head::TILE) as u64;
-    let activations = size * (tokens * per_token + scored + tiles);
-    let program = PROGRAM + PER_TOKEN_TYPE * c.vocab_size as u64;
+    let of_linears = model.layers.iter().flat_map(|l| l.linears()).flat_map(|l| l.params()).map(gradient);
+    let of_norms = model.layers.iter().flat_map(|l| l.norms()).flat_map(|n| n.weight.params()).map(gradient);
+    let above = all - of_linears.sum::<u64>() - of_norms.sum::<u64>();
+    let (most, least) = (costs.bytes(tokens), costs.bytes_below(tokens));
+    let (gradients, activations) = match accumulation {
+        1 if above + most >= all + least => (above, most),
+        1 => (all, least),
+        _ => (all, most),
+    };
+    let program = in_use.unwrap_or(0).saturating_sub(weights).max(PROGRAM);
     MemoryPlan { program, weights, gradients, optimizer, activations, tokens }
 }
 
@@ -182,7 +155,7 @@ pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, mut
     let limit = sampler.encoder().options().max_length.map_or(u64::MAX, |n| n as u64);
     let n = options.micro_batch as u64;
     if options.packing != Packing::None {
-        return limit.saturating_mul(n);
+        return (sampler.row_length() as u64).saturating_mul(n);
     }
     if lengths.by_row.is_empty() {
         return longest.min(limit).saturating_mul(n);

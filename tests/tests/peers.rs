@@ -1,0 +1,150 @@
+//! transformers and PEFT load what the program writes, and compute the same.
+//!
+//! Needs a Python with torch, transformers and PEFT, named by `PLANISH_PEER_PYTHON`, so it is left out of an
+//! ordinary run: `scripts/check-peers` runs it. The way back, from their files to ours and out again, needs
+//! no Python and is in `parity/`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use planish_nn::Ctx;
+use planish_nn::adapters::load_adapter;
+use planish_nn::decoder::{LoadOptions, Model, Packed};
+use planish_nn::pretrained::Pretrained;
+use planish_nn::weights::save_safetensors;
+use planish_tensor::{DType, Tensor};
+use planish_tests::program::planish;
+
+fn repo(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Runs the program; it must succeed.
+fn run(arguments: &[&str]) {
+    let done = planish(arguments);
+    assert_eq!(done.code, 0, "{arguments:?}: {}", done.stderr);
+}
+
+/// Our logits for some sequences, in the form that `check_model.py` reads.
+fn expect(model: &Model, path: &Path) {
+    let sequences: [Vec<u32>; 3] = [vec![1], (3..60).collect(), (0..200).map(|i| i * 37 % 1400).collect()];
+    let ctx = Ctx::inference();
+    let mut tensors = Vec::new();
+    for (i, ids) in sequences.iter().enumerate() {
+        let hidden = model.forward(&ctx, &Packed::new(&[ids]), false).unwrap();
+        tensors.push((format!("logits.{i}"), model.logits(&ctx, hidden.value()).unwrap()));
+        let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+        tensors.push((format!("ids.{i}"), Tensor::from_vec(wide, [ids.len()]).unwrap()));
+    }
+    save_safetensors(path, tensors, &BTreeMap::new()).unwrap();
+}
+
+fn open(dir: &Path) -> Model {
+    Pretrained::open(dir).unwrap().load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap()
+}
+
+/// Runs a script of `fixtures/generate`, which compares.
+fn check(script: &str, arguments: &[&Path]) {
+    let python = std::env::var_os("PLANISH_PEER_PYTHON").expect("PLANISH_PEER_PYTHON names a Python with the peers");
+    let mut command = Command::new(python);
+    command.arg(repo("tests/fixtures/generate").join(script)).args(arguments);
+    // Their f32 against ours: logits of up to about 20, over four layers of sums in another order.
+    let done = command.args(["--tolerance", "2e-4"]).output().expect("the Python starts");
+    let said = String::from_utf8_lossy(&done.stdout);
+    println!("{script}: {said}");
+    assert!(
+        done.status.success() && said.contains("\"ok\": true"),
+        "{script} {arguments:?}: {said}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+/// A copy of the builtin model as a directory, and a few examples.
+fn prepare(dir: &Path) -> (PathBuf, PathBuf) {
+    let base = dir.join("base");
+    std::fs::create_dir(&base).unwrap();
+    for file in std::fs::read_dir(repo("train/builtin")).unwrap().map(|e| e.unwrap()) {
+        std::fs::copy(file.path(), base.join(file.file_name())).unwrap();
+    }
+    let mut rows = String::new();
+    for i in 0..16 {
+        writeln!(rows, r#"{{"prompt": "What comes after {i}?", "completion": " It is {}."}}"#, i + 1).unwrap();
+    }
+    let data = dir.join("data.jsonl");
+    std::fs::write(&data, rows).unwrap();
+    (base, data)
+}
+
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn adapters_and_merged_models_load_in_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let (base, data) = prepare(dir);
+    let kinds: [(&str, &[&str]); 3] = [
+        ("plain", &["--lora-target-modules", "q_proj,v_proj"]),
+        ("all", &["--lora-target-modules", "all-linear", "--use-rslora", "--lora-r", "3", "--lora-alpha", "5"]),
+        ("saved", &["--lora-target-modules", "down_proj", "--lora-modules-to-save", "lm_head"]),
+    ];
+    for (name, flags) in kinds {
+        let out = dir.join(name);
+        let fixed = ["sft", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out)];
+        let more = ["--use-peft", "--max-steps", "4", "--learning-rate", "1e-2", "--lora-dropout", "0.1"];
+        run(&[&fixed[..], &more, flags].concat());
+        let adapter = out.join("final");
+        let mut model = open(&base);
+        load_adapter(&mut model, &adapter).unwrap();
+        let expected = dir.join(format!("{name}.safetensors"));
+        expect(&model, &expected);
+        check("check_adapter.py", &[&base, &adapter, &expected]);
+        let merged = dir.join(format!("{name}-merged"));
+        let fixed = ["merge", "--model", text(&base), "--adapter", text(&adapter), "--output-dir"];
+        run(&[&fixed[..], &[text(&merged), "--dtype", "float32"]].concat());
+        check("check_model.py", &[&merged, &expected]);
+        // In the base's bfloat16 the sum is rounded: still the same model to both.
+        let narrow = dir.join(format!("{name}-narrow"));
+        run(&[&fixed[..], &[text(&narrow), "--dtype", "auto"]].concat());
+        expect(&open(&narrow), &expected);
+        check("check_model.py", &[&narrow, &expected]);
+    }
+}
+
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn fine_tuned_models_load_in_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let (base, data) = prepare(dir);
+    for dtype in ["float32", "bfloat16"] {
+        let out = dir.join(dtype);
+        let fixed = ["sft", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out)];
+        run(&[&fixed[..], &["--dtype", dtype, "--max-steps", "4", "--learning-rate", "1e-3"]].concat());
+        let result = out.join("final");
+        let expected = dir.join(format!("{dtype}.safetensors"));
+        expect(&open(&result), &expected);
+        check("check_model.py", &[&result, &expected]);
+    }
+}
+
+/// The comparison itself can fail.
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn a_wrong_weight_is_seen_by_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    let (base, _) = prepare(place.path());
+    let model = open(&base);
+    let expected = place.path().join("expected.safetensors");
+    expect(&model, &expected);
+    check("check_model.py", &[&base, &expected]);
+    let weight = &model.layers[2].linears()[0].weight.base;
+    weight.update(|t| planish_tensor::ops::elementwise::scale(t, 1.01).map(|new| *t = new)).unwrap();
+    expect(&model, &expected);
+    let seen = std::panic::catch_unwind(|| check("check_model.py", &[&base, &expected]));
+    assert!(seen.is_err(), "a weight that is off by 1% went unnoticed");
+}
