@@ -182,6 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn flags_named_like_a_setting_take_a_value_too() {
+        let mut commands = vec![commands::program()];
+        while let Some(command) = commands.pop() {
+            for flag in command.get_arguments() {
+                let is_switch = |name: &str| settings::switches().contains(canonical(name).as_str());
+                let bare = !flag.get_action().takes_values() && flag.get_long().is_some_and(is_switch);
+                assert!(!bare, "{} {}", command.get_name(), flag.get_id());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
     fn clap_finds_no_fault_with_the_commands() {
         commands::program().debug_assert();
     }

@@ -186,6 +186,14 @@ impl ModelConfig {
                     what: format!("RoPE turns {} of the {} dimensions of a head", rope.rotary_dim, self.head_dim),
                 });
             }
+            for length in [1, self.max_positions] {
+                let (frequencies, factor) = rope.frequencies(length);
+                if !factor.is_finite() || frequencies.iter().any(|f| !f.is_finite()) {
+                    return Err(ConfigError::Contradiction {
+                        what: format!("RoPE's frequencies for {length} tokens are not finite ({:?})", rope.scaling),
+                    });
+                }
+            }
         }
         Ok(())
     }

@@ -183,6 +183,9 @@ impl From<crate::weights::WeightsError> for HubError {
         match error {
             crate::weights::WeightsError::DiskFull { path } => HubError::DiskFull { path },
             crate::weights::WeightsError::Io { action, path, source } => HubError::Io { action, path, source },
+            crate::weights::WeightsError::FileTooLarge { path } => {
+                HubError::Io { action: "write", path, source: std::io::ErrorKind::FileTooLarge.into() }
+            }
             other => HubError::Io { action: "write", path: PathBuf::new(), source: std::io::Error::other(other) },
         }
     }

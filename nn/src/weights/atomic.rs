@@ -122,6 +122,23 @@ pub(crate) fn temporary_beside(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The path that is being written, in place of the temporary names that stand for it: messages are about
+/// what the user asked for, and the temporary file is gone when they are read.
+pub(super) fn shown(path: &Path) -> PathBuf {
+    path.iter().map(|part| part.to_str().map_or(part, |name| meant(name).as_ref())).collect()
+}
+
+/// The name that a temporary name, perhaps that of another temporary name, stands for.
+fn meant(name: &str) -> &str {
+    let inner = || {
+        let (rest, count) = name.strip_prefix('.')?.strip_suffix(SUFFIX)?.rsplit_once('.')?;
+        let (rest, process) = rest.rsplit_once('.')?;
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        (is_number(count) && is_number(process) && !rest.is_empty()).then_some(rest)
+    };
+    inner().map_or(name, meant)
+}
+
 fn refuse_occupied(path: &Path) -> Result<()> {
     match fs::read_dir(path) {
         Ok(mut entries) => match entries.next() {
@@ -210,6 +227,22 @@ mod tests {
         let again = atomic_dir(&path, fill).unwrap_err();
         assert!(matches!(again, WeightsError::Exists { .. }), "{again}");
         assert_eq!(names(&dir.path().join("deep")), ["checkpoint-1"]);
+    }
+
+    #[test]
+    fn messages_name_the_file_and_not_its_temporary_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint-1");
+        let full: WeightsError = atomic_dir(&path, |tmp| {
+            let inner = temporary_beside(&tmp.join("model.safetensors"))?;
+            atomic_write(inner, |_| Err(io::ErrorKind::FileTooLarge.into()))
+        })
+        .unwrap_err();
+        let named = path.join("model.safetensors");
+        assert!(full.to_string().starts_with(&format!("cannot write {}: it would be", named.display())), "{full}");
+        for own in ["a", ".a", ".a.planish.tmp", ".a.1.planish.tmp", "..1.2.planish.tmp", ".a.x.2.planish.tmp"] {
+            assert_eq!(meant(own), own);
+        }
     }
 
     #[test]

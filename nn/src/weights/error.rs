@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::atomic::shown;
+
 /// Result of reading or writing weights.
 pub type Result<T, E = WeightsError> = std::result::Result<T, E>;
 
@@ -10,7 +12,7 @@ pub type Result<T, E = WeightsError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", shown(path).display())]
     Io {
         /// What was being done, e.g. `"open"`.
         action: &'static str,
@@ -20,9 +22,19 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// The disk, or the user's quota, is full.
-    #[error("cannot write {}: the disk is full; nothing was replaced. Free some space or choose another directory", path.display())]
+    #[error("cannot write {}: the disk is full; nothing was replaced. Free some space or choose another directory", shown(path).display())]
     DiskFull {
         /// The file or directory that was being written.
+        path: PathBuf,
+    },
+    /// The file would be larger than the process, or the file system, lets a file be.
+    #[error(
+        "cannot write {}: it would be larger than a file may be here (`ulimit -f`, or the limit of the file system); \
+         nothing was replaced. Raise the limit or choose another directory",
+        shown(path).display()
+    )]
+    FileTooLarge {
+        /// The file that was being written.
         path: PathBuf,
     },
     /// A directory that was to be created already holds something.
@@ -211,12 +223,13 @@ fn hint(found: &[String]) -> String {
 }
 
 impl WeightsError {
-    /// Wraps an I/O error, telling a full disk apart.
+    /// Wraps an I/O error, telling apart a full disk and a file that grew too large.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = path.into();
         match source.kind() {
             StorageFull | QuotaExceeded => WeightsError::DiskFull { path },
+            FileTooLarge => WeightsError::FileTooLarge { path },
             _ => WeightsError::Io { action, path, source },
         }
     }

@@ -16,6 +16,7 @@ use super::tensorboard::EventWriter;
 /// | name | what |
 /// | --- | --- |
 /// | `config.yaml` | the resolved settings |
+/// | `preflight.json` | what was found in the data |
 /// | `facts.json` | what the run was: model, parameters, machine |
 /// | `metrics.jsonl` | a line per optimizer step |
 /// | `events.out.tfevents.*` | the same for TensorBoard |
@@ -71,11 +72,12 @@ impl RunDir {
     }
 
     /// Opens the directory for going on after `from`. If the checkpoint belongs to this directory
-    /// the run goes on in place; otherwise the directory must be new, and the metrics up to the
-    /// checkpoint are copied from the run it belongs to.
+    /// the run goes on in place, which it can only from its newest one; otherwise the directory must be
+    /// new, and the metrics up to the checkpoint are copied from the run it belongs to.
     ///
     /// # Errors
-    /// As [`RunDir::create`]; [`RunError::Line`] for metrics that cannot be read.
+    /// As [`RunDir::create`]; [`RunError::LaterCheckpoint`]; [`RunError::Line`] for metrics that cannot be
+    /// read. Nothing has been changed then.
     pub fn resume(path: impl AsRef<Path>, from: &Checkpoint) -> Result<RunDir, RunError> {
         let path = path.as_ref();
         let owner = from.path.parent().unwrap_or(Path::new("."));
@@ -85,6 +87,10 @@ impl RunDir {
             _ => false,
         };
         if in_place {
+            let newest = checkpoint::list(path)?.pop().filter(|newest| newest.step > from.step);
+            if let Some(later) = newest.map(|newest| newest.path) {
+                return Err(RunError::LaterCheckpoint { from: from.path.clone(), later });
+            }
             probe(path)?;
             remove_leftovers(path)?;
         } else {
@@ -157,7 +163,7 @@ impl RunDir {
     }
 
     /// Saves `checkpoint-STEP` through `fill`, which gets a directory to write into. It appears
-    /// whole or not at all; one of the same step, left by a run that was rewound, is replaced.
+    /// whole or not at all; one of the same step is replaced.
     ///
     /// # Errors
     /// What `fill` returns, and [`RunError`].
@@ -211,7 +217,9 @@ fn probe(path: &Path) -> Result<(), RunError> {
 }
 
 fn is_ours(name: &str) -> bool {
-    matches!(name, "config.yaml" | "facts.json" | "metrics.jsonl" | "samples.json" | "report.html" | "final")
+    const FILES: [&str; 7] =
+        ["config.yaml", "preflight.json", "facts.json", "metrics.jsonl", "samples.json", "report.html", "final"];
+    FILES.contains(&name)
         || name.starts_with("events.out.tfevents.")
         || checkpoint::step_of(name).is_some()
         || (name.starts_with('.') && name.ends_with(".planish.tmp"))

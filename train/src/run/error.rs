@@ -41,6 +41,18 @@ pub enum RunError {
         /// Whether there is such a directory.
         exists: bool,
     },
+    /// The run has gone on beyond the checkpoint: its later steps would be mixed with those of the new one.
+    #[error(
+        "{} is of a later step than {}; go on from it (--resume-from-checkpoint latest), remove it, or branch off \
+         with another --output-dir",
+        later.display(), from.display()
+    )]
+    LaterCheckpoint {
+        /// The checkpoint to resume from.
+        from: PathBuf,
+        /// The newest one.
+        later: PathBuf,
+    },
     /// The path to resume from is no checkpoint.
     #[error("{} is not a checkpoint: expected a directory named checkpoint-N, or `latest`", path.display())]
     NotACheckpoint {
@@ -69,6 +81,16 @@ pub enum RunError {
         /// The file being written.
         path: PathBuf,
     },
+    /// The file would be larger than the process, or the file system, lets a file be.
+    #[error(
+        "cannot write {}: it would be larger than a file may be here (`ulimit -f`, or the limit of the file system); \
+         what was saved before is intact. Raise the limit and resume",
+        path.display()
+    )]
+    FileTooLarge {
+        /// The file being written.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -85,11 +107,12 @@ pub enum RunError {
 }
 
 impl RunError {
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> RunError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> RunError {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = path.to_owned();
         match source.kind() {
-            StorageFull | QuotaExceeded | FileTooLarge => RunError::DiskFull { path },
+            StorageFull | QuotaExceeded => RunError::DiskFull { path },
+            FileTooLarge => RunError::FileTooLarge { path },
             _ => RunError::Io { action, path, source },
         }
     }

@@ -111,6 +111,14 @@ impl MetricsWriter {
         self.append(map)
     }
 
+    /// Waits until what was written is on the disk: a checkpoint must not outlive the lines up to it.
+    ///
+    /// # Errors
+    /// [`RunError::Io`], [`RunError::DiskFull`].
+    pub fn sync(&self) -> Result<(), RunError> {
+        self.file.sync_data().map_err(|source| RunError::io("write", &self.path, source))
+    }
+
     fn append(&mut self, map: Map<String, Json>) -> Result<(), RunError> {
         let mut line = Json::Object(map).to_string();
         line.push('\n');

@@ -143,6 +143,25 @@ fn a_resumed_file_is_that_of_a_run_never_stopped() {
 }
 
 #[test]
+fn a_run_is_not_rewound_in_place() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("run");
+    let run = RunDir::create(&path, false).unwrap();
+    let mut metrics = run.metrics().unwrap();
+    for n in 1..=4 {
+        metrics.write(&step(n)).unwrap();
+        run.save_checkpoint(n, fill("x")).unwrap();
+    }
+    let second = Checkpoint::find(path.join("checkpoint-2").to_str().unwrap(), &path).unwrap();
+    let error = RunDir::resume(&path, &second).unwrap_err();
+    assert!(matches!(&error, RunError::LaterCheckpoint { later, .. } if later.ends_with("checkpoint-4")), "{error}");
+    assert_eq!(read_metrics(&path.join("metrics.jsonl")).unwrap().len(), 4);
+    RunDir::resume(place.path().join("branch"), &second).unwrap();
+    (3..=4).for_each(|n| fs::remove_dir_all(path.join(format!("checkpoint-{n}"))).unwrap());
+    RunDir::resume(&path, &second).unwrap();
+}
+
+#[test]
 fn damaged_metrics_name_the_line() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("metrics.jsonl");

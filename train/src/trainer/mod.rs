@@ -140,6 +140,7 @@ impl Trainer<'_> {
             observer.stepped(&metrics);
             let interrupted = observer.interrupted();
             if interrupted || due(self.run.save_strategy, self.run.save_steps, state.step, epoch_ended) {
+                log.sync()?;
                 saved = Some(self.save(&state, &optimizer, observer)?);
             }
             if interrupted && !last {

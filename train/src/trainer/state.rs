@@ -1,6 +1,7 @@
 //! What a checkpoint holds besides the model.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use planish_nn::weights::{WeightsReader, atomic_write, save_safetensors};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Cursor;
 use crate::optim::AdamW;
+use crate::run::RunError;
 use crate::{Error, Result};
 
 const STATE_FILE: &str = "trainer_state.json";
@@ -73,15 +75,13 @@ impl TrainerState {
 
 /// Copies a checkpoint's model, without the trainer's state.
 pub(super) fn copy_model(from: &Path, to: &Path) -> Result<()> {
-    let io = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| Error::from(planish_nn::Error::Io { path, source })
-    };
-    for entry in std::fs::read_dir(from).map_err(io(from))? {
-        let entry = entry.map_err(io(from))?;
-        let name = entry.file_name();
-        if name != STATE_FILE && name != OPTIMIZER_FILE && entry.path().is_file() {
-            std::fs::copy(entry.path(), to.join(&name)).map_err(io(&entry.path()))?;
+    let listed = |source| RunError::io("list", from, source);
+    for entry in std::fs::read_dir(from).map_err(listed)? {
+        let entry = entry.map_err(listed)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        if name != STATE_FILE && name != OPTIMIZER_FILE && path.is_file() {
+            let mut file = File::open(&path).map_err(|source| RunError::io("read", &path, source))?;
+            atomic_write(to.join(&name), |out| std::io::copy(&mut file, out).map(drop))?;
         }
     }
     Ok(())
