@@ -157,7 +157,8 @@ fn print_checks(checks: &[Checked]) -> io::Result<()> {
             Outcome::Compared { error, bound, of, passed, .. } => {
                 let verdict = if *passed { "ok" } else { "FAILED" };
                 let of = if *error == 0.0 { "" } else { of.as_str() };
-                line(format_args!("{name}{:>11}{:>11}  {verdict:<6} {of}", scientific(*error), scientific(*bound)))?;
+                let text = format!("{name}{:>11}{:>11}  {verdict:<6} {of}", scientific(*error), scientific(*bound));
+                line(text.trim_end())?;
             }
         }
     }
@@ -209,6 +210,15 @@ fn print_certificate(model: &str, c: &Certificate) -> io::Result<()> {
                 line(text.trim_end())?;
             }
         }
+    }
+    if let Some((check, share)) = c.nearest() {
+        let tensor = check.tensor.as_deref().unwrap_or("the loss");
+        line(format_args!(
+            "\nnearest to its bound: {} ({}), {:.0}% of it, at {tensor}",
+            check.what,
+            check.training,
+            100.0 * share
+        ))?;
     }
     line("deviation: relative to the tensor's norm (law 3), in nats (law 5); bound 0 demands the same bits")
 }

@@ -149,11 +149,12 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_dtype(DType::F64)?.to_vec::<f64>()?)
 }
 
-/// Standard normal values that f32 (or the narrower dtype) holds, in the shape and dtype of `out`.
+/// Standard normal values that f32 holds, in the shape of `out` and the dtype its gradient is kept in.
 pub(super) fn upstream(out: &Tensor, salt: u64) -> Result<Tensor> {
     let stream = Stream::new(salt, Purpose::Noise, 0);
     let values: Vec<f32> = (0..out.numel() as u64).map(|i| stream.normal(i) as f32).collect();
-    Ok(Tensor::from_vec(values, out.dims())?.to_dtype(out.dtype())?)
+    let dtype = if out.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    Ok(Tensor::from_vec(values, out.dims())?.to_dtype(dtype)?)
 }
 
 /// max |got − want| / max |want|; infinite where the lengths differ.

@@ -94,11 +94,7 @@ mod tests {
     fn every_op_is_within_its_bound() {
         let all = check();
         assert!(all.len() > ops().len(), "only {} checks", all.len());
-        for checked in all {
-            assert!(!matches!(checked.outcome, Outcome::Failed(_)), "{checked:?}");
-            if let Outcome::Compared { error, bound, passed, .. } = checked.outcome {
-                assert!(passed && error <= bound, "{checked:?}");
-            }
-        }
+        let failed: Vec<&Checked> = all.iter().filter(|checked| !checked.passed()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
     }
 }

@@ -117,3 +117,25 @@ fn compare(got: &LogProbs, want: &LogProbs) -> Found {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_bit_counts() {
+        let want = vec![vec![-1.0, -2.0], vec![-3.0]];
+        let check = |got: &LogProbs| Check::new(5, "full", "planted", compare(got, &want));
+        assert!(check(&want).passed);
+        let last_bit = f64::from_bits((-3.0_f64).to_bits() + 1);
+        for got in [
+            vec![vec![-1.0, -2.0], vec![last_bit]],
+            vec![vec![-1.0, f64::NAN], vec![-3.0]],
+            vec![vec![-1.0], vec![-3.0]],
+            vec![vec![-1.0, -2.0]],
+            vec![],
+        ] {
+            assert!(!check(&got).passed, "{got:?}");
+        }
+    }
+}

@@ -133,6 +133,12 @@ pub struct Certificate {
 }
 
 impl Certificate {
+    /// The check of law 3 that came nearest to its bound, and the share of the bound it used.
+    pub fn nearest(&self) -> Option<(&Check, f64)> {
+        let bounded = self.checks.iter().filter(|check| check.bound > 0.0);
+        bounded.map(|check| (check, check.deviation / check.bound)).max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
     /// Whether every bound holds.
     pub fn passed(&self) -> bool {
         !self.checks.is_empty() && self.checks.iter().all(|check| check.passed)
