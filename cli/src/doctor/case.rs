@@ -16,6 +16,8 @@ use planish_autograd::{Result, Tape, Var};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
 
+use super::sizes::Sizes;
+
 /// What an input is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -52,6 +54,9 @@ pub(super) enum Work {
     /// Nothing to time: a view, or something that no training step does.
     None,
 }
+
+/// Makes the cases of an op at given sizes.
+pub(super) type Make = fn(&Sizes) -> Result<Vec<Case>>;
 
 type Run = Box<dyn Fn(&[Var]) -> Result<Vec<Var>> + Send + Sync>;
 

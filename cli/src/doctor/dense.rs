@@ -9,11 +9,11 @@ use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{embedding, linear};
 use planish_tensor::{DType, Tensor};
 
-use super::case::{Case, Input, Kind, Rounding, Work};
+use super::case::{Case, Input, Kind, Make, Rounding, Work};
 use super::sizes::Sizes;
 
 /// The cases of an op of this file.
-pub(super) fn cases(name: &str) -> Option<fn(&Sizes) -> Result<Vec<Case>>> {
+pub(super) fn cases(name: &str) -> Option<Make> {
     Some(match name {
         "linear" => linears,
         "lora_linear" => lora_linears,

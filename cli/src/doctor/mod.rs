@@ -13,8 +13,7 @@ mod speed;
 pub(crate) use case::{Checked, Outcome};
 pub(crate) use speed::{Speed, Timed};
 
-use case::Case;
-use planish_autograd::Result;
+use case::{Case, Make};
 use planish_autograd::registry::{Op, ops};
 use planish_train::ceilings::Ceilings;
 use sizes::Sizes;
@@ -22,7 +21,7 @@ use sizes::Sizes;
 /// What there is to check of an op.
 enum Entry {
     /// Its cases at these sizes.
-    Cases(fn(&Sizes) -> Result<Vec<Case>>),
+    Cases(Make),
     /// Nothing, for this reason.
     None(&'static str),
 }

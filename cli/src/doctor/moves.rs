@@ -5,27 +5,27 @@ use planish_autograd::{Result, Var};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
 
-use super::case::{Case, Input, Kind, Rounding, Work};
+use super::case::{Case, Input, Kind, Make, Rounding, Work};
 use super::sizes::Sizes;
 
 /// The cases of an op of this file.
-pub(super) fn cases(name: &str) -> Option<fn(&Sizes) -> Result<Vec<Case>>> {
+pub(super) fn cases(name: &str) -> Option<Make> {
     Some(match name {
-        "add" => |s| pairs(s, elementwise::add),
+        "add" => |s| handed_on(pairs(s, elementwise::add)),
         "sub" => |s| pairs(s, elementwise::sub),
         "mul" => |s| pairs(s, elementwise::mul),
         "div" => |s| pairs(s, elementwise::div),
         // The number itself is rounded too.
         "scale" => |s| one(s, "", Rounding::Terms(2), |x| elementwise::scale(x, 0.3)),
-        "add_scalar" => |s| one(s, "", Rounding::Terms(2), |x| elementwise::add_scalar(x, 0.3)),
+        "add_scalar" => |s| handed_on(one(s, "", Rounding::Terms(2), |x| elementwise::add_scalar(x, 0.3))),
         "dropout" => {
             |s| one(s, "", Rounding::Terms(2), |x| dropout::dropout(x, 0.1, Stream::new(3, Purpose::Dropout, 0)))
         }
         // What f32 holds rounds to the same bf16 from either side.
-        "cast" => |s| one(s, "to bf16", Rounding::Exact, |x| cast::cast(x, DType::BF16)),
+        "cast" => |s| handed_on(one(s, "to bf16", Rounding::Exact, |x| cast::cast(x, DType::BF16))),
         "sum" => sums,
         "mean" => means,
-        "max" => |s| one(s, "last axis", Rounding::Exact, |x| reduction::max_axis(x, 1)),
+        "max" => |s| handed_on(one(s, "last axis", Rounding::Exact, |x| reduction::max_axis(x, 1))),
         "argmax" => argmaxes,
         "gather" => gathers,
         "index_select" => selects,
@@ -65,16 +65,28 @@ fn one(s: &Sizes, variant: &'static str, rounding: Rounding, op: fn(&Var) -> Res
     Ok(vec![Case::new(variant, inputs, rounding, Work::Bytes(2.0 * moved, 2.0 * moved), move |v| op(&v[0]))])
 }
 
+/// Backward hands the gradient on, or a few of its numbers: there is nothing to time.
+fn handed_on(cases: Result<Vec<Case>>) -> Result<Vec<Case>> {
+    let forward = |case: Case| match case.work {
+        Work::Bytes(forward, _) => Case { work: Work::Bytes(forward, 0.0), ..case },
+        _ => case,
+    };
+    Ok(cases?.into_iter().map(forward).collect())
+}
+
 /// A view: no number moves, so there is nothing to time.
 fn seen(s: &Sizes, rounding: Rounding, op: fn(&Var) -> Result<Var>) -> Result<Vec<Case>> {
     let cases = one(s, "", rounding, op)?;
     Ok(cases.into_iter().map(|case| Case { work: Work::None, ..case }).collect())
 }
 
+/// Which axis, roundings, the op.
+type Reduction = (&'static str, usize, fn(&Var) -> Result<Var>);
+
 /// Sums of positive numbers, so that nothing cancels. Over everything they are taken in stretches of 4096
 /// over 16 lanes, and these are added.
-fn reductions(s: &Sizes, ops: [(&'static str, usize, fn(&Var) -> Result<Var>); 3]) -> Result<Vec<Case>> {
-    let case = |(variant, terms, op): (&'static str, usize, fn(&Var) -> Result<Var>)| {
+fn reductions(s: &Sizes, ops: [Reduction; 3]) -> Result<Vec<Case>> {
+    let case = |(variant, terms, op): Reduction| {
         let inputs = vec![activation(s.map(1, &[s.tokens, s.hidden], f64::abs)?)];
         let moved = bytes(s.tokens * s.hidden);
         Ok(Case::new(variant, inputs, Rounding::Terms(terms), Work::Bytes(moved, moved), move |v| op(&v[0])))

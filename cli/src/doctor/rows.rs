@@ -4,11 +4,11 @@ use planish_autograd::ops::{activation, glu, layer_norm, rms_norm, rope, softmax
 use planish_autograd::{Result, Var};
 use planish_tensor::{DType, Tensor};
 
-use super::case::{Case, Input, Kind, Rounding, Work};
+use super::case::{Case, Input, Kind, Make, Rounding, Work};
 use super::sizes::Sizes;
 
 /// The cases of an op of this file.
-pub(super) fn cases(name: &str) -> Option<fn(&Sizes) -> Result<Vec<Case>>> {
+pub(super) fn cases(name: &str) -> Option<Make> {
     Some(match name {
         "rms_norm" => rms_norms,
         "layer_norm" => layer_norms,
