@@ -13,7 +13,7 @@ mod speed;
 pub(crate) use case::{Checked, Outcome};
 pub(crate) use speed::{Speed, Timed};
 
-use case::{Case, Make};
+use case::Make;
 use planish_autograd::registry::{Op, ops};
 use planish_train::ceilings::Ceilings;
 use sizes::Sizes;
@@ -81,7 +81,7 @@ mod tests {
                 Some(Entry::Cases(make)) => {
                     let cases = make(&Sizes::CHECK).unwrap();
                     assert!(!cases.is_empty(), "{}", op.name);
-                    let tracked = cases.iter().any(Case::has_gradient);
+                    let tracked = cases.iter().any(case::Case::has_gradient);
                     assert_eq!(tracked, op.backward == Backward::Rule, "{}: gradients checked", op.name);
                 }
             }
