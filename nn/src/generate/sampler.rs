@@ -183,11 +183,11 @@ mod tests {
         let greedy = SamplingParams { temperature: 0.0, ..params() };
         assert_eq!(choose(&[1.0f32, 5.0, 5.0], (&[], 0), &greedy, 0.5), Some(1));
         for p in [params(), greedy] {
-            assert_eq!(choose(&[1.0f32, f32::NAN], &[], &p, 0.5), None);
-            assert_eq!(choose(&[1.0f32, f32::INFINITY], &[], &p, 0.5), None);
-            assert_eq!(choose(&[f32::NEG_INFINITY; 2], &[], &p, 0.5), None);
-            assert_eq!(choose(&[f32::NEG_INFINITY, 0.0], &[], &p, 0.5), Some(1));
-            assert_eq!(choose::<f32>(&[], &[], &p, 0.5), None);
+            assert_eq!(choose(&[1.0f32, f32::NAN], (&[], 0), &p, 0.5), None);
+            assert_eq!(choose(&[1.0f32, f32::INFINITY], (&[], 0), &p, 0.5), None);
+            assert_eq!(choose(&[f32::NEG_INFINITY; 2], (&[], 0), &p, 0.5), None);
+            assert_eq!(choose(&[f32::NEG_INFINITY, 0.0], (&[], 0), &p, 0.5), Some(1));
+            assert_eq!(choose::<f32>(&[], (&[], 0), &p, 0.5), None);
         }
     }
 }
