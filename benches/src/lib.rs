@@ -1,5 +1,9 @@
 //! Inputs for the benchmarks: named shapes and random tensors.
 
+mod model;
+
+pub use model::model;
+
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Result, Tensor};
 
@@ -20,6 +24,15 @@ pub mod smollm2 {
     /// Layers.
     pub const LAYERS: usize = 30;
 }
+
+/// Products x Wᵀ that are compared with other libraries, as (rows of x, columns of x, rows of W): a square,
+/// the projections up and down of the MLP for 2048 tokens, and the LM head for 512.
+pub const GEMM_SHAPES: [(usize, usize, usize); 4] = [
+    (1024, 1024, 1024),
+    (2048, smollm2::HIDDEN, smollm2::MLP),
+    (2048, smollm2::MLP, smollm2::HIDDEN),
+    (512, smollm2::HIDDEN, smollm2::VOCABULARY),
+];
 
 /// Standard normal values in f32, the same in every run.
 ///

@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod doctor;
 mod failure;
 mod machine;
 mod model_args;

@@ -1,4 +1,4 @@
-//! The program from outside: `report` and `doctor`.
+//! The program from outside: `report`.
 
 use std::io::Read;
 use std::process::Stdio;
@@ -37,17 +37,6 @@ fn what_is_no_run_is_refused_and_nothing_is_written() {
     refused(&["report", dir], "metrics.jsonl:2: not a line of metrics");
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
     refused(&["report"], "RUN_DIR");
-}
-
-#[test]
-fn doctor_says_what_is_here() {
-    let done = planish(&["doctor", "--threads", "1", "--json"]);
-    assert_eq!(done.code, 0, "{}", done.stderr);
-    let json: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
-    assert!(json["ceilings"]["gflops"].as_f64().unwrap() > 0.1);
-    assert!(json["cpu"]["cores"].as_u64().unwrap() >= 1);
-    assert_eq!(json["cuda"]["usable"], false);
-    refused(&["doctor", "--threads", "0"], "--threads");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Data, losses, optimizers, recipes and run directories of planish.
 
 pub mod builtin;
+pub mod ceilings;
+pub mod certify;
 pub mod config;
 pub mod data;
 mod error;

@@ -1,17 +1,26 @@
-//! `planish doctor`: what this machine is, what it could do at best, and what is missing.
+//! `planish doctor`: what this machine is, what it could do at best, whether every op computes what it
+//! should here and how fast, and on request whether a model keeps laws 3 and 5.
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use std::io;
+
+use anyhow::Context;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_cuda::{CudaReport, Driver};
+use planish_train::ceilings::{Ceilings, measure};
+use planish_train::certify::{Certificate, Options, certify};
+use planish_train::models;
 use serde_json::{Value as Json, json};
 
 use super::json_flag;
-use crate::failure::DONE;
-use crate::machine::{Ceilings, Facts, facts, measure};
-use crate::output;
+use crate::doctor::{Checked, Outcome, Speed, Timed, check, time};
+use crate::failure::{DONE, FAILED};
+use crate::machine::{Facts, facts};
+use crate::output::{self, line};
 
 pub(crate) fn command() -> Command {
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("doctor")
-        .about("Say what works on this machine and how fast it could be")
+        .about("Check every op on this machine against f64, and say how fast it could be")
         .arg(
             Arg::new("threads")
                 .long("threads")
@@ -19,29 +28,89 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u16).range(1..=1024))
                 .help("Threads to measure with [default: the processor's cores]"),
         )
+        .arg(switch("bench").help("Time every op at SmolLM2-135M's shapes, on one thread and on all"))
+        .arg(
+            switch("certify")
+                .help("Measure how far a step's gradient and log-probabilities depend on how they are computed"),
+        )
+        .arg(
+            Arg::new("model")
+                .long("model")
+                .value_name("MODEL")
+                .default_value(models::BUILTIN)
+                .requires("certify")
+                .help("What to certify: a directory, a .gguf file, a hub id, or `builtin`"),
+        )
+        .arg(
+            Arg::new("model-revision")
+                .long("model-revision")
+                .value_name("REV")
+                .default_value("main")
+                .help("Branch, tag or commit of a hub model"),
+        )
         .arg(json_flag())
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let facts = facts();
     let threads = matches.get_one::<u16>("threads").map_or(facts.cores, |n| usize::from(*n));
+    let as_json = matches.get_flag("json");
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
+    // What is wrong with the model is said before a minute of measuring.
+    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
+    let opened = match matches.get_flag("certify") {
+        true => Some(models::open(text("model"), text("model-revision"), &mut |_| {})?),
+        false => None,
+    };
     let ceilings = measure(threads);
     let cuda = planish_cuda::probe();
-    if matches.get_flag("json") {
+    if !as_json {
+        print_machine(&facts, &ceilings, &cuda)?;
+    }
+    let checks = check();
+    if !as_json {
+        print_checks(&checks)?;
+    }
+    let mut speeds = Vec::new();
+    if matches.get_flag("bench") {
+        speeds = time(&ceilings, &mut |op| tracing::debug!("timing {op}"))?;
+        if !as_json {
+            print_speeds(&speeds)?;
+        }
+    }
+    let mut certificate = None;
+    if let Some(opened) = opened {
+        let options = Options { threads, ..Options::default() };
+        let found = certify(&opened, options, &mut |what| tracing::debug!("{what}"))?;
+        if !as_json {
+            print_certificate(text("model"), &found)?;
+        }
+        certificate = Some(found);
+    }
+    let passed = checks.iter().all(Checked::passed) && certificate.as_ref().is_none_or(Certificate::passed);
+    if as_json {
         output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "cpu": facts,
             "ceilings": ceilings,
             "cuda": cuda_json(&cuda),
+            "passed": passed,
+            "ops": checks,
+            "speeds": speeds,
+            "certificate": certificate,
         }))?;
     } else {
-        print(&facts, &ceilings, &cuda)?;
+        line(if passed {
+            "\nAll checks passed."
+        } else {
+            "\nA check FAILED: results on this machine are not to be trusted."
+        })?;
     }
-    Ok(DONE)
+    Ok(if passed { DONE } else { FAILED })
 }
 
-fn print(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> std::io::Result<()> {
-    let row = |name: &str, value: String| output::line(format_args!("{name:<14}{value}"));
+fn print_machine(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> io::Result<()> {
+    let row = |name: &str, value: String| line(format_args!("{name:<14}{value}"));
     let gigabytes = |bytes: Option<u64>| bytes.map_or("unknown".into(), |b| format!("{:.1} GB", b as f64 / 1e9));
     row("planish", env!("CARGO_PKG_VERSION").to_owned())?;
     row("processor", format!("{} ({})", facts.cpu.as_deref().unwrap_or("unknown"), facts.architecture))?;
@@ -52,7 +121,10 @@ fn print(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> std::io::Resu
     let one = ceilings.gflops_one_core;
     let threads = ceilings.threads;
     row("arithmetic", format!("{one:.0} GFLOP/s on one core, {:.0} on {threads} threads (f32)", ceilings.gflops))?;
-    row("reading", format!("{:.1} GB/s on {threads} threads", ceilings.read_gb_per_second))?;
+    row("", format!("by multiply-adds in registers, with {} vectors", ceilings.vectors))?;
+    let memory = |one: f64, all: f64| format!("{one:.1} GB/s on one core, {all:.1} on {threads} threads");
+    row("reading", memory(ceilings.read_gb_per_second_one_core, ceilings.read_gb_per_second))?;
+    row("copying", memory(ceilings.copy_gb_per_second_one_core, ceilings.copy_gb_per_second))?;
     match &cuda.driver {
         Driver::Works { cuda_version: (major, minor), devices } => {
             row("CUDA driver", format!("for CUDA {major}.{minor}"))?;
@@ -72,6 +144,88 @@ fn print(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> std::io::Resu
     row("NVRTC", nvrtc.unwrap_or_else(|| "none".into()))?;
     row("--device cpu", "works".into())?;
     row("--device cuda", format!("does not work: {}", cuda.why_unavailable()))
+}
+
+/// A line for each case: the error, the bound, the verdict.
+fn print_checks(checks: &[Checked]) -> io::Result<()> {
+    line(format_args!("\n{:<14}{:<18}{:>11}{:>11}  {:<6} {}", "op", "case", "error", "bound", "", "largest in"))?;
+    for row in checks {
+        let name = format!("{:<14}{:<18}", row.op, row.variant);
+        match &row.outcome {
+            Outcome::Skipped(why) => line(format_args!("{name}{:>11}{:>11}  {:<6} {why}", "", "", "none"))?,
+            Outcome::Failed(why) => line(format_args!("{name}{:>11}{:>11}  {:<6} {why}", "", "", "FAILED"))?,
+            Outcome::Compared { error, bound, of, passed, .. } => {
+                let verdict = if *passed { "ok" } else { "FAILED" };
+                let of = if *error == 0.0 { "" } else { of.as_str() };
+                let text = format!("{name}{:>11}{:>11}  {verdict:<6} {of}", scientific(*error), scientific(*bound));
+                line(text.trim_end())?;
+            }
+        }
+    }
+    line("error: largest difference from f64, over the largest magnitude; 0 demands the same bits")
+}
+
+/// A line for each case: its rates and their shares of the ceiling.
+fn print_speeds(speeds: &[Timed]) -> io::Result<()> {
+    let of = |threads: &Speed| match threads.threads {
+        1 => "1 thread".to_owned(),
+        n => format!("{n} threads"),
+    };
+    let columns = |row: &Timed| row.forward.iter().map(of).collect::<Vec<_>>();
+    let Some(first) = speeds.first() else { return Ok(()) };
+    let mut head = format!("\n{:<14}{:<20}{:>8}", "op", "case", "");
+    for threads in columns(first) {
+        head += &format!("  {:>14}  {:>14}", format!("{threads} forw."), "backward");
+    }
+    line(head)?;
+    let cell = |speed: Option<&Speed>| match speed {
+        Some(speed) => format!("  {:>8.1} {:>4.0}%", speed.rate, 100.0 * speed.share),
+        None => format!("  {:>14}", ""),
+    };
+    for row in speeds {
+        let mut text = format!("{:<14}{:<20}{:>8}", row.op, row.variant, row.unit.name());
+        for i in 0..row.forward.len() {
+            text += &cell(row.forward.get(i));
+            text += &cell(row.backward.get(i));
+        }
+        line(text.trim_end())?;
+    }
+    line("%: of the multiply-adds in registers, or of copying, above; over 100% where the caches hold it all")
+}
+
+fn print_certificate(model: &str, c: &Certificate) -> io::Result<()> {
+    line(format_args!(
+        "\n{model}: a step of {} examples, {} tokens, {} of them supervised; {} parameters, f32",
+        c.examples, c.tokens, c.supervised, c.parameters
+    ))?;
+    for (training, title) in [("full", "full fine-tuning"), ("lora", "LoRA on all linear modules")] {
+        for law in [3, 5] {
+            let what = if law == 3 { "the gradient" } else { "log-probabilities" };
+            line(format_args!("\n{:<54}{:>11}{:>11}", format!("law {law}: {what}, {title}"), "deviation", "bound"))?;
+            for check in c.checks.iter().filter(|c| (c.training, c.law) == (training, law)) {
+                let verdict = if check.passed { "ok" } else { "FAILED" };
+                let tensor = check.tensor.as_deref().filter(|_| !check.passed).unwrap_or_default();
+                let (deviation, bound) = (scientific(check.deviation), scientific(check.bound));
+                let text = format!("  {:<52}{deviation:>11}{bound:>11}  {verdict} {tensor}", check.what);
+                line(text.trim_end())?;
+            }
+        }
+    }
+    if let Some((check, share)) = c.nearest() {
+        let tensor = check.tensor.as_deref().unwrap_or("the loss");
+        line(format_args!(
+            "\nnearest to its bound: {} ({}), {:.0}% of it, at {tensor}",
+            check.what,
+            check.training,
+            100.0 * share
+        ))?;
+    }
+    line("deviation: relative to the tensor's norm (law 3), in nats (law 5); bound 0 demands the same bits")
+}
+
+/// Three digits, and a plain 0 for what is none.
+fn scientific(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
 }
 
 fn cuda_json(cuda: &CudaReport) -> Json {

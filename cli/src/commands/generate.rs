@@ -1,9 +1,11 @@
 //! `planish generate`: continue prompts.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
+use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use planish_nn::generate::Generator;
+use planish_nn::generate::{Generator, TokenEvent};
 use planish_nn::template::{ChatOptions, Message, encode_chat};
 use planish_nn::tokenizer::Tokenizer;
 use serde_json::json;
@@ -39,6 +41,12 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u64))
                 .help("Answers to each prompt"),
         )
+        .arg(
+            Arg::new("timing")
+                .long("timing")
+                .action(ArgAction::SetTrue)
+                .help("Say on stderr how long reading the prompts and decoding took; as a JSON line with --json"),
+        )
         .arg(json_flag());
     sampling::with_flags(command)
 }
@@ -63,8 +71,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let live = !as_json && prompts.len() == 1 && params.n == 1;
     let mut stdout = std::io::stdout();
     let mut broken = None;
+    let mut timing = Timing::new(&prompts, params.n);
     let generator = Generator::new(&model).text(|| tokenizer.stream_decoder());
     let answers = generator.generate(&prompts, &params, &mut |event| {
+        timing.token(event);
         if live {
             let written = stdout.write_all(event.text.as_bytes()).and_then(|()| stdout.flush());
             broken = written.err();
@@ -76,6 +86,11 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     }
     if live {
         output::line("")?;
+    }
+    if matches.get_flag("timing") {
+        timing.print(as_json);
+    }
+    if live {
         return Ok(DONE);
     }
     let mut all = Vec::new();
@@ -95,6 +110,74 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         output::json(&all)?;
     }
     Ok(DONE)
+}
+
+/// When tokens came. Reading the prompts has ended when each sequence has its first token; what comes
+/// after is decoding.
+struct Timing {
+    start: Instant,
+    prompt_tokens: usize,
+    /// Sequences without a token.
+    waiting: usize,
+    /// Seconds until each sequence had its first token.
+    prefill_seconds: f64,
+    new_tokens: usize,
+    /// Tokens that came after.
+    decoded: usize,
+    /// Sequences that have a token.
+    seen: HashSet<(usize, usize)>,
+    /// Seconds until the last token.
+    seconds: f64,
+}
+
+impl Timing {
+    fn new(prompts: &[Vec<u32>], n: usize) -> Timing {
+        let (prompt_tokens, waiting) = (prompts.iter().map(Vec::len).sum(), prompts.len() * n);
+        let start = Instant::now();
+        Timing {
+            start,
+            prompt_tokens,
+            waiting,
+            prefill_seconds: 0.0,
+            new_tokens: 0,
+            decoded: 0,
+            seen: HashSet::new(),
+            seconds: 0.0,
+        }
+    }
+
+    fn token(&mut self, event: &TokenEvent<'_>) {
+        self.seconds = self.start.elapsed().as_secs_f64();
+        self.new_tokens += 1;
+        if self.waiting == 0 {
+            self.decoded += 1;
+        } else if self.seen.insert((event.prompt, event.sample)) {
+            self.waiting -= 1;
+            self.prefill_seconds = self.seconds;
+        }
+    }
+
+    fn print(&self, as_json: bool) {
+        let decode_seconds = self.seconds - self.prefill_seconds;
+        let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        let (read, decoded) = (rate(self.prompt_tokens, self.prefill_seconds), rate(self.decoded, decode_seconds));
+        if as_json {
+            let line = json!({
+                "prompt_tokens": self.prompt_tokens,
+                "prefill_seconds": self.prefill_seconds,
+                "new_tokens": self.new_tokens,
+                "decoded_tokens": self.decoded,
+                "decode_seconds": decode_seconds,
+                "tokens_per_second": decoded,
+            });
+            output::note(line);
+        } else {
+            output::note(format_args!(
+                "{} prompt tokens in {:.2} s ({read:.0} tokens/s), then {} tokens in {decode_seconds:.2} s ({decoded:.1} tokens/s)",
+                self.prompt_tokens, self.prefill_seconds, self.decoded
+            ));
+        }
+    }
 }
 
 /// Ids of a prompt: through the chat template if there is one and `raw` does not forbid it.

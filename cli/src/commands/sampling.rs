@@ -15,6 +15,7 @@ pub(super) fn with_flags(command: Command) -> Command {
     };
     command
         .arg(whole("max-new-tokens", "256", "Most tokens of an answer"))
+        .arg(whole("min-new-tokens", "0", "Fewest tokens of an answer: until then the end token is not taken"))
         .arg(number("temperature", "0", "0 takes the most probable token; above, tokens are drawn"))
         .arg(whole("top-k", "0", "Draw from the k most probable tokens; 0 is off"))
         .arg(number("top-p", "1", "Draw from the most probable tokens that make up this share; 1 is off"))
@@ -38,6 +39,7 @@ pub(super) fn read(matches: &ArgMatches, tokenizer: &Tokenizer, model_eos: Vec<u
     eos_token_ids.extend(model_eos.into_iter().filter(|id| !tokenizer.eos_token_ids().contains(id)));
     SamplingParams {
         max_new_tokens: whole("max-new-tokens") as usize,
+        min_new_tokens: whole("min-new-tokens") as usize,
         temperature: number("temperature"),
         top_k: whole("top-k") as usize,
         top_p: number("top-p"),

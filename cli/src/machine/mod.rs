@@ -1,7 +1,5 @@
-//! What this machine is and what it could do at best.
+//! What this machine is as the system describes it.
 
-mod ceilings;
 mod facts;
 
-pub(crate) use ceilings::{Ceilings, measure};
 pub(crate) use facts::{Facts, facts};

@@ -161,7 +161,8 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
         mut logits: Tensor,
         on_token: &mut dyn FnMut(&TokenEvent<'_>) -> bool,
     ) -> Result<()> {
-        let sequences: Vec<_> = which.iter().map(|&i| (&self.running[i].ids[..], self.running[i].random)).collect();
+        let sequence = |&i: &usize| (&self.running[i].ids[..], self.running[i].n_prompt, self.running[i].random);
+        let sequences: Vec<_> = which.iter().map(sequence).collect();
         let chosen = next_tokens(&mut logits, &sequences, self.params)?;
         for (&i, chosen) in which.iter().zip(chosen) {
             let sequence = &mut self.running[i];
@@ -186,18 +187,23 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
 /// The next token of each row's sequence and its log-probability; `None` where the logits are not numbers.
 fn next_tokens(
     logits: &mut Tensor,
-    sequences: &[(&[u32], Stream)],
+    sequences: &[(&[u32], usize, Stream)],
     params: &SamplingParams,
 ) -> planish_tensor::Result<Vec<Option<(u32, f64)>>> {
     let vocabulary = logits.dims()[1];
     dispatch_real!("generate", logits.dtype(), R => {
         let rows = logits.as_slice_mut::<R>()?.par_chunks_mut(vocabulary);
-        Ok(rows.zip(sequences).map(|(row, (ids, random))| next_token(row, ids, random, params)).collect())
+        Ok(rows.zip(sequences).map(|(row, (ids, n_prompt, random))| next_token(row, (ids, *n_prompt), random, params)).collect())
     })
 }
 
-fn next_token<R: Real>(logits: &mut [R], ids: &[u32], random: &Stream, params: &SamplingParams) -> Option<(u32, f64)> {
-    let id = sampler::choose(logits, ids, params, random.uniform_f64(ids.len() as u64))?;
+fn next_token<R: Real>(
+    logits: &mut [R],
+    ids: (&[u32], usize),
+    random: &Stream,
+    params: &SamplingParams,
+) -> Option<(u32, f64)> {
+    let id = sampler::choose(logits, ids, params, random.uniform_f64(ids.0.len() as u64))?;
     // The row is capped and scaled already.
     let (logprob, _) = from_logits(logits, id, &LmHead::default());
     let logprob = logprob.to_f64();

@@ -4,20 +4,24 @@ use crate::{Error, Result};
 
 /// How tokens are chosen and when a sequence ends, under transformers' names and with its meaning.
 ///
-/// For each token the logits go through, in this order: `repetition_penalty`, `temperature`, `top_k`,
-/// `top_p`, `min_p`; then one token is drawn from the softmax of what is left. With temperature 0 the
+/// For each token the logits go through, in this order: `repetition_penalty`, `min_new_tokens`,
+/// `temperature`, `top_k`, `top_p`, `min_p`; then one token is drawn from the softmax of what is left. With temperature 0 the
 /// largest logit (after the penalty) wins instead, the lowest id among equals.
 ///
 /// The default is plain sampling from the model's own distribution (transformers also cuts to its
 /// `top_k` of 50).
 ///
 /// # Source
-/// `transformers.generation.logits_process`: `RepetitionPenaltyLogitsProcessor`, `TemperatureLogitsWarper`,
-/// `TopKLogitsWarper`, `TopPLogitsWarper`, `MinPLogitsWarper`.
+/// `transformers.generation.logits_process`: `RepetitionPenaltyLogitsProcessor`,
+/// `MinNewTokensLengthLogitsProcessor`, `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`,
+/// `MinPLogitsWarper`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Most tokens to add to a prompt, the end token included.
     pub max_new_tokens: usize,
+    /// An end token is not taken before there are this many new tokens; 0 is off. Stop strings end an
+    /// answer all the same.
+    pub min_new_tokens: usize,
     /// Logits are divided by it; 0 is greedy (transformers' `do_sample=False`).
     pub temperature: f64,
     /// Only the k largest logits stay, and those equal to the k-th; 0 is off.
@@ -43,6 +47,7 @@ impl Default for SamplingParams {
     fn default() -> Self {
         SamplingParams {
             max_new_tokens: 256,
+            min_new_tokens: 0,
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
@@ -69,6 +74,8 @@ impl SamplingParams {
         let share = |x: f64| (0.0..=1.0).contains(&x);
         let positive = |x: f64| x > 0.0 && x.is_finite();
         check(self.max_new_tokens > 0, "max_new_tokens", &self.max_new_tokens, "at least 1")?;
+        let least = self.min_new_tokens;
+        check(least <= self.max_new_tokens, "min_new_tokens", &least, "at most max_new_tokens")?;
         let t = self.temperature;
         check(t == 0.0 || positive(t), "temperature", &t, "0 (greedy) or a positive number")?;
         check(share(self.top_p), "top_p", &self.top_p, "between 0 and 1")?;

@@ -6,13 +6,30 @@ use super::SamplingParams;
 
 /// Chooses the next token; `None` if the logits are not numbers.
 ///
-/// `history` is the prompt and what has been generated, `uniform` in [0, 1) decides (greedy needs none).
-pub(super) fn choose<R: Real>(logits: &[R], history: &[u32], params: &SamplingParams, uniform: f64) -> Option<u32> {
-    if params.greedy() && params.repetition_penalty == 1.0 {
+/// `history` is the prompt, of `n_prompt` tokens, and what has been generated; `uniform` in [0, 1) decides
+/// (greedy needs none).
+pub(super) fn choose<R: Real>(
+    logits: &[R],
+    (history, n_prompt): (&[u32], usize),
+    params: &SamplingParams,
+    uniform: f64,
+) -> Option<u32> {
+    let too_soon = history.len() - n_prompt < params.min_new_tokens;
+    let forbidden = if too_soon { &params.eos_token_ids[..] } else { &[] };
+    if params.greedy() && params.repetition_penalty == 1.0 && forbidden.is_empty() {
         return argmax(logits.iter().map(|z| z.to_f64()));
     }
     let mut z: Vec<f64> = logits.iter().map(|z| z.to_f64()).collect();
+    if z.iter().any(|z| z.is_nan()) {
+        // Not to be hidden by what is forbidden.
+        return None;
+    }
     penalise(&mut z, history, params.repetition_penalty);
+    for &id in forbidden {
+        if let Some(z) = z.get_mut(id as usize) {
+            *z = f64::NEG_INFINITY;
+        }
+    }
     let best = argmax(z.iter().copied())?;
     if params.greedy() {
         return Some(best);
@@ -142,14 +159,14 @@ mod tests {
         let n = 1000;
         let mut counts = [0; 4];
         for i in 0..n {
-            counts[choose(&z, &[], &params(), (i as f64 + 0.5) / n as f64).unwrap() as usize] += 1;
+            counts[choose(&z, (&[], 0), &params(), (i as f64 + 0.5) / n as f64).unwrap() as usize] += 1;
         }
         // The uniforms are an even grid: each count is exact but for the cell that holds a border.
         for (count, want) in counts.iter().zip([100i32, 400, 200, 300]) {
             assert!((count - want).abs() <= 1, "{counts:?}");
         }
-        assert_eq!(choose(&z, &[], &params(), 0.0), Some(0));
-        assert_eq!(choose(&z, &[], &params(), 1.0 - f64::EPSILON), Some(3));
+        assert_eq!(choose(&z, (&[], 0), &params(), 0.0), Some(0));
+        assert_eq!(choose(&z, (&[], 0), &params(), 1.0 - f64::EPSILON), Some(3));
         // A token of probability zero is never drawn, even at the very end.
         assert_eq!(draw(&[(4, 1.0), (5, 0.0)], 1.0), Some(4));
     }
@@ -157,20 +174,20 @@ mod tests {
     #[test]
     fn the_penalty_divides_positive_and_multiplies_negative_logits_once() {
         let p = SamplingParams { temperature: 0.0, repetition_penalty: 2.0, ..params() };
-        assert_eq!(choose(&[3.0f32, 2.0, 1.0], &[0, 0, 9], &p, 0.0), Some(1));
-        assert_eq!(choose(&[-1.0f32, -1.5, -3.0], &[0], &p, 0.0), Some(1));
+        assert_eq!(choose(&[3.0f32, 2.0, 1.0], (&[0, 0, 9], 3), &p, 0.0), Some(1));
+        assert_eq!(choose(&[-1.0f32, -1.5, -3.0], (&[0], 1), &p, 0.0), Some(1));
     }
 
     #[test]
     fn greedy_takes_the_lowest_of_equals_and_nan_is_refused() {
         let greedy = SamplingParams { temperature: 0.0, ..params() };
-        assert_eq!(choose(&[1.0f32, 5.0, 5.0], &[], &greedy, 0.5), Some(1));
+        assert_eq!(choose(&[1.0f32, 5.0, 5.0], (&[], 0), &greedy, 0.5), Some(1));
         for p in [params(), greedy] {
-            assert_eq!(choose(&[1.0f32, f32::NAN], &[], &p, 0.5), None);
-            assert_eq!(choose(&[1.0f32, f32::INFINITY], &[], &p, 0.5), None);
-            assert_eq!(choose(&[f32::NEG_INFINITY; 2], &[], &p, 0.5), None);
-            assert_eq!(choose(&[f32::NEG_INFINITY, 0.0], &[], &p, 0.5), Some(1));
-            assert_eq!(choose::<f32>(&[], &[], &p, 0.5), None);
+            assert_eq!(choose(&[1.0f32, f32::NAN], (&[], 0), &p, 0.5), None);
+            assert_eq!(choose(&[1.0f32, f32::INFINITY], (&[], 0), &p, 0.5), None);
+            assert_eq!(choose(&[f32::NEG_INFINITY; 2], (&[], 0), &p, 0.5), None);
+            assert_eq!(choose(&[f32::NEG_INFINITY, 0.0], (&[], 0), &p, 0.5), Some(1));
+            assert_eq!(choose::<f32>(&[], (&[], 0), &p, 0.5), None);
         }
     }
 }

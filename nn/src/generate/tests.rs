@@ -65,6 +65,29 @@ fn samples_depend_on_nothing_else_in_the_batch() {
     }
 }
 
+/// The end token does not come before its time, and the log-probabilities are still the model's own.
+#[test]
+fn an_answer_has_at_least_min_new_tokens() {
+    let model = model("smollm2");
+    let prompts = prompts();
+    let free = SamplingParams { max_new_tokens: 8, temperature: 0.0, ..Default::default() };
+    let generate = |params: &SamplingParams| Generator::new(&model).generate(&prompts, params, &mut go_on).unwrap();
+    let want = generate(&free);
+    for (prompt, want) in want.iter().enumerate() {
+        // The greedy answer's third token is made the end.
+        let eos = want[0].ids[2];
+        let ending = SamplingParams { eos_token_ids: vec![eos], ..free.clone() };
+        let first = want[0].ids.iter().position(|id| *id == eos).unwrap();
+        assert_eq!(generate(&ending)[prompt][0].ids, want[0].ids[..=first]);
+        let longer = generate(&SamplingParams { min_new_tokens: 6, ..ending.clone() }).swap_remove(prompt).remove(0);
+        assert!(longer.ids.len() >= 6 && !longer.ids[..6].contains(&eos), "{:?}", longer.ids);
+        assert_eq!(longer.ids[..first], want[0].ids[..first]);
+        assert_eq!(longer.logprobs[..first], want[0].logprobs[..first]);
+        let drawn = SamplingParams { min_new_tokens: 8, temperature: 1.5, ..ending };
+        assert_eq!(generate(&drawn)[prompt][0].ids.len(), 8);
+    }
+}
+
 #[test]
 fn seeds_prompts_and_samples_draw_differently() {
     let model = model("qwen3");
@@ -149,6 +172,7 @@ fn wrong_use_is_refused() {
     let ok = [vec![1u32]];
     for (params, what) in [
         (SamplingParams { max_new_tokens: 0, ..base.clone() }, "max_new_tokens is 0"),
+        (SamplingParams { min_new_tokens: 1 + base.max_new_tokens, ..base.clone() }, "min_new_tokens is"),
         (SamplingParams { temperature: -1.0, ..base.clone() }, "temperature is -1"),
         (SamplingParams { temperature: f64::NAN, ..base.clone() }, "temperature is NaN"),
         (SamplingParams { temperature: f64::INFINITY, ..base.clone() }, "temperature is inf"),

@@ -40,12 +40,20 @@ impl Inputs {
         let steps = total_steps(optim, self.steps_per_epoch);
         let accumulation = optim.gradient_accumulation_steps;
         let micro_batches = steps.saturating_mul(accumulation as u64).max(1);
-        let tokens = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, micro_batches);
+        let worst = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, micro_batches);
+        // What goes through the model at once: a part of it.
+        let tokens = match optim.tokens_per_pass {
+            0 => worst,
+            limit => worst.min(limit.max(longest)),
+        };
+        let parts = usize::try_from(worst.div_ceil(tokens.max(1))).unwrap_or(usize::MAX);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
         let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share })?;
-        // Now that its code, its threads' buffers and its heap have been in use.
+        // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
+        // program's.
+        planish_tensor::pool::clear();
         let in_use = memory_use().map(|m| m.current);
-        Ok((plan::memory(model, &costs, tokens, accumulation, in_use), costs))
+        Ok((plan::memory(model, &costs, tokens, accumulation.saturating_mul(parts), in_use), costs))
     }
 }
 

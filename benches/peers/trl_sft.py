@@ -1,4 +1,4 @@
-"""TRL + PEFT: LoRA fine-tuning on question/answer rows, on the CPU in f32.
+"""TRL + PEFT: fine-tuning on question/answer rows, on the CPU in f32: LoRA, or all weights with `--full`.
 
 Prints a line per optimizer step: `seconds`, `real_tokens` and `padded_tokens`
 of its batches, `tokens_per_second` (real), `loss`, `peak_memory_bytes`, and on
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--lora-r", type=int, default=16)
+    parser.add_argument("--full", action="store_true", help="train all weights, without an adapter")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing, TRL's default")
     parser.add_argument("--threads", type=int, default=2)
@@ -100,7 +101,9 @@ def main() -> None:
             ),
             train_dataset=data,
             processing_class=tokenizer,
-            peft_config=LoraConfig(
+            peft_config=None
+            if args.full
+            else LoraConfig(
                 r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
             callbacks=[Report()],

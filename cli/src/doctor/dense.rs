@@ -1,0 +1,144 @@
+//! Ops bound by arithmetic: products, attention, the LM head; and the embedding, which is its other half.
+
+use std::sync::Arc;
+
+use planish_autograd::Result;
+use planish_autograd::ops::attention::{Attention, attention};
+use planish_autograd::ops::lm_head::{LmHead, lm_head};
+use planish_autograd::ops::lora_linear::{Lora, lora_linear};
+use planish_autograd::ops::{embedding, linear};
+use planish_tensor::{DType, Tensor};
+
+use super::case::{Case, Input, Kind, Make, Rounding, Work};
+use super::sizes::Sizes;
+
+/// The cases of an op of this file.
+pub(super) fn cases(name: &str) -> Option<Make> {
+    Some(match name {
+        "linear" => linears,
+        "lora_linear" => lora_linears,
+        "lm_head" => lm_heads,
+        "attention" => attentions,
+        "embedding" => embeddings,
+        _ => return None,
+    })
+}
+
+fn activation(tensor: Tensor) -> Input {
+    Input { tensor, kind: Kind::Activation }
+}
+
+fn weight(tensor: Tensor) -> Input {
+    Input { tensor, kind: Kind::Weight }
+}
+
+fn frozen(tensor: Tensor) -> Input {
+    Input { tensor, kind: Kind::Frozen }
+}
+
+/// A chain over the inputs forward, over the outputs for dx and over the tokens for dW.
+fn linears(s: &Sizes) -> Result<Vec<Case>> {
+    let shapes = [
+        ("q", s.hidden, s.hidden, DType::F32),
+        ("k", s.kv_heads * s.head, s.hidden, DType::F32),
+        ("up", s.mlp, s.hidden, DType::F32),
+        ("down", s.hidden, s.mlp, DType::F32),
+        ("up, bf16 weight", s.mlp, s.hidden, DType::BF16),
+        ("up, f16 weight", s.mlp, s.hidden, DType::F16),
+    ];
+    let case = |(variant, out, input, dtype): (&'static str, usize, usize, DType)| {
+        let flops = 2.0 * (s.tokens * out * input) as f64;
+        let inputs = vec![
+            activation(s.normal(1, &[s.tokens, input])?),
+            weight(s.weight(dtype, 2, &[out, input])?),
+            weight(s.normal(3, &[out])?),
+        ];
+        let terms = Rounding::Terms(out.max(input).max(s.tokens) + 1);
+        Ok(Case::new(variant, inputs, terms, Work::Flops(flops, 2.0 * flops), |v| {
+            linear::linear(&v[0], &v[1], Some(&v[2]))
+        }))
+    };
+    shapes.into_iter().map(case).collect()
+}
+
+/// As a linear, with the update's chains on top.
+fn lora_linears(s: &Sizes) -> Result<Vec<Case>> {
+    const RANK: usize = 16;
+    let case = |(variant, dtype): (&'static str, DType)| {
+        let (out, input) = (s.mlp, s.hidden);
+        let base = 2.0 * (s.tokens * out * input) as f64;
+        let update = 2.0 * (s.tokens * RANK * (out + input)) as f64;
+        let inputs = vec![
+            activation(s.normal(1, &[s.tokens, input])?),
+            frozen(s.weight(dtype, 2, &[out, input])?),
+            weight(s.weight(DType::F32, 3, &[RANK, input])?),
+            weight(s.weight(DType::F32, 4, &[out, RANK])?),
+        ];
+        let terms = Rounding::Terms(out.max(s.tokens) + input + RANK);
+        // dx of the base; dx, dA and dB of the update.
+        let work = Work::Flops(base + update, base + 2.0 * update);
+        let lora = Lora { scale: 2.0, dropout: None };
+        Ok(Case::new(variant, inputs, terms, work, move |v| lora_linear(&v[0], &v[1], None, &v[2], &v[3], &lora)))
+    };
+    [("up, r 16", DType::F32), ("up, r 16, bf16 base", DType::BF16)].into_iter().map(case).collect()
+}
+
+/// A chain over the hidden size for a logit, and one over the vocabulary for its sum and for dhidden.
+fn lm_heads(s: &Sizes) -> Result<Vec<Case>> {
+    let case = |(variant, dtype, kind): (&'static str, DType, Kind)| {
+        let flops = 2.0 * (s.tokens * s.vocabulary * s.hidden) as f64;
+        let backward = if kind == Kind::Weight { 3.0 } else { 2.0 };
+        let inputs = vec![
+            activation(s.normal(1, &[s.tokens, s.hidden])?),
+            Input { tensor: s.weight(dtype, 2, &[s.vocabulary, s.hidden])?, kind },
+        ];
+        let targets = s.ids(s.tokens, s.vocabulary);
+        let terms = Rounding::Terms(s.hidden + s.vocabulary);
+        Ok(Case::new(variant, inputs, terms, Work::Flops(flops, backward * flops), move |v| {
+            Ok(lm_head(&v[0], &v[1], &targets, &LmHead::default())?.logprobs)
+        }))
+    };
+    [("trained", DType::F32, Kind::Weight), ("frozen", DType::F32, Kind::Frozen), ("bf16", DType::BF16, Kind::Frozen)]
+        .into_iter()
+        .map(case)
+        .collect()
+}
+
+/// A score is a chain over the head's size and enters an exponential, which turns its absolute error,
+/// some 4 times u a term, into a relative one; then a chain over the keys.
+fn attentions(s: &Sizes) -> Result<Vec<Case>> {
+    let plain = Attention::causal((s.head as f64).powf(-0.5));
+    let case = |(variant, options): (&'static str, Attention)| {
+        // Two segments, the first a third of the tokens.
+        let first = s.tokens / 3;
+        let cu: Arc<[u32]> = [0, first as u32, s.tokens as u32].into();
+        let seen = |n: usize| (1..=n).map(|at| at.min(options.window.unwrap_or(n))).sum::<usize>();
+        let pairs = seen(first) + seen(s.tokens - first);
+        let flops = 4.0 * (pairs * s.heads * s.head) as f64;
+        let inputs = vec![
+            activation(s.normal(1, &[s.tokens, s.heads, s.head])?),
+            activation(s.normal(2, &[s.tokens, s.kv_heads, s.head])?),
+            activation(s.normal(3, &[s.tokens, s.kv_heads, s.head])?),
+        ];
+        let terms = Rounding::Terms(4 * s.head + s.tokens);
+        Ok(Case::new(variant, inputs, terms, Work::Flops(flops, 2.5 * flops), move |v| {
+            attention(&v[0], &v[1], &v[2], &cu, &cu, &options)
+        }))
+    };
+    let other = Attention { window: Some(17), softcap: Some(5.0), ..plain };
+    [("causal", plain), ("window, soft-cap", other)].into_iter().map(case).collect()
+}
+
+/// Rows are moved forward; backward adds those of one token in order.
+fn embeddings(s: &Sizes) -> Result<Vec<Case>> {
+    let case = |(variant, dtype): (&'static str, DType)| {
+        let ids = s.ids(s.tokens, s.tokens.div_ceil(4));
+        let repeats = s.tokens.div_ceil(s.tokens.div_ceil(4));
+        let moved = (s.tokens * s.hidden) as f64;
+        let read = dtype.size() as f64;
+        let inputs = vec![weight(s.weight(dtype, 1, &[s.vocabulary, s.hidden])?)];
+        let work = Work::Bytes(moved * (read + 4.0), moved * 12.0);
+        Ok(Case::new(variant, inputs, Rounding::Terms(repeats + 1), work, move |v| embedding::embedding(&v[0], &ids)))
+    };
+    [("f32", DType::F32), ("bf16", DType::BF16)].into_iter().map(case).collect()
+}
