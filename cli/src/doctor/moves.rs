@@ -2,7 +2,7 @@
 
 use planish_autograd::ops::{cast, concat, dropout, elementwise, gather, index_select, reduction, scatter_add, view};
 use planish_autograd::{Result, Var};
-use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::rng::{Purpose, Rows, Stream};
 use planish_tensor::{DType, Tensor};
 
 use super::case::{Case, Input, Kind, Make, Rounding, Work};
@@ -18,9 +18,7 @@ pub(super) fn cases(name: &str) -> Option<Make> {
         // The number itself is rounded too.
         "scale" => |s| one(s, "", Rounding::Terms(2), |x| elementwise::scale(x, 0.3)),
         "add_scalar" => |s| handed_on(one(s, "", Rounding::Terms(2), |x| elementwise::add_scalar(x, 0.3))),
-        "dropout" => {
-            |s| one(s, "", Rounding::Terms(2), |x| dropout::dropout(x, 0.1, Stream::new(3, Purpose::Dropout, 0)))
-        }
+        "dropout" => |s| one(s, "", Rounding::Terms(2), dropped),
         // What f32 holds rounds to the same bf16 from either side.
         "cast" => |s| handed_on(one(s, "to bf16", Rounding::Exact, |x| cast::cast(x, DType::BF16))),
         "sum" => sums,
@@ -164,4 +162,9 @@ fn broadcasts(s: &Sizes) -> Result<Vec<Case>> {
     let inputs = vec![activation(s.normal(1, &[1, hidden])?)];
     let run = move |v: &[Var]| view::broadcast_to(&v[0], &[tokens, hidden]);
     Ok(vec![Case::new("", inputs, Rounding::Terms(tokens), Work::None, run)])
+}
+
+fn dropped(x: &Var) -> Result<Var> {
+    let keys: Vec<u64> = (0..x.dims()[0] as u64).collect();
+    dropout::dropout(x, 0.1, &Rows::new(Stream::new(3, Purpose::Dropout, 0), keys.into()))
 }
