@@ -1,13 +1,22 @@
 //! Casts between dtypes.
 
 use crate::parallel;
-use crate::{DType, Element, Result, Tensor};
+use crate::simd::simd_fn;
+use crate::{DType, Element, Float, Result, Tensor};
 
 /// `src` as `dtype`, contiguous. Floats round to nearest even; floats to integers truncate and
 /// saturate; anything but 0 is true.
 pub(crate) fn convert(src: &Tensor, dtype: DType) -> Result<Tensor> {
     let src = src.contiguous()?;
     let mut out = Tensor::scratch(src.shape(), dtype)?;
+    let through_f32 = |d: DType| matches!(d, DType::F32 | DType::BF16 | DType::F16);
+    if through_f32(src.dtype()) && through_f32(dtype) {
+        crate::dispatch_float!("convert", src.dtype(), S => crate::dispatch_float!("convert", dtype, D => {
+            let input = src.as_slice::<S>()?;
+            parallel::chunks(out.as_slice_mut::<D>()?, 1, |start, chunk| narrow(&input[start..], chunk));
+        }));
+        return Ok(out);
+    }
     crate::dispatch!(src.dtype(), S => crate::dispatch!(dtype, D => {
         let input = src.as_slice::<S>()?;
         parallel::chunks(out.as_slice_mut::<D>()?, 1, |start, chunk| {
@@ -19,8 +28,15 @@ pub(crate) fn convert(src: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Through f64, in which every float is exact, so there is one rounding (f64 keeps more than twice
-/// f32's precision: a second rounding changes nothing). Integers are exact up to 2^53.
+simd_fn! {
+    /// Floats of up to 32 bits, through f32, which holds them all.
+    fn narrow<S: Float, D: Float>(input: &[S], out: &mut [D]) {
+        for (o, x) in out.iter_mut().zip(input) {
+            *o = D::round(x.widen::<f32>());
+        }
+    }
+}
+
 #[inline(always)]
 fn cast<S: Element, D: Element>(x: S) -> D {
     D::from_f64(x.to_f64())

@@ -2,7 +2,7 @@
 
 use planish_autograd::ops::rope::rope;
 use planish_autograd::{Result, Var};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Element, Tensor, dispatch_real};
 
 use crate::config::{ModelConfig, Rope};
 
@@ -16,7 +16,8 @@ impl Rotations {
     /// For tokens at `positions` in segments `cu`. A segment's length, which two kinds of scaling depend
     /// on, is taken to be its last position + 1, as transformers does.
     pub(super) fn new(config: &ModelConfig, positions: &[u32], cu: &[u32], dtype: DType) -> Result<Rotations> {
-        let tables = config.ropes.iter().map(|rope| table(rope, positions, cu, dtype)).collect::<Result<_>>()?;
+        let tables = config.ropes.iter().map(|rope| table(rope, positions, cu, dtype));
+        let tables = tables.collect::<planish_tensor::Result<_>>()?;
         Ok(Rotations { tables })
     }
 
@@ -29,26 +30,30 @@ impl Rotations {
     }
 }
 
-fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> Result<(Tensor, Tensor)> {
+fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<(Tensor, Tensor)> {
     let half = rope.rotary_dim / 2;
-    let (mut cos, mut sin) = (Vec::with_capacity(positions.len() * half), Vec::with_capacity(positions.len() * half));
-    let mut common = None;
-    for segment in cu.windows(2) {
-        let positions = &positions[segment[0] as usize..segment[1] as usize];
-        let Some(&last) = positions.iter().max() else { continue };
-        let (frequencies, factor) = match &common {
-            Some(known) if !rope.depends_on_length() => known,
-            _ => common.insert(rope.frequencies(last as usize + 1)),
-        };
-        for &p in positions {
-            for &f in frequencies {
-                // The angle is rounded to f32, as in the peers (whose models were trained with that).
-                let angle = (p as f32 * f) as f64;
-                cos.push(angle.cos() * *factor);
-                sin.push(angle.sin() * *factor);
+    let shape = [positions.len(), half];
+    let (mut cos, mut sin) = (Tensor::zeros(shape, dtype)?, Tensor::zeros(shape, dtype)?);
+    dispatch_real!("rope", dtype, R => {
+        let (cos, sin) = (cos.as_slice_mut::<R>()?, sin.as_slice_mut::<R>()?);
+        let mut rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
+        let mut common = None;
+        for segment in cu.windows(2) {
+            let positions = &positions[segment[0] as usize..segment[1] as usize];
+            let Some(&last) = positions.iter().max() else { continue };
+            let (frequencies, factor) = match &common {
+                Some(known) if !rope.depends_on_length() => known,
+                _ => common.insert(rope.frequencies(last as usize + 1)),
+            };
+            for (&p, (cos, sin)) in positions.iter().zip(&mut rows) {
+                for ((&f, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
+                    // The angle is rounded to f32, as in the peers (whose models were trained with that).
+                    let (s, c) = ((p as f32 * f) as f64).sin_cos();
+                    *cos = R::from_f64(c * *factor);
+                    *sin = R::from_f64(s * *factor);
+                }
             }
         }
-    }
-    let tensor = |v: Vec<f64>| -> Result<Tensor> { Ok(Tensor::from_vec(v, [positions.len(), half])?.to_dtype(dtype)?) };
-    Ok((tensor(cos)?, tensor(sin)?))
+    });
+    Ok((cos, sin))
 }

@@ -1,0 +1,105 @@
+//! A training step in the steady state takes no large block from the allocator or the system.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
+use planish_tensor::pool;
+use planish_train::config::OptimSettings;
+use planish_train::data::{Batch, Cursor, Example, Source, Step};
+use planish_train::models;
+use planish_train::optim::{AdamW, AdamWSettings, Update, grad_norm};
+use planish_train::trainer::accumulate;
+
+/// Counts allocations of [`pool::SMALL`] bytes and more.
+struct Counting;
+
+static LARGE: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count(bytes: usize) {
+    if bytes >= pool::SMALL {
+        LARGE.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Eight examples of 100 to 170 tokens.
+fn step(vocab_size: usize) -> Step {
+    let source = Source { file: std::path::Path::new("steady").into(), line: 0, row: 0 };
+    let example = |i: usize| {
+        let n = 100 + 10 * i;
+        let ids = (0..n).map(|t| ((i * 131 + t * 7919) % vocab_size) as u32).collect();
+        Example { ids, mask: (0..n).map(|t| t >= 40).collect(), n_prompt: 40, source: source.clone() }
+    };
+    let examples: Vec<Example> = (0..8).map(example).collect();
+    let batch = Batch::from_examples(examples.iter().enumerate());
+    let (supervised, tokens) = (batch.supervised(), batch.tokens());
+    Step { micro_batches: vec![batch], supervised, tokens, dropped: 0, cursor: Cursor::default(), epoch: 0.0 }
+}
+
+/// Full fine-tuning and LoRA, with and without recomputation, in one part and in several. One test: the
+/// counters are the process's.
+#[test]
+fn a_steady_step_allocates_nothing_large() {
+    for lora in [false, true] {
+        for gradient_checkpointing in [false, true] {
+            for tokens_per_pass in [0, 400] {
+                let opened = models::open("builtin", "main", &mut |_| {}).unwrap();
+                let mut model = opened.load(planish_train::config::WeightDtype::Float32, !lora).unwrap();
+                if lora {
+                    let config = LoraConfig {
+                        target_modules: Targets::AllLinear,
+                        lora_dropout: 0.1,
+                        ..LoraConfig::default()
+                    };
+                    attach_lora(&mut model, &config, 1).unwrap();
+                }
+                let params = model.params();
+                let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+                let mut adamw = AdamW::new(&params, settings).unwrap();
+                let optim = OptimSettings { gradient_checkpointing, tokens_per_pass, ..OptimSettings::default() };
+                let step = step(model.config.vocab_size);
+                let mut run = |done: u64| {
+                    accumulate(&model, &optim, &step, done).unwrap();
+                    grad_norm(adamw.params(), 1.0).unwrap();
+                    adamw.step(Update { learning_rate: 1e-4, grad_scale: 1e-3 }).unwrap();
+                };
+                (0..3).for_each(&mut run);
+                let before = (LARGE.load(Ordering::Relaxed), pool::stats().fresh, pool::stats().reused);
+                (3..6).for_each(&mut run);
+                let after = (LARGE.load(Ordering::Relaxed), pool::stats().fresh, pool::stats().reused);
+                let what = format!("lora {lora}, checkpointing {gradient_checkpointing}, {tokens_per_pass} a pass");
+                assert_eq!((after.0, after.1), (before.0, before.1), "{what}");
+                assert!(after.2 > before.2, "the step's tensors are large enough to come from the pool: {what}");
+            }
+        }
+    }
+}
