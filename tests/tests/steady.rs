@@ -75,11 +75,8 @@ fn a_steady_step_allocates_nothing_large() {
                 let opened = models::open("builtin", "main", &mut |_| {}).unwrap();
                 let mut model = opened.load(planish_train::config::WeightDtype::Float32, !lora).unwrap();
                 if lora {
-                    let config = LoraConfig {
-                        target_modules: Targets::AllLinear,
-                        lora_dropout: 0.1,
-                        ..LoraConfig::default()
-                    };
+                    let config =
+                        LoraConfig { target_modules: Targets::AllLinear, lora_dropout: 0.1, ..LoraConfig::default() };
                     attach_lora(&mut model, &config, 1).unwrap();
                 }
                 let params = model.params();

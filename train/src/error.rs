@@ -62,6 +62,23 @@ pub enum Error {
         /// What to change.
         advice: &'static str,
     },
+    /// A run that would take more memory than it may.
+    #[error(
+        "this run needs about {} MiB of memory even with short passes and recomputed layers ({} MiB of it for passes of {tokens} tokens), but memory_budget allows {} MiB; {advice}",
+        needed >> 20, activations >> 20, budget >> 20
+    )]
+    OverBudget {
+        /// The least predicted peak, bytes.
+        needed: u64,
+        /// Part of it that goes by the pass, bytes.
+        activations: u64,
+        /// Tokens of the pass.
+        tokens: u64,
+        /// What it may take, bytes.
+        budget: u64,
+        /// What to change.
+        advice: &'static str,
+    },
     /// A checkpoint that does not fit the run.
     #[error("{}: {problem}", .path.display())]
     Checkpoint {

@@ -198,6 +198,9 @@ settings! {
         /// Tokens that are in memory at once: larger micro-batches go through the model in parts, cut between
         /// examples, which changes the gradient by rounding only; 0 for never.
         tokens_per_pass: u64 = 1024u64, WHOLE;
+        /// Memory that the run may take, GiB: passes are made shorter and then layers recomputed until the plan fits;
+        /// the choice stands in the run's config.yaml, and a resumed run keeps it.
+        memory_budget: Option<f64> = None, POSITIVE;
         /// Recompute each layer's activations in the backward pass: less memory, more time.
         gradient_checkpointing: bool = true, SWITCH;
         /// Seed of the weights, dropout and noise.

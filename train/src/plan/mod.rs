@@ -75,7 +75,7 @@ pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recomp
             let advice = if !recompute {
                 "set gradient_checkpointing to true"
             } else if plan.activations > plan.optimizer + plan.gradients {
-                "lower per_device_train_batch_size (and raise gradient_accumulation_steps), or max_length"
+                "lower tokens_per_pass or max_length"
             } else {
                 "train a LoRA adapter (use_peft) instead of all weights, or set dtype to bfloat16"
             };
@@ -89,6 +89,13 @@ pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recomp
         }
         _ => Ok(()),
     }
+}
+
+/// That not even the plan that takes least is within the budget.
+pub fn over_budget(plan: &MemoryPlan, budget: u64) -> Error {
+    let (needed, activations, tokens) = (plan.total(), plan.activations, plan.tokens);
+    let advice = "raise memory_budget, lower max_length, set dtype to bfloat16, or train a LoRA adapter (use_peft)";
+    Error::OverBudget { needed, activations, tokens, budget, advice }
 }
 
 /// What a process takes at least, where it cannot be asked: the program and a small tokenizer.

@@ -36,25 +36,83 @@ pub(super) struct Inputs {
 impl Inputs {
     /// Memory of training `model` on them, and what was measured for it. Takes a few short training steps.
     pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> Result<(MemoryPlan, Costs)> {
-        let longest = self.lengths.max as u64;
-        let steps = total_steps(optim, self.steps_per_epoch);
-        let accumulation = optim.gradient_accumulation_steps;
-        let micro_batches = steps.saturating_mul(accumulation as u64).max(1);
-        let worst = plan::worst_micro_batch(&self.sampler, &self.lengths, longest, micro_batches);
-        // What goes through the model at once: a part of it.
-        let tokens = match optim.tokens_per_pass {
-            0 => worst,
-            limit => worst.min(limit.max(longest)),
-        };
-        let parts = usize::try_from(worst.div_ceil(tokens.max(1))).unwrap_or(usize::MAX);
+        let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
+        let tokens = self.pass(worst, optim.tokens_per_pass);
         let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share })?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
         // program's.
         planish_tensor::pool::clear();
-        let in_use = memory_use().map(|m| m.current);
-        Ok((plan::memory(model, &costs, tokens, accumulation.saturating_mul(parts), in_use), costs))
+        Ok((self.plan(model, optim, &costs, optim.tokens_per_pass), costs))
     }
+
+    /// The plan for passes of up to `limit` tokens, from costs that were measured for any other.
+    fn plan(&self, model: &Model, optim: &OptimSettings, costs: &Costs, limit: u64) -> MemoryPlan {
+        let worst = self.worst(optim);
+        let tokens = self.pass(worst, limit);
+        let parts = usize::try_from(worst.div_ceil(tokens.max(1))).unwrap_or(usize::MAX);
+        let passes = optim.gradient_accumulation_steps.saturating_mul(parts);
+        plan::memory(model, costs, tokens, passes, memory_use().map(|m| m.current))
+    }
+
+    /// Tokens of the largest micro-batch.
+    fn worst(&self, optim: &OptimSettings) -> u64 {
+        let steps = total_steps(optim, self.steps_per_epoch);
+        let micro_batches = steps.saturating_mul(optim.gradient_accumulation_steps as u64).max(1);
+        plan::worst_micro_batch(&self.sampler, &self.lengths, self.lengths.max as u64, micro_batches)
+    }
+
+    /// Tokens that go through the model at once, of `worst`: passes are cut between examples.
+    fn pass(&self, worst: u64, limit: u64) -> u64 {
+        if limit == 0 { worst } else { worst.min(limit.max(self.lengths.max as u64)) }
+    }
+}
+
+/// The shortest pass that a memory budget leads to: below, matrix products lose more than memory is won.
+const SHORTEST_PASS: u64 = 256;
+
+/// Refuses a run that will not fit into memory (law 7); with a memory budget, chooses the longest passes that
+/// fit, and recomputation only where the shortest do not. A resumed run keeps the passes of its checkpoint.
+pub(super) fn fit(
+    inputs: &Inputs,
+    model: &Model,
+    optim: &mut OptimSettings,
+    resume: Option<&Checkpoint>,
+) -> Result<()> {
+    let (in_use, available) = (memory_use().map_or(0, |m| m.current), plan::available_memory());
+    let Some(gib) = optim.memory_budget else {
+        let (plan, _) = inputs.memory(model, optim)?;
+        return plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing);
+    };
+    let budget = (gib * (1u64 << 30) as f64) as u64;
+    let fixed = match resume {
+        Some(from) => TrainerState::read(&from.path)?.tokens_per_pass,
+        None => None,
+    };
+    let mut limits: Vec<u64> = fixed.into_iter().collect();
+    if fixed.is_none() {
+        limits.push(optim.tokens_per_pass);
+        let mut next = inputs.pass(inputs.worst(optim), optim.tokens_per_pass).next_power_of_two() / 2;
+        while next >= SHORTEST_PASS {
+            limits.push(next);
+            next /= 2;
+        }
+    }
+    let mut least = None;
+    for recompute in [false, true] {
+        optim.gradient_checkpointing = recompute;
+        let (_, costs) = inputs.memory(model, optim)?;
+        for &limit in &limits {
+            let plan = inputs.plan(model, optim, &costs, limit);
+            if plan.total() <= budget {
+                optim.tokens_per_pass = limit;
+                return plan::check_fits(&plan, in_use, available, recompute);
+            }
+            least = Some(plan);
+        }
+    }
+    let plan = least.expect("at least one length of a pass was tried");
+    Err(plan::over_budget(&plan, budget))
 }
 
 /// Opens the data and looks it over.
@@ -186,13 +244,6 @@ fn as_file(rows: &str) -> Result<PathBuf> {
         atomic_write(&path, |to| to.write_all(rows.as_bytes()))?;
     }
     Ok(path)
-}
-
-/// Refuses a run that will not fit into memory (law 7).
-pub(super) fn check_memory(inputs: &Inputs, model: &Model, optim: &OptimSettings) -> Result<()> {
-    let (in_use, available) = (memory_use().map_or(0, |m| m.current), plan::available_memory());
-    let (plan, _) = inputs.memory(model, optim)?;
-    plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing)
 }
 
 /// Makes or reopens the run directory, and finds the checkpoint to go on from.

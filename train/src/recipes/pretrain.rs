@@ -55,7 +55,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         ACCEPTED,
         inputs::packing(&config.data),
     )?;
-    inputs::check_memory(&inputs, &model, &config.optim)?;
+    inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     dir.write_config(&config)?;

@@ -49,7 +49,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let (model, adapter) = build(&config, &opened, resume.as_ref())?;
     drop(opened);
-    inputs::check_memory(&inputs, &model, &config.optim)?;
+    inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     dir.write_config(&config)?;
     inputs::tell(&inputs.report, &dir, observer)?;

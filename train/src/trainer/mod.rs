@@ -82,6 +82,7 @@ impl Trainer<'_> {
             None => TrainerState::default(),
         };
         state.template_time = self.sampler.encoder().options().template_time;
+        state.tokens_per_pass = Some(o.tokens_per_pass);
         let total = self.total_steps();
         let warmup = o.warmup(total);
         let trainable: usize = optimizer.params().map(|p| p.value().numel()).sum();

@@ -36,6 +36,9 @@ pub struct TrainerState {
     /// The time that chat templates see, seconds since 1970 UTC; `None` in checkpoints that do not know it.
     #[serde(default)]
     pub template_time: Option<u64>,
+    /// Tokens of a pass, which a memory budget may have chosen.
+    #[serde(default)]
+    pub tokens_per_pass: Option<u64>,
 }
 
 impl TrainerState {
