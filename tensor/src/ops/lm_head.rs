@@ -20,6 +20,7 @@
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
 use crate::parallel::Disjoint;
+use crate::scratch;
 use crate::{DType, Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
 
 const OP: &str = "lm_head";
@@ -57,6 +58,10 @@ pub struct LmHeadOutput {
     /// Whether the target is the most probable token (the first of equals).
     pub correct: Vec<bool>,
 }
+
+/// One block of logits: kept by the thread, so that it is no allocation of a step.
+#[derive(Default)]
+struct Logits<R>(Vec<R>);
 
 fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
     for t in [hidden, weight] {
@@ -159,9 +164,12 @@ pub fn forward(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHe
     let hidden = hidden.contiguous()?;
     match hidden.dtype() {
         DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
-            forward_typed::<f32, W>(&hidden, weight, targets, options, None)
+            scratch::with(|b| forward_typed::<f32, W>(&hidden, weight, targets, options, None, b))
         }),
-        DType::F64 => forward_typed::<f64, f64>(&hidden, &weight.to_dtype(DType::F64)?, targets, options, None),
+        DType::F64 => {
+            let weight = weight.to_dtype(DType::F64)?;
+            scratch::with(|b| forward_typed::<f64, f64>(&hidden, &weight, targets, options, None, b))
+        }
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }
 }
@@ -186,11 +194,13 @@ pub fn forward_with_gradient(
     let mut gradient = Tensor::zeros(hidden.shape(), hidden.dtype())?;
     let out = match hidden.dtype() {
         DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
-            forward_typed::<f32, W>(&hidden, weight, targets, options, Some(gradient.as_slice_mut()?))
+            let gradient = Some(gradient.as_slice_mut()?);
+            scratch::with(|b| forward_typed::<f32, W>(&hidden, weight, targets, options, gradient, b))
         }),
         DType::F64 => {
             let weight = weight.to_dtype(DType::F64)?;
-            forward_typed::<f64, f64>(&hidden, &weight, targets, options, Some(gradient.as_slice_mut()?))
+            let gradient = Some(gradient.as_slice_mut()?);
+            scratch::with(|b| forward_typed::<f64, f64>(&hidden, &weight, targets, options, gradient, b))
         }
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }?;
@@ -203,13 +213,14 @@ fn forward_typed<R: Real, W: Float>(
     targets: &[u32],
     options: &LmHead,
     mut gradient: Option<&mut [R]>,
+    buffer: &mut Logits<R>,
 ) -> Result<LmHeadOutput> {
     let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
     let x = hidden.as_slice::<R>()?;
     let w = matrix::<W>(weight);
     let mut states = vec![Running::<R>::NEW; rows];
-    let mut buffer = Tensor::scratch([ROWS.min(rows) * TILE.min(w.rows())], R::DTYPE)?;
-    let logits = buffer.as_slice_mut::<R>()?;
+    let logits = &mut buffer.0;
+    logits.resize(ROWS.min(rows) * TILE.min(w.rows()), R::ZERO);
     let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for (r0, states) in (0..rows).step_by(ROWS).zip(states.chunks_mut(ROWS)) {
         let n = states.len();
@@ -354,11 +365,13 @@ pub fn backward(
     let (hidden, dlogprobs) = (hidden.contiguous()?, dlogprobs.contiguous()?);
     match hidden.dtype() {
         DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
-            backward_typed::<f32, W>(&dlogprobs, &hidden, weight, targets, lse, options, dweight)
+            scratch::with(|b| backward_typed::<f32, W>(&dlogprobs, &hidden, weight, targets, lse, options, dweight, b))
         }),
         DType::F64 => {
             let weight = weight.to_dtype(DType::F64)?;
-            backward_typed::<f64, f64>(&dlogprobs, &hidden, &weight, targets, lse, options, dweight)
+            scratch::with(|b| {
+                backward_typed::<f64, f64>(&dlogprobs, &hidden, &weight, targets, lse, options, dweight, b)
+            })
         }
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }
@@ -372,14 +385,15 @@ fn backward_typed<R: Real, W: Float>(
     lse: &Tensor,
     options: &LmHead,
     mut dweight: Option<&mut Tensor>,
+    buffer: &mut Logits<R>,
 ) -> Result<Tensor> {
     let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
     let (x, g, lse) = (hidden.as_slice::<R>()?, dlogprobs.as_slice::<R>()?, lse.as_slice::<R>()?);
     let w = matrix::<W>(weight);
     let mut dhidden = Tensor::zeros(hidden.shape(), R::DTYPE)?;
     let dx = dhidden.as_slice_mut::<R>()?;
-    let mut buffer = Tensor::scratch([ROWS.min(rows) * TILE.min(w.rows())], R::DTYPE)?;
-    let logits = buffer.as_slice_mut::<R>()?;
+    let logits = &mut buffer.0;
+    logits.resize(ROWS.min(rows) * TILE.min(w.rows()), R::ZERO);
     let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for r0 in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - r0);

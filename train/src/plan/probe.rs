@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use planish_nn::decoder::Model;
 use planish_tensor::memory::peak_of;
+use planish_tensor::ops::lm_head;
 
 use crate::Result;
 use crate::config::OptimSettings;
@@ -24,6 +25,9 @@ use crate::trainer::accumulate;
 
 /// Most tokens of a trial step: beyond, everything grows in proportion.
 const TRIAL_TOKENS: usize = 512;
+
+/// The head's logits, one block of them at a time, are no tensors.
+const LOGITS: u64 = (lm_head::ROWS * lm_head::TILE * 4) as u64;
 
 /// The steps that are to be foreseen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,12 +74,12 @@ impl Line {
 impl Costs {
     /// Most bytes of tensors alive at once in a micro-batch, beyond weights and gradients.
     pub fn bytes(&self, tokens: u64) -> u64 {
-        self.bytes.at(tokens as f64, self.layers) as u64
+        self.bytes.at(tokens as f64, self.layers) as u64 + LOGITS
     }
 
     /// The same at the end of the backward pass, in the first layer.
     pub fn bytes_below(&self, tokens: u64) -> u64 {
-        self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64
+        self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64 + LOGITS
     }
 
     /// Seconds of a step of `tokens` tokens in `micro_batches` micro-batches; the optimizer's update apart.
