@@ -4,18 +4,18 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use planish_train::config::{PretrainConfig, SftConfig};
-use planish_train::data::{DatasetType, Packing};
+use planish_train::data::{DatasetType, Packing, Preflight};
 use planish_train::recipes::{pretrain, sft};
 use planish_train::run::{Silent, read_metrics};
 
 use crate::resume::{prepare, pretrain_settings};
 use crate::{result, settings};
 
-fn preview(data: &Path, extra: &[(&str, &str)]) -> planish_train::Result<planish_train::data::Preflight> {
+fn preview(data: &Path, extra: &[(&str, &str)]) -> Result<Preflight, String> {
     let data = data.to_string_lossy().into_owned();
     let mut flags = vec![("model", "builtin"), ("dataset", &data), ("output_dir", "none")];
     flags.extend(extra);
-    sft::preview(&settings::<SftConfig>(&flags))
+    sft::preview(&settings::<SftConfig>(&flags)).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -27,14 +27,14 @@ fn dataset_type_decides_where_columns_fit_two() {
         writeln!(rows, r#"{{"instruction": "say {i}", "input": "", "output": "{i}", "text": "say {i} {i}"}}"#).unwrap();
     }
     std::fs::write(&file, rows).unwrap();
-    let problem = preview(&file, &[]).unwrap_err().to_string();
+    let problem = preview(&file, &[]).unwrap_err();
     assert!(problem.contains("both instruction+output and text") && problem.contains("--dataset-type"), "{problem}");
     for (word, kind) in [("alpaca", DatasetType::Alpaca), ("text", DatasetType::Text)] {
         let report = preview(&file, &[("dataset_type", word)]).unwrap();
         assert_eq!(report.files[0].kind, kind);
         assert_eq!(report.examples, 4);
     }
-    let problem = preview(&file, &[("dataset_type", "messages")]).unwrap_err().to_string();
+    let problem = preview(&file, &[("dataset_type", "messages")]).unwrap_err();
     assert!(problem.contains("the column \"messages\" is missing"), "{problem}");
 }
 

@@ -62,12 +62,12 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
             assert!(model.params().iter().all(|p| p.grad().is_none()), "the trial leaves no gradients");
             // Buffers of gradients are counted apart: they are there from the first micro-batch on.
             accumulate(&model, &optim, &step, 0).unwrap();
-            let (done, peak) = peak_of(|| accumulate(&model, &optim, &step, 0));
-            done.unwrap();
+            let (_, peak) = peak_of(|| accumulate(&model, &optim, &step, 0).unwrap());
             let measured = (peak + ROWS * TILE * 4) as f64;
             let ratio = predicted as f64 / measured;
-            println!("{name}, checkpointing {gradient_checkpointing}: {predicted} of {measured}, {ratio:.3}");
-            assert!((ratio - 1.0).abs() <= 0.05, "{name}, checkpointing {gradient_checkpointing}: {ratio:.3}");
+            // Lengths that differ, and a peak that may move from one place to another: a few percent.
+            let what = format!("{name}, checkpointing {gradient_checkpointing}: {predicted} of {measured} bytes");
+            assert!((ratio - 1.0).abs() <= 0.05, "{what}");
             model.params().iter().for_each(|p| p.clear_grad());
         }
     }
