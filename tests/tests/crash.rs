@@ -198,11 +198,8 @@ fn a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped() {
     let (mut kills, mut amid) = (0, 0);
     loop {
         let there = checkpoints(&run);
-        let resume: &[&str] = if there.is_empty() {
-            &["--overwrite-output-dir"]
-        } else {
-            &["--resume-from-checkpoint", "latest"]
-        };
+        let resume: &[&str] =
+            if there.is_empty() { &["--overwrite-output-dir"] } else { &["--resume-from-checkpoint", "latest"] };
         let mut running = Running::start(&with(arguments(&run), resume));
         // Most blows fall while it trains and saves, some before that.
         if dice.below(8) > 0 {
@@ -225,9 +222,9 @@ fn a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped() {
         }
         kills += 1;
         let half = |name: &str| name.starts_with(".checkpoint-") && name.ends_with(".tmp");
-        amid += usize::from(fs::read_dir(&run).is_ok_and(|all| {
-            all.flatten().any(|entry| entry.file_name().to_str().is_some_and(half))
-        }));
+        amid += usize::from(
+            fs::read_dir(&run).is_ok_and(|all| all.flatten().any(|entry| entry.file_name().to_str().is_some_and(half))),
+        );
     }
     eprintln!("{kills} kills, {amid} of them while a checkpoint was written or removed");
     assert!(kills >= 3, "the run was over after {kills} kills");
@@ -364,7 +361,8 @@ fn a_result_that_cannot_be_written_leaves_nothing_that_looks_like_one() {
     no_leftovers(&run);
     // Not even the settings can be written.
     let tiny = place.path().join("tiny");
-    let done = limited(1, &words.iter().map(|w| w.replace(run.to_str().unwrap(), tiny.to_str().unwrap())).collect::<Vec<_>>());
+    let done =
+        limited(1, &words.iter().map(|w| w.replace(run.to_str().unwrap(), tiny.to_str().unwrap())).collect::<Vec<_>>());
     assert_says(&done, "tiny/config.yaml: it would be larger", "Raise the limit");
 
     // An adapter to merge.
