@@ -46,11 +46,11 @@ impl Place {
     }
 
     /// `planish sft` on it is refused with these words, and writes nothing.
-    fn refuses(&self, words: &str) {
-        self.refuses_with(&[], words);
+    fn refuses(&self, words: &str) -> String {
+        self.refuses_with(&[], words)
     }
 
-    fn refuses_with(&self, extra: &[&str], words: &str) {
+    fn refuses_with(&self, extra: &[&str], words: &str) -> String {
         let text = |name: &str| self.path(name).to_string_lossy().into_owned();
         let (model, data, run) = (text("model"), text("data.jsonl"), text("run"));
         let own = [("--model", &model), ("--dataset", &data), ("--output-dir", &run)];
@@ -60,8 +60,9 @@ impl Place {
             arguments.extend([flag, value.as_str()]);
         }
         arguments.extend(extra);
-        refused(&arguments, words);
+        let error = refused(&arguments, words);
         assert!(!self.path("run").exists(), "nothing is written when {words}");
+        error
     }
 }
 
@@ -77,10 +78,68 @@ fn weights_that_are_missing_damaged_or_of_another_model() {
     place.refuses("model.safetensors");
     fs::write(weights(&place), [&u64::MAX.to_le_bytes()[..], b"{}"].concat()).unwrap();
     place.refuses("model.safetensors");
+    for (header, words) in [
+        // Overlaps, lies about its size, is far larger than the file, or of a type that no weight has.
+        (json!({"a": entry("F32", &[2], [0, 8]), "b": entry("F32", &[2], [4, 12])}), "overlaps tensor"),
+        (json!({"a": entry("F32", &[3], [0, 8])}), "takes 12 bytes, but its offsets give it 8"),
+        (json!({"a": entry("F32", &[1 << 40, 1 << 40], [0, 8])}), "whose size cannot be addressed"),
+        (json!({"a": entry("F32", &[1 << 40], [0, 1 << 42])}), "the file is truncated"),
+        (json!({"a": entry("F32", &[1], [8, 4])}), "before it starts"),
+        (json!({"a": entry("F8_E4M3", &[8], [0, 8])}), "has dtype F8_E4M3, which is not supported"),
+        (json!({"a": entry("F32", &[1], [0, 4])}), "belong to no tensor"),
+        (json!([]), "the header is malformed"),
+    ] {
+        fs::write(weights(&place), safetensors(&header, 12)).unwrap();
+        assert!(place.refuses(words).contains("model.safetensors"), "{header}");
+    }
+    let with_gap = safetensors(&json!({"model.norm.weight": entry("I64", &[1], [0, 8])}), 8);
+    fs::write(weights(&place), with_gap).unwrap();
+    place.refuses("the weights have no tensor `model.embed_tokens.weight`");
+    fs::write(weights(&place), "").unwrap();
+    place.refuses("model.safetensors: truncated or not safetensors");
     Place::new().config(json!({"hidden_size": 64, "head_dim": 32})).refuses("but config.json calls for");
     Place::new().config(json!({"num_hidden_layers": 5})).refuses("model.layers.4");
     Place::new().config(json!({"num_hidden_layers": 3})).refuses("does not call for");
     Place::new().refuses_with(&["--model", "no/such/model/here"], "no such file or directory");
+}
+
+/// An entry of a safetensors header.
+fn entry(dtype: &str, shape: &[u64], offsets: [u64; 2]) -> Value {
+    json!({"dtype": dtype, "shape": shape, "data_offsets": offsets})
+}
+
+/// A safetensors file with this header and that many bytes of data.
+fn safetensors(header: &Value, data: usize) -> Vec<u8> {
+    let text = header.to_string();
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &vec![0; data]].concat()
+}
+
+#[test]
+fn damaged_gguf_files() {
+    let place = Place::new();
+    let file = place.path("model.gguf");
+    let whole = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf/llama.gguf")).unwrap();
+    let refuses = |bytes: &[u8], words: &str| {
+        fs::write(&file, bytes).unwrap();
+        let error = place.refuses_with(&["--model", file.to_str().unwrap()], words);
+        assert!(error.contains("model.gguf"), "{error}");
+    };
+    refuses(b"", "does not begin with \"GGUF\"");
+    refuses(b"GGML\x01\0\0\0", "does not begin with \"GGUF\"");
+    refuses(&whole[..whole.len() - 1], "truncated");
+    refuses(&whole[..100], "truncated");
+    let with = |at: usize, bytes: &[u8]| {
+        let mut damaged = whole.clone();
+        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        damaged
+    };
+    refuses(&with(4, &9_u32.to_le_bytes()), "GGUF version 9 is not supported");
+    refuses(&with(4, &3_u32.to_be_bytes()), "big-endian");
+    // As many tensors, pairs, or bytes of the first key as 64 bits can count.
+    for at in [8, 16, 24] {
+        refuses(&with(at, &u64::MAX.to_le_bytes()), "truncated");
+        refuses(&with(at, &(1_u64 << 40).to_le_bytes()), "truncated");
+    }
 }
 
 #[test]
@@ -93,6 +152,14 @@ fn configs_that_no_model_can_have() {
     Place::new().config(json!({"hidden_size": -1})).refuses("`hidden_size` is -1");
     Place::new().config(json!({"rope_theta": 0})).refuses("rope_theta");
     Place::new().config(json!({"vocab_size": 10})).refuses("embed");
+    Place::new().config(json!({"vocab_size": 1u64 << 40})).refuses("vocab_size");
+    Place::new().config(json!({"hidden_size": u64::MAX, "head_dim": 32})).refuses("hidden_size");
+    Place::new().config(json!({"rms_norm_eps": -1})).refuses("rms_norm_eps");
+    Place::new().config(json!({"rms_norm_eps": "small"})).refuses("rms_norm_eps");
+    Place::new().config(json!({"hidden_act": "tanhexp"})).refuses("tanhexp");
+    let endless = json!({"rope_type": "longrope", "original_max_position_embeddings": 1,
+        "short_factor": vec![1; 16], "long_factor": vec![1; 16]});
+    Place::new().config(json!({"rope_scaling": endless, "head_dim": 32})).refuses("are not finite");
     let place = Place::new();
     fs::write(place.path("model/config.json"), "{").unwrap();
     place.refuses("config.json");
@@ -106,12 +173,33 @@ fn tokenizers_and_templates() {
     let place = Place::new();
     fs::write(place.path("model/tokenizer.json"), "[]").unwrap();
     place.refuses("tokenizer.json");
+    // A token more than the embedding has rows.
+    let place = Place::new();
+    let path = place.path("model/tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["extra_special_tokens"] = (0..64).map(|n| format!("<|more {n}|>")).collect();
+    fs::write(&path, config.to_string()).unwrap();
+    place.refuses("the tokenizer has");
+    fs::write(&path, "{\"added_tokens_decoder\": {\"one\": {\"content\": \"x\"}}}").unwrap();
+    place.refuses("tokenizer_config.json: `added_tokens_decoder.one`");
+    Place::new().refuses_with(&["--chat-template-path", "nowhere.jinja"], "nowhere.jinja");
+    Place::new().refuses_with(&["--eos-token", "<|nope|>"], "the vocabulary has no token \"<|nope|>\"");
     let chat =
         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n";
-    for (template, words) in [("{% if %}", "template"), ("{% for i in range(100000000) %}x{% endfor %}", "template")] {
+    for (template, words) in [
+        ("\n{% if %}", "chat template \"default\", line 2: "),
+        ("{% for i in range(100000000) %}x{% endfor %}", "template"),
+        ("a\n{{ raise_exception('no assistants') }}", "no assistants"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "template"),
+        ("a\n{{ messages[0].content.nope() }}", "line 2"),
+        ("{{ 'x' * 100000000000 }}", "template"),
+    ] {
         let place = Place::new();
         fs::write(place.path("model/chat_template.jinja"), template).unwrap();
         place.data(chat).refuses(words);
+        let file = place.path("model/chat_template.jinja");
+        let other = Place::new();
+        other.data(chat).refuses_with(&["--chat-template-path", file.to_str().unwrap()], words);
     }
 }
 
@@ -122,8 +210,16 @@ fn data_that_cannot_be_read_or_understood() {
     Place::new()
         .data([good.as_bytes(), b"{\"prompt\": \"\xff\", \"completion\": \"b\"}\n"].concat())
         .refuses("data.jsonl:2");
-    Place::new().data("").refuses("data.jsonl");
-    Place::new().data("{\"alpha\": 1, \"beta\": 2}\n").refuses("alpha");
+    Place::new().data("").refuses("data.jsonl: the file holds no rows");
+    Place::new().data("\n\n  \n").refuses("data.jsonl: the file holds no rows");
+    let unknown = Place::new().data("{\"alpha\": 1, \"beta\": 2}\n").refuses("the columns `alpha`, `beta`");
+    assert!(unknown.contains("accepted: ") && unknown.contains("messages") && unknown.contains("prompt+completion"));
+    Place::new().data("[1, 2]\n").refuses("data.jsonl:1: expected an object with columns, found");
+    Place::new().data(format!("{good}{}", "[".repeat(100_000))).refuses("data.jsonl:2: malformed JSON");
+    Place::new().data("{\"prompt\": 1, \"completion\": \"b\"}\n").refuses("data.jsonl:1: `prompt` must be");
+    Place::new().data("{\"messages\": [{\"role\": \"user\"}]}\n").refuses("data.jsonl:1");
+    Place::new().data("{\"input_ids\": [1, 99999999]}\n").refuses("but the model has");
+    Place::new().data("{\"input_ids\": [1, -1]}\n").refuses("data.jsonl:1: input_ids[1]");
     Place::new().data("{\"prompt\": \"a\", \"completion\": \"\"}\n{\"text\": \"b\"}\n").refuses("data.jsonl");
     Place::new().refuses_with(&["--eval-dataset", "nowhere.jsonl", "--eval-strategy", "steps"], "nowhere.jsonl");
 }
@@ -151,4 +247,14 @@ fn output_directories() {
     let file = place.path("data.jsonl");
     place.refuses_with(&["--output-dir", file.to_str().unwrap()], "is a file");
     place.refuses_with(&["--resume-from-checkpoint", "latest"], "no checkpoint");
+    let under = place.path("data.jsonl/run");
+    place.refuses_with(&["--output-dir", under.to_str().unwrap()], "cannot write to output_dir");
+    #[cfg(target_os = "linux")]
+    place.refuses_with(&["--output-dir", "/proc/run"], "cannot write to output_dir /proc/run");
+    // A checkpoint that lost a file.
+    let checkpoint = place.path("full/checkpoint-3");
+    fs::create_dir(&checkpoint).unwrap();
+    let resume = ["--output-dir", full.to_str().unwrap(), "--resume-from-checkpoint", checkpoint.to_str().unwrap()];
+    place.refuses_with(&resume, "checkpoint-3");
+    assert_eq!(fs::read_dir(&full).unwrap().count(), 2);
 }

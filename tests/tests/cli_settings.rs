@@ -127,3 +127,24 @@ fn mistakes_in_a_file_name_its_line() {
     refused(&["config", "sft", "missing.yaml"], "cannot read the settings file missing.yaml");
     refused(&["config", "sft", dir.path().to_str().unwrap()], "cannot read the settings file");
 }
+
+#[test]
+fn the_template_and_the_end_token_of_the_settings_are_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let row = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    std::fs::write(path("data.jsonl"), row).unwrap();
+    std::fs::write(path("t.jinja"), "THAT {{ messages[0].content }}{{ messages[1].content }}{{ eos_token }}").unwrap();
+    let data = path("data.jsonl");
+    let preview = ["data", "preview", "--model", "builtin", "--dataset", &data, "--json"];
+    let template = path("t.jinja");
+    let own = ["--chat-template-path", &template, "--eos-token", "<|endoftext|>"];
+    let text = |extra: &[&str]| {
+        let done = planish(&[&preview[..], extra].concat());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        done.stdout
+    };
+    let (before, after) = (text(&[]), text(&own));
+    assert!(!before.contains("THAT") && !before.contains("endoftext"), "{before}");
+    assert!(after.contains("THAT") && after.contains("<|endoftext|>"), "{after}");
+}

@@ -6,12 +6,13 @@ use planish_nn::Error;
 use planish_nn::decoder::{LoadOptions, Model};
 use planish_nn::hub::{Hub, Needs, Progress, RepoId};
 use planish_nn::pretrained::Pretrained;
+use planish_nn::template::TemplateError;
 use planish_nn::tokenizer::Tokenizer;
 use planish_tensor::DType;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::WeightDtype;
+use crate::config::{ModelSettings, WeightDtype};
 
 /// The name of the model inside the program.
 pub const BUILTIN: &str = "builtin";
@@ -58,6 +59,16 @@ pub(crate) fn open_path(path: &Path) -> Result<Opened> {
     Ok(Opened { tokenizer: tokenizer.map_err(Error::from)?, pretrained })
 }
 
+/// A chat template: the file itself, or that of a tokenizer's directory.
+fn read_template(path: &Path) -> Result<String> {
+    if path.is_dir() {
+        let tokenizer = Tokenizer::from_dir(path).map_err(Error::from)?;
+        let template = tokenizer.chat_template_source().map(str::to_owned);
+        return Ok(template.ok_or_else(|| Error::from(TemplateError::Missing { names: Vec::new() }))?);
+    }
+    Ok(std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?)
+}
+
 fn open_builtin() -> Result<Opened> {
     let file = |name: &str| builtin::file(name).expect("the program holds its own model");
     let pretrained = Pretrained::from_bytes(BUILTIN, file("config.json"), file("model.safetensors"))?;
@@ -68,6 +79,24 @@ fn open_builtin() -> Result<Opened> {
 }
 
 impl Opened {
+    /// Opens what the settings name, with the chat template and the end token that they put in place of the
+    /// tokenizer's.
+    ///
+    /// # Errors
+    /// As [`open`]; a template that cannot be read; a token that the vocabulary does not have.
+    pub fn by(settings: &ModelSettings, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Opened> {
+        let mut opened = open(&settings.model, &settings.model_revision, progress)?;
+        if let Some(path) = &settings.chat_template_path {
+            let template = read_template(Path::new(path))?;
+            opened.tokenizer = opened.tokenizer.with_chat_template(template);
+            opened.tokenizer.template_for(false).map_err(Error::from)?;
+        }
+        if let Some(token) = &settings.eos_token {
+            opened.tokenizer = opened.tokenizer.with_eos_token(token).map_err(Error::from)?;
+        }
+        Ok(opened)
+    }
+
     /// Builds the model with its weights held as `dtype` says.
     ///
     /// # Errors

@@ -190,7 +190,7 @@ impl ModelConfig {
                 let (frequencies, factor) = rope.frequencies(length);
                 if !factor.is_finite() || frequencies.iter().any(|f| !f.is_finite()) {
                     return Err(ConfigError::Contradiction {
-                        what: format!("RoPE's frequencies for {length} tokens are not finite ({:?})", rope.scaling),
+                        what: format!("rope_scaling gives frequencies for {length} tokens that are not finite"),
                     });
                 }
             }

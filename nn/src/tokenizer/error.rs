@@ -143,6 +143,12 @@ pub enum TokenizerError {
         /// The special token.
         token: String,
     },
+    /// A token that was named is not in the vocabulary.
+    #[error("the vocabulary has no token {token:?}")]
+    NoSuchToken {
+        /// Its text.
+        token: String,
+    },
     /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] crate::weights::WeightsError),

@@ -134,6 +134,13 @@ pub(super) fn assemble(json: &[u8], file: &str, around: Surroundings) -> Result<
     }
 
     let vocab_size = backend.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+    // Found by fuzzing: what the post-processor adds to a text, here to none, goes by ids of its own.
+    if let Ok(added) = guard("encode", || backend.encode_fast("", true))
+        && let Some(id) = added.get_ids().iter().find(|id| **id as usize >= vocab_size)
+    {
+        let reason = format!("its post-processor adds token {id}, but there are only {vocab_size}");
+        return Err(TokenizerError::Invalid { file: file.to_owned(), reason });
+    }
     let decoder = backend.get_added_tokens_decoder();
     let special_ids: BTreeMap<u32, String> = decoder
         .into_iter()

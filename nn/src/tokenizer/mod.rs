@@ -25,8 +25,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
-use tokenizers::PostProcessorWrapper;
 use tokenizers::Tokenizer as Backend;
+use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::template::{ChatTemplate, TemplateError};
 pub use error::{Result, TokenizerError};
@@ -190,6 +190,57 @@ impl Tokenizer {
     /// The default chat template, if there is one and it can be parsed.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.template_named("default")?.as_ref().ok()
+    }
+
+    /// The default chat template as it was found, whether or not it can be parsed.
+    pub fn chat_template_source(&self) -> Option<&str> {
+        self.inner.templates.get("default").map(String::as_str)
+    }
+
+    /// The same tokenizer with another chat template, in place of all it has.
+    pub fn with_chat_template(&self, template: impl Into<String>) -> Tokenizer {
+        let mut inner = self.copied();
+        inner.templates = BTreeMap::from([("default".to_owned(), template.into())]);
+        inner.parsed = BTreeMap::from([("default".to_owned(), OnceLock::new())]);
+        Tokenizer { inner: Arc::new(inner) }
+    }
+
+    /// The same tokenizer with another token that ends a text.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::NoSuchToken`].
+    pub fn with_eos_token(&self, token: &str) -> Result<Tokenizer> {
+        let id = self.token_to_id(token).ok_or_else(|| TokenizerError::NoSuchToken { token: token.to_owned() })?;
+        let mut inner = self.copied();
+        guard("make a token special", || {
+            inner.backend.add_special_tokens([AddedToken::from(token, true).normalized(false)])
+        })?;
+        inner.special.insert("eos_token".to_owned(), token.to_owned());
+        inner.config.insert("eos_token".to_owned(), token.into());
+        inner.special_ids.insert(id, token.to_owned());
+        inner.eos_ids.retain(|other| *other != id);
+        inner.eos_ids.insert(0, id);
+        Ok(Tokenizer { inner: Arc::new(inner) })
+    }
+
+    /// All but what is made when it is first needed.
+    fn copied(&self) -> Inner {
+        let i = &*self.inner;
+        Inner {
+            backend: i.backend.clone(),
+            guarded: OnceLock::new(),
+            special_pattern: OnceLock::new(),
+            special: i.special.clone(),
+            special_ids: i.special_ids.clone(),
+            unk_id: i.unk_id,
+            eos_ids: i.eos_ids.clone(),
+            vocab_size: i.vocab_size,
+            config: i.config.clone(),
+            parsed: i.templates.keys().map(|name| (name.clone(), OnceLock::new())).collect(),
+            templates: i.templates.clone(),
+            post_processor: i.post_processor.clone(),
+        }
     }
 
     /// The chat template to use: the one named `tool_use` if tools are given and there is one, else the

@@ -159,6 +159,42 @@ fn directories_that_are_wrong_are_named() {
 }
 
 #[test]
+fn a_post_processor_adds_tokens_of_the_vocabulary_only() {
+    let with = |id: u32| {
+        let mut json = byte_level();
+        let special = json!({"<s>": {"id": "<s>", "ids": [id], "tokens": ["<s>"]}});
+        let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+        let pair = json!([{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]);
+        json["post_processor"] =
+            json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special});
+        load(&json, &json!({}))
+    };
+    assert_eq!(with(0).unwrap().encode("", true).unwrap(), [0]);
+    let error = with(100_000).unwrap_err().to_string();
+    assert!(error.contains("post-processor adds token 100000"), "{error}");
+}
+
+#[test]
+fn the_template_and_the_end_can_be_replaced() {
+    let t = small();
+    let other = t.with_chat_template("{{ eos_token }}").with_eos_token("<think>").unwrap();
+    assert_eq!((t.chat_template_source(), other.chat_template_source()), (None, Some("{{ eos_token }}")));
+    assert_eq!((t.eos_token_ids(), other.eos_token_ids()), (&[1][..], &[2, 1][..]));
+    assert!(other.is_special(2) && !t.is_special(2));
+    // As it is used, and as it is after it was saved.
+    let dir = tempfile::tempdir().unwrap();
+    other.save(dir.path()).unwrap();
+    for tokenizer in [other, Tokenizer::from_dir(dir.path()).unwrap()] {
+        assert_eq!(tokenizer.eos_token_id(), Some(2));
+        let chat = crate::template::encode_chat(&tokenizer, &[], &Default::default()).unwrap();
+        assert_eq!((chat.text.as_str(), &chat.ids[..]), ("<think>", &[2][..]));
+        assert_eq!(tokenizer.decode(&[2], true).unwrap(), "");
+    }
+    let error = t.with_eos_token("<nope>").unwrap_err().to_string();
+    assert!(error.contains("<nope>"), "{error}");
+}
+
+#[test]
 fn the_configuration_adds_tokens_and_stops() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "tokenizer.json", byte_level().to_string().as_bytes());

@@ -39,7 +39,8 @@ impl TextEncoder for Tokenizer {
     }
 
     fn template(&self) -> Option<&str> {
-        self.chat_template().map(|t| t.source())
+        // One that is broken is there, too: what is wrong with it is said when it is used.
+        self.chat_template_source()
     }
 
     fn bos(&self) -> Option<u32> {

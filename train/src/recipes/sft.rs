@@ -36,7 +36,7 @@ pub const ACCEPTED: &[DatasetType] = &[
 /// disk, a loss that is no number any more.
 pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     inputs::check_device(&config.run)?;
-    let opened = models::open(&config.model.model, &config.model.model_revision, &mut |p| observer.downloading(&p))?;
+    let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
     // What can be refused is refused before anything is written.
     let resume = match &config.run.resume_from_checkpoint {
@@ -85,7 +85,7 @@ fn read(config: &SftConfig, opened: &Opened) -> Result<inputs::Inputs> {
 /// # Errors
 /// As [`run`], as far as the model's files and the data are concerned.
 pub fn preview(config: &SftConfig) -> Result<Preflight> {
-    let opened = models::open(&config.model.model, &config.model.model_revision, &mut |_| {})?;
+    let opened = Opened::by(&config.model, &mut |_| {})?;
     Ok(read(config, &opened)?.report)
 }
 
@@ -94,7 +94,7 @@ pub fn preview(config: &SftConfig) -> Result<Preflight> {
 /// # Errors
 /// As [`run`], but for the run directory, which is not touched.
 pub fn plan(config: &SftConfig) -> Result<Forecast> {
-    let opened = models::open(&config.model.model, &config.model.model_revision, &mut |_| {})?;
+    let opened = Opened::by(&config.model, &mut |_| {})?;
     let inputs = read(config, &opened)?;
     let (model, _) = build(config, &opened, None)?;
     drop(opened);
