@@ -233,7 +233,7 @@ def main() -> None:
     if set(args.mode) - {"gemm"} and not shutil.which(args.planish):
         parser.error(f"{args.planish} is no program: cargo build --release")
     if "gemm" in args.mode and not shutil.which(args.gemm_shapes):
-        parser.error(f"{args.gemm_shapes} is no program: cargo build --release -p planish-benches --example gemm_shapes")
+        parser.error(f"{args.gemm_shapes} is no program: README.md says how it is built")
 
     results = []
     try:
