@@ -1,7 +1,7 @@
 //! Matrix products in f32 at the shapes that `benches/peers/torch_mm.py` runs, a JSON line a shape.
 //!
 //! ```console
-//! cargo run --release -p planish-benches --example gemm_shapes -- --library planish --threads 2
+//! cargo run --release -p planish-benches --features peers --example gemm_shapes -- --library planish --threads 2
 //! ```
 //!
 //! y = x Wᵀ with x: (m, k) and W: (n, k). `best` and `median` are GFLOP/s over the repetitions. The first
@@ -17,10 +17,11 @@ use planish_benches::{GEMM_SHAPES, normal};
 use planish_tensor::gemm::{Mat, Store, gemm};
 use planish_train::ceilings;
 
-/// What computes the product.
+/// What computes the product; the crate `gemm` only with the feature `peers`.
 #[derive(Clone, Copy, PartialEq)]
 enum Library {
     Planish,
+    #[cfg(feature = "peers")]
     Gemm,
 }
 
@@ -31,7 +32,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
         match (flag.as_str(), value.as_str()) {
             ("--library", "planish") => library = Library::Planish,
+            #[cfg(feature = "peers")]
             ("--library", "gemm") => library = Library::Gemm,
+            #[cfg(not(feature = "peers"))]
+            ("--library", "gemm") => return Err("build this with --features peers for the crate gemm".into()),
             ("--threads", n) => threads = n.parse()?,
             ("--seconds", x) => seconds = x.parse()?,
             _ => return Err(format!("{flag} {value}: use --library planish|gemm, --threads N, --seconds X").into()),
@@ -49,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut y = vec![0.0_f32; m * n];
         let mut product = || match library {
             Library::Planish => gemm(Mat::new(x, m, k), Mat::new(w, n, k).t(), &mut y, Store::Set),
+            #[cfg(feature = "peers")]
             Library::Gemm => peer(x, w, &mut y, (m, k, n), threads),
         };
         product();
@@ -69,6 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The same product by the `gemm` crate.
+#[cfg(feature = "peers")]
 fn peer(x: &[f32], w: &[f32], y: &mut [f32], (m, k, n): (usize, usize, usize), threads: usize) {
     assert!(x.len() == m * k && w.len() == n * k && y.len() == m * n);
     let parallel = if threads == 1 { ::gemm::Parallelism::None } else { ::gemm::Parallelism::Rayon(threads) };

@@ -17,6 +17,7 @@ from pathlib import Path
 from common import rows
 from sides import (
     HERE,
+    OTHERS,
     Failed,
     json_lines,
     llama_cpp_generate,
@@ -187,6 +188,17 @@ def gemm(args) -> list[dict]:
     return out
 
 
+def company() -> str:
+    """What other programs did meanwhile, as a sentence."""
+    if not OTHERS:
+        return "this system does not say what other programs did meanwhile"
+    cores = f"other programs took {median(OTHERS):.2f} cores (at most {max(OTHERS):.2f}) while these ran"
+    if max(OTHERS) < 0.1:
+        return cores
+    # The peers' threads lose more than their share to a neighbour: see README.md.
+    return f"{cores}: these figures are worth nothing, and the ratios flatter planish"
+
+
 MODES = {"sft": sft, "full": full, "decode": decode, "gemm": gemm, "llama": llama}
 
 
@@ -221,14 +233,17 @@ def main() -> None:
     if set(args.mode) - {"gemm"} and not shutil.which(args.planish):
         parser.error(f"{args.planish} is no program: cargo build --release")
     if "gemm" in args.mode and not shutil.which(args.gemm_shapes):
-        parser.error(f"{args.gemm_shapes} is no program: cargo build --release -p planish-benches --example gemm_shapes")
+        parser.error(f"{args.gemm_shapes} is no program: README.md says how it is built")
 
     results = []
     try:
         for mode in args.mode:
-            for result in MODES[mode](args):
+            OTHERS.clear()
+            found = MODES[mode](args)
+            for result in found:
                 show(result)
-                results.append({"mode": mode, **result})
+                results.append({"mode": mode, "others_cores": list(OTHERS), **result})
+            print("\n" + company(), flush=True)
     except Failed as failed:
         sys.exit(f"error: {failed}")
     finally:

@@ -13,6 +13,21 @@ from common import rows
 HERE = Path(__file__).resolve().parent
 
 
+#: Cores that other programs took while each command ran, in order; empty where the system does not say.
+OTHERS: list[float] = []
+
+
+def busy_seconds() -> float | None:
+    """Processor seconds that all programs together have used since the start of the system."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+    except OSError:
+        return None
+    # user, nice, system, irq, softirq and steal; not idle and iowait.
+    return sum(ticks[i] for i in (0, 1, 2, 5, 6, 7)) / os.sysconf("SC_CLK_TCK")
+
+
 class Failed(Exception):
     """A command that ended badly."""
 
@@ -25,6 +40,7 @@ def run(command: list, watch: Path | None = None, env: dict | None = None) -> di
     of the process until the file's first line is complete.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        busy = busy_seconds()
         began = time.perf_counter()
         words = [str(word) for word in command]
         process = subprocess.Popen(words, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})})
@@ -38,6 +54,8 @@ def run(command: list, watch: Path | None = None, env: dict | None = None) -> di
                 break
             time.sleep(0.005)
         seconds = time.perf_counter() - began
+        if busy is not None:
+            OTHERS.append(max(0.0, busy_seconds() - busy - usage.ru_utime - usage.ru_stime) / seconds)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)

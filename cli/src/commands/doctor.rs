@@ -213,12 +213,8 @@ fn print_certificate(model: &str, c: &Certificate) -> io::Result<()> {
     }
     if let Some((check, share)) = c.nearest() {
         let tensor = check.tensor.as_deref().unwrap_or("the loss");
-        line(format_args!(
-            "\nnearest to its bound: {} ({}), {:.0}% of it, at {tensor}",
-            check.what,
-            check.training,
-            100.0 * share
-        ))?;
+        line(format_args!("\nnearest to its bound, {:.0}% of it: {} ({})", 100.0 * share, check.what, check.training))?;
+        line(format_args!("  at {tensor}"))?;
     }
     line("deviation: relative to the tensor's norm (law 3), in nats (law 5); bound 0 demands the same bits")
 }

@@ -29,7 +29,7 @@ enum Entry {
 /// The entry of the op of that name.
 fn entry(name: &str) -> Option<Entry> {
     if name == "checkpoint" {
-        return Some(Entry::None("runs other ops again; `planish doctor --certify` demands the same bits"));
+        return Some(Entry::None("runs other ops again: see `--certify`"));
     }
     dense::cases(name).or_else(|| rows::cases(name)).or_else(|| moves::cases(name)).map(Entry::Cases)
 }
