@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use clap::builder::BoolishValueParser;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_nn::adapters::merge_adapter;
 use planish_nn::decoder::Model;
 use planish_nn::tokenizer::Tokenizer;
@@ -22,13 +21,9 @@ pub(crate) fn command() -> Command {
         .mut_arg("adapter", |a| a.required(true))
         .arg(out.value_parser(value_parser!(PathBuf)).help("New directory for the merged model"))
         .arg(
-            // As the setting of this name: it comes with a value, or gets one.
             Arg::new("overwrite-output-dir")
                 .long("overwrite-output-dir")
-                .value_name("true|false")
-                .require_equals(true)
-                .default_value("false")
-                .value_parser(BoolishValueParser::new())
+                .action(ArgAction::SetTrue)
                 .help("Use the directory although something is in it"),
         )
         .arg(json_flag())
@@ -66,7 +61,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let (mut model, tokenizer) = model_args::open(matches)?;
     let was_there = out.exists();
     // Refuses a directory with something in it, and one that cannot be written.
-    RunDir::create(out, *matches.get_one::<bool>("overwrite-output-dir").expect("has a default"))?;
+    RunDir::create(out, matches.get_flag("overwrite-output-dir"))?;
     let written = merge_adapter(&mut model).and_then(|()| save(&model, &tokenizer, out));
     if written.is_err() && !was_there {
         fs::remove_dir(out).ok();

@@ -186,7 +186,8 @@ fn the_template_and_the_end_can_be_replaced() {
     other.save(dir.path()).unwrap();
     for tokenizer in [other, Tokenizer::from_dir(dir.path()).unwrap()] {
         assert_eq!(tokenizer.eos_token_id(), Some(2));
-        let chat = crate::template::encode_chat(&tokenizer, &[], &Default::default()).unwrap();
+        let messages = [crate::template::Message::new("user", "")];
+        let chat = crate::template::encode_chat(&tokenizer, &messages, &Default::default()).unwrap();
         assert_eq!((chat.text.as_str(), &chat.ids[..]), ("<think>", &[2][..]));
         assert_eq!(tokenizer.decode(&[2], true).unwrap(), "");
     }
