@@ -138,8 +138,9 @@ macro_rules! element {
 element! {
     f64 => F64, |x| x, |y| y;
     f32 => F32, |x| x as f64, |y| y as f32;
-    bf16 => BF16, |x| x.to_f64(), |y| bf16::from_f64(y);
-    f16 => F16, |x| x.to_f64(), |y| f16::from_f64(y);
+    // Through f32, as torch does; `half` cuts off the lower bits of an f64 and so misses what lies beside a tie.
+    bf16 => BF16, |x| x.to_f64(), |y| round_bf16(y as f32);
+    f16 => F16, |x| x.to_f64(), |y| f16::from_f32(y as f32);
     i64 => I64, |x| x as f64, |y| y as i64;
     i32 => I32, |x| x as f64, |y| y as i32;
     u32 => U32, |x| x as f64, |y| y as u32;

@@ -28,7 +28,8 @@ fn on_rows(rows: u64, data: &Path, run: &Path) -> Vec<String> {
     let row = |n| format!("{{\"prompt\": \"{n} and {n} is\", \"completion\": \" {}\"}}\n", 2 * n);
     fs::write(data, (0..rows).map(row).collect::<String>()).unwrap();
     let text = "sft --model builtin --use-peft --lora-r 2 --lora-dropout 0.1 --per-device-train-batch-size 2 \
-                --save-strategy steps --save-steps 1 --save-total-limit 2 --logging-steps 1 --threads 1";
+                --save-strategy steps --save-steps 1 --save-total-limit 2 --logging-steps 1 --threads 1 \
+                --template-time 1700000000";
     let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
     let paths = [("--dataset", data), ("--output-dir", run)];
     words.extend(paths.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.to_str().unwrap().to_owned()]));

@@ -275,6 +275,17 @@ impl<R: Real> Block<R> {
         for j in self.cols.clone().step_by(shape.nr) {
             let cols = shape.nr.min(self.cols.end - j);
             let width = cols.next_multiple_of(shape.lanes);
+            // Rows of B that need neither widening nor padding are a panel as they are.
+            if let Some(b) = term.b.as_panel::<R>(depth.start, j).filter(|_| cols == width) {
+                let b_row = term.b.rs;
+                // SAFETY: as in `many_rows`; rows of B hold `cols` elements from column j on.
+                unsafe {
+                    let c = self.c.add(self.rows.start * self.n + j);
+                    let a = a.as_ptr();
+                    R::tile(&Tile { rows, cols, kc, a, a_row, a_k, b, width: b_row, c, c_row: self.n, mode });
+                }
+                continue;
+            }
             for p in (0..kc).step_by(PIECE) {
                 let len = PIECE.min(kc - p);
                 let piece = &mut piece[..len * width];

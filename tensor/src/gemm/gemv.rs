@@ -3,11 +3,11 @@
 //!
 //! A block of 16 (AVX-512) or 8 (AVX2) outputs by as many words of depth is loaded, transposed and
 //! multiplied with up to 8 (4) rows at once; each output remains one chain over the depth, so the bits
-//! are those of the panels' kernels. Bound by memory: W is read once for all rows; the block after next
+//! are those of the panels' kernels. Bound by memory: W is read once for all rows, and the next block of lines
 //! is asked for ahead.
 
 use super::kernel::Mode;
-use super::pack::x86::{prefetch, transpose_8, transpose_16, widen_8, widen_16};
+use super::pack::x86::{load_transposed_16, prefetch, transpose_8, transpose_16, widen_8, widen_16};
 use crate::dtype::DType;
 use crate::simd::{Simd, level};
 use std::arch::x86_64::*;
@@ -50,20 +50,31 @@ impl Gemv {
     /// All elements spoken of must be readable, those of C writable by this call alone; `dtype` must be f32,
     /// bf16 or f16, and [`lines`] not 0.
     pub(super) unsafe fn run(&self) {
-        let most = if level() >= Simd::Avx512 { 8 } else { 4 };
-        let width = lines();
-        for l in (0..self.lines).step_by(width) {
-            for r in (0..self.rows).step_by(most) {
+        if level() >= Simd::Avx512 {
+            for r in (0..self.rows).step_by(8) {
+                let rows = 8.min(self.rows - r);
                 // SAFETY: the caller's promise; level() says what is there.
                 unsafe {
-                    let rows = most.min(self.rows - r);
-                    match (level() >= Simd::Avx512, self.dtype) {
-                        (true, DType::F32) => self.rows_512::<1, false>(rows, r, l),
-                        (true, DType::BF16) => self.rows_512::<2, true>(rows, r, l),
-                        (true, _) => self.rows_512::<2, false>(rows, r, l),
-                        (false, DType::F32) => self.rows_256::<1, false>(rows, r, l),
-                        (false, DType::BF16) => self.rows_256::<2, true>(rows, r, l),
-                        (false, _) => self.rows_256::<2, false>(rows, r, l),
+                    for l in (0..self.lines).step_by(16) {
+                        match self.dtype {
+                            DType::F32 => self.rows_512::<1, false>(rows, r, l),
+                            DType::BF16 => self.rows_512::<2, true>(rows, r, l),
+                            _ => self.rows_512::<2, false>(rows, r, l),
+                        }
+                    }
+                }
+            }
+            return;
+        }
+        for l in (0..self.lines).step_by(8) {
+            for r in (0..self.rows).step_by(4) {
+                let rows = 4.min(self.rows - r);
+                // SAFETY: the caller's promise; level() says what is there.
+                unsafe {
+                    match self.dtype {
+                        DType::F32 => self.rows_256::<1, false>(rows, r, l),
+                        DType::BF16 => self.rows_256::<2, true>(rows, r, l),
+                        _ => self.rows_256::<2, false>(rows, r, l),
                     }
                 }
             }
@@ -104,52 +115,53 @@ impl Gemv {
             for (r, a) in a.iter_mut().enumerate() {
                 *a = self.a.add((r0 + r) * self.a_row);
             }
-            for p in (0..self.kc).step_by(depth) {
+            let whole = self.kc / depth * depth;
+            for p in (0..whole).step_by(depth) {
                 let at = w.add(p * 4 / PER_WORD);
-                let mut words = [_mm512_setzero_si512(); 16];
-                let live = depth.min(self.kc - p);
-                if live == depth {
-                    for (i, word) in words.iter_mut().enumerate() {
-                        let line = at.add(i * stride);
-                        *word = _mm512_loadu_si512(line.cast());
-                        if r0 == 0 {
-                            prefetch(line, 16 * stride);
-                        }
-                    }
-                } else {
-                    for (i, word) in words.iter_mut().enumerate() {
-                        let line = at.add(i * stride);
-                        *word = if PER_WORD == 1 {
-                            _mm512_maskz_loadu_epi32((1u16 << live) - 1, line.cast())
-                        } else {
-                            _mm512_maskz_loadu_epi16((1u32 << live) - 1, line.cast())
-                        };
-                    }
+                if r0 == 0 {
+                    (0..16).for_each(|i| prefetch(at.wrapping_add(i * stride), 16 * stride));
                 }
-                transpose_16(&mut words);
+                let words = load_transposed_16(at, stride);
                 for (i, &word) in words.iter().enumerate() {
                     if PER_WORD == 1 {
-                        if i < live {
-                            for r in 0..MR {
-                                acc[r] = _mm512_fmadd_ps(
-                                    _mm512_set1_ps(*a[r].add(p + i)),
-                                    _mm512_castsi512_ps(word),
-                                    acc[r],
-                                );
-                            }
+                        for r in 0..MR {
+                            let x = _mm512_set1_ps(*a[r].add(p + i));
+                            acc[r] = _mm512_fmadd_ps(x, _mm512_castsi512_ps(word), acc[r]);
                         }
                         continue;
                     }
                     let (low, high) = widen_16::<BF16>(word);
-                    if 2 * i < live {
-                        for r in 0..MR {
-                            acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(p + 2 * i)), low, acc[r]);
-                        }
+                    for r in 0..MR {
+                        acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(p + 2 * i)), low, acc[r]);
                     }
-                    if 2 * i + 1 < live {
-                        for r in 0..MR {
-                            acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(p + 2 * i + 1)), high, acc[r]);
-                        }
+                    for r in 0..MR {
+                        acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(p + 2 * i + 1)), high, acc[r]);
+                    }
+                }
+            }
+            let live = self.kc - whole;
+            if live > 0 {
+                let at = w.add(whole * 4 / PER_WORD);
+                let mut words = [_mm512_setzero_si512(); 16];
+                for (i, word) in words.iter_mut().enumerate() {
+                    let line = at.add(i * stride);
+                    *word = if PER_WORD == 1 {
+                        _mm512_maskz_loadu_epi32((1u16 << live) - 1, line.cast())
+                    } else {
+                        _mm512_maskz_loadu_epi16((1u32 << live) - 1, line.cast())
+                    };
+                }
+                transpose_16(&mut words);
+                for p in 0..live {
+                    let word = words[p / PER_WORD];
+                    let (low, high) = if PER_WORD == 1 {
+                        (_mm512_castsi512_ps(word), _mm512_setzero_ps())
+                    } else {
+                        widen_16::<BF16>(word)
+                    };
+                    let w = if p % PER_WORD == 0 { low } else { high };
+                    for r in 0..MR {
+                        acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(*a[r].add(whole + p)), w, acc[r]);
                     }
                 }
             }

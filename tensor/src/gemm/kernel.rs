@@ -45,7 +45,7 @@ pub struct Tile<R> {
     pub a_k: usize,
     /// Element (p, j) of the panel is `b + p * width + j`.
     pub b: *const R,
-    /// Width of the panel: a multiple of `lanes`, at least `cols`; what lies beyond `cols` is 0.
+    /// Distance of the panel's rows, of which `cols` rounded up to `lanes` elements are readable.
     pub width: usize,
     /// Element (r, j) of C is `c + r * c_row + j`.
     pub c: *mut R,
@@ -142,7 +142,7 @@ unsafe fn portable<R: Real, const MR: usize, const NR: usize>(t: &Tile<R>) {
 /// As [`portable`]; these rows must be in the tile.
 #[inline(always)]
 unsafe fn portable_rows<R: Real, const MR: usize, const NR: usize>(t: &Tile<R>, first: usize) {
-    debug_assert_eq!(t.width, NR);
+    debug_assert!(t.width >= NR || t.width >= t.cols && NR == 1);
     // SAFETY: rows first..first + MR, columns below cols <= NR and depths below kc are the tile's.
     unsafe {
         let (a, c) = (t.a.add(first * t.a_row), t.c.add(first * t.c_row));
@@ -155,7 +155,7 @@ unsafe fn portable_rows<R: Real, const MR: usize, const NR: usize>(t: &Tile<R>, 
             }
         }
         for p in 0..t.kc {
-            let b = &*t.b.add(p * NR).cast::<[R; NR]>();
+            let b = &*t.b.add(p * t.width).cast::<[R; NR]>();
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = *a.add(r * t.a_row + p * t.a_k);
                 for (acc, &b) in acc.iter_mut().zip(b) {

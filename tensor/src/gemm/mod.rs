@@ -73,6 +73,11 @@ impl<'a, T: Float> Mat<'a, T> {
         Mat { data: &self.data[skip..], rows: len, ..self }
     }
 
+    /// Element (i, j) on, if elements are R's and rows contiguous.
+    fn as_panel<R: Real>(&self, i: usize, j: usize) -> Option<*const R> {
+        (T::DTYPE == R::DTYPE && self.cs == 1).then(|| self.data[i * self.rs + j..].as_ptr().cast())
+    }
+
     /// Row `i` of a matrix whose rows are contiguous.
     ///
     /// # Panics

@@ -91,13 +91,8 @@ unsafe fn avx512<const PER_WORD: usize, const BF16: bool>(job: &Job) {
             // SAFETY: 16 whole lines of 64 bytes inside the part, and their places in the panel.
             unsafe {
                 let at = job.src.add(l * job.stride + p * 4 / PER_WORD);
-                let mut r = [_mm512_setzero_si512(); 16];
-                for (i, r) in r.iter_mut().enumerate() {
-                    let line = at.add(i * job.stride);
-                    *r = _mm512_loadu_si512(line.cast());
-                    prefetch(line, job.lines * job.stride);
-                }
-                transpose_16(&mut r);
+                (0..16).for_each(|i| prefetch(at.wrapping_add(i * job.stride), job.lines * job.stride));
+                let r = load_transposed_16(at, job.stride);
                 let out = job.panel.add(p * job.width + l);
                 for (i, &word) in r.iter().enumerate() {
                     if PER_WORD == 1 {
@@ -156,6 +151,40 @@ fn narrow_8(words: __m256i) -> __m256 {
 pub(in crate::gemm) fn prefetch(line: *const u8, ahead: usize) {
     // SAFETY: a prefetch of any address is harmless.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(ahead).cast()) }
+}
+
+/// 16 words of 16 lines, `stride` bytes apart, transposed: word i of each line in register i, in the order of the
+/// lines.
+///
+/// The lines' quarters are put in place by the loads, which leaves two rounds of shuffles inside quarters.
+///
+/// # Safety
+/// 64 bytes of each line must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[inline]
+pub(in crate::gemm) unsafe fn load_transposed_16(at: *const u8, stride: usize) -> [__m512i; 16] {
+    let mut out = [_mm512_setzero_si512(); 16];
+    for quarter in 0..4 {
+        let mut r = [_mm512_setzero_si512(); 4];
+        for (i, r) in r.iter_mut().enumerate() {
+            // SAFETY: a quarter of a line.
+            unsafe {
+                let line = at.add(i * stride + 16 * quarter);
+                let part = |q: usize| _mm_loadu_si128(line.add(4 * q * stride).cast());
+                *r = _mm512_castsi128_si512(part(0));
+                *r = _mm512_inserti32x4::<1>(*r, part(1));
+                *r = _mm512_inserti32x4::<2>(*r, part(2));
+                *r = _mm512_inserti32x4::<3>(*r, part(3));
+            }
+        }
+        let (a, b) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
+        let (c, d) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
+        out[4 * quarter] = _mm512_unpacklo_epi64(a, c);
+        out[4 * quarter + 1] = _mm512_unpackhi_epi64(a, c);
+        out[4 * quarter + 2] = _mm512_unpacklo_epi64(b, d);
+        out[4 * quarter + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    out
 }
 
 /// Transposes 16 × 16 words.
