@@ -23,6 +23,7 @@ mod scratch;
 mod shape;
 pub mod simd;
 mod storage;
+mod team;
 mod tensor;
 
 pub use dtype::{Bool, DType, Element, Float, Real, ViaF32, bf16, f16};

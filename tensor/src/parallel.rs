@@ -3,7 +3,7 @@
 //! Work is split over *outputs* only, and each output's arithmetic is the same wherever the split
 //! falls: results do not depend on the number of threads (law 5 of the design).
 
-use rayon::prelude::*;
+use crate::team;
 
 /// Elements below which a split costs more than it saves.
 const GRAIN: usize = 1 << 14;
@@ -19,8 +19,12 @@ pub fn chunks<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) 
         return f(0, out);
     }
     let rows = out.len().div_ceil(width);
-    let run = rows.div_ceil(threads) * width;
-    out.par_chunks_mut(run).enumerate().for_each(|(i, chunk)| f(i * run, chunk));
+    let (run, len) = (rows.div_ceil(threads) * width, out.len());
+    let parts = Disjoint::new(out);
+    team::for_each(len.div_ceil(run), |i| {
+        // SAFETY: runs do not overlap.
+        f(i * run, unsafe { parts.part(i * run, run.min(len - i * run)) });
+    });
 }
 
 /// As [`chunks`], over rows of two outputs of `a_width` and `b_width` elements a row, calling
@@ -42,15 +46,25 @@ pub fn chunks2<A: Send, B: Send>(
         return f(0, a, b);
     }
     let run = rows.div_ceil(threads);
-    a.par_chunks_mut(run * a_width)
-        .zip(b.par_chunks_mut(run * b_width))
-        .enumerate()
-        .for_each(|(i, (a, b))| f(i * run, a, b));
+    let (a, b) = (Disjoint::new(a), Disjoint::new(b));
+    team::for_each(rows.div_ceil(run), |i| {
+        let (first, n) = (i * run, run.min(rows - i * run));
+        // SAFETY: runs do not overlap.
+        let (a, b) = unsafe { (a.part(first * a_width, n * a_width), b.part(first * b_width, n * b_width)) };
+        f(first, a, b);
+    });
 }
 
 /// Calls `f(i)` for each task `0..n` in parallel. For tasks that write nothing shared.
 pub fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
-    (0..n).into_par_iter().map(f).collect()
+    let mut out: Vec<Option<R>> = (0..n).map(|_| None).collect();
+    let slots = Disjoint::new(&mut out);
+    team::for_each(n, |i| {
+        // SAFETY: a task has its own slot.
+        let slot = unsafe { slots.part(i, 1) };
+        slot[0] = Some(f(i));
+    });
+    out.into_iter().map(|r| r.expect("every task has run")).collect()
 }
 
 /// A slice that tasks write in disjoint parts, where these are not runs that [`chunks`] could cut.

@@ -7,7 +7,7 @@ use planish_train::recipes::sft;
 
 use super::json_flag;
 use crate::failure::DONE;
-use crate::{output, settings};
+use crate::{model_args, output, settings};
 
 pub(crate) fn command() -> Command {
     let preview = Command::new("preview").about("Lengths, masks, what is cut or dropped, and the first example");
@@ -23,6 +23,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     use std::io::IsTerminal;
     let (_, matches) = matches.subcommand().expect("clap demands a subcommand");
     let config = settings::load_without_run::<SftConfig>(matches)?;
+    model_args::set_threads(config.run.threads)?;
     let report = sft::preview(&config)?;
     if matches.get_flag("json") {
         output::json(&report)?;

@@ -1,7 +1,9 @@
 //! The template engine: minijinja set up as transformers sets up Jinja, within limits.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use minijinja::formatting::{FormatStyle, format};
@@ -133,14 +135,45 @@ impl Engine {
     }
 }
 
+thread_local! {
+    /// Whether this thread has the stack that templates need.
+    static DEEP: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Does what parses or renders a template on a stack that no template can overflow, and turns a panic of the
 /// template engine into an error.
 pub(super) fn with_stack<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let failed = |reason: String| TemplateError::Render { name: name.to_owned(), line: 0, reason };
+    let panicked = || Err(failed("the template engine panicked on it".to_owned()));
+    if DEEP.get() {
+        return std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| panicked());
+    }
+    match on_thread(work) {
+        Ok(joined) => joined.unwrap_or_else(|_| panicked()),
+        Err(e) => Err(failed(format!("cannot start a thread: {e}"))),
+    }
+}
+
+/// Runs `work` on a thread with the stack that templates need, so that it renders many without starting a
+/// thread for each; where no thread can be started, on this one.
+///
+/// # Panics
+/// If `work` does.
+pub fn on_deep_stack<T: Send>(work: impl Fn() -> T + Sync) -> T {
+    match on_thread(&work) {
+        Ok(joined) => joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(_) => work(),
+    }
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<std::thread::Result<T>> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
-        let thread = thread.spawn_scoped(scope, work).map_err(|e| failed(format!("cannot start a thread: {e}")))?;
-        thread.join().unwrap_or_else(|_| Err(failed("the template engine panicked on it".to_owned())))
+        let deep = || {
+            DEEP.set(true);
+            work()
+        };
+        Ok(thread.spawn_scoped(scope, deep)?.join())
     })
 }
 

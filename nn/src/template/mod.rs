@@ -34,6 +34,7 @@ use serde_json::{Map, Value};
 use crate::tokenizer::Tokenizer;
 use conversation::{Conversation, Rendered};
 use engine::Engine;
+pub use engine::on_deep_stack;
 pub use error::{Result, TemplateError};
 pub use message::Message;
 

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack};
 use super::{KC, Mat, Store};
@@ -74,10 +72,7 @@ impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
                 unsafe { self.block(i..self.m.min(i + rows), j..self.n.min(j + cols), c.ptr(), scratch) }
             });
         };
-        match across * down {
-            1 => task(0),
-            n => (0..n).into_par_iter().with_max_len(1).for_each(task),
-        }
+        crate::team::for_each(across * down, task);
     }
 
     /// Rows and columns of a task's block: as many columns as there are panels for in the second-level cache,
@@ -90,6 +85,10 @@ impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
         let small = self.m * self.n * self.base.a.cols.max(1) < (1 << 17);
         if threads == 1 || small {
             return (self.m, if small { self.n } else { most * shape.nr });
+        }
+        // Few rows pass once: a run of W for each thread, which asks for its own lines ahead.
+        if self.m <= 2 * shape.mr {
+            return (self.m, panels.div_ceil(threads) * shape.nr);
         }
         // A whole number of rounds of equal tasks.
         let rounds = panels.div_ceil(most * threads);

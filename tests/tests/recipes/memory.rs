@@ -58,7 +58,7 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
                 mean_length: 3000.0 / step.micro_batches[0].segments() as f64,
                 supervised_share: step.supervised as f64 / 3000.0,
             };
-            let predicted = plan::measure(&model, &optim, &work).unwrap().bytes(3000);
+            let predicted = plan::measure(&model, &optim, &work, plan::MEMORY_TOKENS).unwrap().bytes(3000);
             assert!(model.params().iter().all(|p| p.grad().is_none()), "the trial leaves no gradients");
             // Buffers of gradients are counted apart: they are there from the first micro-batch on.
             accumulate(&model, &optim, &step, 0).unwrap();

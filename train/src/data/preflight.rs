@@ -1,6 +1,5 @@
 //! What the data looks like to the trainer, before step 0.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::columns::DatasetType;
@@ -8,10 +7,10 @@ use super::dataset::FileInfo;
 use super::encode::{Dropped, Encoded, Encoder, Example, OnUnsupervised, Truncation};
 use super::error::{DataError, Result};
 use super::pack::Packing;
-use super::sampler::Sampler;
+use super::sampler::{Sampler, in_runs};
 
 /// Rows encoded at once: bounds memory.
-const CHUNK: u64 = 1024;
+const CHUNK: u64 = 4096;
 
 /// Lengths of the examples of a data set, as far as they were looked at.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,9 +151,7 @@ pub fn preflight(sampler: &Sampler, limit: u64) -> Result<(Preflight, Lengths)> 
             let (row, source) = view.data().read(index)?;
             Ok((index, encoder.encode(&row, source)?))
         };
-        let chunk: Vec<Result<(u64, Encoded)>> =
-            (start..examined.min(start + CHUNK)).into_par_iter().map(one).collect();
-        for item in chunk {
+        for item in in_runs(start..examined.min(start + CHUNK), one) {
             let (index, encoded) = item?;
             if let (Some(slot), Ok(e)) = (by_row.get_mut(index as usize), &encoded.example) {
                 *slot = e.ids.len() as u32;

@@ -9,6 +9,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use planish_nn::template::on_deep_stack;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -172,13 +173,8 @@ impl Sampler {
             let (row, source) = self.view.data().read(index)?;
             Ok((index as usize, self.encoder.encode(&row, source)?))
         };
-        // The loader's thread keeps to itself: it works ahead while the pool trains, and the pool's threads
-        // may be waiting for it.
-        if rayon::current_thread_index().is_none() {
-            return range.map(one).collect();
-        }
         // The first error in order, whichever thread met one first.
-        range.into_par_iter().map(one).collect::<Vec<Result<_>>>().into_iter().collect()
+        in_runs(range, one).into_iter().collect()
     }
 
     /// Order in which the bins of a window are used: packing sorts by length, training must not.
@@ -424,4 +420,26 @@ fn batch(units: &[Unit]) -> Result<Batch> {
         batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
     }
     Ok(batch)
+}
+
+/// Encodes rows: `one` of each number, in order. A task takes a run of them, for which a thread with the stack that
+/// templates need is started once.
+///
+/// Outside of the pool (the loader works ahead while the pool trains, whose threads may be waiting for it) all is
+/// done by one thread.
+pub(crate) fn in_runs<T: Send>(range: Range<u64>, one: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    if rayon::current_thread_index().is_none() {
+        return on_deep_stack(|| range.clone().map(&one).collect());
+    }
+    // Long runs where there is much: a tokenizer keeps what it has seen by thread.
+    const MOST: u64 = 512;
+    let rows = range.end - range.start;
+    let each = rows.div_ceil(rayon::current_num_threads() as u64).clamp(1, MOST);
+    let runs = rows.div_ceil(each) as usize;
+    let run = |i: usize| {
+        let start = range.start + i as u64 * each;
+        on_deep_stack(|| (start..range.end.min(start + each)).map(&one).collect::<Vec<T>>())
+    };
+    let all: Vec<Vec<T>> = (0..runs).into_par_iter().with_max_len(1).map(run).collect();
+    all.into_iter().flatten().collect()
 }

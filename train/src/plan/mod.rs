@@ -6,7 +6,7 @@
 
 mod probe;
 
-pub use probe::{Costs, Work, measure};
+pub use probe::{Costs, MEMORY_TOKENS, TIMED_TOKENS, Work, measure};
 
 use planish_autograd::Param;
 use planish_nn::decoder::Model;

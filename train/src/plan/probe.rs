@@ -23,8 +23,11 @@ use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Example, Source, Step};
 use crate::trainer::accumulate;
 
-/// Most tokens of a trial step: beyond, everything grows in proportion.
-const TRIAL_TOKENS: usize = 512;
+/// Most tokens of a trial step that is timed, and of one for its memory alone: beyond, everything grows in
+/// proportion.
+pub const TIMED_TOKENS: usize = 512;
+/// See [`TIMED_TOKENS`].
+pub const MEMORY_TOKENS: usize = 128;
 
 /// The head's logits, one block of them at a time, are no tensors.
 const LOGITS: u64 = (lm_head::ROWS * lm_head::TILE * 4) as u64;
@@ -90,11 +93,11 @@ impl Costs {
     }
 }
 
-/// Takes three short steps through a few of the model's layers. Leaves the model as it was, without gradients.
+/// Takes three short steps of up to `trial_tokens` tokens through a few of the model's layers. Leaves the model as it was, without gradients.
 ///
 /// # Errors
 /// Those of a training step.
-pub fn measure(model: &Model, optim: &OptimSettings, work: &Work) -> Result<Costs> {
+pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: usize) -> Result<Costs> {
     // Layers below the first trained one keep nothing (their input, with recomputation), and are not gone
     // through backward.
     let trained = |layer: &planish_nn::decoder::Layer| {
@@ -113,7 +116,7 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work) -> Result<Cost
         model
     };
     let layers = [1.min(recorded), 3.min(recorded)];
-    let most = TRIAL_TOKENS.min(usize::try_from(work.tokens).unwrap_or(usize::MAX)).max(4);
+    let most = trial_tokens.min(usize::try_from(work.tokens).unwrap_or(usize::MAX)).max(4);
     let tokens = [most.div_ceil(2), most];
     let run = |layers: usize, tokens: usize| -> Result<[f64; 2]> {
         let (model, step) = (few(layers), step(tokens, work, model.config.vocab_size));

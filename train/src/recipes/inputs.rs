@@ -35,11 +35,11 @@ pub(super) struct Inputs {
 
 impl Inputs {
     /// Memory of training `model` on them, and what was measured for it. Takes a few short training steps.
-    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings) -> Result<(MemoryPlan, Costs)> {
+    pub(super) fn memory(&self, model: &Model, optim: &OptimSettings, trial: usize) -> Result<(MemoryPlan, Costs)> {
         let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
         let tokens = self.pass(worst, optim.tokens_per_pass);
-        let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share })?;
+        let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share }, trial)?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
         // program's.
         planish_tensor::pool::clear();
@@ -81,7 +81,7 @@ pub(super) fn fit(
 ) -> Result<()> {
     let (in_use, available) = (memory_use().map_or(0, |m| m.current), plan::available_memory());
     let Some(gib) = optim.memory_budget else {
-        let (plan, _) = inputs.memory(model, optim)?;
+        let (plan, _) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
         return plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing);
     };
     let budget = (gib * (1u64 << 30) as f64) as u64;
@@ -101,7 +101,7 @@ pub(super) fn fit(
     let mut least = None;
     for recompute in [false, true] {
         optim.gradient_checkpointing = recompute;
-        let (_, costs) = inputs.memory(model, optim)?;
+        let (_, costs) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
         for &limit in &limits {
             let plan = inputs.plan(model, optim, &costs, limit);
             if plan.total() <= budget {

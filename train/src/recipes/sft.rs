@@ -99,7 +99,7 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let (model, _) = build(config, &opened, None)?;
     drop(opened);
     let o = &config.optim;
-    let (memory, costs) = inputs.memory(&model, o)?;
+    let (memory, costs) = inputs.memory(&model, o, plan::TIMED_TOKENS)?;
     let total_steps = crate::trainer::total_steps(o, inputs.steps_per_epoch);
     let report = &inputs.report;
     let mean = report.tokens as f64 / report.examples.max(1) as f64;

@@ -5,13 +5,12 @@
 //! dK = scale · dSᵀ Q. A task owns one key/value head of one segment, so every sum is made by one
 //! task in one order: gradients are deterministic on any number of threads.
 
-use rayon::prelude::*;
-
 use super::{Attention, OP, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::reduce::dot;
 use crate::scratch::{self, fill};
+use crate::team;
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
 /// Queries per block (times the heads that share keys: rows).
@@ -60,7 +59,8 @@ pub fn backward(
             Disjoint::new(dk.as_slice_mut::<R>()?),
             Disjoint::new(dv.as_slice_mut::<R>()?),
         ];
-        tasks.par_iter().with_max_len(1).for_each(|&(s, g)| scratch::with(|scratch: &mut Scratch<R>| {
+        team::for_each(tasks.len(), |i| scratch::with(|scratch: &mut Scratch<R>| {
+            let (s, g) = tasks[i];
             let range = |cu: &[u32]| cu[s] as usize..cu[s + 1] as usize;
             head(&inputs, range(cu_q), range(cu_k), g, sizes, options, scratch);
             let Scratch { dq, dk, dv, .. } = scratch;

@@ -1,11 +1,10 @@
 //! Forward pass.
 
-use rayon::prelude::*;
-
 use super::{Attention, BLOCK, OP, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::scratch::{self, fill};
+use crate::team;
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
 /// Attention of a packed stream. Returns (out, lse).
@@ -129,7 +128,7 @@ fn run<R: Real>(
             }
         }
     };
-    tasks.par_iter().with_max_len(1).for_each(|t| scratch::with(|scratch| task(scratch, t)));
+    team::for_each(tasks.len(), |i| scratch::with(|scratch| task(scratch, &tasks[i])));
     Ok((out, lse))
 }
 
