@@ -47,7 +47,7 @@ pub enum Error {
     },
     /// The run would need more memory than there is.
     #[error(
-        "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest micro-batch), but the system can give {} MiB; {advice}",
+        "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest pass), but the system can give {} MiB; {advice}",
         needed >> 20, activations >> 20, available >> 20
     )]
     DoesNotFit {

@@ -24,10 +24,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / (1u64 << 20) as f64);
     let m = &f.memory;
     output::line(format_args!("steps          {} ({} an epoch)", f.total_steps, f.steps_per_epoch))?;
-    output::line(format_args!(
-        "tokens         {:.0} a step, {} in the largest micro-batch",
-        f.tokens_per_step, m.tokens
-    ))?;
+    output::line(format_args!("tokens         {:.0} a step, {} in the largest pass", f.tokens_per_step, m.tokens))?;
     output::line(format_args!("peak memory    {}", mib(m.total())))?;
     for (name, bytes) in [
         ("program", m.program),
