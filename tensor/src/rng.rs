@@ -233,7 +233,8 @@ mod tests {
         let n = 500u32;
         let other = rows.substream(1);
         let at = |rows: &Rows, r: usize, c: u32| rows.row(r % 200).uniform(c) as f64 - 0.5;
-        let pairs: [(&str, &dyn Fn(usize, u32) -> f64); 6] = [
+        type Other<'a> = &'a dyn Fn(usize, u32) -> f64;
+        let pairs: [(&str, Other<'_>); 6] = [
             ("the next column", &|r, c| at(&rows, r, c + 1)),
             ("the eighth column after", &|r, c| at(&rows, r, c + 8)),
             ("the next row", &|r, c| at(&rows, r + 1, c)),

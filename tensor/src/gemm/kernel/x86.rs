@@ -67,8 +67,8 @@ unsafe fn avx512_tile<const MR: usize, const NV: usize>(t: &Tile<f32>) {
         let (mut b, mut at) = (t.b, 0);
         let mut b_v = [_mm512_setzero_ps(); NV];
         for _ in 0..t.kc {
-            for v in 0..NV {
-                b_v[v] = _mm512_loadu_ps(b.add(16 * v));
+            for (v, b_v) in b_v.iter_mut().enumerate() {
+                *b_v = _mm512_loadu_ps(b.add(16 * v));
             }
             for r in 0..MR {
                 let x = _mm512_set1_ps(*rows[r].add(at));
@@ -146,8 +146,8 @@ unsafe fn avx2_tile<const MR: usize, const NV: usize>(t: &Tile<f32>) {
         let (mut b, mut at) = (t.b, 0);
         let mut b_v = [_mm256_setzero_ps(); NV];
         for _ in 0..t.kc {
-            for v in 0..NV {
-                b_v[v] = _mm256_loadu_ps(b.add(8 * v));
+            for (v, b_v) in b_v.iter_mut().enumerate() {
+                *b_v = _mm256_loadu_ps(b.add(8 * v));
             }
             for r in 0..MR {
                 let x = _mm256_broadcast_ss(&*rows[r].add(at));
