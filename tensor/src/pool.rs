@@ -4,7 +4,7 @@
 //! Blocks below [`SMALL`] come from the allocator. Larger ones are mappings of their own (so that what is
 //! given back really goes back), rounded up to one of eight sizes per power of two and, when freed, kept by
 //! size. What is in use and what is kept never exceed the most
-//! that was in use at once by more than [`SLACK`] of it (and [`MIN_SLACK`]): beyond that, the blocks that
+//! that was in use at once by more than a twentieth of it (or 16 MiB): beyond that, the blocks that
 //! were kept longest are given back first.
 //!
 //! A block holds initialised bytes always: zeros from the system, then whatever its last user wrote.
