@@ -11,7 +11,7 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, TryLockError};
 
 use rayon::prelude::*;
 
@@ -79,7 +79,9 @@ pub(crate) fn for_each(n: usize, f: impl Fn(usize) + Sync) {
     }
     match LEAD.try_lock() {
         Ok(mut started) => lead(&mut started, threads - 1, n, f),
-        Err(_) => (0..n).into_par_iter().with_max_len(1).for_each(f),
+        // A task of an earlier job panicked; the job was over by then.
+        Err(TryLockError::Poisoned(lock)) => lead(&mut lock.into_inner(), threads - 1, n, f),
+        Err(TryLockError::WouldBlock) => (0..n).into_par_iter().with_max_len(1).for_each(f),
     }
 }
 
