@@ -1,5 +1,7 @@
 //! Run-time choice of vector instructions for loops that the compiler vectorises.
 
+use std::sync::OnceLock;
+
 /// Vector instructions of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Simd {
@@ -11,31 +13,46 @@ pub enum Simd {
     Avx512,
 }
 
-/// What this machine has, detected once.
+static LEVEL: OnceLock<Simd> = OnceLock::new();
+
+/// What kernels use: [`detected`], unless the process was [restricted](restrict).
 #[inline]
 pub fn level() -> Simd {
+    *LEVEL.get_or_init(detected)
+}
+
+/// Makes the process use nothing beyond `most`, which changes speed and never a bit. For tests, and for seeing
+/// what an older machine would do. Kernels rely on one answer for the life of the process, so this comes first.
+///
+/// # Errors
+/// With what is in use, if that is already decided and something else, or if the machine has not got `most`.
+pub fn restrict(most: Simd) -> Result<(), Simd> {
+    let detected = detected();
+    if most > detected {
+        return Err(detected);
+    }
+    let used = *LEVEL.get_or_init(|| most);
+    if used == most { Ok(()) } else { Err(used) }
+}
+
+/// What this machine has.
+pub fn detected() -> Simd {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::sync::OnceLock;
-        static LEVEL: OnceLock<Simd> = OnceLock::new();
-        *LEVEL.get_or_init(|| {
-            let avx2 =
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-            let avx512 = avx2
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if avx512 {
-                Simd::Avx512
-            } else if avx2 {
-                Simd::Avx2
-            } else {
-                Simd::Portable
-            }
-        })
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if avx512 {
+            return Simd::Avx512;
+        }
+        if avx2 {
+            return Simd::Avx2;
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
     Simd::Portable
 }
 

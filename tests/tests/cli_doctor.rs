@@ -40,9 +40,26 @@ fn doctor_prints_tables_and_certifies_the_builtin_model() {
     assert!(long.unwrap() <= 110, "a line of {long:?} characters");
 }
 
+/// Machines differ in their vector instructions; what is tested on one of them should hold on the others.
+#[test]
+fn every_op_passes_and_the_laws_hold_with_older_instructions() {
+    // The plain code's fused multiply-adds are calls on most machines: the laws would take minutes.
+    for (simd, more) in [("portable", None), ("avx2", Some("--certify"))] {
+        let flags = ["doctor", "--threads", "2", "--simd", simd, "--json"];
+        let done = planish(&flags.iter().copied().chain(more).collect::<Vec<_>>());
+        if done.code == 2 && done.stderr.contains("does not have these instructions") {
+            continue;
+        }
+        assert_eq!(done.code, 0, "{simd}: {}\n{}", done.stdout, done.stderr);
+        let json: Value = serde_json::from_str(&done.stdout).unwrap();
+        assert!(json["passed"] == true && json["certificate"].is_object() == more.is_some(), "{simd}");
+    }
+}
+
 #[test]
 fn doctor_refuses_what_it_cannot_do() {
     refused(&["doctor", "--threads", "0"], "--threads");
+    refused(&["doctor", "--simd", "mmx"], "--simd");
     refused(&["doctor", "--model", "builtin"], "--certify");
     refused(&["doctor", "--certify", "--model", "no/such/model/here"], "no/such/model/here");
 }

@@ -3,9 +3,10 @@
 
 use std::io;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_cuda::{CudaReport, Driver};
+use planish_tensor::simd::{self, Simd};
 use planish_train::ceilings::{Ceilings, measure};
 use planish_train::certify::{Certificate, Options, certify};
 use planish_train::models;
@@ -13,7 +14,7 @@ use serde_json::{Value as Json, json};
 
 use super::json_flag;
 use crate::doctor::{Checked, Outcome, Speed, Timed, check, time};
-use crate::failure::{DONE, FAILED};
+use crate::failure::{DONE, FAILED, UsageError};
 use crate::machine::{Facts, facts};
 use crate::output::{self, line};
 
@@ -27,6 +28,11 @@ pub(crate) fn command() -> Command {
                 .value_name("N")
                 .value_parser(value_parser!(u16).range(1..=1024))
                 .help("Threads to measure with [default: the processor's cores]"),
+        )
+        .arg(
+            Arg::new("simd").long("simd").value_name("LEVEL").value_parser(["portable", "avx2", "avx512"]).help(
+                "Use no vector instructions beyond these: what an older machine would do [default: all there are]",
+            ),
         )
         .arg(switch("bench").help("Time every op at SmolLM2-135M's shapes, on one thread and on all"))
         .arg(
@@ -55,6 +61,18 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let facts = facts();
     let threads = matches.get_one::<u16>("threads").map_or(facts.cores, |n| usize::from(*n));
     let as_json = matches.get_flag("json");
+    if let Some(name) = matches.get_one::<String>("simd") {
+        let most = match name.as_str() {
+            "avx512" => Simd::Avx512,
+            "avx2" => Simd::Avx2,
+            _ => Simd::Portable,
+        };
+        if most > simd::detected() {
+            let sentence = format!("--simd {name}: this machine does not have these instructions");
+            return Err(UsageError::Arguments { sentence }.into());
+        }
+        simd::restrict(most).map_err(|used| anyhow!("kernels already use {used:?}"))?;
+    }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
     // What is wrong with the model is said before a minute of measuring.
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();

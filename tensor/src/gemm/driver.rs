@@ -10,7 +10,7 @@ use crate::dtype::{Float, Real};
 /// Bytes of packed panels that a task keeps in its second-level cache.
 const PANELS_BYTES: usize = 448 << 10;
 
-/// Rows of A that are packed together, where they must be: with the panels they fit the second-level cache.
+/// Rows of A that are packed together at most, where they must be: with the panels they fit the second-level cache.
 const PACKED_ROWS: usize = 64;
 
 /// Depth of a piece of a panel when there are few rows: it is read once or twice after it was packed, so it
@@ -220,15 +220,17 @@ impl<R: Real> Block<R> {
         let (shape, kc) = (R::shape(), depth.len());
         let packs_a = term.a.cs != 1;
         let columns = self.cols.len().next_multiple_of(shape.lanes);
-        let [panels, packed_a] = parts(scratch, [columns * kc, if packs_a { PACKED_ROWS * kc } else { 0 }]);
+        // Whole tiles of rows, whatever their height.
+        let together = PACKED_ROWS / shape.mr * shape.mr;
+        let [panels, packed_a] = parts(scratch, [columns * kc, if packs_a { together * kc } else { 0 }]);
         let mut at = 0;
         for j in self.cols.clone().step_by(shape.nr) {
             let width = shape.nr.min(self.cols.end - j).next_multiple_of(shape.lanes);
             pack_b(&mut panels[at..at + width * kc], width, &term.b, j..self.cols.end.min(j + shape.nr), &depth);
             at += width * kc;
         }
-        for i0 in self.rows.clone().step_by(PACKED_ROWS) {
-            let rows = i0..self.rows.end.min(i0 + PACKED_ROWS);
+        for i0 in self.rows.clone().step_by(together) {
+            let rows = i0..self.rows.end.min(i0 + together);
             if packs_a {
                 pack_a(packed_a, shape.mr, &term.a, rows.clone(), &depth);
             }
@@ -337,7 +339,11 @@ fn pack_b<R: Real, B: Float>(panel: &mut [R], width: usize, b: &Mat<B>, cols: Ra
 }
 
 /// Rows of A in panels of `mr`, one after the other.
+///
+/// # Panics
+/// If `packed` is too short for them: a panel left out would be read as it was.
 fn pack_a<R: Real>(packed: &mut [R], mr: usize, a: &Mat<R>, rows: Range<usize>, depth: &Range<usize>) {
+    assert!(packed.len() >= rows.len().next_multiple_of(mr) * depth.len(), "{} rows of A have no room", rows.len());
     for (i, panel) in rows.clone().step_by(mr).zip(packed.chunks_exact_mut(mr * depth.len())) {
         let part = Part {
             data: a.data,

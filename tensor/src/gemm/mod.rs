@@ -96,6 +96,18 @@ impl<'a, T: Float> Mat<'a, T> {
     pub fn cols(&self) -> usize {
         self.cols
     }
+
+    /// An element.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn at(&self, i: usize, j: usize) -> T
+    where
+        T: Copy,
+    {
+        assert!(i < self.rows && j < self.cols, "no element ({i}, {j}) in {} x {}", self.rows, self.cols);
+        self.data[i * self.rs + j * self.cs]
+    }
 }
 
 /// What happens to the old values of C.

@@ -6,11 +6,9 @@ use planish_nn::pretrained::Pretrained;
 use planish_tensor::DType;
 use planish_tensor::memory::peak_of;
 use planish_tensor::ops::lm_head::{ROWS, TILE};
-use planish_train::config::{OptimSettings, SftConfig};
+use planish_train::config::OptimSettings;
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::plan::{self, Work};
-use planish_train::recipes::sft;
-use planish_train::run::Silent;
 use planish_train::trainer::accumulate;
 
 use crate::repo;
@@ -73,61 +71,4 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
             model.params().iter().for_each(|p| p.clear_grad());
         }
     }
-}
-
-/// A budget makes passes shorter, then recomputes layers, then is refused; the choice is written down, and a
-/// resumed run keeps it though the budget is another.
-#[test]
-fn a_memory_budget_chooses_passes_and_recomputation() {
-    let place = tempfile::tempdir().unwrap();
-    let rows = place.path().join("rows.jsonl");
-    let row = |i: usize| {
-        let words = "blue bird red dog sun ".repeat(12 + i % 9);
-        format!("{{\"prompt\": \"say {words}\", \"completion\": \"{words}\"}}\n")
-    };
-    std::fs::write(&rows, (0..64).map(row).collect::<String>()).unwrap();
-    let flags = |run: &str, more: &[(&'static str, &'static str)]| {
-        let mut flags = vec![
-            ("model".to_owned(), vec!["builtin".to_owned()]),
-            ("dataset".to_owned(), vec![rows.display().to_string()]),
-            ("output_dir".to_owned(), vec![place.path().join(run).display().to_string()]),
-            ("save_steps".to_owned(), vec!["1".to_owned()]),
-            ("per_device_train_batch_size".to_owned(), vec!["16".to_owned()]),
-        ];
-        flags.extend(more.iter().map(|(k, v)| (k.to_string(), vec![v.to_string()])));
-        planish_train::config::resolve::<SftConfig>(None, &flags).unwrap().config
-    };
-    let chosen = |run: &str| {
-        let text = std::fs::read_to_string(place.path().join(run).join("config.yaml")).unwrap();
-        let of = |key: &str| {
-            let line = text.lines().find(|l| l.starts_with(&format!("{key}:"))).unwrap();
-            line.split_once(": ").unwrap().1.to_owned()
-        };
-        (of("tokens_per_pass").parse::<u64>().unwrap(), of("gradient_checkpointing") == "true")
-    };
-    let plenty = flags("plenty", &[("memory_budget", "64"), ("max_steps", "1")]);
-    sft::run(&plenty, &mut Silent).unwrap();
-    assert_eq!(chosen("plenty"), (1024, false), "the longest pass fits, and nothing is recomputed");
-    let none = flags("none", &[("memory_budget", "0.001"), ("max_steps", "1")]);
-    let problem = sft::run(&none, &mut Silent).unwrap_err().to_string();
-    assert!(problem.contains("memory_budget allows 1 MiB") && problem.contains("raise memory_budget"), "{problem}");
-    assert!(!place.path().join("none").exists(), "nothing is written");
-    // What this process has in use already counts, and tests run side by side: so the budget is found.
-    let mut least = 0.0;
-    for mib in (40..4000).step_by(20) {
-        let _ = std::fs::remove_dir_all(place.path().join("some"));
-        let mut some = flags("some", &[("max_steps", "1")]);
-        some.optim.memory_budget = Some(mib as f64 / 1024.0);
-        if sft::run(&some, &mut Silent).is_ok() {
-            least = mib as f64 / 1024.0;
-            break;
-        }
-    }
-    assert!(least > 0.0, "some budget is enough");
-    assert_ne!(chosen("some"), (1024, false), "the smallest that is enough asks for something");
-    let mut on = flags("some", &[("max_steps", "2"), ("resume_from_checkpoint", "latest")]);
-    on.optim.memory_budget = Some(64.0);
-    let before = chosen("some");
-    sft::run(&on, &mut Silent).unwrap();
-    assert_eq!(chosen("some").0, before.0, "a resumed run keeps its passes");
 }

@@ -1,0 +1,62 @@
+//! A memory budget decides how a step is cut. A process of its own: what the process has in use counts, and tests
+//! beside this one would change it.
+
+use planish_train::Error;
+use planish_train::config::SftConfig;
+use planish_train::recipes::sft;
+use planish_train::run::Silent;
+
+/// A budget makes passes shorter, then recomputes layers, then is refused; the choice is written down, and a
+/// resumed run keeps it though the budget is another.
+#[test]
+fn a_memory_budget_chooses_passes_and_recomputation() {
+    let place = tempfile::tempdir().unwrap();
+    let rows = place.path().join("rows.jsonl");
+    let row = |i: usize| {
+        let words = "blue bird red dog sun ".repeat(12 + i % 9);
+        format!("{{\"prompt\": \"say {words}\", \"completion\": \"{words}\"}}\n")
+    };
+    std::fs::write(&rows, (0..64).map(row).collect::<String>()).unwrap();
+    let flags = |run: &str, more: &[(&'static str, &'static str)]| {
+        let mut flags = vec![
+            ("model".to_owned(), vec!["builtin".to_owned()]),
+            ("dataset".to_owned(), vec![rows.display().to_string()]),
+            ("output_dir".to_owned(), vec![place.path().join(run).display().to_string()]),
+            ("save_steps".to_owned(), vec!["1".to_owned()]),
+            ("per_device_train_batch_size".to_owned(), vec!["16".to_owned()]),
+        ];
+        flags.extend(more.iter().map(|(k, v)| (k.to_string(), vec![v.to_string()])));
+        planish_train::config::resolve::<SftConfig>(None, &flags).unwrap().config
+    };
+    let chosen = |run: &str| {
+        let text = std::fs::read_to_string(place.path().join(run).join("config.yaml")).unwrap();
+        let of = |key: &str| {
+            let line = text.lines().find(|l| l.starts_with(&format!("{key}:"))).unwrap();
+            line.split_once(": ").unwrap().1.to_owned()
+        };
+        (of("tokens_per_pass").parse::<u64>().unwrap(), of("gradient_checkpointing") == "true")
+    };
+    let plenty = flags("plenty", &[("memory_budget", "64"), ("max_steps", "1")]);
+    sft::run(&plenty, &mut Silent).unwrap();
+    assert_eq!(chosen("plenty"), (1024, false), "the longest pass fits, and nothing is recomputed");
+    let none = flags("none", &[("memory_budget", "0.001"), ("max_steps", "1")]);
+    let refusal = sft::run(&none, &mut Silent).unwrap_err();
+    let problem = refusal.to_string();
+    assert!(problem.contains("memory_budget allows 1 MiB") && problem.contains("raise memory_budget"), "{problem}");
+    assert!(!place.path().join("none").exists(), "nothing is written");
+    // The smallest budget that is enough, from the one that the refusal names on: what the process has in use
+    // changes a little from one try to the next.
+    let Error::OverBudget { needed, .. } = refusal else { panic!("{refusal}") };
+    let found = (needed >> 20..(needed >> 20) + 64).find(|&mib| {
+        let mut some = flags("some", &[("max_steps", "1")]);
+        some.optim.memory_budget = Some(mib as f64 / 1024.0);
+        sft::run(&some, &mut Silent).is_ok()
+    });
+    assert!(found.is_some(), "a budget as large as the refusal asks for is enough");
+    assert!(chosen("some").1, "the smallest budget that is enough asks for recomputation");
+    let mut on = flags("some", &[("max_steps", "2"), ("resume_from_checkpoint", "latest")]);
+    on.optim.memory_budget = Some(64.0);
+    let before = chosen("some");
+    sft::run(&on, &mut Silent).unwrap();
+    assert_eq!(chosen("some").0, before.0, "a resumed run keeps its passes");
+}
