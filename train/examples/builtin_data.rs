@@ -14,7 +14,7 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 /// Conversations of the committed model's corpus.
-const N_CONVERSATIONS: u64 = 100_000;
+const N_CONVERSATIONS: u64 = 300_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);

@@ -17,6 +17,9 @@ const PACKED_ROWS: usize = 64;
 /// should not leave the first-level cache in between.
 const PIECE: usize = 96;
 
+/// Most rows that take a panel of B piece by piece. With more, panels are packed whole.
+const FEW_ROWS: usize = 32;
+
 /// Rows of C that pay for packing a panel of B anew: fewer are not split between tasks.
 const MIN_ROWS: usize = 192;
 
@@ -87,7 +90,7 @@ impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
             return (self.m, if small { self.n } else { most * shape.nr });
         }
         // Few rows pass once: a run of W for each thread, which asks for its own lines ahead.
-        if self.m <= 2 * shape.mr {
+        if self.m <= FEW_ROWS {
             return (self.m, panels.div_ceil(threads) * shape.nr);
         }
         // A whole number of rounds of equal tasks.
@@ -154,7 +157,7 @@ impl<R: Real> Block<R> {
                     set = false;
                     continue;
                 }
-                if self.rows.len() <= R::shape().mr {
+                if self.rows.len() <= FEW_ROWS {
                     self.few_rows(term, depth, mode, scratch);
                 } else {
                     self.many_rows(term, depth, mode, scratch);
@@ -171,13 +174,13 @@ impl<R: Real> Block<R> {
     /// As [`Block::add`].
     #[cfg(target_arch = "x86_64")]
     unsafe fn gemv<B: Float>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode, scratch: &mut Vec<R>) -> bool {
-        use super::gemv::{Gemv, MAX_ROWS, lines};
+        use super::gemv::{Gemv, lines, most_rows};
         use crate::DType;
         let Term { a, b } = term;
         let width = lines();
         let fits = R::DTYPE == DType::F32
             && matches!(B::DTYPE, DType::F32 | DType::BF16 | DType::F16)
-            && self.rows.len() <= MAX_ROWS
+            && self.rows.len() <= most_rows()
             && (a.cs == 1 && b.rs == 1 && width > 0);
         if !fits || self.cols.len() < width {
             return false;
@@ -202,11 +205,7 @@ impl<R: Real> Block<R> {
             gemv.run();
             if whole < self.cols.len() {
                 let rest = Block { rows: self.rows.clone(), cols: self.cols.start + whole..self.cols.end, ..*self };
-                if rest.rows.len() <= R::shape().mr {
-                    rest.few_rows(term, depth.clone(), mode, scratch);
-                } else {
-                    rest.many_rows(term, depth.clone(), mode, scratch);
-                }
+                rest.few_rows(term, depth.clone(), mode, scratch);
             }
         }
         true
@@ -258,32 +257,39 @@ impl<R: Real> Block<R> {
         }
     }
 
-    /// At most one tile of rows: each piece of a panel is used at once, and the chains go on from piece to
-    /// piece in a buffer.
+    /// Few rows: each piece of a panel is used at once, by one tile of rows after the other, and the chains go on
+    /// from piece to piece in a buffer.
     ///
     /// # Safety
     /// As [`Block::add`].
     unsafe fn few_rows<B: Float>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
         let (shape, rows, kc) = (R::shape(), self.rows.len(), depth.len());
-        let [piece, sums, packed_a] = parts(scratch, [PIECE * shape.nr, shape.mr * shape.nr, shape.mr * kc]);
-        let a = &term.a;
-        let (a, a_row, a_k) = if a.cs == 1 {
-            (&a.data[self.rows.start * a.rs + depth.start..], a.rs, 1)
-        } else {
-            pack_a(packed_a, shape.mr, a, self.rows.clone(), &depth);
-            (&*packed_a, 1, shape.mr)
+        let packs_a = term.a.cs != 1;
+        let whole = rows.next_multiple_of(shape.mr);
+        let [piece, sums, packed_a] =
+            parts(scratch, [PIECE * shape.nr, rows * shape.nr, if packs_a { whole * kc } else { 0 }]);
+        if packs_a {
+            pack_a(packed_a, shape.mr, &term.a, self.rows.clone(), &depth);
+        }
+        // Rows from i on, as the kernel takes them: pointer, distance of rows, distance along the depth.
+        let a = |i: usize| match packs_a {
+            true => (packed_a[i * kc..].as_ptr(), 1, shape.mr),
+            false => (term.a.data[(self.rows.start + i) * term.a.rs + depth.start..].as_ptr(), term.a.rs, 1),
         };
+        let tiles = || (0..rows).step_by(shape.mr).map(|i| (i, shape.mr.min(rows - i)));
         for j in self.cols.clone().step_by(shape.nr) {
             let cols = shape.nr.min(self.cols.end - j);
             let width = cols.next_multiple_of(shape.lanes);
             // Rows of B that need neither widening nor padding are a panel as they are.
             if let Some(b) = term.b.as_panel::<R>(depth.start, j).filter(|_| cols == width) {
                 let b_row = term.b.rs;
-                // SAFETY: as in `many_rows`; rows of B hold `cols` elements from column j on.
-                unsafe {
-                    let c = self.c.add(self.rows.start * self.n + j);
-                    let a = a.as_ptr();
-                    R::tile(&Tile { rows, cols, kc, a, a_row, a_k, b, width: b_row, c, c_row: self.n, mode });
+                for (i, rows) in tiles() {
+                    let (a, a_row, a_k) = a(i);
+                    // SAFETY: as in `many_rows`; rows of B hold `cols` elements from column j on.
+                    unsafe {
+                        let c = self.c.add((self.rows.start + i) * self.n + j);
+                        R::tile(&Tile { rows, cols, kc, a, a_row, a_k, b, width: b_row, c, c_row: self.n, mode });
+                    }
                 }
                 continue;
             }
@@ -293,12 +299,18 @@ impl<R: Real> Block<R> {
                 let (from, to) = (depth.start + p, depth.start + p + len);
                 pack_b(piece, width, &term.b, j..j + cols, &(from..to));
                 let mode = if p == 0 { Mode::Set } else { Mode::Continue };
-                let (a, b) = (a[p * a_k..].as_ptr(), piece.as_ptr());
-                let (c, c_row) = (sums.as_mut_ptr(), shape.nr);
-                // SAFETY: as in `many_rows`; `sums` holds a whole tile.
-                unsafe { R::tile(&Tile { rows, cols, kc: len, a, a_row, a_k, b, width, c, c_row, mode }) }
+                let b = piece.as_ptr();
+                for (i, rows) in tiles() {
+                    let (a, a_row, a_k) = a(i);
+                    let (c, c_row) = (sums[i * shape.nr..].as_mut_ptr(), shape.nr);
+                    // SAFETY: as in `many_rows`, from depth p on; `sums` holds `nr` elements for each row.
+                    unsafe {
+                        let a = a.add(p * a_k);
+                        R::tile(&Tile { rows, cols, kc: len, a, a_row, a_k, b, width, c, c_row, mode })
+                    }
+                }
             }
-            for (r, sums) in sums.chunks_exact(shape.nr).enumerate().take(rows) {
+            for (r, sums) in sums.chunks_exact(shape.nr).enumerate() {
                 for (l, &sum) in sums[..cols].iter().enumerate() {
                     // SAFETY: inside the block.
                     unsafe {

@@ -228,13 +228,8 @@ unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
             // SAFETY: 8 whole lines of 32 bytes inside the part, and their places in the panel.
             unsafe {
                 let at = job.src.add(l * job.stride + p * 4 / PER_WORD);
-                let mut r = [_mm256_setzero_si256(); 8];
-                for (i, r) in r.iter_mut().enumerate() {
-                    let line = at.add(i * job.stride);
-                    *r = _mm256_loadu_si256(line.cast());
-                    prefetch(line, job.lines * job.stride);
-                }
-                transpose_8(&mut r);
+                (0..8).for_each(|i| prefetch(at.wrapping_add(i * job.stride), job.lines * job.stride));
+                let r = load_transposed_8(at, job.stride);
                 let out = job.panel.add(p * job.width + l);
                 for (i, &word) in r.iter().enumerate() {
                     if PER_WORD == 1 {
@@ -252,26 +247,33 @@ unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
     unsafe { rest::<PER_WORD, BF16>(job, lines, kc) }
 }
 
-/// Transposes 8 × 8 words.
+/// 8 words of 8 lines, `stride` bytes apart, transposed: word i of each line in register i, in the order of the
+/// lines. As in [`load_transposed_16`], the loads put halves in place, which saves a third of the shuffles.
+///
+/// # Safety
+/// 32 bytes of each line must be readable.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(in crate::gemm) fn transpose_8(r: &mut [__m256i; 8]) {
-    let mut t = *r;
-    for i in (0..8).step_by(2) {
-        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+pub(in crate::gemm) unsafe fn load_transposed_8(at: *const u8, stride: usize) -> [__m256i; 8] {
+    let mut out = [_mm256_setzero_si256(); 8];
+    for half in 0..2 {
+        let mut r = [_mm256_setzero_si256(); 4];
+        for (i, r) in r.iter_mut().enumerate() {
+            // SAFETY: a half of a line.
+            unsafe {
+                let line = at.add(i * stride + 16 * half);
+                let low = _mm256_castsi128_si256(_mm_loadu_si128(line.cast()));
+                *r = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(line.add(4 * stride).cast()));
+            }
+        }
+        let (a, b) = (_mm256_unpacklo_epi32(r[0], r[1]), _mm256_unpackhi_epi32(r[0], r[1]));
+        let (c, d) = (_mm256_unpacklo_epi32(r[2], r[3]), _mm256_unpackhi_epi32(r[2], r[3]));
+        out[4 * half] = _mm256_unpacklo_epi64(a, c);
+        out[4 * half + 1] = _mm256_unpackhi_epi64(a, c);
+        out[4 * half + 2] = _mm256_unpacklo_epi64(b, d);
+        out[4 * half + 3] = _mm256_unpackhi_epi64(b, d);
     }
-    for i in (0..8).step_by(4) {
-        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for c in 0..4 {
-        t[c] = _mm256_permute2x128_si256::<0x20>(r[c], r[4 + c]);
-        t[4 + c] = _mm256_permute2x128_si256::<0x31>(r[c], r[4 + c]);
-    }
-    *r = t;
+    out
 }
 
 #[cfg(test)]
