@@ -204,19 +204,24 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_team_goes_on() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        pool.install(|| {
-            for _ in 0..50 {
-                let run = || for_each(20, |i| assert_ne!(i, 7, "task seven"));
-                let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
-                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-                assert!(text.contains("task seven"), "{text}");
-                let done = AtomicUsize::new(0);
-                for_each(9, |_| {
-                    done.fetch_add(1, SeqCst);
-                });
-                assert_eq!(done.load(SeqCst), 9);
-            }
-        });
+        // Through the team itself: `for_each` would go to the general pool while another test leads.
+        let team = |n: usize, f: &(dyn Fn(usize) + Sync)| {
+            let mut started = LEAD.lock().unwrap_or_else(|e| e.into_inner());
+            lead(&mut started, 1, n, f);
+        };
+        for _ in 0..50 {
+            let run = || team(20, &|i| assert_ne!(i, 7, "task seven"));
+            let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            assert!(text.contains("task seven"), "{text}");
+            let done = AtomicUsize::new(0);
+            team(9, &|_| {
+                done.fetch_add(1, SeqCst);
+            });
+            assert_eq!(done.load(SeqCst), 9);
+        }
+        // After a panic under the lock, work still goes to the team and not past it.
+        assert!(LEAD.is_poisoned());
+        assert!(matches!(LEAD.try_lock(), Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock)));
     }
 }

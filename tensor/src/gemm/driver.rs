@@ -1,14 +1,24 @@
 //! Loops around the kernels: who computes which block, and what is packed when.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack};
 use super::{KC, Mat, Store};
 use crate::dtype::{Float, Real};
 
-/// Bytes of packed panels that a task keeps in its second-level cache.
-const PANELS_BYTES: usize = 448 << 10;
+/// Bytes of packed panels that a task keeps in its second-level cache: less than half of it, since A and C pass
+/// through it too. Changes speed, never a sum.
+fn panels_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        // Where the system does not say, what desktop and server cores have had at least since 2017.
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").unwrap_or_default();
+        let kib = text.trim().strip_suffix('K').and_then(|kib| kib.parse::<usize>().ok()).unwrap_or(512);
+        (kib.clamp(256, 4096) << 10) / 16 * 7
+    })
+}
 
 /// Rows of A that are packed together at most, where they must be: with the panels they fit the second-level cache.
 const PACKED_ROWS: usize = 64;
@@ -84,7 +94,7 @@ impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
         let shape = R::shape();
         let kc = self.base.a.cols.clamp(1, KC);
         let panels = self.n.div_ceil(shape.nr);
-        let most = (PANELS_BYTES / size_of::<R>() / kc / shape.nr).max(1);
+        let most = (panels_bytes() / size_of::<R>() / kc / shape.nr).max(1);
         let small = self.m * self.n * self.base.a.cols.max(1) < (1 << 17);
         if threads == 1 || small {
             return (self.m, if small { self.n } else { most * shape.nr });
