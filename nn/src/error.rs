@@ -93,6 +93,14 @@ pub enum Error {
         /// How many more there are.
         others: usize,
     },
+    /// What is wrong with a model, and which model that is.
+    #[error("{}: {source}", .path.display())]
+    InModel {
+        /// Its directory or file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<Error>,
+    },
     /// Something about an adapter.
     #[error(transparent)]
     Adapter(#[from] crate::adapters::AdapterError),
@@ -138,4 +146,18 @@ pub enum Error {
         /// Place of the token in the sequence, the prompt included.
         position: usize,
     },
+}
+
+impl Error {
+    /// Adds which model is meant, where the message does not name a file yet.
+    pub(crate) fn of_model(self, path: &std::path::Path) -> Error {
+        match self {
+            Error::Config(_)
+            | Error::MissingTensor { .. }
+            | Error::TensorShape { .. }
+            | Error::TensorDtype { .. }
+            | Error::UnexpectedTensor { .. } => Error::InModel { path: path.to_path_buf(), source: Box::new(self) },
+            other => other,
+        }
+    }
 }

@@ -57,7 +57,7 @@ impl Pretrained {
         if path.is_dir() {
             let config = read_json(&path.join("config.json"))?;
             let source = Source::Directory(WeightsReader::open(path)?);
-            return Ok(Pretrained { path: path.to_path_buf(), config: ModelConfig::from_json(&config)?, source });
+            return Ok(Pretrained { path: path.to_path_buf(), config: config_of(path, &config)?, source });
         }
         if !path.exists() {
             return Err(not("there is no such file or directory"));
@@ -66,7 +66,7 @@ impl Pretrained {
             return Err(not("it is neither a model directory nor a .gguf file"));
         }
         let file = GgufFile::open(path)?;
-        let config = ModelConfig::from_json(&file.hf_config()?)?;
+        let config = config_of(path, &file.hf_config()?)?;
         Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)) })
     }
 
@@ -82,7 +82,7 @@ impl Pretrained {
         map[..weights.len()].copy_from_slice(weights);
         let map = Arc::new(map.make_read_only().map_err(io)?);
         let source = Source::Directory(WeightsReader::from_mmap(map, &path)?);
-        Ok(Pretrained { config: ModelConfig::from_json(&config)?, path, source })
+        Ok(Pretrained { config: config_of(&path, &config)?, path, source })
     }
 
     /// The GGUF file, if it is one: its metadata holds the tokenizer.
@@ -102,8 +102,12 @@ impl Pretrained {
             Source::Directory(reader) => reader,
             Source::Gguf(file) => &**file,
         };
-        Model::load(self.config.clone(), source, options)
+        Model::load(self.config.clone(), source, options).map_err(|e| e.of_model(&self.path))
     }
+}
+
+fn config_of(path: &Path, config: &Value) -> Result<ModelConfig> {
+    ModelConfig::from_json(config).map_err(|e| Error::from(e).of_model(path))
 }
 
 /// Reads a JSON file.

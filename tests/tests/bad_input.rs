@@ -97,9 +97,16 @@ fn weights_that_are_missing_damaged_or_of_another_model() {
     place.refuses("the weights have no tensor `model.embed_tokens.weight`");
     fs::write(weights(&place), "").unwrap();
     place.refuses("model.safetensors: truncated or not safetensors");
-    Place::new().config(json!({"hidden_size": 64, "head_dim": 32})).refuses("but config.json calls for");
-    Place::new().config(json!({"num_hidden_layers": 5})).refuses("model.layers.4");
-    Place::new().config(json!({"num_hidden_layers": 3})).refuses("does not call for");
+    for (changes, words) in [
+        (json!({"hidden_size": 64, "head_dim": 32}), "but config.json calls for"),
+        (json!({"num_hidden_layers": 5}), "model.layers.4"),
+        (json!({"num_hidden_layers": 3}), "does not call for"),
+        (json!({"num_attention_heads": 0}), "num_attention_heads"),
+    ] {
+        let place = Place::new();
+        let error = place.config(changes).refuses(words);
+        assert!(error.contains(&place.path("model").display().to_string()), "which model? {error}");
+    }
     Place::new().refuses_with(&["--model", "no/such/model/here"], "no such file or directory");
 }
 
