@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_train::config::{
     Arity, ConfigError, CpoConfig, DpoConfig, Flag, Key, KtoConfig, Loaded, OrpoConfig, PretrainConfig, Recipe,
-    Settings, SftConfig, SimpoConfig, aliases, resolve,
+    RewardConfig, Settings, SftConfig, SimpoConfig, aliases, resolve,
 };
 use serde_json::Value as Json;
 
@@ -22,6 +22,7 @@ pub(crate) fn switches() -> &'static HashSet<&'static str> {
             OrpoConfig::default().keys(),
             CpoConfig::default().keys(),
             SimpoConfig::default().keys(),
+            RewardConfig::default().keys(),
         ];
         let keys = keys.into_iter().flatten();
         keys.filter(|key| key.arity == Arity::Switch).map(|key| key.name).collect()

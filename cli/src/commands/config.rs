@@ -2,7 +2,7 @@
 
 use clap::{ArgMatches, Command};
 use planish_train::config::{
-    CpoConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, SftConfig, SimpoConfig, to_yaml,
+    CpoConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig, SimpoConfig, to_yaml,
 };
 
 use super::json_flag;
@@ -29,6 +29,7 @@ pub(crate) fn command() -> Command {
         .subcommand(recipe(OrpoConfig::NAME, "Settings of ORPO", settings::with_flags::<OrpoConfig>))
         .subcommand(recipe(CpoConfig::NAME, "Settings of CPO", settings::with_flags::<CpoConfig>))
         .subcommand(recipe(SimpoConfig::NAME, "Settings of SimPO", settings::with_flags::<SimpoConfig>))
+        .subcommand(recipe(RewardConfig::NAME, "Settings of reward models", settings::with_flags::<RewardConfig>))
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
@@ -40,6 +41,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         OrpoConfig::NAME => print::<OrpoConfig>(matches),
         CpoConfig::NAME => print::<CpoConfig>(matches),
         SimpoConfig::NAME => print::<SimpoConfig>(matches),
+        RewardConfig::NAME => print::<RewardConfig>(matches),
         _ => print::<PretrainConfig>(matches),
     }
 }

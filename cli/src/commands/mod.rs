@@ -14,6 +14,7 @@ mod plan;
 mod pretrain;
 mod quickstart;
 mod report;
+mod reward;
 mod sampling;
 mod score;
 mod sft;
@@ -37,6 +38,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: orpo::command, run: orpo::run },
     Entry { command: cpo::command, run: cpo::run },
     Entry { command: simpo::command, run: simpo::run },
+    Entry { command: reward::command, run: reward::run },
     Entry { command: generate::command, run: generate::run },
     Entry { command: chat::command, run: chat::run },
     Entry { command: score::command, run: score::run },

@@ -46,9 +46,9 @@ pub use groups::{
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use preference::{
     CpoLossType, CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings,
-    PreferenceDataSettings, ReferenceSettings, SimpoSettings,
+    PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings,
 };
-pub use preference_recipes::{CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, SimpoConfig};
+pub use preference_recipes::{CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, RewardConfig, SimpoConfig};
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
 pub use schedule::{Ramp, Schedule, ScheduleArgs};

@@ -230,3 +230,11 @@ settings! {
         alpha: f64 = 0.0, FINITE;
     }
 }
+
+settings! {
+    /// The reward model's loss.
+    pub struct RewardSettings ("Reward") {
+        /// Weight of (sum of both rewards)², which keeps rewards around 0 (arXiv 2312.09244); TRL suggests 0.01.
+        center_rewards_coefficient: Option<f64> = None, NOT_NEGATIVE;
+    }
+}

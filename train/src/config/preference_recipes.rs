@@ -1,10 +1,10 @@
 //! The settings of the recipes that learn from preferences, and what must agree in them.
 
 use super::error::ConfigError;
-use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, RunSettings};
+use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, RunSettings, TruncationMode};
 use super::preference::{
     CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
-    ReferenceSettings, SimpoSettings,
+    ReferenceSettings, RewardSettings, SimpoSettings,
 };
 use super::recipes::{Recipe, check_data, check_eval, check_run, conflict};
 use super::setting::rules::SWITCH;
@@ -20,7 +20,7 @@ settings! {
 
 /// A recipe on preferences: its own block, and for those that have one the reference.
 macro_rules! preference_recipe {
-    ($(#[$meta:meta])* $name:ident, $command:literal, $(($field:ident : $block:ty, $doc:literal)),+; $check:expr) => {
+    ($(#[$meta:meta])* $name:ident, $command:literal, $(($field:ident : $block:ty, $doc:literal)),+; $defaults:expr; $check:expr) => {
         recipe_settings! {
             $(#[$meta])*
             pub struct $name {
@@ -43,9 +43,9 @@ macro_rules! preference_recipe {
         }
 
         impl Default for $name {
-            /// The shared defaults, but for TRL's learning rate of preference losses.
+            /// The shared defaults, but for TRL's own of this recipe.
             fn default() -> Self {
-                $name {
+                let mut config = $name {
                     model: ModelSettings::default(),
                     data: PreferenceDataSettings::default(),
                     $( $field: <$block>::default(), )+
@@ -54,7 +54,10 @@ macro_rules! preference_recipe {
                     lora: LoraSettings::default(),
                     eval: EvalSettings::default(),
                     run: RunSettings::default(),
-                }
+                };
+                let own: fn(&mut $name) = $defaults;
+                own(&mut config);
+                config
             }
         }
 
@@ -81,6 +84,7 @@ preference_recipe! {
     DpoConfig, "dpo",
     (dpo: DpoSettings, "The loss."),
     (reference: ReferenceSettings, "What it compares with.");
+    |_| {};
     |c| {
         check_dpo(&c.dpo)?;
         check_reference(&c.reference, c.lora.use_peft || c.model.adapter.is_some())
@@ -92,6 +96,7 @@ preference_recipe! {
     KtoConfig, "kto",
     (kto: KtoSettings, "The loss."),
     (reference: ReferenceSettings, "What it compares with.");
+    |_| {};
     |c| {
         if c.reference.precompute_ref_log_probs {
             return conflict(
@@ -113,6 +118,7 @@ preference_recipe! {
     /// Cross-entropy and the odds ratio of pairs (`planish orpo`).
     OrpoConfig, "orpo",
     (orpo: OrpoSettings, "The loss.");
+    |_| {};
     |_| Ok(())
 }
 
@@ -120,6 +126,7 @@ preference_recipe! {
     /// Contrastive preference optimization (`planish cpo`).
     CpoConfig, "cpo",
     (cpo: CpoSettings, "The loss.");
+    |_| {};
     |_| Ok(())
 }
 
@@ -127,7 +134,22 @@ preference_recipe! {
     /// SimPO (`planish simpo`).
     SimpoConfig, "simpo",
     (simpo: SimpoSettings, "The loss.");
+    |_| {};
     |_| Ok(())
+}
+
+preference_recipe! {
+    /// Reward models (`planish reward`).
+    RewardConfig, "reward",
+    (reward: RewardSettings, "The loss.");
+    |c| {
+        c.optim.learning_rate = 1e-4;
+        c.data.truncation_mode = TruncationMode::Drop;
+    };
+    |c| match c.lora.use_peft || c.model.adapter.is_some() {
+        true => conflict("use_peft", "and `adapter` are not for reward models: all weights are trained"),
+        false => Ok(()),
+    }
 }
 
 fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {

@@ -3,7 +3,7 @@
 use super::encode::{Example, supervised};
 
 /// Segments laid end to end.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// Tokens of all segments: `(tokens,)`.
     pub ids: Vec<u32>,
@@ -21,6 +21,9 @@ pub struct Batch {
     pub per_example: usize,
     /// Whether each segment is a wanted answer, where the data says so: `(segments,)` or empty.
     pub labels: Vec<bool>,
+    /// By how much the chosen side of each pair is better, 0 where the data does not say: `(pairs,)`, or empty if
+    /// there are no pairs.
+    pub margins: Vec<f64>,
 }
 
 impl Batch {
@@ -39,6 +42,7 @@ impl Batch {
         for (index, chosen, rejected) in pairs {
             batch.push(index, &chosen.ids, &chosen.mask);
             batch.push(index, &rejected.ids, &rejected.mask);
+            batch.margins.push(0.0);
         }
         batch
     }
@@ -109,6 +113,7 @@ impl Batch {
                 parts.push(fresh());
             }
             let part = parts.last_mut().expect("never empty");
+            part.margins.extend(self.margins.get(first / group));
             for s in segments {
                 let range = self.segment(s);
                 part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range]);

@@ -118,7 +118,7 @@ pub enum Dropped {
 }
 
 /// A row after encoding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
     /// The example, or why there is none. Of a preference pair, the chosen side.
     pub example: Result<Example, Dropped>,
@@ -126,6 +126,8 @@ pub struct Encoded {
     pub rejected: Option<Rejected>,
     /// Whether the completion is a wanted one, for rows that say so.
     pub label: Option<bool>,
+    /// By how much the chosen side of a pair is better, for rows that say so.
+    pub margin: Option<f64>,
     /// Tokens before truncation.
     pub full_len: usize,
     /// It begins with two beginning-of-sequence tokens.
@@ -204,8 +206,9 @@ impl Encoder {
     /// set, an example without a trained token, an empty completion, or two equal ones.
     pub fn encode(&self, row: &TypedRow, source: Source) -> Result<Encoded> {
         match row {
-            TypedRow::Preference { prompt, chosen, rejected, extras } => {
-                self.preference(prompt, chosen, rejected, extras, source)
+            TypedRow::Preference { prompt, chosen, rejected, margin, extras } => {
+                let encoded = self.preference(prompt, chosen, rejected, extras, source)?;
+                Ok(Encoded { margin: *margin, ..encoded })
             }
             TypedRow::Labelled { prompt, completion, label, extras } => {
                 self.labelled(prompt, completion, *label, extras, source)
@@ -235,6 +238,7 @@ impl Encoder {
             prompt_diverges: tokens.diverges,
             rejected: None,
             label: None,
+            margin: None,
             example: Err(Dropped::TooLong),
         };
         if cut && self.options.truncation_mode == Truncation::Drop {

@@ -112,6 +112,7 @@ impl Encoder {
                 example: Err(dropped),
                 rejected: None,
                 label: None,
+                margin: None,
                 full_len: 0,
                 double_bos: false,
                 missing_eos: false,

@@ -96,14 +96,22 @@ pub struct Sampler {
 /// a pair.
 type Unit = Vec<Piece>;
 
-/// The number of an example, the example or one side of it, which of its tokens are meant, and its label.
+/// The number of an example, the example or one side of it, which of its tokens are meant, and what its row says
+/// besides tokens.
 #[derive(Clone)]
-struct Piece(usize, Arc<Example>, Range<usize>, Option<bool>);
+struct Piece(usize, Arc<Example>, Range<usize>, Said);
+
+/// A label, or a margin.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    label: Option<bool>,
+    margin: Option<f64>,
+}
 
 impl Piece {
-    fn whole(index: usize, example: Example, label: Option<bool>) -> Piece {
+    fn whole(index: usize, example: Example, said: Said) -> Piece {
         let tokens = 0..example.ids.len();
-        Piece(index, Arc::new(example), tokens, label)
+        Piece(index, Arc::new(example), tokens, said)
     }
 
     fn is_trained_on(&self) -> bool {
@@ -370,7 +378,7 @@ impl Steps {
         }
         let lengths: Vec<usize> = examples.iter().map(|(_, e)| e.ids.len()).collect();
         let bins = self.sampler.bins(&lengths, epoch, range.start);
-        let piece = |i: usize| Piece(examples[i].0, examples[i].1.clone(), 0..lengths[i], None);
+        let piece = |i: usize| Piece(examples[i].0, examples[i].1.clone(), 0..lengths[i], Said::default());
         let rows = bins.into_iter().map(|bin| bin.into_iter().map(piece).collect()).collect();
         Ok(Window { range, epoch, rows })
     }
@@ -396,7 +404,7 @@ impl Steps {
             } else {
                 self.cursor.offset = end as u64;
             }
-            block.push(Piece(index, example, start..end, None));
+            block.push(Piece(index, example, start..end, Said::default()));
             if room == 0 || self.cursor.index == len {
                 let block = std::mem::take(&mut block);
                 room = self.sampler.row_length;
@@ -434,8 +442,9 @@ impl Steps {
 
 /// A row as a unit; `None` if it was dropped.
 fn unit(index: usize, encoded: Encoded) -> Option<Unit> {
-    let mut unit = vec![Piece::whole(index, encoded.example.ok()?, encoded.label)];
-    unit.extend(encoded.rejected.map(|r| Piece::whole(index, r.example, None)));
+    let said = Said { label: encoded.label, margin: encoded.margin };
+    let mut unit = vec![Piece::whole(index, encoded.example.ok()?, said)];
+    unit.extend(encoded.rejected.map(|r| Piece::whole(index, r.example, Said::default())));
     Some(unit)
 }
 
@@ -454,9 +463,12 @@ fn batch(units: &[Unit], packing: Packing) -> Result<Batch> {
     // Unpacked, a unit is an example, and the units of a data set of pairs are all pairs.
     let pairs = packing == Packing::None && units.iter().all(|u| u.len() == 2);
     let mut batch = Batch { per_example: if pairs { 2 } else { 1 }, ..Batch::new() };
-    for Piece(index, example, range, label) in pieces() {
+    for Piece(index, example, range, said) in pieces() {
         batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
-        batch.labels.extend(label);
+        batch.labels.extend(said.label);
+    }
+    if pairs {
+        batch.margins = units.iter().map(|u| u[0].3.margin.unwrap_or(0.0)).collect();
     }
     Ok(batch)
 }

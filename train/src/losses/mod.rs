@@ -3,7 +3,8 @@
 //!
 //! [`token_scores`] is the one way from a model to numbers and back. What is done with the numbers is arithmetic
 //! without a model in it: [`CrossEntropy`](cross_entropy) of tokens, losses of preference pairs ([`PairLoss`]:
-//! [`Dpo`], [`Orpo`], [`Cpo`]) and of labelled completions ([`Kto`]).
+//! [`Dpo`], [`Orpo`], [`Cpo`]) of labelled completions ([`Kto`]), and of rewards
+//! ([`BradleyTerry`]).
 
 mod cpo;
 mod cross_entropy;
@@ -12,6 +13,7 @@ mod dual;
 mod kto;
 mod orpo;
 mod pair;
+mod reward;
 mod tokens;
 
 pub use cpo::Cpo;
@@ -21,6 +23,7 @@ pub use dual::Dual;
 pub use kto::{Kto, LabelSlope};
 pub use orpo::Orpo;
 pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
+pub use reward::BradleyTerry;
 pub use tokens::{TokenScores, Want, token_scores};
 
 #[cfg(test)]

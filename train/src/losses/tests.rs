@@ -99,6 +99,18 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn slopes_of_rewards_are_those_of_the_loss(c in -4.0..4.0f64, r in -4.0..4.0f64, m in 0.0..2.0f64) {
+        const STEP: f64 = 1e-6;
+        let loss = BradleyTerry { center: 0.03 };
+        let found = loss.loss(c, r, m);
+        let by = |a: f64, b: f64| (loss.loss(c + a, r + b, m).loss - loss.loss(c - a, r - b, m).loss) / (2.0 * STEP);
+        prop_assert!((found.chosen - by(STEP, 0.0)).abs() <= 1e-8);
+        prop_assert!((found.rejected - by(0.0, STEP)).abs() <= 1e-8);
+    }
+}
+
 #[test]
 fn dpo_at_the_reference_is_log_two() {
     let side = |logp| Side { logp, reference: logp, tokens: 3.0, alignment: 0.0 };

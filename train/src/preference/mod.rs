@@ -5,18 +5,20 @@
 //!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
 //! ```
 //!
-//! [`Pairs`] and [`Unpaired`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
+//! [`Pairs`], [`Unpaired`] and [`Rewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
 //! [`Reference`] is what they compare with.
 
 mod pairs;
 mod precompute;
 mod reference;
+mod rewards;
 mod unpaired;
 mod watch;
 
 pub use pairs::Pairs;
 pub use precompute::{Known, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};
+pub use rewards::Rewards;
 pub use unpaired::Unpaired;
 
 use std::sync::Arc;
@@ -67,6 +69,3 @@ fn passes(micro_batches: &[Batch], limit: u64) -> Vec<Vec<Part>> {
     let mut part = |batch: Batch| Part { batch, keys: keys.next().expect("a list of keys for each part") };
     parts.into_iter().map(|parts| parts.into_iter().map(&mut part).collect()).collect()
 }
-
-#[cfg(test)]
-mod tests;

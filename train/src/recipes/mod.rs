@@ -5,6 +5,7 @@ pub mod dpo;
 pub mod kto;
 pub mod orpo;
 pub mod pretrain;
+pub mod reward;
 pub mod sft;
 pub mod simpo;
 

@@ -36,8 +36,23 @@ pub(super) struct Ready {
     resume: Option<Checkpoint>,
 }
 
+/// A model, and the settings of its adapter if it has one.
+type Built = (Model, Option<LoraConfig>);
+
 /// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
 pub(super) fn ready(b: Blocks<'_>, accepted: &[DatasetType], observer: &mut dyn Observer) -> Result<Ready> {
+    let (model, lora, optim) = (b.model.clone(), b.lora.clone(), b.optim.clone());
+    let as_sft = SftConfig { model, lora, optim, ..SftConfig::default() };
+    ready_with(b, accepted, observer, |opened, resume| sft::build(&as_sft, opened, resume))
+}
+
+/// As [`ready`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.
+pub(super) fn ready_with(
+    b: Blocks<'_>,
+    accepted: &[DatasetType],
+    observer: &mut dyn Observer,
+    build: impl FnOnce(&Opened, Option<&Checkpoint>) -> Result<Built>,
+) -> Result<Ready> {
     inputs::check_device(b.run)?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
     let resume = match &b.run.resume_from_checkpoint {
@@ -49,9 +64,7 @@ pub(super) fn ready(b: Blocks<'_>, accepted: &[DatasetType], observer: &mut dyn 
     let eval_batch = b.eval.per_device_eval_batch_size;
     let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, accepted, Packing::None)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, lora, optim) = (b.model.clone(), b.lora.clone(), b.optim.clone());
-    let as_sft = SftConfig { model, lora, optim, ..SftConfig::default() };
-    let (model, adapter) = sft::build(&as_sft, &opened, resume.as_ref())?;
+    let (model, adapter) = build(&opened, resume.as_ref())?;
     Ok(Ready { opened, model, adapter, inputs, resume })
 }
 
