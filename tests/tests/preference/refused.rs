@@ -41,6 +41,12 @@ fn rows_that_teach_nothing_name_their_line() {
         ),
         ("dpo", r#"{"prompt": "a", "chosen": [], "rejected": " b"}"#.to_owned(), "`chosen` must be"),
         ("dpo", r#"{"prompt": "a", "chosen": " b"}"#.to_owned(), "\"rejected\" is missing"),
+        (
+            "dpo",
+            r#"{"prompt": "a", "chosen": " b", "rejected": " c", "margin": "NaN"}"#.to_owned(),
+            "`margin` must be a finite number",
+        ),
+        ("dpo", r#"{"prompt": "a", "chosen": " b", "rejected": " c", "margin": NaN}"#.to_owned(), "malformed JSON"),
         ("kto", r#"{"prompt": "a", "completion": "", "label": true}"#.to_owned(), "completion is empty"),
         ("kto", r#"{"prompt": "a", "completion": " b", "label": "maybe"}"#.to_owned(), "`label` must be true or false"),
         ("kto", r#"{"prompt": "a", "completion": " b", "label": 0.5}"#.to_owned(), "`label` must be true or false"),
@@ -137,6 +143,7 @@ fn the_program_refuses_what_contradicts_itself() {
     run("kto", &["--per-device-train-batch-size", "1"], "must be at least 2");
     run("kto", &["--precompute-ref-log-probs"], "cannot be used with kto");
     run("simpo", &["--loss-type", "ipo"], "there is no flag `--loss-type`");
+    run("reward", &["--use-peft"], "all weights are trained");
     run("cpo", &["--beta", "0"], "`beta` must be a number above 0");
 
     let done = planish(&["config", "dpo", "--model", "builtin", "--dataset", &pairs, "--output-dir", &out]);

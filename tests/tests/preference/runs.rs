@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use planish_train::config::{CpoConfig, DpoConfig, KtoConfig, OrpoConfig, SimpoConfig};
-use planish_train::recipes::{cpo, dpo, kto, orpo, simpo};
+use planish_train::config::{CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardConfig, SimpoConfig};
+use planish_train::recipes::{cpo, dpo, kto, orpo, reward, simpo};
 use planish_train::run::{Outcome, Silent};
 
 use crate::{Listener, files, metrics, result, settings, write_data};
@@ -17,6 +17,7 @@ fn run(recipe: &str, dir: &Path, out: &str, extra: &[(&str, &str)], stop: u64) -
         "kto" => kto::run(&settings::<KtoConfig>(&labelled, &out, extra), &mut seen),
         "orpo" => orpo::run(&settings::<OrpoConfig>(&pairs, &out, extra), &mut seen),
         "cpo" => cpo::run(&settings::<CpoConfig>(&pairs, &out, extra), &mut seen),
+        "reward" => reward::run(&settings::<RewardConfig>(&pairs, &out, extra), &mut seen),
         "simpo" => simpo::run(&settings::<SimpoConfig>(&pairs, &out, extra), &mut seen),
         other => panic!("{other}"),
     };
@@ -41,6 +42,7 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
         ("orpo", held.to_vec()),
         ("cpo", LORA.to_vec()),
         ("simpo", LORA.to_vec()),
+        ("reward", held.to_vec()),
     ];
     for (i, (recipe, extra)) in runs.iter().enumerate() {
         let (whole, cut) = (format!("whole{i}"), format!("cut{i}"));
@@ -161,4 +163,31 @@ fn a_memory_budget_and_a_moved_model_are_no_trouble() {
     let pairs = settings::<DpoConfig>(&dir.join("pairs.jsonl"), &dir.join("far"), &[]);
     let refused = dpo::run(&pairs, &mut Silent).unwrap_err();
     assert!(refused.is_usage() && refused.to_string().contains("far"), "{refused}");
+}
+
+/// A reward model is a classifier of one label to transformers, and is taken up again with its head.
+#[test]
+fn a_reward_model_is_written_as_a_classifier() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    write_data(dir);
+    let first = result(run("reward", dir, "first", &[("center_rewards_coefficient", "0.01")], u64::MAX).0);
+    let config = planish_nn::pretrained::read_json(&first.join("config.json")).unwrap();
+    assert_eq!(config["architectures"][0], "LlamaForSequenceClassification");
+    assert!(config["id2label"].as_object().unwrap().len() == 1 && config["pad_token_id"].is_u64(), "{config}");
+    let reader = planish_nn::weights::WeightsReader::open(&first).unwrap();
+    assert!(reader.contains("score.weight") && !reader.contains("lm_head.weight"));
+    for name in ["accuracy", "margin", "min_reward", "mean_reward", "max_reward"] {
+        let lines = metrics(&dir.join("first"));
+        assert!(lines.iter().all(|l| l[name].as_f64().is_some_and(f64::is_finite)), "{name}: {lines:?}");
+    }
+    // Trained further from where it stands, rewards begin where they ended.
+    let path = first.to_string_lossy().into_owned();
+    run("reward", dir, "then", &[("model", &path)], u64::MAX);
+    let of = |out: &str, line: usize| metrics(&dir.join(out))[line]["loss"].as_f64().unwrap();
+    assert!(of("then", 0) < of("first", 0), "{} and {}", of("first", 0), of("then", 0));
+    // It is no language model any more.
+    let again = settings::<DpoConfig>(&dir.join("pairs.jsonl"), &dir.join("dpo"), &[("model", &path)]);
+    let error = dpo::run(&again, &mut Silent).unwrap_err().to_string();
+    assert!(error.contains("score.weight"), "{error}");
 }
