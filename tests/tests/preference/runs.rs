@@ -131,6 +131,32 @@ fn the_ways_to_a_reference_agree() {
     }
 }
 
+/// A loss that couples pairs is computed twice where a micro-batch takes several passes: with the same dropout.
+#[test]
+fn passes_change_no_dropout() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    write_data(dir);
+    let first = |out: &str, more: &[(&str, &str)]| {
+        let extra = [&LORA[..], &[("loss_type", "aot"), ("adapter", "from"), ("max_steps", "2")], more].concat();
+        let adapter = dir.join("start/final").to_string_lossy().into_owned();
+        let extra: Vec<_> =
+            extra.iter().map(|&(k, v)| (k, if k == "adapter" { adapter.as_str() } else { v })).collect();
+        result(run("dpo", dir, out, &extra, u64::MAX).0);
+        let of = |step: usize, name: &str| metrics(&dir.join(out))[step][name].as_f64().unwrap();
+        [of(0, "loss"), of(0, "grad_norm"), of(1, "loss")]
+    };
+    // An adapter whose B is not zero, or dropout changes nothing in the first step.
+    result(run("simpo", dir, "start", &LORA, u64::MAX).0);
+    let whole = first("whole", &[("disable_dropout", "false"), ("tokens_per_pass", "0")]);
+    let cut = first("cut", &[("disable_dropout", "false"), ("tokens_per_pass", "60")]);
+    assert!((whole[0] - cut[0]).abs() <= 1e-14, "{whole:?} and {cut:?}");
+    // Sums of f32 gradients in another order.
+    assert!((whole[1] / cut[1] - 1.0).abs() <= 1e-5 && (whole[2] - cut[2]).abs() <= 1e-5, "{whole:?} and {cut:?}");
+    let none = first("none", &[("tokens_per_pass", "0")]);
+    assert!((whole[0] - none[0]).abs() > 1e-6, "dropout did nothing: {whole:?} and {none:?}");
+}
+
 /// A run that starts from an adapter is compared with that adapter, not with the base.
 #[test]
 fn an_adapter_to_start_from_is_the_reference() {

@@ -85,6 +85,11 @@ pub(super) fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 
+/// (f g)′ = f′ g + f g′.
+fn product_rule(f: Dual, g: Dual) -> [f64; 2] {
+    [0, 1].map(|i| f.slope[i] * g.value + f.value * g.slope[i])
+}
+
 impl Add for Dual {
     type Output = Dual;
     fn add(self, o: Dual) -> Dual {
@@ -109,8 +114,7 @@ impl Sub for Dual {
 impl Mul for Dual {
     type Output = Dual;
     fn mul(self, o: Dual) -> Dual {
-        let slope = |i: usize| self.slope[i] * o.value + self.value * o.slope[i];
-        Dual { value: self.value * o.value, slope: [slope(0), slope(1)] }
+        Dual { value: self.value * o.value, slope: product_rule(self, o) }
     }
 }
 

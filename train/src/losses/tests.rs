@@ -122,6 +122,19 @@ fn dpo_at_the_reference_is_log_two() {
     assert!((found.chosen - want.chosen).abs() <= 1e-15 && (found.rejected - want.rejected).abs() <= 1e-15);
 }
 
+/// cDPO, which no peer computes: the mean of the loss over the label being right and being wrong.
+#[test]
+fn label_smoothing_is_the_mean_over_wrong_labels() {
+    let side = |ratio| Side { logp: -9.0 + ratio, reference: -9.0, tokens: 4.0, alignment: 0.0 };
+    let pair = Pair { chosen: side(1.5), rejected: side(-0.4) };
+    let turned = Pair { chosen: pair.rejected, rejected: pair.chosen };
+    let of = |label_smoothing: f64, pair| Dpo { label_smoothing, ..dpo(DpoLossType::Sigmoid) }.losses(&[pair])[0].loss;
+    let want = 0.8 * of(0.0, pair) + 0.2 * of(0.0, turned);
+    assert!((of(0.2, pair) - want).abs() <= 1e-15, "{} and {want}", of(0.2, pair));
+    // -log σ(0.3 · 1.9), by hand.
+    assert!((of(0.0, pair) - (-0.57f64).exp().ln_1p()).abs() <= 1e-15);
+}
+
 #[test]
 fn far_out_nothing_overflows() {
     let side = |logp, reference| Side { logp, reference, tokens: 900.0, alignment: 0.0 };
