@@ -131,6 +131,22 @@ fn the_ways_to_a_reference_agree() {
     }
 }
 
+/// KTO takes a pair as two completions of one prompt.
+#[test]
+fn kto_learns_from_pairs_too() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    write_data(dir);
+    let (mut seen, out) = (Listener::new(), dir.join("kto"));
+    let config = settings::<KtoConfig>(&dir.join("pairs.jsonl"), &out, &[("tokens_per_pass", "100")]);
+    result(kto::run(&config, &mut seen).unwrap());
+    let lines = metrics(&out);
+    let of = |step: usize, name: &str| lines[step][name].as_f64().unwrap();
+    // At the reference every answer is as good as the next: 1 - σ(0).
+    assert!(of(0, "loss") == 0.5 && of(0, "rewards/margins") == 0.0, "{:?}", lines[0]);
+    assert!(of(4, "rewards/margins") > 0.0 && of(4, "loss") < 0.5, "{:?}", lines[4]);
+}
+
 /// A loss that couples pairs is computed twice where a micro-batch takes several passes: with the same dropout.
 #[test]
 fn passes_change_no_dropout() {

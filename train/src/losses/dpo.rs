@@ -104,8 +104,9 @@ impl Dpo {
             DpoLossType::ApoZero => one - (u * b).sigmoid() + (v * b).sigmoid(),
             DpoLossType::ApoDown => (u * b).sigmoid() + one - ((u - v) * b).sigmoid(),
             DpoLossType::Discopop => {
-                let w = (x / self.discopop_tau).sigmoid();
-                -x.log_sigmoid() * (one - w) + (-x).exp() * w
+                // w e^-x by its logarithm: far out the one factor is 0 where the other is infinite.
+                let w = x / self.discopop_tau;
+                -x.log_sigmoid() * (one - w.sigmoid()) + (w.log_sigmoid() - x).exp()
             }
             DpoLossType::SigmoidNorm => -(by_token * b).log_sigmoid(),
             // Of tokens, or of several pairs at once.

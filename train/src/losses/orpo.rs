@@ -18,8 +18,11 @@ pub struct Orpo {
     pub beta: f64,
 }
 
+/// Mean log-probabilities above this are 1 to an f32, and 1 has no odds: such a side is at its end.
+const SURE: f64 = -1e-7;
+
 fn log_odds(pair: &Pair) -> Dual {
-    let side = |s: &Side, which| Dual::variable(s.logp, which) / s.tokens.max(1.0);
+    let side = |s: &Side, which| (Dual::variable(s.logp, which) / s.tokens.max(1.0)).at_most(SURE);
     let (chosen, rejected) = (side(&pair.chosen, 0), side(&pair.rejected, 1));
     (chosen - rejected) - (chosen.log1mexp() - rejected.log1mexp())
 }

@@ -20,7 +20,8 @@ use crate::trainer::{Objective, Sums, packed};
 /// The estimate z of the KL divergence is that of a micro-batch, as in TRL: its prompts, each with the completion
 /// of the row before it, under the model and the reference; max(0, mean log π/π_ref). It is computed first,
 /// without a tape, so the passes that follow need nothing of each other. Deviation from TRL: a completion that
-/// was cut to fit behind its own prompt is taken as cut.
+/// was cut to fit behind its own prompt is taken as cut. Pairs are two completions of one prompt, the chosen one good
+/// and the rejected one bad; the completion of the row before is then that of the same side.
 pub struct Unpaired {
     loss: Kto,
     reference: Reference,
@@ -53,7 +54,8 @@ impl Unpaired {
                 let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
                 sums.measure("entropy", scores.entropy.iter().sum(), scores.entropy.len() as f64);
                 let mut slopes = vec![0.0; scores.logprobs.len()];
-                for (s, &label) in batch.labels.iter().enumerate() {
+                for s in 0..batch.segments() {
+                    let label = batch.labels.get(s).copied().unwrap_or(s % 2 == 0);
                     let logp: f64 = scores.of(s).map(|i| scores.logprobs[i]).sum();
                     let logratio = logp - reference[s];
                     let found = self.loss.loss(logratio, label, kl);
@@ -87,7 +89,7 @@ impl Unpaired {
 
 /// Each prompt with the completion of the row before it, the first with that of the last.
 fn mismatched(batch: &Batch, max_length: Option<usize>) -> Batch {
-    let n = batch.segments();
+    let (n, row) = (batch.segments(), batch.per_example.max(1));
     let parts = |s: usize| {
         let ids = &batch.ids[batch.segment(s)];
         let prompt = batch.mask[batch.segment(s)].iter().position(|&m| m).unwrap_or(ids.len());
@@ -95,7 +97,7 @@ fn mismatched(batch: &Batch, max_length: Option<usize>) -> Batch {
     };
     let mut out = Batch::new();
     for s in 0..n {
-        let (prompt, completion) = (parts(s).0, parts((s + n - 1) % n).1);
+        let (prompt, completion) = (parts(s).0, parts((s + n - row) % n).1);
         let mut ids = [prompt, completion].concat();
         let mut mask: Vec<bool> = (0..ids.len()).map(|i| i >= prompt.len()).collect();
         let limit = max_length.unwrap_or(usize::MAX);
@@ -138,5 +140,36 @@ impl Objective for Unpaired {
 
     fn load(&mut self, dir: &Path) -> Result<()> {
         self.reference.load(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Example, Source};
+
+    /// Prompt p, p and a completion of n times c.
+    fn example(p: u32, c: u32, n: usize) -> Example {
+        let ids = [vec![p, p], vec![c; n]].concat();
+        let source = Source { file: Path::new("made").into(), line: 1, row: 0 };
+        Example { mask: (0..ids.len()).map(|i| i >= 2).collect(), ids, n_prompt: 2, source }
+    }
+
+    fn sequences(batch: &Batch) -> Vec<Vec<u32>> {
+        (0..batch.segments()).map(|s| batch.ids[batch.segment(s)].to_vec()).collect()
+    }
+
+    #[test]
+    fn prompts_get_the_completion_of_the_row_before() {
+        let rows = [example(1, 10, 1), example(2, 20, 3), example(3, 30, 2)];
+        let batch = Batch::from_labelled(rows.iter().enumerate().map(|(i, e)| (i, e, true)));
+        let found = mismatched(&batch, Some(4));
+        assert_eq!(sequences(&found), [vec![1, 1, 30, 30], vec![2, 2, 10], vec![3, 3, 20, 20]]);
+        assert_eq!(found.supervised(), 5);
+        // Of pairs, the same side of the row before: the other side has the same prompt.
+        let pairs = [[example(1, 10, 1), example(1, 11, 1)], [example(2, 20, 1), example(2, 21, 1)]];
+        let batch = Batch::from_pairs(pairs.iter().enumerate().map(|(i, [c, r])| (i, c, r)));
+        let want = [vec![1, 1, 20], vec![1, 1, 21], vec![2, 2, 10], vec![2, 2, 11]];
+        assert_eq!(sequences(&mismatched(&batch, None)), want);
     }
 }

@@ -3,7 +3,8 @@
 //! The loss ([`Kto`] has the formulas) is divided once by the number of completions of the whole optimizer step.
 //! Its estimate of the KL divergence is that of a micro-batch, from its prompts with each other's completions, as in
 //! TRL's `KTOTrainer`: the micro-batch size matters, and 1 is refused. Deviations from TRL: rows are shuffled unless
-//! `shuffle` is false, where TRL goes through the data in order; paired rows are not taken.
+//! `shuffle` is false, where TRL goes through the data in order; a pair is one row of two completions of a micro-batch,
+//! where TRL makes two rows of it.
 
 use super::preference::{Blocks, ready};
 use crate::Result;
@@ -14,7 +15,7 @@ use crate::preference::Unpaired;
 use crate::run::{Observer, Outcome};
 
 /// Rows that this recipe takes.
-pub const ACCEPTED: &[DatasetType] = &[DatasetType::Labelled];
+pub const ACCEPTED: &[DatasetType] = &[DatasetType::Labelled, DatasetType::Preference];
 
 /// Runs the recipe.
 ///
