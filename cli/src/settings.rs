@@ -6,14 +6,25 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_train::config::{
-    Arity, ConfigError, Flag, Key, Loaded, PretrainConfig, Recipe, Settings, SftConfig, aliases, resolve,
+    Arity, ConfigError, CpoConfig, DpoConfig, Flag, Key, KtoConfig, Loaded, OrpoConfig, PretrainConfig, Recipe,
+    RewardConfig, Settings, SftConfig, SimpoConfig, aliases, resolve,
 };
 use serde_json::Value as Json;
 
 /// Names, aliases included, of the settings that are true or false.
 pub(crate) fn switches() -> &'static HashSet<&'static str> {
     static SWITCHES: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-        let keys = SftConfig::default().keys().into_iter().chain(PretrainConfig::default().keys());
+        let keys = [
+            SftConfig::default().keys(),
+            PretrainConfig::default().keys(),
+            DpoConfig::default().keys(),
+            KtoConfig::default().keys(),
+            OrpoConfig::default().keys(),
+            CpoConfig::default().keys(),
+            SimpoConfig::default().keys(),
+            RewardConfig::default().keys(),
+        ];
+        let keys = keys.into_iter().flatten();
         keys.filter(|key| key.arity == Arity::Switch).map(|key| key.name).collect()
     });
     &SWITCHES

@@ -98,11 +98,15 @@ impl Pretrained {
     /// # Errors
     /// Weights that do not fit the config.
     pub fn load(&self, options: LoadOptions) -> Result<Model> {
-        let source: &dyn TensorSource = match &self.source {
+        Model::load(self.config.clone(), self.source(), options).map_err(|e| e.of_model(&self.path))
+    }
+
+    /// Its tensors.
+    pub(crate) fn source(&self) -> &dyn TensorSource {
+        match &self.source {
             Source::Directory(reader) => reader,
             Source::Gguf(file) => &**file,
-        };
-        Model::load(self.config.clone(), source, options).map_err(|e| e.of_model(&self.path))
+        }
     }
 }
 

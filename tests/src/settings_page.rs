@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use planish_train::config::{Arity, Key, PretrainConfig, Settings, SftConfig, aliases};
+use planish_train::config::{
+    Arity, CpoConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings, SftConfig,
+    SimpoConfig, aliases,
+};
 use serde_json::Value as Json;
 
 const HEAD: &str = "\
@@ -27,12 +30,25 @@ The second command checks a file and prints every setting as it would be used.
 pub fn settings_page() -> String {
     let mut page = HEAD.to_owned();
     let sft = SftConfig::default().keys();
-    let pretrain = PretrainConfig::default().keys();
     page.push_str("\n## `planish sft`\n");
     groups(&mut page, &sft);
-    page.push_str("\n## `planish pretrain`\n\nAs above, but for these.\n");
-    let own: Vec<Key> = pretrain.into_iter().filter(|key| !sft.iter().any(|other| same(key, other))).collect();
-    groups(&mut page, &own);
+    let dpo = DpoConfig::default().keys();
+    let as_sft = "As `planish sft`, but for these, and without packing, masks and other columns.";
+    let as_dpo = "As `planish dpo`, but for these.";
+    let without = "As `planish dpo`, but for these, and without a reference.";
+    for (name, says, keys, above) in [
+        ("pretrain", "As above, but for these.", PretrainConfig::default().keys(), &sft),
+        ("dpo", as_sft, dpo.clone(), &sft),
+        ("kto", as_dpo, KtoConfig::default().keys(), &dpo),
+        ("orpo", without, OrpoConfig::default().keys(), &dpo),
+        ("cpo", without, CpoConfig::default().keys(), &dpo),
+        ("simpo", without, SimpoConfig::default().keys(), &dpo),
+        ("reward", without, RewardConfig::default().keys(), &dpo),
+    ] {
+        put(&mut page, format_args!("\n## `planish {name}`\n\n{says}\n"));
+        let own: Vec<Key> = keys.into_iter().filter(|key| !above.iter().any(|other| same(key, other))).collect();
+        groups(&mut page, &own);
+    }
     page.push_str("\n## Other names\n\nAccepted everywhere.\n\n| name | setting |\n| --- | --- |\n");
     for (alias, own) in aliases() {
         put(&mut page, format_args!("| `{alias}` | `{own}` |\n"));

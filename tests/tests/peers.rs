@@ -54,11 +54,16 @@ fn open(dir: &Path) -> Model {
 
 /// Runs a script of `fixtures/generate`, which compares.
 fn check(script: &str, arguments: &[&Path]) {
+    check_with(script, arguments, &[]);
+}
+
+/// The same with flags.
+fn check_with(script: &str, arguments: &[&Path], flags: &[&str]) {
     let python = std::env::var_os("PLANISH_PEER_PYTHON").expect("PLANISH_PEER_PYTHON names a Python with the peers");
     let mut command = Command::new(python);
     command.arg(repo("tests/fixtures/generate").join(script)).args(arguments);
     // Their f32 against ours: logits of up to about 20, over four layers of sums in another order.
-    let done = command.args(["--tolerance", "2e-4"]).output().expect("the Python starts");
+    let done = command.args(["--tolerance", "2e-4"]).args(flags).output().expect("the Python starts");
     let said = String::from_utf8_lossy(&done.stdout);
     println!("{script}: {said}");
     assert!(
@@ -133,6 +138,35 @@ fn fine_tuned_models_load_in_the_peers() {
         expect(&open(&result), &expected);
         check("check_model.py", &[&result, &expected]);
     }
+}
+
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn reward_models_load_in_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let (base, data) = prepare(dir);
+    let row = |i: usize| format!("{{\"prompt\": \"{i}\", \"chosen\": \" It is {}.\", \"rejected\": \" no\"}}\n", i + 1);
+    std::fs::write(&data, (0..16).map(row).collect::<String>()).unwrap();
+    let out = dir.join("reward");
+    let fixed = ["reward", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out)];
+    run(&[&fixed[..], &["--max-steps", "4"]].concat());
+    let result = out.join("final");
+    let options = LoadOptions { dtype: Some(DType::F32), trainable: false };
+    let model = Pretrained::open(&result).unwrap().load_reward(options, 0).unwrap();
+    let ctx = Ctx::inference();
+    let mut tensors = Vec::new();
+    for (i, ids) in [vec![1u32], (3..60).collect(), (1..200).map(|i| i * 37 % 1400).collect()].iter().enumerate() {
+        let batch = Packed::new(&[ids]);
+        let hidden = model.forward(&ctx, &batch, false).unwrap();
+        let rewards = model.rewards(&ctx, &hidden, &batch.cu_seqlens).unwrap().into_value();
+        tensors.push((format!("logits.{i}"), rewards.reshape([1]).unwrap()));
+        let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+        tensors.push((format!("ids.{i}"), Tensor::from_vec(wide, [ids.len()]).unwrap()));
+    }
+    let expected = dir.join("reward.safetensors");
+    save_safetensors(&expected, tensors, &BTreeMap::new()).unwrap();
+    check_with("check_model.py", &[&result, &expected], &["--reward"]);
 }
 
 /// The comparison itself can fail.

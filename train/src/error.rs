@@ -79,6 +79,24 @@ pub enum Error {
         /// What to change.
         advice: &'static str,
     },
+    /// A reference to which token ids mean something else.
+    #[error(
+        "the reference {reference} has another vocabulary than the model ({what}); compare with a model of the same tokenizer"
+    )]
+    ReferenceVocabulary {
+        /// The reference.
+        reference: String,
+        /// How they differ.
+        what: String,
+    },
+    /// A pair that the precomputed log-probabilities do not have.
+    #[error(
+        "example {example} has no precomputed log-probabilities: the data has changed since they were made; start the run again"
+    )]
+    NotPrecomputed {
+        /// Its number in the data set.
+        example: usize,
+    },
     /// A checkpoint that does not fit the run.
     #[error("{}: {problem}", .path.display())]
     Checkpoint {

@@ -10,6 +10,7 @@ pub mod losses;
 pub mod models;
 pub mod optim;
 pub mod plan;
+pub mod preference;
 pub mod recipes;
 pub mod run;
 pub mod score;

@@ -104,6 +104,14 @@ impl Opened {
     pub fn load(&self, dtype: WeightDtype, trainable: bool) -> Result<Model> {
         Ok(self.pretrained.load(LoadOptions { dtype: storage(dtype), trainable })?)
     }
+
+    /// Builds a trainable reward model; a head that the files do not have is drawn by `seed`.
+    ///
+    /// # Errors
+    /// Weights that do not fit the config; a head of several numbers.
+    pub fn load_reward(&self, dtype: WeightDtype, seed: u64) -> Result<Model> {
+        Ok(self.pretrained.load_reward(LoadOptions { dtype: storage(dtype), trainable: true }, seed)?)
+    }
 }
 
 /// The dtype that weights are held in; as in the file if `None`.

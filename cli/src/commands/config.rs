@@ -1,7 +1,9 @@
 //! `planish config RECIPE …`: check settings and print them resolved.
 
 use clap::{ArgMatches, Command};
-use planish_train::config::{PretrainConfig, Recipe, SftConfig, to_yaml};
+use planish_train::config::{
+    CpoConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig, SimpoConfig, to_yaml,
+};
 
 use super::json_flag;
 use crate::failure::DONE;
@@ -22,12 +24,24 @@ pub(crate) fn command() -> Command {
             "Settings of training from nothing",
             settings::with_flags::<PretrainConfig>,
         ))
+        .subcommand(recipe(DpoConfig::NAME, "Settings of DPO and its family", settings::with_flags::<DpoConfig>))
+        .subcommand(recipe(KtoConfig::NAME, "Settings of KTO", settings::with_flags::<KtoConfig>))
+        .subcommand(recipe(OrpoConfig::NAME, "Settings of ORPO", settings::with_flags::<OrpoConfig>))
+        .subcommand(recipe(CpoConfig::NAME, "Settings of CPO", settings::with_flags::<CpoConfig>))
+        .subcommand(recipe(SimpoConfig::NAME, "Settings of SimPO", settings::with_flags::<SimpoConfig>))
+        .subcommand(recipe(RewardConfig::NAME, "Settings of reward models", settings::with_flags::<RewardConfig>))
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let (name, matches) = matches.subcommand().expect("clap demands a subcommand");
     match name {
         SftConfig::NAME => print::<SftConfig>(matches),
+        DpoConfig::NAME => print::<DpoConfig>(matches),
+        KtoConfig::NAME => print::<KtoConfig>(matches),
+        OrpoConfig::NAME => print::<OrpoConfig>(matches),
+        CpoConfig::NAME => print::<CpoConfig>(matches),
+        SimpoConfig::NAME => print::<SimpoConfig>(matches),
+        RewardConfig::NAME => print::<RewardConfig>(matches),
         _ => print::<PretrainConfig>(matches),
     }
 }

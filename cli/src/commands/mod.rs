@@ -2,17 +2,24 @@
 
 mod chat;
 mod config;
+mod cpo;
 mod data;
 mod doctor;
+mod dpo;
 mod generate;
+mod kto;
 mod merge;
+mod orpo;
 mod plan;
 mod pretrain;
 mod quickstart;
 mod report;
+mod reward;
 mod sampling;
 mod score;
 mod sft;
+mod simpo;
+mod training;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -26,6 +33,12 @@ const COMMANDS: &[Entry] = &[
     Entry { command: quickstart::command, run: quickstart::run },
     Entry { command: sft::command, run: sft::run },
     Entry { command: pretrain::command, run: pretrain::run },
+    Entry { command: dpo::command, run: dpo::run },
+    Entry { command: kto::command, run: kto::run },
+    Entry { command: orpo::command, run: orpo::run },
+    Entry { command: cpo::command, run: cpo::run },
+    Entry { command: simpo::command, run: simpo::run },
+    Entry { command: reward::command, run: reward::run },
     Entry { command: generate::command, run: generate::run },
     Entry { command: chat::command, run: chat::run },
     Entry { command: score::command, run: score::run },

@@ -152,6 +152,6 @@ impl Model {
             let name = others.swap_remove(0);
             return Err(Error::UnexpectedTensor { name, others: others.len() });
         }
-        Ok(Model { config: c, embed_tokens, layers, norm, lm_head })
+        Ok(Model { config: c, embed_tokens, layers, norm, lm_head, score: None })
     }
 }

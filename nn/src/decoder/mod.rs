@@ -70,6 +70,8 @@ pub struct Model {
     pub norm: Norm,
     /// The LM head, (vocabulary, hidden), if it is not the embedding.
     pub lm_head: Option<Weight>,
+    /// The head of one number, (1, hidden), of a reward model.
+    pub score: Option<Weight>,
 }
 
 impl Model {
@@ -195,6 +197,7 @@ impl Model {
         }
         all.extend(self.norm.weight.params().cloned());
         all.extend(self.lm_head.iter().flat_map(Weight::params).filter(|p| !p.same(&self.embed_tokens.base)).cloned());
+        all.extend(self.score.iter().flat_map(Weight::params).cloned());
         all
     }
 
@@ -211,6 +214,7 @@ impl Model {
         all.push(self.norm.weight.base.clone());
         // A head split off a tied embedding by an adapter is still the embedding.
         all.extend(self.lm_head.iter().map(|w| w.base.clone()).filter(|p| !p.same(&self.embed_tokens.base)));
+        all.extend(self.score.iter().map(|w| w.base.clone()));
         all
     }
 

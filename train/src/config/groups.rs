@@ -306,5 +306,8 @@ pub(super) const NOT_OURS: &[(&str, &str)] = &[
     ("load_in_4bit", "quantised bases are read from .gguf files given as `model`"),
     ("load_in_8bit", "quantised bases are read from .gguf files given as `model`"),
     ("push_to_hub", "upload the result with the hub's own client"),
+    ("precompute_ref_batch_size", "passes hold `tokens_per_pass` tokens; leave it out"),
+    ("max_prompt_length", "prompt and completion together are cut to `max_length`; leave it out"),
+    ("generate_during_eval", "evaluation computes losses; `planish generate` writes answers"),
     ("dataset_num_proc", "tokenisation uses all `threads`"),
 ];

@@ -27,6 +27,8 @@
 mod error;
 mod groups;
 mod load;
+mod preference;
+mod preference_recipes;
 mod raw;
 mod recipes;
 mod schedule;
@@ -42,6 +44,11 @@ pub use groups::{
     OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode, WeightDtype,
 };
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
+pub use preference::{
+    CpoLossType, CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings,
+    PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings,
+};
+pub use preference_recipes::{CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, RewardConfig, SimpoConfig};
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
 pub use schedule::{Ramp, Schedule, ScheduleArgs};

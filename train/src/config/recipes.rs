@@ -109,11 +109,11 @@ impl Recipe for PretrainConfig {
     }
 }
 
-fn conflict(key: &'static str, problem: &'static str) -> Result<(), ConfigError> {
+pub(super) fn conflict(key: &'static str, problem: &'static str) -> Result<(), ConfigError> {
     Err(ConfigError::Conflict { key, problem })
 }
 
-fn check_data(data: &DataSettings) -> Result<(), ConfigError> {
+pub(super) fn check_data(data: &DataSettings) -> Result<(), ConfigError> {
     if data.dataset.is_empty() {
         return Err(ConfigError::Missing { key: "dataset" });
     }
@@ -129,7 +129,7 @@ fn check_data(data: &DataSettings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), ConfigError> {
+pub(super) fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), ConfigError> {
     if run.output_dir.is_empty() {
         return Err(ConfigError::Missing { key: "output_dir" });
     }
@@ -148,7 +148,7 @@ fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), ConfigError
     optim.lr_scheduler_kwargs.check(optim.lr_scheduler_type)
 }
 
-fn check_eval(data: &DataSettings, eval: &EvalSettings, run: &RunSettings) -> Result<(), ConfigError> {
+pub(super) fn check_eval(data: &DataSettings, eval: &EvalSettings, run: &RunSettings) -> Result<(), ConfigError> {
     let held_out = !data.eval_dataset.is_empty() || data.validation_split > 0.0;
     let evaluates = eval.eval_strategy != Interval::No;
     if (evaluates || eval.eval_on_start) && !held_out {

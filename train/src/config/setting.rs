@@ -222,6 +222,9 @@ pub(super) mod rules {
         Rule { accepts: "a number of at least 0", test: |v| *v >= 0.0 && v.is_finite() };
     pub(in super::super) const SHARE: Rule<f64> =
         Rule { accepts: "a number from 0 to 1", test: |v| (0.0..=1.0).contains(v) };
+    pub(in super::super) const BELOW_HALF: Rule<f64> =
+        Rule { accepts: "a number from 0 to below 0.5", test: |v| (0.0..0.5).contains(v) };
+    pub(in super::super) const FINITE: Rule<f64> = Rule { accepts: "a number", test: |v| v.is_finite() };
     pub(in super::super) const BELOW_ONE: Rule<f64> =
         Rule { accepts: "a number from 0 to below 1", test: |v| (0.0..1.0).contains(v) };
     pub(in super::super) const WHOLE: Rule<u64> = Rule { accepts: "a whole number of at least 0", test: |_| true };

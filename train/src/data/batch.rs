@@ -3,7 +3,7 @@
 use super::encode::{Example, supervised};
 
 /// Segments laid end to end.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// Tokens of all segments: `(tokens,)`.
     pub ids: Vec<u32>,
@@ -16,6 +16,14 @@ pub struct Batch {
     pub mask: Vec<bool>,
     /// The example that each segment came from, by its number in the data set: `(segments,)`.
     pub example_indices: Vec<usize>,
+    /// Segments of an example, which follow each other and are never parted: 2 for pairs (chosen, then
+    /// rejected), 0 or 1 for everything else.
+    pub per_example: usize,
+    /// Whether each segment is a wanted answer, where the data says so: `(segments,)` or empty.
+    pub labels: Vec<bool>,
+    /// By how much the chosen side of each pair is better, 0 where the data does not say: `(pairs,)`, or empty if
+    /// there are no pairs.
+    pub margins: Vec<f64>,
 }
 
 impl Batch {
@@ -28,8 +36,34 @@ impl Batch {
         batch
     }
 
+    /// Pairs one after the other, each as two segments: chosen, then rejected.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (usize, &'a Example, &'a Example)>) -> Batch {
+        let mut batch = Batch { per_example: 2, ..Batch::new() };
+        for (index, chosen, rejected) in pairs {
+            batch.push(index, &chosen.ids, &chosen.mask);
+            batch.push(index, &rejected.ids, &rejected.mask);
+            batch.margins.push(0.0);
+        }
+        batch
+    }
+
+    /// Examples with their labels.
+    pub fn from_labelled<'a>(examples: impl IntoIterator<Item = (usize, &'a Example, bool)>) -> Batch {
+        let mut batch = Batch::new();
+        for (index, example, label) in examples {
+            batch.push(index, &example.ids, &example.mask);
+            batch.labels.push(label);
+        }
+        batch
+    }
+
     pub(crate) fn new() -> Batch {
         Batch { cu_seqlens: vec![0], ..Batch::default() }
+    }
+
+    /// Tokens of segment `s`.
+    pub fn segment(&self, s: usize) -> std::ops::Range<usize> {
+        self.cu_seqlens[s] as usize..self.cu_seqlens[s + 1] as usize
     }
 
     /// Appends a segment; an empty one leaves no trace.
@@ -61,22 +95,30 @@ impl Batch {
         supervised(&self.mask)
     }
 
-    /// The same segments in order, in batches of about equal size that hold up to `limit` tokens, or one segment
-    /// that is longer; whole if `limit` is 0.
+    /// The same segments in order, in batches of about equal size that hold up to `limit` tokens, or one example
+    /// that is longer; whole if `limit` is 0. The segments of an example stay together.
     pub fn split(&self, limit: usize) -> Vec<Batch> {
         if limit == 0 || self.tokens() <= limit {
             return vec![self.clone()];
         }
         let even = self.tokens().div_ceil(self.tokens().div_ceil(limit));
-        let mut parts = vec![Batch::new()];
-        for (&index, segment) in self.example_indices.iter().zip(self.cu_seqlens.windows(2)) {
-            let range = segment[0] as usize..segment[1] as usize;
+        let fresh = || Batch { per_example: self.per_example, ..Batch::new() };
+        let mut parts = vec![fresh()];
+        let group = self.per_example.max(1);
+        for first in (0..self.segments()).step_by(group) {
+            let segments = first..self.segments().min(first + group);
+            let tokens = segments.clone().map(|s| self.segment(s).len()).sum::<usize>();
             let last = parts.last().expect("never empty").tokens();
-            if last > 0 && (last >= even || last + range.len() > limit) {
-                parts.push(Batch::new());
+            if last > 0 && (last >= even || last + tokens > limit) {
+                parts.push(fresh());
             }
             let part = parts.last_mut().expect("never empty");
-            part.push(index, &self.ids[range.clone()], &self.mask[range]);
+            part.margins.extend(self.margins.get(first / group));
+            for s in segments {
+                let range = self.segment(s);
+                part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range]);
+                part.labels.extend(self.labels.get(s));
+            }
         }
         parts
     }

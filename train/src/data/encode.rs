@@ -118,10 +118,16 @@ pub enum Dropped {
 }
 
 /// A row after encoding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// The example, or why there is none.
+    /// The example, or why there is none. Of a preference pair, the chosen side.
     pub example: Result<Example, Dropped>,
+    /// The rejected side of a preference pair.
+    pub rejected: Option<Rejected>,
+    /// Whether the completion is a wanted one, for rows that say so.
+    pub label: Option<bool>,
+    /// By how much the chosen side of a pair is better, for rows that say so.
+    pub margin: Option<f64>,
     /// Tokens before truncation.
     pub full_len: usize,
     /// It begins with two beginning-of-sequence tokens.
@@ -132,13 +138,22 @@ pub struct Encoded {
     pub prompt_diverges: bool,
 }
 
+/// The rejected side of a preference pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Prompt and completion.
+    pub example: Example,
+    /// Tokens before truncation.
+    pub full_len: usize,
+}
+
 /// Tokens of a row before truncation.
-struct Tokens {
-    ids: Vec<u32>,
-    mask: Vec<bool>,
+pub(super) struct Tokens {
+    pub(super) ids: Vec<u32>,
+    pub(super) mask: Vec<bool>,
     /// Length of an explicit prompt.
-    n_prompt: Option<usize>,
-    diverges: bool,
+    pub(super) n_prompt: Option<usize>,
+    pub(super) diverges: bool,
 }
 
 /// Seconds since 1970 UTC; 0 on a machine whose clock stands before.
@@ -187,11 +202,23 @@ impl Encoder {
     /// Encodes a row.
     ///
     /// # Errors
-    /// A tokenizer or template that fails, a token id outside of the vocabulary, a row of a type
-    /// without a single sequence (preference pairs, labels, prompts), and, if so set, an example
-    /// without a trained token.
+    /// A tokenizer or template that fails, a token id outside of the vocabulary, a prompt alone, and, if so
+    /// set, an example without a trained token, an empty completion, or two equal ones.
     pub fn encode(&self, row: &TypedRow, source: Source) -> Result<Encoded> {
-        let tokens = self.tokens(row, &source)?;
+        match row {
+            TypedRow::Preference { prompt, chosen, rejected, margin, extras } => {
+                let encoded = self.preference(prompt, chosen, rejected, extras, source)?;
+                Ok(Encoded { margin: *margin, ..encoded })
+            }
+            TypedRow::Labelled { prompt, completion, label, extras } => {
+                self.labelled(prompt, completion, *label, extras, source)
+            }
+            _ => self.finish(self.tokens(row, &source)?, source),
+        }
+    }
+
+    /// Checks and truncates.
+    pub(super) fn finish(&self, tokens: Tokens, source: Source) -> Result<Encoded> {
         let vocab = self.options.vocab_size.unwrap_or_else(|| self.text.vocab_size());
         if let Some((i, &id)) = tokens.ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocab) {
             let path = format!("token {i}");
@@ -209,6 +236,9 @@ impl Encoder {
             full_len,
             double_bos,
             prompt_diverges: tokens.diverges,
+            rejected: None,
+            label: None,
+            margin: None,
             example: Err(Dropped::TooLong),
         };
         if cut && self.options.truncation_mode == Truncation::Drop {
@@ -274,7 +304,7 @@ impl Encoder {
                 at: source.at(),
                 path: "the row".into(),
                 expected: "one sequence",
-                found: "a preference pair, a labelled pair or a prompt".into(),
+                found: "a prompt".into(),
             }),
         }
     }
@@ -305,7 +335,13 @@ impl Encoder {
         chat.map_err(|e| DataError::Text { at: source.at(), source: e })
     }
 
-    fn chat_pair(&self, p: &[ChatMessage], c: &[ChatMessage], extras: &ChatExtras, source: &Source) -> Result<Tokens> {
+    pub(super) fn chat_pair(
+        &self,
+        p: &[ChatMessage],
+        c: &[ChatMessage],
+        extras: &ChatExtras,
+        source: &Source,
+    ) -> Result<Tokens> {
         let prompt = self.chat(p, extras, true, source)?;
         let whole = self.chat(&[p, c].concat(), extras, false, source)?;
         let diverges = !whole.ids.starts_with(&prompt.ids);
@@ -323,7 +359,7 @@ impl Encoder {
         Ok(Tokens { ids: whole.ids, mask, n_prompt: Some(n_prompt), diverges })
     }
 
-    fn plain_pair(&self, p: &str, c: &str, source: &Source) -> Result<Tokens> {
+    pub(super) fn plain_pair(&self, p: &str, c: &str, source: &Source) -> Result<Tokens> {
         let failed = |e: TextError| DataError::Text { at: source.at(), source: e };
         let prompt = self.text.encode(p).map_err(failed)?;
         let ids = self.with_eos(self.text.encode(&format!("{p}{c}")).map_err(failed)?);

@@ -297,6 +297,38 @@ pub enum DataError {
         /// Why, in words.
         why: &'static str,
     },
+    /// A completion without text.
+    #[error(
+        "{at}: {column} is empty, so there is nothing to learn from it; remove the row, or pass --drop-unsupervised"
+    )]
+    EmptyCompletion {
+        /// Where.
+        at: At,
+        /// Which one.
+        column: &'static str,
+    },
+    /// A pair whose sides are the same.
+    #[error(
+        "{at}: chosen and rejected are equal{when}, so the pair prefers nothing; remove the row, or pass --drop-unsupervised"
+    )]
+    EqualPair {
+        /// Where.
+        at: At,
+        /// Since when, as a clause.
+        when: &'static str,
+    },
+    /// A prompt that leaves no room for its completion.
+    #[error(
+        "{at}: the prompt has {prompt} tokens, which leaves no room for a completion in max_length {max}; raise max_length, or pass --drop-unsupervised"
+    )]
+    PromptFills {
+        /// Where.
+        at: At,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// The limit.
+        max: usize,
+    },
     /// Nothing is left to train on.
     #[error("no example is left to train on: of {seen} seen, {why}")]
     NothingLeft {

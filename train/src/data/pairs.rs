@@ -10,6 +10,7 @@ use super::row::{ChatMessage, Content, Reader, Task, TypedRow};
 /// the conversations have in common.
 pub(crate) fn preference(r: &Reader) -> Result<TypedRow> {
     let (chosen, rejected, extras) = (r.content("chosen")?, r.content("rejected")?, r.extras()?);
+    let margin = r.number("margin")?;
     r.same_form(&chosen, &rejected, "rejected")?;
     if r.get("prompt").is_some_and(|p| !p.is_null()) {
         let prompt = r.content("prompt")?;
@@ -17,7 +18,7 @@ pub(crate) fn preference(r: &Reader) -> Result<TypedRow> {
             (Content::Text(_), Content::Chat(_)) => {}
             _ => {
                 r.same_form(&prompt, &chosen, "chosen")?;
-                return Ok(TypedRow::Preference { prompt, chosen, rejected, extras });
+                return Ok(TypedRow::Preference { prompt, chosen, rejected, margin, extras });
             }
         }
     }
@@ -33,7 +34,7 @@ pub(crate) fn preference(r: &Reader) -> Result<TypedRow> {
         // Excluded by same_form.
         (chosen, rejected) => (Content::Text(String::new()), chosen, rejected),
     };
-    Ok(TypedRow::Preference { prompt, chosen, rejected, extras })
+    Ok(TypedRow::Preference { prompt, chosen, rejected, margin, extras })
 }
 
 /// The common beginning of two texts, and what follows it in each.

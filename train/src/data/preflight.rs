@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::columns::DatasetType;
 use super::dataset::FileInfo;
-use super::encode::{Dropped, Encoded, Encoder, Example, OnUnsupervised, Truncation};
+use super::encode::{Dropped, Encoded, Encoder, Example, OnUnsupervised, Rejected, Truncation};
 use super::error::{DataError, Result};
 use super::pack::Packing;
 use super::sampler::{Sampler, in_runs};
@@ -154,7 +154,9 @@ pub fn preflight(sampler: &Sampler, limit: u64) -> Result<(Preflight, Lengths)> 
         for item in in_runs(start..examined.min(start + CHUNK), one) {
             let (index, encoded) = item?;
             if let (Some(slot), Ok(e)) = (by_row.get_mut(index as usize), &encoded.example) {
-                *slot = e.ids.len() as u32;
+                // Both sides of a pair go through the model together.
+                let other = encoded.rejected.as_ref().map_or(0, |r| r.example.ids.len());
+                *slot = (e.ids.len() + other) as u32;
             }
             tally.add(encoded);
         }
@@ -191,6 +193,11 @@ struct Tally {
     missing_eos: u64,
     diverges: u64,
     first: Option<Example>,
+    /// Pairs, and trained tokens of their two sides.
+    pairs: u64,
+    sides: [u64; 2],
+    /// Unwanted and wanted completions.
+    labels: [u64; 2],
 }
 
 impl Tally {
@@ -201,11 +208,24 @@ impl Tally {
         self.diverges += u64::from(encoded.prompt_diverges);
         match encoded.example {
             Ok(e) => {
+                let (mut tokens, mut supervised) = (e.ids.len(), e.supervised());
+                let mut cut = e.ids.len() < encoded.full_len;
+                if let Some(Rejected { example: r, full_len }) = &encoded.rejected {
+                    self.full.push(*full_len);
+                    self.pairs += 1;
+                    self.sides[0] += e.supervised() as u64;
+                    self.sides[1] += r.supervised() as u64;
+                    (tokens, supervised) = (tokens + r.ids.len(), supervised + r.supervised());
+                    cut |= r.ids.len() < *full_len;
+                }
+                if let Some(label) = encoded.label {
+                    self.labels[usize::from(label)] += 1;
+                }
                 self.examples += 1;
-                self.tokens += e.ids.len() as u64;
-                self.supervised += e.supervised() as u64;
-                self.longest = self.longest.max(e.ids.len());
-                self.truncated += u64::from(e.ids.len() < encoded.full_len);
+                self.tokens += tokens as u64;
+                self.supervised += supervised as u64;
+                self.longest = self.longest.max(tokens);
+                self.truncated += u64::from(cut);
                 self.first.get_or_insert(e);
             }
             Err(Dropped::TooLong) => self.too_long += 1,
@@ -248,7 +268,26 @@ fn report(sampler: &Sampler, examined: u64, mut tally: Tally, lengths: &Lengths)
         files,
     };
     report.warnings = warnings(&report, encoder);
+    report.warnings.extend(of_preferences(&tally));
     report
+}
+
+/// What is lopsided in pairs and labels.
+fn of_preferences(tally: &Tally) -> Option<String> {
+    let [unwanted, wanted] = tally.labels;
+    if unwanted + wanted > 0 && (unwanted == 0 || wanted == 0) {
+        let (all, none) = if unwanted == 0 { ("true", "false") } else { ("false", "true") };
+        return Some(format!(
+            "every label is {all}: with no completion labelled {none} to tell them from, the loss only pushes all answers one way"
+        ));
+    }
+    // DPO exploits length where the pairs prefer it (arXiv 2403.19159); half as long again is plainly that.
+    let [chosen, rejected] = tally.sides.map(|n| n as f64 / tally.pairs.max(1) as f64);
+    (tally.pairs > 0 && chosen > 1.5 * rejected).then(|| {
+        format!(
+            "chosen completions have {chosen:.0} tokens on average and rejected ones {rejected:.0}: the model will learn to write more; a loss that goes by the token (sigmoid_norm, simpo) or ld_alpha counters that"
+        )
+    })
 }
 
 /// Quantiles and bars of sorted lengths.

@@ -86,6 +86,8 @@ pub enum TypedRow {
         chosen: Content,
         /// The worse completion.
         rejected: Content,
+        /// By how much the one is better, where the row says so.
+        margin: Option<f64>,
         /// For the template.
         extras: ChatExtras,
     },
@@ -309,6 +311,20 @@ impl Reader<'_> {
             Value::String(s) if matches!(s.trim(), "true" | "True" | "1") => Ok(true),
             Value::String(s) if matches!(s.trim(), "false" | "False" | "0") => Ok(false),
             other => Err(self.wrong("`label`", "true or false", other)),
+        }
+    }
+
+    /// A column that is a finite number, or a text that writes one (CSV), if it is there.
+    pub(crate) fn number(&self, canonical: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(canonical).filter(|v| !v.is_null()) else { return Ok(None) };
+        let number = match value {
+            Value::String(text) if text.trim().is_empty() => return Ok(None),
+            Value::String(text) => text.trim().parse().ok(),
+            other => other.as_f64(),
+        };
+        match number.filter(|x: &f64| x.is_finite()) {
+            Some(x) => Ok(Some(x)),
+            None => Err(self.wrong(format!("`{canonical}`"), "a finite number", value)),
         }
     }
 

@@ -92,8 +92,32 @@ pub struct Sampler {
     row_length: usize,
 }
 
-/// Pieces of examples that make up a row of a micro-batch.
-type Unit = Vec<(usize, Arc<Example>, Range<usize>)>;
+/// Pieces of examples that make up a row of a micro-batch: a part of one, several of them, or the two sides of
+/// a pair.
+type Unit = Vec<Piece>;
+
+/// The number of an example, the example or one side of it, which of its tokens are meant, and what its row says
+/// besides tokens.
+#[derive(Clone)]
+struct Piece(usize, Arc<Example>, Range<usize>, Said);
+
+/// A label, or a margin.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    label: Option<bool>,
+    margin: Option<f64>,
+}
+
+impl Piece {
+    fn whole(index: usize, example: Example, said: Said) -> Piece {
+        let tokens = 0..example.ids.len();
+        Piece(index, Arc::new(example), tokens, said)
+    }
+
+    fn is_trained_on(&self) -> bool {
+        self.1.mask[self.2.clone()].iter().skip(1).any(|&m| m)
+    }
+}
 
 /// A document encoded ahead: its epoch and draw, and, if it was not dropped, its number and tokens.
 type Ahead = ((u64, u64), Option<(usize, Arc<Example>)>);
@@ -175,6 +199,21 @@ impl Sampler {
         };
         // The first error in order, whichever thread met one first.
         in_runs(range, one).into_iter().collect()
+    }
+
+    /// Examples of the rows `range` of the view, by place, as one batch; dropped rows leave no trace.
+    ///
+    /// # Errors
+    /// The first malformed row.
+    pub fn rows(&self, range: Range<u64>) -> Result<Batch> {
+        let one = |t: u64| {
+            let index = self.view.row(t);
+            let (row, source) = self.view.data().read(index)?;
+            Ok((index as usize, self.encoder.encode(&row, source)?))
+        };
+        let encoded = in_runs(range, one).into_iter().collect::<Result<Vec<_>>>()?;
+        let units: Vec<Unit> = encoded.into_iter().filter_map(|(index, e)| unit(index, e)).collect();
+        batch(&units, Packing::None)
     }
 
     /// Order in which the bins of a window are used: packing sorts by length, training must not.
@@ -260,6 +299,7 @@ impl Steps {
                 }
                 continue;
             }
+            let batch = |units: &[Unit]| batch(units, sampler.options.packing);
             let micro_batches = units.chunks(sampler.options.micro_batch).map(batch).collect::<Result<Vec<_>>>()?;
             let supervised = micro_batches.iter().map(Batch::supervised).sum();
             let tokens = micro_batches.iter().map(Batch::tokens).sum();
@@ -293,12 +333,9 @@ impl Steps {
         while units.len() < want && self.cursor.index < len {
             let until = len.min(self.cursor.index + (want - units.len()) as u64);
             for (index, encoded) in self.sampler.draw(self.cursor.epoch, self.cursor.index..until)? {
-                match encoded.example {
-                    Ok(example) => {
-                        let whole = 0..example.ids.len();
-                        units.push(vec![(index, Arc::new(example), whole)]);
-                    }
-                    Err(_) => self.dropped += 1,
+                match unit(index, encoded) {
+                    Some(unit) => units.push(unit),
+                    None => self.dropped += 1,
                 }
             }
             self.cursor.index = until;
@@ -341,7 +378,7 @@ impl Steps {
         }
         let lengths: Vec<usize> = examples.iter().map(|(_, e)| e.ids.len()).collect();
         let bins = self.sampler.bins(&lengths, epoch, range.start);
-        let piece = |i: usize| (examples[i].0, examples[i].1.clone(), 0..lengths[i]);
+        let piece = |i: usize| Piece(examples[i].0, examples[i].1.clone(), 0..lengths[i], Said::default());
         let rows = bins.into_iter().map(|bin| bin.into_iter().map(piece).collect()).collect();
         Ok(Window { range, epoch, rows })
     }
@@ -367,17 +404,17 @@ impl Steps {
             } else {
                 self.cursor.offset = end as u64;
             }
-            block.push((index, example, start..end));
+            block.push(Piece(index, example, start..end, Said::default()));
             if room == 0 || self.cursor.index == len {
                 let block = std::mem::take(&mut block);
                 room = self.sampler.row_length;
-                if block.iter().any(|(_, e, r)| e.mask[r.clone()].iter().skip(1).any(|&m| m)) {
+                if block.iter().any(Piece::is_trained_on) {
                     units.push(block);
                 }
             }
         }
         // The last document of the epoch may have been dropped with a block still open.
-        if block.iter().any(|(_, e, r)| e.mask[r.clone()].iter().skip(1).any(|&m| m)) {
+        if block.iter().any(Piece::is_trained_on) {
             units.push(block);
         }
         Ok(units)
@@ -403,10 +440,18 @@ impl Steps {
     }
 }
 
+/// A row as a unit; `None` if it was dropped.
+fn unit(index: usize, encoded: Encoded) -> Option<Unit> {
+    let said = Said { label: encoded.label, margin: encoded.margin };
+    let mut unit = vec![Piece::whole(index, encoded.example.ok()?, said)];
+    unit.extend(encoded.rejected.map(|r| Piece::whole(index, r.example, Said::default())));
+    Some(unit)
+}
+
 /// Units laid end to end.
-fn batch(units: &[Unit]) -> Result<Batch> {
+fn batch(units: &[Unit], packing: Packing) -> Result<Batch> {
     let pieces = || units.iter().flatten();
-    let tokens: usize = pieces().map(|(_, _, r)| r.len()).sum();
+    let tokens: usize = pieces().map(|Piece(_, _, r, _)| r.len()).sum();
     if tokens > u32::MAX as usize {
         let expected = "so small that a micro-batch has fewer than 4294967296 tokens";
         return Err(DataError::Setting {
@@ -415,9 +460,15 @@ fn batch(units: &[Unit]) -> Result<Batch> {
             expected,
         });
     }
-    let mut batch = Batch::new();
-    for (index, example, range) in pieces() {
+    // Unpacked, a unit is an example, and the units of a data set of pairs are all pairs.
+    let pairs = packing == Packing::None && units.iter().all(|u| u.len() == 2);
+    let mut batch = Batch { per_example: if pairs { 2 } else { 1 }, ..Batch::new() };
+    for Piece(index, example, range, said) in pieces() {
         batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
+        batch.labels.extend(said.label);
+    }
+    if pairs {
+        batch.margins = units.iter().map(|u| u[0].3.margin.unwrap_or(0.0)).collect();
     }
     Ok(batch)
 }

@@ -1,10 +1,9 @@
 //! Cross-entropy of the next token.
 
-use planish_autograd::Var;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
-use planish_tensor::{DType, Tensor};
 
+use super::tokens::{Want, token_scores};
 use crate::Result;
 
 /// Sums over the supervised tokens of one or more batches. Add them up, then divide.
@@ -54,41 +53,17 @@ impl LossSum {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn cross_entropy(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], recompute: bool) -> Result<LossSum> {
-    let (rows, targets) = supervised(batch, mask);
-    if rows.is_empty() {
+    let scores = token_scores(model, ctx, batch, mask, Want { recompute, ..Want::default() })?;
+    let count = scores.logprobs.len();
+    if count == 0 {
         return Ok(LossSum::default());
     }
-    let hidden = model.forward(ctx, batch, recompute)?;
-    let scores = model.scores(ctx, &hidden, &rows, &targets)?;
-    drop(hidden);
-    let sum = |t: &Tensor| -> Result<f64> { Ok(t.to_dtype(DType::F64)?.to_vec::<f64>()?.iter().sum()) };
     let total = LossSum {
-        loss: -sum(scores.logprobs.value())?,
-        count: rows.len() as u64,
+        loss: -scores.logprobs.iter().sum::<f64>(),
+        count: count as u64,
         correct: scores.correct.iter().filter(|&&c| c).count() as u64,
-        entropy: sum(&scores.entropy)?,
+        entropy: scores.entropy.iter().sum(),
     };
-    backward(ctx, scores.logprobs)?;
+    scores.backward(&vec![-1.0; count])?;
     Ok(total)
-}
-
-fn backward(ctx: &Ctx, logprobs: Var) -> Result<()> {
-    let Some(tape) = ctx.tape().filter(|_| logprobs.is_tracked()) else { return Ok(()) };
-    let upstream = Tensor::full(-1.0f64, logprobs.dims())?.to_dtype(logprobs.value().dtype())?;
-    tape.backward_from(vec![(logprobs, upstream)])?;
-    Ok(())
-}
-
-/// (rows, targets) of the supervised tokens.
-fn supervised(batch: &Packed, mask: &[bool]) -> (Vec<u32>, Vec<u32>) {
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    for segment in batch.cu_seqlens.windows(2) {
-        for i in segment[0] + 1..segment[1] {
-            if mask[i as usize] {
-                rows.push(i - 1);
-                targets.push(batch.ids[i as usize]);
-            }
-        }
-    }
-    (rows, targets)
 }

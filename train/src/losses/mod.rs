@@ -1,6 +1,30 @@
 //! Losses. Each returns a sum and a count; the division happens once, over the whole optimizer step
 //! (law 3 of the design).
+//!
+//! [`token_scores`] is the one way from a model to numbers and back. What is done with the numbers is arithmetic
+//! without a model in it: [`CrossEntropy`](cross_entropy) of tokens, losses of preference pairs ([`PairLoss`]:
+//! [`Dpo`], [`Orpo`], [`Cpo`]) of labelled completions ([`Kto`]), and of rewards
+//! ([`BradleyTerry`]).
 
+mod cpo;
 mod cross_entropy;
+mod dpo;
+mod dual;
+mod kto;
+mod orpo;
+mod pair;
+mod reward;
+mod tokens;
 
+pub use cpo::Cpo;
 pub use cross_entropy::{LossSum, cross_entropy};
+pub use dpo::Dpo;
+pub use dual::Dual;
+pub use kto::{Kto, LabelSlope};
+pub use orpo::Orpo;
+pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
+pub use reward::BradleyTerry;
+pub use tokens::{TokenScores, Want, token_scores};
+
+#[cfg(test)]
+mod tests;

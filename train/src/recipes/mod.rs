@@ -1,6 +1,13 @@
 //! Recipes: from a configuration to a trained model, each in one file, read top to bottom.
 
+pub mod cpo;
+pub mod dpo;
+pub mod kto;
+pub mod orpo;
 pub mod pretrain;
+pub mod reward;
 pub mod sft;
+pub mod simpo;
 
 mod inputs;
+mod preference;

@@ -18,7 +18,7 @@ use crate::config::PretrainConfig;
 use crate::data::DatasetType;
 use crate::models;
 use crate::run::{Checkpoint, Observer, Outcome};
-use crate::trainer::Trainer;
+use crate::trainer::{CrossEntropy, Trainer};
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages, DatasetType::Tokenized];
@@ -63,6 +63,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
     Trainer {
         model,
         adapter: None,
+        objective: Box::new(CrossEntropy),
         tokenizer,
         sampler: inputs.sampler,
         held_out: inputs.held_out,

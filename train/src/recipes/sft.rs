@@ -16,7 +16,7 @@ use crate::data::{DatasetType, Preflight};
 use crate::models::{self, Opened};
 use crate::plan::{self, Forecast};
 use crate::run::{Checkpoint, Observer, Outcome};
-use crate::trainer::Trainer;
+use crate::trainer::{CrossEntropy, Trainer};
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[
@@ -56,6 +56,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     Trainer {
         model,
         adapter,
+        objective: Box::new(CrossEntropy),
         tokenizer,
         sampler: inputs.sampler,
         held_out: inputs.held_out,
@@ -114,7 +115,11 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
 }
 
 /// The model, with a fresh adapter, a given one, or that of the checkpoint.
-fn build(config: &SftConfig, opened: &Opened, resume: Option<&Checkpoint>) -> Result<(Model, Option<LoraConfig>)> {
+pub(super) fn build(
+    config: &SftConfig,
+    opened: &Opened,
+    resume: Option<&Checkpoint>,
+) -> Result<(Model, Option<LoraConfig>)> {
     let lora = config.lora.use_peft || config.model.adapter.is_some();
     let dtype = config.model.dtype;
     if !lora {

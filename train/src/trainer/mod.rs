@@ -6,9 +6,12 @@
 //! so a resumed run is bitwise the run that never stopped (law 6 of the design).
 
 mod evaluate;
+mod objective;
 mod state;
 
 pub use evaluate::evaluate;
+pub use objective::{CrossEntropy, Objective, Sums};
+pub(crate) use state::REFERENCE_FILE;
 pub use state::TrainerState;
 
 use std::collections::HashMap;
@@ -39,6 +42,8 @@ pub struct Trainer<'a> {
     pub model: Model,
     /// The adapter's settings; full fine-tuning if `None`.
     pub adapter: Option<LoraConfig>,
+    /// What is minimised.
+    pub objective: Box<dyn Objective>,
     /// Saved with the model.
     pub tokenizer: Tokenizer,
     /// Training data.
@@ -67,7 +72,7 @@ impl Trainer<'_> {
     ///
     /// # Errors
     /// Data, disk, numbers that are none any more; the last good checkpoint stays as it is.
-    pub fn train(self, resume: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Outcome> {
+    pub fn train(mut self, resume: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Outcome> {
         let o = self.optim;
         let params = self.model.params();
         let settings = AdamWSettings {
@@ -78,7 +83,10 @@ impl Trainer<'_> {
         };
         let mut optimizer = AdamW::new(&params, settings)?;
         let mut state = match resume {
-            Some(from) => TrainerState::load(&from.path, &mut optimizer)?,
+            Some(from) => {
+                self.objective.load(&from.path)?;
+                TrainerState::load(&from.path, &mut optimizer)?
+            }
             None => TrainerState::default(),
         };
         state.template_time = self.sampler.encoder().options().template_time;
@@ -105,8 +113,8 @@ impl Trainer<'_> {
         while state.step < total && !state.stopped_early {
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
-            let sum = accumulate(&self.model, o, &step, state.step)?;
-            let scale = 1.0 / step.supervised as f64;
+            let sum = self.objective.accumulate(&self.model, o, &step, state.step)?;
+            let scale = 1.0 / sum.count;
             let norm = grad_norm(optimizer.params(), scale)?;
             self.check_finite(state.step + 1, sum.mean(), norm)?;
             let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -116,6 +124,7 @@ impl Trainer<'_> {
 
             let epoch_ended = step.cursor.epoch > state.cursor.epoch;
             state.step += 1;
+            self.objective.updated(&self.model, state.step)?;
             state.cursor = step.cursor;
             state.num_tokens += step.tokens as u64;
             let seconds = started.elapsed().as_secs_f64();
@@ -130,8 +139,9 @@ impl Trainer<'_> {
                 tokens_per_second: step.tokens as f64 / seconds,
                 step_seconds: seconds,
                 peak_memory_bytes: memory_use().map_or(0, |m| m.peak),
-                extra: vec![("mean_token_accuracy".into(), sum.accuracy()), ("entropy".into(), sum.mean_entropy())],
+                extra: sum.means(),
             };
+            self.objective.advice(&sum).iter().for_each(|sentence| observer.note(sentence));
             let last = state.step == total;
             if due(self.eval.eval_strategy, self.eval_every(), state.step, epoch_ended || last) {
                 metrics.extra.extend(self.evaluate(&mut state, observer)?.into_iter().flatten());
@@ -175,21 +185,22 @@ impl Trainer<'_> {
     }
 
     /// Evaluates, notes the best, and decides on early stopping.
-    fn evaluate(&self, state: &mut TrainerState, observer: &mut dyn Observer) -> Result<Option<Vec<(String, f64)>>> {
+    fn evaluate(
+        &mut self,
+        state: &mut TrainerState,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Vec<(String, f64)>>> {
         let Some(sampler) = &self.held_out else { return Ok(None) };
         let started = Instant::now();
-        let sum = evaluate(&self.model, sampler)?;
-        let found = vec![
-            ("eval_loss".to_string(), sum.mean()),
-            ("eval_mean_token_accuracy".to_string(), sum.accuracy()),
-            ("eval_entropy".to_string(), sum.mean_entropy()),
-            ("eval_runtime".to_string(), started.elapsed().as_secs_f64()),
-        ];
+        let sum = self.objective.evaluate(&self.model, self.optim, sampler)?;
+        let mut found = vec![("eval_loss".to_string(), sum.mean())];
+        found.extend(sum.means().into_iter().map(|(name, mean)| (format!("eval_{name}"), mean)));
+        found.push(("eval_runtime".to_string(), started.elapsed().as_secs_f64()));
         observer.evaluated(state.step, &found);
         let wanted = self.eval.metric_for_best_model.as_deref().unwrap_or("eval_loss");
         let name = if wanted.starts_with("eval_") { wanted.to_string() } else { format!("eval_{wanted}") };
         let Some((_, value)) = found.iter().find(|(n, _)| *n == name) else {
-            let problem = "is not a metric of evaluation; use eval_loss, eval_mean_token_accuracy or eval_entropy";
+            let problem = "is not a metric of this recipe's evaluation; use eval_loss, eval_entropy, or another that metrics.jsonl has after an evaluation";
             return Err(crate::config::ConfigError::Conflict { key: "metric_for_best_model", problem }.into());
         };
         let greater = self.eval.greater_is_better.unwrap_or(!name.ends_with("loss"));
@@ -214,6 +225,7 @@ impl Trainer<'_> {
     fn save(&self, state: &TrainerState, optimizer: &AdamW, observer: &mut dyn Observer) -> Result<Checkpoint> {
         let checkpoint = self.dir.save_checkpoint(state.step, |dir| {
             self.save_model(dir)?;
+            self.objective.save(dir)?;
             state.save(dir, optimizer)
         })?;
         observer.saved(&checkpoint.path);

@@ -14,6 +14,8 @@ use crate::{Error, Result};
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// Weights of a reference that follows the model.
+pub(crate) const REFERENCE_FILE: &str = "reference.safetensors";
 
 /// Where a run stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -82,7 +84,7 @@ pub(super) fn copy_model(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).map_err(listed)? {
         let entry = entry.map_err(listed)?;
         let (name, path) = (entry.file_name(), entry.path());
-        if name != STATE_FILE && name != OPTIMIZER_FILE && path.is_file() {
+        if ![STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE].iter().any(|f| name == *f) && path.is_file() {
             let mut file = File::open(&path).map_err(|source| RunError::io("read", &path, source))?;
             atomic_write(to.join(&name), |out| std::io::copy(&mut file, out).map(drop))?;
         }

@@ -1,0 +1,44 @@
+//! Rows of text become the tokens that TRL's preparation and collators make of them.
+
+use std::sync::Arc;
+
+use planish_nn::pretrained::read_json;
+use planish_nn::tokenizer::Tokenizer;
+use planish_train::data::{Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Example};
+
+use crate::{fixture, repo};
+
+#[test]
+fn rows_become_the_tokens_of_trl() {
+    let tokenizer = Arc::new(Tokenizer::from_dir(repo("train/builtin")).unwrap());
+    let place = tempfile::tempdir().unwrap();
+    let cases = read_json(&fixture("preference/tokens.json")).unwrap();
+    let (mut pairs, mut cut) = (0, 0);
+    for (i, case) in cases.as_array().unwrap().iter().enumerate() {
+        let file = place.path().join(format!("{i}.jsonl"));
+        std::fs::write(&file, format!("{}\n", case["row"])).unwrap();
+        let accepted = [DatasetType::Preference, DatasetType::Labelled];
+        let data = Dataset::open(&[DatasetSpec::new(&file)], &Columns::default(), &accepted).unwrap();
+        let max_length = case["max_length"].as_u64().map(|n| n as usize);
+        let encoder =
+            Encoder::new(tokenizer.clone(), EncodeOptions { max_length, ..EncodeOptions::default() }).unwrap();
+        let (row, source) = data.read(0).unwrap();
+        let encoded = encoder.encode(&row, source).unwrap();
+        cut += usize::from(max_length == Some(20));
+        let mut got: Vec<Example> = vec![encoded.example.unwrap()];
+        got.extend(encoded.rejected.map(|r| r.example));
+        pairs += usize::from(got.len() == 2);
+        let sides = case["sides"].as_array().unwrap();
+        assert_eq!(got.len(), sides.len(), "{}", case["row"]);
+        assert_eq!(encoded.label, case["row"]["label"].as_bool(), "{}", case["row"]);
+        for (got, want) in got.iter().zip(sides) {
+            let ids: Vec<u64> = got.ids.iter().map(|&id| id.into()).collect();
+            let want_ids: Vec<u64> = want["ids"].as_array().unwrap().iter().map(|x| x.as_u64().unwrap()).collect();
+            assert_eq!(ids, want_ids, "{}", case["row"]);
+            let n_prompt = want["n_prompt"].as_u64().unwrap() as usize;
+            assert_eq!(got.n_prompt, n_prompt, "{}", case["row"]);
+            assert!(got.mask.iter().enumerate().all(|(i, &m)| m == (i >= n_prompt)), "{}", case["row"]);
+        }
+    }
+    assert!(pairs >= 9 && cut >= 4, "{pairs} pairs, {cut} of them cut");
+}

@@ -1,0 +1,71 @@
+//! Learning from preferences: from batches of pairs and labels to gradients.
+//!
+//! ```text
+//! Batch ─► reference (no gradient) ─┐
+//!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
+//! ```
+//!
+//! [`Pairs`], [`Unpaired`] and [`Rewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
+//! [`Reference`] is what they compare with.
+
+mod pairs;
+mod precompute;
+mod reference;
+mod rewards;
+mod unpaired;
+mod watch;
+
+pub use pairs::Pairs;
+pub use precompute::{Known, precompute};
+pub use reference::{Follow, Reference, same_vocabulary};
+pub use rewards::Rewards;
+pub use unpaired::Unpaired;
+
+use std::sync::Arc;
+
+use planish_autograd::Tape;
+use planish_nn::Ctx;
+use planish_tensor::rng::{Purpose, Rows, Stream};
+
+use crate::config::OptimSettings;
+use crate::data::Batch;
+use crate::trainer::row_keys;
+
+/// How a batch goes through the model: a training step with so many behind it, or held-out data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Train { done: u64, dropout: bool },
+    HeldOut,
+}
+
+impl Mode {
+    /// The context of a part whose tokens have these random keys.
+    fn ctx(self, optim: &OptimSettings, keys: &Arc<[u64]>, tape: Option<&Tape>) -> Ctx {
+        let Mode::Train { done, dropout } = self else { return Ctx::inference() };
+        let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
+        let mut ctx = match tape {
+            Some(tape) => Ctx::training(tape, dropout.then(|| rows(Purpose::Dropout))),
+            None => Ctx::training(&Tape::new(), dropout.then(|| rows(Purpose::Dropout))).on(None),
+        };
+        if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
+            ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
+        }
+        ctx
+    }
+}
+
+/// A pass: whole examples, with the random keys of their tokens.
+struct Part {
+    batch: Batch,
+    keys: Arc<[u64]>,
+}
+
+/// The passes of each micro-batch, cut between examples.
+fn passes(micro_batches: &[Batch], limit: u64) -> Vec<Vec<Part>> {
+    let parts: Vec<Vec<Batch>> =
+        micro_batches.iter().map(|b| b.split(usize::try_from(limit).unwrap_or(usize::MAX))).collect();
+    let flat: Vec<Batch> = parts.iter().flatten().cloned().collect();
+    let mut keys = row_keys(&flat).into_iter();
+    let mut part = |batch: Batch| Part { batch, keys: keys.next().expect("a list of keys for each part") };
+    parts.into_iter().map(|parts| parts.into_iter().map(&mut part).collect()).collect()
+}

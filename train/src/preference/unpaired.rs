@@ -1,0 +1,175 @@
+//! The objective of labelled completions.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use planish_autograd::Tape;
+use planish_nn::Ctx;
+use planish_nn::decoder::Model;
+
+use super::reference::Reference;
+use super::{Mode, passes};
+use crate::Result;
+use crate::config::OptimSettings;
+use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::losses::{Kto, Want, token_scores};
+use crate::trainer::{Objective, Sums, packed};
+
+/// Minimises [`Kto`] over labelled completions.
+///
+/// The estimate z of the KL divergence is that of a micro-batch, as in TRL: its prompts, each with the completion
+/// of the row before it, under the model and the reference; max(0, mean log π/π_ref). It is computed first,
+/// without a tape, so the passes that follow need nothing of each other. Deviation from TRL: a completion that
+/// was cut to fit behind its own prompt is taken as cut. Pairs are two completions of one prompt, the chosen one good
+/// and the rejected one bad; the completion of the row before is then that of the same side.
+pub struct Unpaired {
+    loss: Kto,
+    reference: Reference,
+    dropout: bool,
+    max_length: Option<usize>,
+}
+
+impl Unpaired {
+    /// An objective. `dropout` is whether there is any while training; mismatched sequences are cut to
+    /// `max_length`.
+    pub fn new(loss: Kto, reference: Reference, dropout: bool, max_length: Option<usize>) -> Unpaired {
+        Unpaired { loss, reference, dropout, max_length }
+    }
+
+    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
+        let mut sums = Sums::default();
+        for (batch, parts) in micro_batches.iter().zip(passes(micro_batches, optim.tokens_per_pass)) {
+            let mut kl = 0.0;
+            if self.loss.needs_kl() {
+                kl = self.divergence(model, &mismatched(batch, self.max_length), optim)?;
+                sums.measure("kl", kl, 1.0);
+            }
+            for part in &parts {
+                let batch = &part.batch;
+                let ones = vec![1.0; batch.supervised()];
+                let reference = self.reference.compare(model, batch, &ones, mode == Mode::HeldOut)?.sums;
+                let tape = (mode != Mode::HeldOut).then(Tape::new);
+                let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+                let want = Want { recompute: optim.gradient_checkpointing, ..Want::default() };
+                let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
+                sums.measure("entropy", scores.entropy.iter().sum(), scores.entropy.len() as f64);
+                let mut slopes = vec![0.0; scores.logprobs.len()];
+                for s in 0..batch.segments() {
+                    let label = batch.labels.get(s).copied().unwrap_or(s % 2 == 0);
+                    let logp: f64 = scores.of(s).map(|i| scores.logprobs[i]).sum();
+                    let logratio = logp - reference[s];
+                    let found = self.loss.loss(logratio, label, kl);
+                    slopes[scores.of(s)].fill(found.slope);
+                    sums.loss += found.loss;
+                    sums.count += 1.0;
+                    let side = if label { "chosen" } else { "rejected" };
+                    sums.measure(&format!("rewards/{side}"), self.loss.beta * logratio, 1.0);
+                    sums.measure(&format!("logps/{side}"), logp, 1.0);
+                }
+                if mode != Mode::HeldOut {
+                    scores.backward(&slopes)?;
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// max(0, mean log π/π_ref) over the completions of a batch, nats.
+    fn divergence(&self, model: &Model, batch: &Batch, optim: &OptimSettings) -> Result<f64> {
+        let mut sum = 0.0;
+        for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
+            let ones = vec![1.0; part.supervised()];
+            let reference = self.reference.compare(model, &part, &ones, false)?.sums;
+            let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
+            sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
+        }
+        Ok((sum / batch.segments() as f64).max(0.0))
+    }
+}
+
+/// Each prompt with the completion of the row before it, the first with that of the last.
+fn mismatched(batch: &Batch, max_length: Option<usize>) -> Batch {
+    let (n, row) = (batch.segments(), batch.per_example.max(1));
+    let parts = |s: usize| {
+        let ids = &batch.ids[batch.segment(s)];
+        let prompt = batch.mask[batch.segment(s)].iter().position(|&m| m).unwrap_or(ids.len());
+        ids.split_at(prompt)
+    };
+    let mut out = Batch::new();
+    for s in 0..n {
+        let (prompt, completion) = (parts(s).0, parts((s + n - row) % n).1);
+        let mut ids = [prompt, completion].concat();
+        let mut mask: Vec<bool> = (0..ids.len()).map(|i| i >= prompt.len()).collect();
+        let limit = max_length.unwrap_or(usize::MAX);
+        ids.truncate(limit);
+        mask.truncate(limit);
+        out.push(batch.example_indices[s], &ids, &mask);
+    }
+    out
+}
+
+/// Adds the difference of the sides' mean rewards, where there are both.
+fn with_margins(mut sums: Sums) -> Sums {
+    if let (Some(chosen), Some(rejected)) = (sums.get("rewards/chosen"), sums.get("rewards/rejected")) {
+        sums.measure("rewards/margins", chosen - rejected, 1.0);
+    }
+    sums
+}
+
+impl Objective for Unpaired {
+    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
+        let mode = Mode::Train { done, dropout: self.dropout };
+        Ok(with_margins(self.run(model, optim, &step.micro_batches, mode)?))
+    }
+
+    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
+        let mut all = Sums::default();
+        for step in sampler.steps(Cursor::default())?.epochs(1) {
+            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
+        }
+        Ok(with_margins(all))
+    }
+
+    fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
+        self.reference.updated(model, done)
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.reference.save(dir)
+    }
+
+    fn load(&mut self, dir: &Path) -> Result<()> {
+        self.reference.load(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Example, Source};
+
+    /// Prompt p, p and a completion of n times c.
+    fn example(p: u32, c: u32, n: usize) -> Example {
+        let ids = [vec![p, p], vec![c; n]].concat();
+        let source = Source { file: Path::new("made").into(), line: 1, row: 0 };
+        Example { mask: (0..ids.len()).map(|i| i >= 2).collect(), ids, n_prompt: 2, source }
+    }
+
+    fn sequences(batch: &Batch) -> Vec<Vec<u32>> {
+        (0..batch.segments()).map(|s| batch.ids[batch.segment(s)].to_vec()).collect()
+    }
+
+    #[test]
+    fn prompts_get_the_completion_of_the_row_before() {
+        let rows = [example(1, 10, 1), example(2, 20, 3), example(3, 30, 2)];
+        let batch = Batch::from_labelled(rows.iter().enumerate().map(|(i, e)| (i, e, true)));
+        let found = mismatched(&batch, Some(4));
+        assert_eq!(sequences(&found), [vec![1, 1, 30, 30], vec![2, 2, 10], vec![3, 3, 20, 20]]);
+        assert_eq!(found.supervised(), 5);
+        // Of pairs, the same side of the row before: the other side has the same prompt.
+        let pairs = [[example(1, 10, 1), example(1, 11, 1)], [example(2, 20, 1), example(2, 21, 1)]];
+        let batch = Batch::from_pairs(pairs.iter().enumerate().map(|(i, [c, r])| (i, c, r)));
+        let want = [vec![1, 1, 20], vec![1, 1, 21], vec![2, 2, 10], vec![2, 2, 11]];
+        assert_eq!(sequences(&mismatched(&batch, None)), want);
+    }
+}

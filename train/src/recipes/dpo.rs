@@ -1,0 +1,61 @@
+//! Direct preference optimization and its family, of all weights or of an adapter.
+//!
+//! Chosen and rejected of a pair are neighbouring segments of one packed batch: one forward and one backward pass
+//! for both. The loss ([`Dpo`] has the formulas) is divided once by the number of pairs of the whole optimizer
+//! step. Deviations from TRL's `DPOTrainer`: nothing is padded; the term `sft` is a mean over the chosen tokens of
+//! the whole step, not of each micro-batch; the losses `aot` and `aot_unpaired` sort within a micro-batch, as there;
+//! `label_smoothing` reaches `sigmoid` (cDPO); a pair that teaches nothing is an error unless `drop_unsupervised`.
+
+use super::preference::{Blocks, ready};
+use crate::Result;
+use crate::config::{DpoConfig, DpoLossType, DpoSettings};
+use crate::data::DatasetType;
+use crate::losses::{Dpo, PairLoss};
+use crate::preference::Pairs;
+use crate::run::{Observer, Outcome};
+
+/// Rows that this recipe takes.
+pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
+
+/// Runs the recipe.
+///
+/// # Errors
+/// Settings, data, models or run directory that are wrong: nothing has been written then, but perhaps the
+/// reference's log-probabilities. Later: a full disk, a loss that is no number any more.
+pub fn run(config: &DpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
+    let mut config = config.clone();
+    let blocks = Blocks {
+        model: &config.model,
+        data: &mut config.data,
+        optim: &config.optim,
+        lora: &config.lora,
+        eval: &config.eval,
+        run: &config.run,
+    };
+    let ready = ready(blocks, ACCEPTED, observer)?;
+    let loss = loss(&config.dpo, config.reference.reference_free);
+    let c = &config;
+    let reference = ready.reference(&c.reference, &c.model, &c.run, &c.optim, loss.verbose_weight(), observer)?;
+    let objective = Pairs::new(Box::new(loss), reference, !config.dropout.disable_dropout);
+    let (eval, run) = (config.eval.clone(), config.run.clone());
+    ready.train(&mut config, |c| &mut c.optim, (&eval, &run), Box::new(objective), observer)
+}
+
+/// The loss that the settings ask for.
+pub fn loss(settings: &DpoSettings, reference_free: bool) -> Dpo {
+    let weight = |i: usize| settings.loss_weights.get(i).copied().unwrap_or(1.0);
+    let mut losses: Vec<(DpoLossType, f64)> =
+        settings.loss_type.iter().enumerate().map(|(i, l)| (*l, weight(i))).collect();
+    losses.extend(settings.rpo_alpha.filter(|a| *a > 0.0).map(|a| (DpoLossType::Sft, a)));
+    Dpo {
+        losses,
+        beta: settings.beta,
+        label_smoothing: settings.label_smoothing,
+        f_divergence: settings.f_divergence_type,
+        f_alpha: settings.f_alpha_divergence_coef,
+        discopop_tau: settings.discopop_tau,
+        ld_alpha: settings.ld_alpha,
+        use_weighting: settings.use_weighting,
+        reference_free,
+    }
+}
