@@ -63,6 +63,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
     Trainer {
         model,
         adapter: None,
+        rates: crate::optim::Rates::default(),
         tokenizer,
         sampler: inputs.sampler,
         held_out: inputs.held_out,
