@@ -174,7 +174,7 @@ fn trajectories_of_every_method_are_those_of_trl() {
         }
         runs += 1;
     }
-    assert!(runs >= 17, "{runs} runs");
+    assert!(runs >= 16, "{runs} runs");
 }
 
 /// What goes on with training begins where it stopped, bit for bit, also where PEFT's file holds less.
