@@ -10,6 +10,8 @@ use planish_tensor::rng::Rows;
 pub struct Ctx {
     tape: Option<Tape>,
     dropout: Option<Rows>,
+    /// Which adapter takes part; none if `without_adapters`.
+    slot: usize,
     without_adapters: bool,
     noise: Option<(f64, Rows)>,
 }
@@ -28,6 +30,12 @@ impl Ctx {
     /// The same with adapters switched off: the base model, for reference passes.
     pub fn without_adapters(mut self) -> Ctx {
         self.without_adapters = true;
+        self
+    }
+
+    /// The same with the adapter of this number, as [`crate::adapters::load_adapter_as`] gave it; the first is 0.
+    pub fn with_adapter(mut self, slot: usize) -> Ctx {
+        (self.slot, self.without_adapters) = (slot, false);
         self
     }
 
@@ -53,9 +61,9 @@ impl Ctx {
         self.tape.as_ref()
     }
 
-    /// Whether adapters take part.
-    pub fn adapters(&self) -> bool {
-        !self.without_adapters
+    /// Number of the adapter that takes part, if one does.
+    pub fn adapter(&self) -> Option<usize> {
+        (!self.without_adapters).then_some(self.slot)
     }
 
     /// Where dropout masks are drawn from, when training.

@@ -139,6 +139,14 @@ impl Rows {
         Rows { stream: self.stream.substream(id), keys: self.keys.clone() }
     }
 
+    /// Rows `which` of these.
+    ///
+    /// # Panics
+    /// A row out of range.
+    pub fn select(&self, which: &[u32]) -> Rows {
+        Rows { stream: self.stream, keys: which.iter().map(|&r| self.keys[r as usize]).collect() }
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.keys.len()

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::adapters::{LoraConfig, Targets, attach_lora, load_adapter};
+use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora, load_adapter};
 use planish_nn::decoder::{LoadOptions, Model, Packed, SequenceCache};
 use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
@@ -40,20 +40,20 @@ fn families() -> Vec<String> {
 
 /// An adapter whose B is not zero, on every linear module.
 fn with_lora(mut model: Model, seed: u64) -> Model {
-    let config = LoraConfig { target_modules: Targets::AllLinear, ..LoraConfig::default() };
+    let config = LoraConfig { r: 4, target_modules: Targets::AllLinear, ..LoraConfig::default() };
     attach_lora(&mut model, &config, seed).unwrap();
-    for (i, linear) in model.linears_mut().into_iter().enumerate() {
-        let b = &linear.lora.as_ref().unwrap().b;
-        let (dims, s) = (b.value().dims().to_vec(), Stream::new(seed, Purpose::Data, i as u64));
-        let values: Vec<f64> = (0..dims[0] * dims[1]).map(|k| 0.05 * s.normal(k as u64)).collect();
-        let values = Tensor::from_vec(values, dims).unwrap().to_dtype(b.value().dtype()).unwrap();
-        b.update(|b| -> planish_tensor::Result<()> {
-            *b = values;
-            Ok(())
-        })
-        .unwrap();
-    }
+    stir(&model, seed, |name| name.ends_with("lora_B.weight"));
     model
+}
+
+/// Adds random numbers to the adapter's parameters of these names.
+fn stir(model: &Model, seed: u64, which: impl Fn(&str) -> bool) {
+    for (i, p) in adapter_params(model, 0).into_iter().enumerate().filter(|(_, p)| which(p.name())) {
+        let (dims, s) = (p.value().dims().to_vec(), Stream::new(seed, Purpose::Data, i as u64));
+        let values: Vec<f64> = (0..p.value().numel()).map(|k| 0.05 * s.normal(k as u64)).collect();
+        let values = Tensor::from_vec(values, dims).unwrap().to_dtype(p.value().dtype()).unwrap();
+        p.update(|t| planish_tensor::ops::elementwise::add(t, &values).map(|new| *t = new)).unwrap();
+    }
 }
 
 fn sequences(model: &Model, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
@@ -213,6 +213,31 @@ fn with_adapters_of_peft() {
         let sequences = sequences(&model, &[19, 44], i as u64);
         check(adapter, &model, true, &sequences, 3 + 11 * i);
     }
+}
+
+/// Every method as PEFT saves it, on and off; in bf16 as well.
+#[test]
+fn with_every_method() {
+    let mut seen = 0;
+    let names = std::fs::read_dir(fixture("adapters")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir());
+    let mut names: Vec<PathBuf> = names.collect();
+    names.sort();
+    for (i, dir) in names.iter().enumerate() {
+        let config = read_json(&dir.join("adapter_config.json")).unwrap();
+        for dtype in [None, Some(DType::BF16)] {
+            let base = load(config["base_model_name_or_path"].as_str().unwrap(), dtype);
+            let mut model = base.clone();
+            load_adapter(&mut model, dir).unwrap();
+            let sequences = sequences(&model, &[19, 1, 44], i as u64);
+            let what = format!("{} {dtype:?}", dir.display());
+            check(&what, &model, true, &sequences, 3 + 11 * i);
+            check(&format!("{what} off"), &model, false, &sequences, 4 + 7 * i);
+            let off = packed(&model, &Ctx::inference().without_adapters(), &sequences, false);
+            assert_eq!(off, packed(&base, &Ctx::inference(), &sequences, false), "{what}: off is the base model");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 33, "{seen} adapters");
 }
 
 proptest! {

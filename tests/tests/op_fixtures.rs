@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use planish_autograd::ops::attention::{Attention, attention};
+use planish_autograd::ops::cayley::{Cayley, cayley};
+use planish_autograd::ops::dora_linear::{dora_linear, row_norms};
 use planish_autograd::ops::lm_head::{LmHead, lm_head};
+use planish_autograd::ops::lora_embedding::lora_embedding;
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{
-    activation, elementwise, embedding, gather, glu, layer_norm, linear, rms_norm, rope, softmax,
+    activation, block_rotate, elementwise, embedding, gather, glu, layer_norm, linear, rms_norm, rope, softmax,
 };
 use planish_autograd::registry::{Fixture, ops};
 use planish_autograd::{Tape, Var};
@@ -60,6 +63,25 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
             let out = attention(c.var("q"), c.var("k"), c.var("v"), &cu_q, &cu_k, &options).unwrap();
             Outputs::from([("out".into(), out)])
         }
+        "block_rotate" => one(block_rotate::block_rotate(c.var("x"), c.var("r"))),
+        "cayley" => {
+            let kind = match c.number("terms") as usize {
+                0 => Cayley::Exact,
+                terms => Cayley::Series(terms),
+            };
+            one(cayley(c.var("q"), c.number("n") as usize, kind))
+        }
+        "dora_linear" => {
+            let lora = Lora { scale: c.number("scale"), dropout: None };
+            let weight = c.var("weight").detach();
+            let (a, b) = (c.var("lora_a"), c.var("lora_b"));
+            let norms = row_norms(weight.value(), a.value(), b.value(), lora.scale).unwrap();
+            one(dora_linear(c.var("x"), &weight, c.opt("bias"), (a, b), (c.var("magnitude"), &norms), &lora))
+        }
+        "lora_embedding" => {
+            let weight = c.var("weight").detach();
+            one(lora_embedding(&weight, c.var("lora_a"), c.var("lora_b"), &c.ids("ids"), c.number("scale")))
+        }
         "embedding" => one(embedding::embedding(c.var("weight"), &c.ids("ids"))),
         "gather" => one(gather::gather(c.var("x"), c.var("index").value())),
         "geglu" => gated(glu::geglu, glu::geglu_tanh),
@@ -79,8 +101,8 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
         "lora_linear" => {
             let lora = Lora { scale: c.number("scale"), dropout: None };
             // The base is frozen under an adapter: this op has no gradient for it.
-            let (weight, bias) = (c.var("weight").detach(), c.opt("bias").map(Var::detach));
-            one(lora_linear(c.var("x"), &weight, bias.as_ref(), c.var("lora_a"), c.var("lora_b"), &lora))
+            let weight = c.var("weight").detach();
+            one(lora_linear(c.var("x"), &weight, c.opt("bias"), c.var("lora_a"), c.var("lora_b"), &lora))
         }
         "rms_norm" => {
             let offset = if c.params["unit_offset"].as_bool().unwrap() { 1.0 } else { 0.0 };
@@ -114,6 +136,10 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
 /// exp, tanh and erf: a few dozen roundings of 1.1e-16 of numbers of the size of the largest.
 const TABLE: &[(&str, f64)] = &[
     ("attention", 1e-13),
+    ("block_rotate", 1e-14),
+    // The exact transform solves with a matrix of condition up to about 2.
+    ("cayley", 1e-14),
+    ("dora_linear", 1e-14),
     ("embedding", 0.0),
     ("gather", 0.0),
     ("geglu", 1e-14),
@@ -123,6 +149,7 @@ const TABLE: &[(&str, f64)] = &[
     ("lm_head", 1e-13),
     // `far` stands at ±1e4, where a rounding is 2e-12 of 1; it is what is left of x - m - ln s.
     ("log_softmax", 1e-13),
+    ("lora_embedding", 1e-14),
     ("lora_linear", 1e-14),
     // The gradient of a row scaled by 1e-3 is a thousand times larger than its parts' differences.
     ("rms_norm", 1e-13),
@@ -227,7 +254,10 @@ fn check(op: &str, tol: f64, in_f64: bool) -> usize {
                 Some(got) => compare(&format!("{op}/{name} gradient of {k}"), got, want, tol),
                 // Frozen, or a table that the op takes as it is.
                 None => assert!(
-                    matches!((op, k.as_str()), ("lora_linear", "weight" | "bias") | ("rope", "inv_freq")),
+                    matches!(
+                        (op, k.as_str()),
+                        ("lora_linear" | "dora_linear" | "lora_embedding", "weight") | ("rope", "inv_freq")
+                    ),
                     "{op}/{name}: no gradient of {k}"
                 ),
             }

@@ -1,5 +1,6 @@
 //! Data, losses, optimizers, recipes and run directories of planish.
 
+pub mod adapt;
 pub mod builtin;
 pub mod ceilings;
 pub mod certify;

@@ -2,8 +2,11 @@
 
 pub mod activation;
 pub mod attention;
+pub mod block_rotate;
 pub mod cast;
+pub mod cayley;
 pub mod concat;
+pub mod dora_linear;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -13,6 +16,7 @@ pub mod index_select;
 pub mod layer_norm;
 pub mod linear;
 pub mod lm_head;
+pub mod lora_embedding;
 pub mod lora_linear;
 pub mod reduction;
 pub mod rms_norm;

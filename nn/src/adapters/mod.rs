@@ -1,83 +1,169 @@
-//! Adapters in PEFT's format.
+//! Parameter-efficient fine-tuning in PEFT's file format, both ways.
+//!
+//! A method is one file: its settings ([`Method`]: read, write, attach), what it makes of a linear map
+//! ([`LinearAdapter`](crate::modules::LinearAdapter)) or puts before every sequence
+//! ([`VirtualTokens`](crate::decoder::VirtualTokens)), its merge and PEFT's names; and a line in [`METHODS`].
+//! Recipes know none of them: they call [`attach`] or [`load_adapter`], train [`Model::params`], and call
+//! [`save_adapter`].
 
-mod config;
+mod adalora;
+mod attach;
+mod combine;
+mod copies;
+mod error;
+mod files;
+mod ia3;
+mod init;
+mod json;
+mod linalg;
+mod ln_tuning;
 mod lora;
+mod lora_config;
+mod lora_ends;
+mod merge;
+mod oft;
+mod p_tuning;
+mod partial;
+mod prefix_tuning;
+mod prompt_tuning;
+mod select;
+mod vera;
 
-pub use config::{LoraConfig, Targets};
-pub use lora::{attach_lora, load_adapter, merge_adapter, save_adapter};
+pub use adalora::AdaLoraConfig;
+pub use attach::Attach;
+pub use combine::{Combination, Density, Signs, combine_adapters};
+pub use error::AdapterError;
+pub use files::{
+    adapter_params, attach, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter,
+    save_training,
+};
+pub use ia3::Ia3Config;
+pub use init::LoraInit;
+pub use ln_tuning::LnTuningConfig;
+pub use lora::LoraLayer;
+pub use lora_config::{LoraBias, LoraConfig};
+pub use lora_ends::{HeadLora, LoraEmbedding};
+pub use merge::merge_adapter;
+pub use oft::OftConfig;
+pub use p_tuning::{Encoder, PTuningConfig};
+pub use partial::{Partial, train_only};
+pub use prefix_tuning::PrefixTuningConfig;
+pub use prompt_tuning::{PromptInit, PromptTuningConfig};
+pub use select::{Targeting, Targets};
+pub use vera::VeraConfig;
 
-use std::path::PathBuf;
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::Arc;
 
-/// What can be wrong with an adapter.
-#[non_exhaustive]
-#[derive(Debug, thiserror::Error)]
-pub enum AdapterError {
-    /// adapter_config.json lacks an entry, or it has the wrong type.
-    #[error("{}: {problem}", .path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// Which entry, and what is wrong with it.
-        problem: String,
-    },
-    /// A kind of adapter or an option of LoRA that this program does not have.
-    #[error("this adapter needs {what}, which is not supported")]
-    Unsupported {
-        /// The option and its value.
-        what: String,
-    },
-    /// No module of the model matches.
-    #[error("no module of the model matches {key} {wanted}; its linear modules are {}", .available.join(", "))]
-    NoMatch {
-        /// The setting.
-        key: &'static str,
-        /// What was asked for.
-        wanted: String,
-        /// Last parts of the names there are.
-        available: Vec<String>,
-    },
-    /// A setting that cannot be.
-    #[error("{key} is {value}, but it must be {expected}")]
-    Value {
-        /// The setting.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// What it must be.
-        expected: &'static str,
-    },
-    /// A regular expression that is none.
-    #[error("{key} {pattern:?} is not a regular expression: {problem}")]
-    Pattern {
-        /// The setting.
-        key: &'static str,
-        /// The expression.
-        pattern: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The adapter's weights lack a tensor.
-    #[error("the adapter has no tensor `{name}`, which its config calls for")]
-    Missing {
-        /// Its name in the file.
-        name: String,
-    },
-    /// The adapter's weights hold a tensor that nothing takes.
-    #[error("the adapter holds `{name}`, which fits no module of this model: it was made for another one")]
-    Unexpected {
-        /// Its name in the file.
-        name: String,
-    },
-    /// A tensor of the adapter does not fit the model.
-    #[error(
-        "the adapter's `{name}` has shape {found:?}, but this model calls for {expected:?}: it was made for another one"
-    )]
-    Shape {
-        /// Its name in the file.
-        name: String,
-        /// Shape in the file.
-        found: Vec<usize>,
-        /// Shape by the model.
-        expected: Vec<usize>,
-    },
+use planish_autograd::Param;
+use planish_tensor::Tensor;
+use serde_json::Value;
+
+use crate::Result;
+use crate::decoder::Model;
+use json::Fields;
+
+/// What PEFT puts before a module's name.
+pub(crate) const PREFIX: &str = "base_model.model.";
+/// Names of the modules that are no part of a layer.
+const EMBEDDING: &str = "model.embed_tokens";
+const HEAD: &str = "lm_head";
+
+/// An adapter's settings: what its adapter_config.json says, and how it is put on a model.
+pub trait Method: Debug + Send + Sync {
+    /// Its kind, as PEFT calls it: `LORA`.
+    fn peft_type(&self) -> &'static str;
+
+    /// adapter_config.json, as PEFT writes it.
+    fn to_json(&self) -> Value;
+
+    /// Puts it on a model.
+    ///
+    /// # Errors
+    /// A target that matches no module; a setting that cannot be; a file that does not fit.
+    fn attach(&self, to: &mut Attach<'_>) -> Result<()>;
+
+    /// What PEFT's file holds, from the adapter's parameters.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    fn saved(&self, params: &[Param]) -> Result<Vec<(String, Tensor)>> {
+        Ok(params.iter().map(|p| (p.name().to_string(), p.value())).collect())
+    }
+
+    /// What going on with the training needs besides.
+    fn training_state(&self, _params: &[Param]) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+
+    /// Adds the gradient of a penalty, times `weight`, to the parameters, and returns the penalty.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    fn penalise(&self, _params: &[Param], _weight: f64) -> Result<f64> {
+        Ok(0.0)
+    }
+
+    /// Does what is due after optimizer step `step`, counted from 1. `gradients` are those of the step, one for each
+    /// of `params`, to be multiplied by `scale`.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    fn stepped(&self, _params: &[Param], _gradients: &[Option<Tensor>], _scale: f64, _step: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether [`Method::stepped`] wants the gradients: they are kept for it then.
+    fn wants_gradients(&self) -> bool {
+        false
+    }
+
+    /// Whether it can be merged into the weights.
+    fn is_mergeable(&self) -> bool {
+        true
+    }
+}
+
+/// Settings of any adapter.
+pub type AdapterConfig = Arc<dyn Method>;
+
+type Read = fn(&Fields<'_>) -> Result<AdapterConfig, AdapterError>;
+
+/// Every method there is, by PEFT's name for it.
+const METHODS: &[(&str, Read)] = &[
+    ("LORA", |f| Ok(Arc::new(LoraConfig::read(f)?))),
+    ("ADALORA", |f| Ok(Arc::new(AdaLoraConfig::read(f)?))),
+    ("IA3", |f| Ok(Arc::new(Ia3Config::read(f)?))),
+    ("LN_TUNING", |f| Ok(Arc::new(LnTuningConfig::read(f)?))),
+    ("VERA", |f| Ok(Arc::new(VeraConfig::read(f)?))),
+    ("OFT", |f| Ok(Arc::new(OftConfig::read(f)?))),
+    ("PROMPT_TUNING", |f| Ok(Arc::new(PromptTuningConfig::read(f)?))),
+    ("PREFIX_TUNING", |f| Ok(Arc::new(PrefixTuningConfig::read(f)?))),
+    ("P_TUNING", |f| Ok(Arc::new(PTuningConfig::read(f)?))),
+];
+
+/// Reads an adapter_config.json of any method. `path` is for messages.
+///
+/// # Errors
+/// [`AdapterError::UnknownType`], [`AdapterError::Config`], [`AdapterError::Unsupported`],
+/// [`AdapterError::Value`].
+pub fn read_config(value: &Value, path: &Path) -> Result<AdapterConfig, AdapterError> {
+    let f = Fields::new(value, path)?;
+    let found = f.text("peft_type")?.ok_or_else(|| f.bad("it has no `peft_type`"))?;
+    match METHODS.iter().find(|(name, _)| *name == found) {
+        Some((_, read)) => read(&f),
+        None => {
+            let known = METHODS.iter().map(|(name, _)| *name).collect();
+            Err(AdapterError::UnknownType { path: path.to_path_buf(), found: found.to_string(), known })
+        }
+    }
+}
+
+/// Attaches a fresh LoRA adapter.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_lora(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
+    attach(model, config, seed, None)
 }

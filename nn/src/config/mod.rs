@@ -94,6 +94,8 @@ pub struct ModelConfig {
     pub final_softcap: Option<f64>,
     /// Factor on the embedding.
     pub embedding_scale: f64,
+    /// Whether that factor is also on inputs that are no tokens' embeddings (an adapter's virtual tokens).
+    pub scales_all_inputs: bool,
     /// Factor on what a block adds to the residual stream.
     pub residual_scale: f64,
     /// Factor on the logits.

@@ -11,7 +11,10 @@ use crate::config::ModelConfig;
 #[derive(Debug, Clone)]
 pub struct SequenceCache {
     layers: Vec<(Tensor, Tensor)>,
+    /// Rows held, those of virtual tokens included.
     len: usize,
+    /// Rows of an adapter's virtual tokens, which come first.
+    lead: usize,
     /// Tokens appended to each layer but not yet counted by [`SequenceCache::advance`].
     pending: Vec<usize>,
     heads: usize,
@@ -22,22 +25,32 @@ pub struct SequenceCache {
 impl SequenceCache {
     pub(super) fn new(config: &ModelConfig, dtype: DType) -> SequenceCache {
         let (heads, size, n) = (config.num_kv_heads, config.head_dim, config.num_layers());
-        SequenceCache { layers: Vec::with_capacity(n), len: 0, pending: vec![0; n], heads, size, dtype }
+        SequenceCache { layers: Vec::with_capacity(n), len: 0, lead: 0, pending: vec![0; n], heads, size, dtype }
     }
 
-    /// Tokens held.
+    /// Tokens held, without an adapter's virtual ones.
     pub fn len(&self) -> usize {
-        self.len
+        self.len - self.lead
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Forgets all tokens after the first `len`, keeping the memory.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        self.len = self.len.min(len.saturating_add(self.lead));
+    }
+
+    /// Rows held, virtual tokens included: the position of what comes next.
+    pub(super) fn rows(&self) -> usize {
+        self.len
+    }
+
+    /// Notes that the first `rows` to be counted are virtual tokens'.
+    pub(super) fn set_lead(&mut self, rows: usize) {
+        self.lead = rows;
     }
 
     /// Bytes held.
@@ -45,15 +58,21 @@ impl SequenceCache {
         self.layers.iter().map(|(k, v)| (k.numel() + v.numel()) * self.dtype.size()).sum()
     }
 
+    /// Forgets what a pass that failed had begun to append.
+    pub(super) fn begin(&mut self) {
+        self.pending.fill(0);
+    }
+
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()> {
         let width = self.heads * self.size;
         let new = k.dims()[0];
-        let need = self.len + new;
+        let at = self.len + self.pending[layer];
+        let need = at + new;
         if layer == self.layers.len() {
             let capacity = [need.next_power_of_two().max(64), self.heads, self.size];
             self.layers.push((Tensor::zeros(capacity, self.dtype)?, Tensor::zeros(capacity, self.dtype)?));
         }
-        let start = self.len * width;
+        let start = at * width;
         let (ck, cv) = &mut self.layers[layer];
         dispatch_real!("cache", self.dtype, R => for (cache, new) in [(ck, k), (cv, v)] {
             let new = new.contiguous()?;
@@ -65,7 +84,7 @@ impl SequenceCache {
             let new = new.as_slice::<R>()?;
             cache.as_slice_mut::<R>()?[start..start + new.len()].copy_from_slice(new);
         });
-        self.pending[layer] = new;
+        self.pending[layer] += new;
         Ok(())
     }
 

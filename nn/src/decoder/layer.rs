@@ -8,6 +8,7 @@ use planish_autograd::{Result, Var};
 use planish_tensor::ops::attention::forward_segments;
 
 use super::cache::SequenceCache;
+use super::lead::Prefix;
 use super::rotary::Rotations;
 use crate::Ctx;
 use crate::config::{Activation, ModelConfig};
@@ -50,10 +51,10 @@ pub struct Layer {
 
 /// Which keys the queries of a pass see.
 pub(super) enum Mixing<'a, 'b> {
-    /// Those of their own segment.
-    Packed(&'a Arc<[u32]>),
-    /// Those of their sequence's cache, to which their own are added first.
-    Cached { layer: usize, cu: &'a [u32], caches: &'a mut [&'b mut SequenceCache] },
+    /// Those of their own segment, after the adapter's prefix if there is one.
+    Packed { cu: &'a Arc<[u32]>, prefix: Option<&'a Prefix> },
+    /// Those of their sequence's cache, to which their own are added first; in a new cache after the prefix.
+    Cached { layer: usize, cu: &'a [u32], caches: &'a mut [&'b mut SequenceCache], prefix: Option<&'a Prefix> },
 }
 
 impl Layer {
@@ -97,9 +98,15 @@ impl Layer {
         let options =
             Attention { scale: c.attention_scale, causal: true, window: layer.window, softcap: c.attention_softcap };
         let out = match mixing {
-            Mixing::Packed(cu) => attention(&q, &k, &v, cu, cu, &options)?,
-            Mixing::Cached { layer, cu, caches } => {
+            Mixing::Packed { cu, prefix: None } => attention(&q, &k, &v, cu, cu, &options)?,
+            Mixing::Packed { cu, prefix: Some(p) } => {
+                attention(&q, &p.before(&p.k, &k)?, &p.before(&p.v, &v)?, cu, &p.cu, &options)?
+            }
+            Mixing::Cached { layer, cu, caches, prefix } => {
                 for (s, cache) in caches.iter_mut().enumerate() {
+                    if let Some(p) = prefix.filter(|_| cache.rows() == 0) {
+                        cache.append(layer, p.k.value(), p.v.value())?;
+                    }
                     let (start, len) = (cu[s] as usize, (cu[s + 1] - cu[s]) as usize);
                     cache.append(layer, &k.value().narrow(0, start, len)?, &v.value().narrow(0, start, len)?)?;
                 }

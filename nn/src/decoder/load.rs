@@ -9,7 +9,7 @@ use planish_tensor::{DType, Tensor};
 use super::Model;
 use super::layer::{GateUp, Layer, Qkv};
 use crate::config::{ModelConfig, NormPlacement, QkNorm};
-use crate::modules::{Linear, Norm, Weight};
+use crate::modules::{Linear, Norm, Slots, Weight};
 use crate::{Error, Result};
 
 /// Where tensors come from: a weights file, a GGUF file, an initialiser.
@@ -64,7 +64,7 @@ impl Loader<'_> {
     fn linear(&mut self, name: String, out: usize, input: usize, bias: bool) -> Result<Linear> {
         let weight = self.weight(format!("{name}.weight"), &[out, input])?;
         let bias = if bias { Some(self.weight(format!("{name}.bias"), &[out])?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, lora: None })
+        Ok(Linear { name: name.into(), weight, bias, adapters: Slots::default() })
     }
 
     fn norm(&mut self, name: String, size: usize, c: &ModelConfig) -> Result<Norm> {
@@ -152,6 +152,16 @@ impl Model {
             let name = others.swap_remove(0);
             return Err(Error::UnexpectedTensor { name, others: others.len() });
         }
-        Ok(Model { config: c, embed_tokens, layers, norm, lm_head, score: None })
+        Ok(Model {
+            config: c,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            score: None,
+            embed_lora: Slots::default(),
+            head_lora: Slots::default(),
+            virtual_tokens: Slots::default(),
+        })
     }
 }

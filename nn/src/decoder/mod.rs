@@ -2,11 +2,13 @@
 
 mod cache;
 mod layer;
+mod lead;
 mod load;
 mod rotary;
 
 pub use cache::SequenceCache;
 pub use layer::Layer;
+pub use lead::{Place, VirtualTokens};
 pub use load::{LoadOptions, TensorSource};
 
 use std::sync::Arc;
@@ -17,10 +19,12 @@ use planish_autograd::{Param, Var, checkpoint};
 use planish_tensor::rng::Rows;
 use planish_tensor::{DType, Tensor};
 
+use crate::adapters::{HeadLora, LoraEmbedding};
 use crate::config::ModelConfig;
-use crate::modules::{Linear, Norm, Weight};
+use crate::modules::{Linear, Norm, Slots, Weight};
 use crate::{Ctx, Error, Result};
 use layer::Mixing;
+use lead::{Lengthened, Prefix};
 use rotary::Rotations;
 
 /// A stream of tokens cut into segments: the only form of a batch (law 2 of the design).
@@ -72,6 +76,12 @@ pub struct Model {
     pub lm_head: Option<Weight>,
     /// The head of one number, (1, hidden), of a reward model.
     pub score: Option<Weight>,
+    /// Low-rank updates of the embedding.
+    pub embed_lora: Slots<Arc<LoraEmbedding>>,
+    /// Low-rank updates of the LM head.
+    pub head_lora: Slots<Arc<HeadLora>>,
+    /// What adapters put before every sequence.
+    pub virtual_tokens: Slots<Arc<dyn VirtualTokens>>,
 }
 
 impl Model {
@@ -82,25 +92,58 @@ impl Model {
     /// # Errors
     /// A token id outside the vocabulary; those of the kernels.
     pub fn forward(&self, ctx: &Ctx, batch: &Packed, recompute: bool) -> Result<Var> {
-        let rotations = Rotations::new(&self.config, &batch.positions, &batch.cu_seqlens, self.dtype())?;
         let mut x = self.embed(ctx, &batch.ids)?;
         if let Some((alpha, rows)) = ctx.embedding_noise() {
             x = elementwise::add(&x, &Var::constant(noise(&x, &batch.cu_seqlens, alpha, rows)?))?;
         }
-        for layer in &self.layers {
+        let (mut cu, mut positions) = (batch.cu_seqlens.clone(), batch.positions.clone());
+        let (mut prefixes, mut kept) = (Vec::new(), None);
+        if let Some(lead) = self.virtual_tokens.active(ctx) {
+            let table = Lengthened::new(&cu, lead.count(), |_| true);
+            let n = lead.count() as u32;
+            match lead.place() {
+                Place::Embeddings => {
+                    x = table.stream(&self.inputs(lead.values(ctx)?)?, &x)?;
+                    positions = table.cu.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
+                    (cu, kept) = (table.cu, Some(table.kept));
+                }
+                Place::KeysAndValues => {
+                    prefixes = Prefix::all(&self.config, &lead.values(ctx)?, lead.count(), &table)?;
+                    positions = positions.iter().map(|p| p + n).collect();
+                }
+            }
+        }
+        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype())?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let prefix = prefixes.get(i);
             x = match ctx.tape().filter(|_| recompute) {
-                None => layer.forward(ctx, &x, &rotations, Mixing::Packed(&batch.cu_seqlens))?,
+                None => layer.forward(ctx, &x, &rotations, Mixing::Packed { cu: &cu, prefix })?,
                 Some(tape) => {
                     let (layer, ctx) = (layer.clone(), ctx.clone());
-                    let (rotations, cu) = (rotations.clone(), batch.cu_seqlens.clone());
+                    let (rotations, cu) = (rotations.clone(), cu.clone());
+                    // The prefix comes in as inputs, so that its gradient finds its way out.
+                    let tables = prefix.map(|p| (p.cu.clone(), p.index.clone()));
                     let segment = move |tape: Option<&planish_autograd::Tape>, x: &[Var]| {
-                        Ok(vec![layer.forward(&ctx.on(tape), &x[0], &rotations, Mixing::Packed(&cu))?])
+                        let own =
+                            tables.clone().map(|(cu, index)| Prefix { k: x[1].clone(), v: x[2].clone(), cu, index });
+                        let mixing = Mixing::Packed { cu: &cu, prefix: own.as_ref() };
+                        Ok(vec![layer.forward(&ctx.on(tape), &x[0], &rotations, mixing)?])
                     };
-                    checkpoint(tape, segment, &[&x])?.pop().expect("one output")
+                    let inputs: Vec<&Var> =
+                        std::iter::once(&x).chain(prefix.iter().flat_map(|p| [&p.k, &p.v])).collect();
+                    checkpoint(tape, segment, &inputs)?.pop().expect("one output")
                 }
             };
         }
+        if let Some(kept) = kept {
+            x = index_select::index_select(&x, &kept)?;
+        }
         Ok(self.norm.forward(ctx, &x)?)
+    }
+
+    /// Virtual tokens' embeddings, times the family's factor where it is on all inputs.
+    fn inputs(&self, values: Var) -> Result<Var> {
+        scale(values, if self.config.scales_all_inputs { self.config.embedding_scale } else { 1.0 })
     }
 
     /// Embedding of tokens, times the family's factor.
@@ -112,7 +155,11 @@ impl Model {
             let (id, vocab_size) = (ids[position], self.config.vocab_size);
             return Err(Error::TokenId { id, position, vocab_size });
         }
-        let x = embedding::embedding(&self.embed_tokens.var(ctx), ids)?;
+        let weight = self.embed_tokens.var(ctx);
+        let x = match self.embed_lora.active(ctx) {
+            None => embedding::embedding(&weight, ids)?,
+            Some(lora) => lora.forward(ctx, &weight, ids)?,
+        };
         scale(x, self.config.embedding_scale)
     }
 
@@ -123,7 +170,14 @@ impl Model {
     /// A row or a target out of range.
     pub fn scores(&self, ctx: &Ctx, hidden: &Var, rows: &[u32], targets: &[u32]) -> Result<Scores> {
         let selected = index_select::index_select(hidden, rows)?;
-        Ok(lm_head(&selected, &self.head(ctx), targets, &self.head_options())?)
+        let head = self.head(ctx);
+        match self.head_lora.active(ctx) {
+            None => Ok(lm_head(&selected, &head, targets, &self.head_options())?),
+            Some(lora) => {
+                let (wide, head) = lora.widen(ctx, &selected, &head, Some(rows))?;
+                Ok(lm_head(&wide, &head, targets, &self.head_options())?)
+            }
+        }
     }
 
     /// Logits of every token at the given hidden states, (rows, vocabulary): for sampling.
@@ -131,10 +185,15 @@ impl Model {
     /// # Errors
     /// Those of the kernels.
     pub fn logits(&self, ctx: &Ctx, hidden: &Tensor) -> Result<Tensor> {
-        Ok(planish_tensor::ops::lm_head::logits(hidden, self.head(ctx).value(), &self.head_options())?)
+        let (ctx, hidden) = (ctx.on(None), Var::constant(hidden.clone()));
+        let (hidden, head) = match self.head_lora.active(&ctx) {
+            None => (hidden, self.head(&ctx)),
+            Some(lora) => lora.widen(&ctx, &hidden, &self.head(&ctx), None)?,
+        };
+        Ok(planish_tensor::ops::lm_head::logits(hidden.value(), head.value(), &self.head_options())?)
     }
 
-    /// The LM head's weight.
+    /// The LM head's weight, without a low-rank update.
     pub fn head(&self, ctx: &Ctx) -> Var {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens).var(ctx)
     }
@@ -160,20 +219,46 @@ impl Model {
     ) -> Result<Tensor> {
         assert_eq!(tokens.len(), caches.len(), "a cache for each sequence");
         let ctx = ctx.on(None);
+        let lead = self.virtual_tokens.active(&ctx);
+        let count = lead.map_or(0, |l| l.count());
+        caches.iter_mut().for_each(|c| c.begin());
+        let fresh: Vec<bool> = caches.iter().map(|c| c.rows() == 0).collect();
         let (mut ids, mut positions, mut cu) = (vec![], vec![], vec![0u32]);
-        for (new, cache) in tokens.iter().zip(caches.iter()) {
-            let start = cache.len() as u32;
+        for (s, new) in tokens.iter().enumerate() {
+            let start = if fresh[s] { count } else { caches[s].rows() } as u32;
             ids.extend_from_slice(new.as_ref());
             positions.extend(start..start + new.as_ref().len() as u32);
             cu.push(ids.len() as u32);
         }
-        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype())?;
         let mut x = self.embed(&ctx, &ids)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&ctx, &x, &rotations, Mixing::Cached { layer: i, cu: &cu, caches })?;
+        let (mut prefixes, mut kept) = (Vec::new(), None);
+        if let Some(lead) = lead.filter(|_| fresh.contains(&true)) {
+            let table = Lengthened::new(&cu, count, |s| fresh[s]);
+            match lead.place() {
+                Place::Embeddings => {
+                    x = table.stream(&self.inputs(lead.values(&ctx)?)?, &x)?;
+                    let own = |s: usize| positions[cu[s] as usize..cu[s + 1] as usize].iter().copied();
+                    let leading = |s: usize| 0..if fresh[s] { count as u32 } else { 0 };
+                    positions = (0..fresh.len()).flat_map(|s| leading(s).chain(own(s))).collect();
+                    (cu, kept) = (table.cu.to_vec(), Some(table.kept));
+                }
+                Place::KeysAndValues => prefixes = Prefix::all(&self.config, &lead.values(&ctx)?, count, &table)?,
+            }
         }
-        for (new, cache) in tokens.iter().zip(caches.iter_mut()) {
-            cache.advance(new.as_ref().len());
+        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype())?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let prefix = prefixes.get(i);
+            x = layer.forward(&ctx, &x, &rotations, Mixing::Cached { layer: i, cu: &cu, caches, prefix })?;
+        }
+        for ((new, cache), fresh) in tokens.iter().zip(caches.iter_mut()).zip(&fresh) {
+            let lead = if *fresh { count } else { 0 };
+            cache.advance(lead + new.as_ref().len());
+            if *fresh {
+                cache.set_lead(lead);
+            }
+        }
+        if let Some(kept) = kept {
+            x = index_select::index_select(&x, &kept)?;
         }
         Ok(self.norm.forward(&ctx, &x)?.into_value())
     }
@@ -191,6 +276,8 @@ impl Model {
     /// Every parameter, adapters included, in the order of the layers.
     pub fn params(&self) -> Vec<Param> {
         let mut all: Vec<Param> = self.embed_tokens.params().cloned().collect();
+        all.extend(self.embed_lora.iter().flat_map(|l| l.params()).cloned());
+        all.extend(self.virtual_tokens.iter().flat_map(|v| v.params()).cloned());
         for layer in &self.layers {
             layer.linears().into_iter().for_each(|l| all.extend(l.params().cloned()));
             layer.norms().into_iter().for_each(|n| all.extend(n.weight.params().cloned()));
@@ -198,7 +285,16 @@ impl Model {
         all.extend(self.norm.weight.params().cloned());
         all.extend(self.lm_head.iter().flat_map(Weight::params).filter(|p| !p.same(&self.embed_tokens.base)).cloned());
         all.extend(self.score.iter().flat_map(Weight::params).cloned());
-        all
+        all.extend(self.head_lora.iter().flat_map(|l| l.params()).cloned());
+        // What two places share counts once.
+        let mut once: Vec<Param> = Vec::with_capacity(all.len());
+        let mut seen = std::collections::HashSet::new();
+        for param in all {
+            if seen.insert(param.name().to_string()) || !once.iter().any(|p| p.same(&param)) {
+                once.push(param);
+            }
+        }
+        once
     }
 
     /// The model's own parameters, without adapters: name and parameter, as in the weights file.

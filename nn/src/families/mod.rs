@@ -90,6 +90,7 @@ fn base(f: &Fields<'_>, source: &Value, max_positions: usize, rope_theta: f64) -
         attention_softcap: None,
         final_softcap: None,
         embedding_scale: 1.0,
+        scales_all_inputs: false,
         residual_scale: 1.0,
         logit_scale: 1.0,
         ropes: vec![Rope::read(f, None, rope_theta, rotary_dim, max_positions)?],

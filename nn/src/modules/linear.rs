@@ -1,15 +1,38 @@
-//! [`Linear`]: a linear map, with or without a low-rank update.
+//! [`Linear`]: a linear map, as it is or as an adapter makes it.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use planish_autograd::ops::linear::linear;
-use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::{Param, Result, Var};
+use planish_tensor::Tensor;
 
-use super::Weight;
+use super::{Slots, Weight};
 use crate::Ctx;
 
-/// y = x Wᵀ + b, plus a LoRA update where one is attached.
+/// What an adapter makes of a linear map y = x Wᵀ + b. One implementation a method, in [`crate::adapters`].
+///
+/// A row of y must be a function of the row of x alone, in an order of sums that depends on nothing else
+/// (law 5 of the design).
+pub trait LinearAdapter: Debug + Send + Sync {
+    /// y, (…, out), of x, (…, in). W is frozen; b may be a trained copy.
+    ///
+    /// # Errors
+    /// Shapes that do not agree.
+    fn forward(&self, ctx: &Ctx, x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var>;
+
+    /// Its own parameters, under their names in PEFT's file.
+    fn params(&self) -> Vec<&Param>;
+
+    /// W and b with which the plain map computes the same. Both come in the compute dtype and are the callee's
+    /// to overwrite.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    fn merge(&self, weight: Tensor, bias: Option<Tensor>) -> planish_tensor::Result<(Tensor, Option<Tensor>)>;
+}
+
+/// y = x Wᵀ + b, or what an adapter makes of it.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// The module's path, e.g. `model.layers.0.self_attn.q_proj`.
@@ -18,23 +41,8 @@ pub struct Linear {
     pub weight: Weight,
     /// b: (out).
     pub bias: Option<Weight>,
-    /// The update.
-    pub lora: Option<LoraLayer>,
-}
-
-/// A LoRA update s · x Aᵀ Bᵀ.
-#[derive(Clone, Debug)]
-pub struct LoraLayer {
-    /// A: (r, in).
-    pub a: Param,
-    /// B: (out, r).
-    pub b: Param,
-    /// s.
-    pub scale: f64,
-    /// Dropout on the update's input.
-    pub dropout: f64,
-    /// Number of this module among those adapted: its own stream of dropout masks.
-    pub id: u64,
+    /// What adapters make of it.
+    pub adapters: Slots<Arc<dyn LinearAdapter>>,
 }
 
 impl Linear {
@@ -43,16 +51,10 @@ impl Linear {
     /// # Errors
     /// Shapes that do not agree.
     pub fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
-        let bias = self.bias.as_ref().map(|b| b.var(ctx));
-        match self.lora.as_ref().filter(|_| ctx.adapters()) {
-            None => linear(x, &self.weight.var(ctx), bias.as_ref()),
-            Some(lora) => {
-                let dropout =
-                    ctx.dropout().filter(|_| lora.dropout > 0.0).map(|s| (lora.dropout, s.substream(lora.id)));
-                let update = Lora { scale: lora.scale, dropout };
-                let (a, b) = (ctx.param(&lora.a), ctx.param(&lora.b));
-                lora_linear(x, &self.weight.var(ctx), bias.as_ref(), &a, &b, &update)
-            }
+        let (weight, bias) = (self.weight.var(ctx), self.bias.as_ref().map(|b| b.var(ctx)));
+        match self.adapters.active(ctx) {
+            None => linear(x, &weight, bias.as_ref()),
+            Some(adapter) => adapter.forward(ctx, x, &weight, bias.as_ref()),
         }
     }
 
@@ -61,6 +63,6 @@ impl Linear {
         self.weight
             .params()
             .chain(self.bias.iter().flat_map(Weight::params))
-            .chain(self.lora.iter().flat_map(|l| [&l.a, &l.b]))
+            .chain(self.adapters.iter().flat_map(|a| a.params()))
     }
 }

@@ -32,6 +32,16 @@ fn dropped(x: &Tensor, lora: &Lora) -> Result<Tensor> {
     }
 }
 
+/// Checks A (r, in) and B (out, r) against W (out, in).
+pub(crate) fn check_parts(op: &'static str, weight: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+    let fit = weight.rank() == 2 && a.rank() == 2 && b.rank() == 2;
+    if !fit || a.dims()[1] != weight.dims()[1] || b.dims() != [weight.dims()[0], a.dims()[0]] {
+        let (lhs, rhs) = (a.dims().to_vec(), b.dims().to_vec());
+        return Err(Error::ShapeMismatch { op, what: "A (r, in) and B (out, r) against weight", lhs, rhs });
+    }
+    Ok(())
+}
+
 /// A B + U V for two-dimensional tensors, in the dtype of A: the update's tile is added while it is in cache.
 fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (rows, cols) = (a.dims()[0], b.dims()[1]);
@@ -66,11 +76,8 @@ pub fn forward(
 ) -> Result<(Tensor, Tensor)> {
     let flat_x = flat(x, OP)?;
     linear::check(&flat_x, weight, bias)?;
-    let (out, input) = (weight.dims()[0], weight.dims()[1]);
-    if a.rank() != 2 || b.rank() != 2 || a.dims()[1] != input || b.dims() != [out, a.dims()[0]] {
-        let (lhs, rhs) = (a.dims().to_vec(), b.dims().to_vec());
-        return Err(Error::ShapeMismatch { op: OP, what: "A (r, in) and B (out, r) against weight", lhs, rhs });
-    }
+    check_parts(OP, weight, a, b)?;
+    let out = weight.dims()[0];
     let h = matmul(&flat(&dropped(x, lora)?, OP)?, &a.transpose(0, 1)?, x.dtype())?;
     let h = scale(&h, lora.scale)?;
     let mut y = product_and_update(&flat_x, &weight.transpose(0, 1)?, &h, &b.transpose(0, 1)?)?;

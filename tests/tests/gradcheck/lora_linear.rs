@@ -19,15 +19,17 @@ proptest! {
         layouts in (layout(), layout()),
     ) {
         let weight = Var::constant(random(&[output, input], seed ^ 3, layouts.1));
-        let bias = bias.then(|| Var::constant(random(&[output], seed ^ 4, layouts.0)));
         let keys: Vec<u64> = (0..lead.iter().product::<usize>() as u64).collect();
         let rows = || Rows::new(Stream::new(seed, Purpose::Dropout, 0), keys.into());
         let lora = Lora { scale, dropout: dropout.then(|| (0.4, rows())) };
-        let inputs = [
+        let mut inputs = vec![
             random(&[lead, vec![input]].concat(), seed, layouts.0),
             random(&[r, input], seed ^ 1, layouts.1),
             random(&[output, r], seed ^ 2, layouts.1),
         ];
-        check(|v| lora_linear(&v[0], &weight, bias.as_ref(), &v[1], &v[2], &lora), &inputs, seed)?;
+        if bias {
+            inputs.push(random(&[output], seed ^ 4, layouts.0));
+        }
+        check(|v| lora_linear(&v[0], &weight, v.get(3), &v[1], &v[2], &lora), &inputs, seed)?;
     }
 }

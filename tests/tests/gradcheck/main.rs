@@ -5,9 +5,12 @@ use planish_autograd::registry::{Backward, ops};
 
 mod activation;
 mod attention;
+mod block_rotate;
 mod cast;
+mod cayley;
 mod checkpoint;
 mod concat;
+mod dora_linear;
 mod dropout;
 mod elementwise;
 mod embedding;
@@ -17,6 +20,7 @@ mod index_select;
 mod layer_norm;
 mod linear;
 mod lm_head;
+mod lora_embedding;
 mod lora_linear;
 mod reduction;
 mod rms_norm;
@@ -32,9 +36,12 @@ fn covered() -> Vec<&'static str> {
     [
         activation::COVERS,
         attention::COVERS,
+        block_rotate::COVERS,
         cast::COVERS,
+        cayley::COVERS,
         checkpoint::COVERS,
         concat::COVERS,
+        dora_linear::COVERS,
         dropout::COVERS,
         elementwise::COVERS,
         embedding::COVERS,
@@ -44,6 +51,7 @@ fn covered() -> Vec<&'static str> {
         layer_norm::COVERS,
         linear::COVERS,
         lm_head::COVERS,
+        lora_embedding::COVERS,
         lora_linear::COVERS,
         reduction::COVERS,
         rms_norm::COVERS,

@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use crate::{fixture, floats};
 
-struct Row {
-    ids: Vec<u32>,
-    mask: Vec<bool>,
+pub(crate) struct Row {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) mask: Vec<bool>,
 }
 
-fn rows() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     let list = |v: &Value| -> Vec<u64> { v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap()).collect() };
     let rows = read_json(&fixture("sft/rows.json")).unwrap();
     rows.as_array()

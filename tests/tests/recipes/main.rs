@@ -1,5 +1,6 @@
 //! Whole recipes on small models: resumed runs, saved results, what they write.
 
+mod adapters;
 mod choices;
 mod memory;
 mod resume;

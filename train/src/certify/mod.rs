@@ -33,7 +33,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
+use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora};
 use planish_nn::decoder::Model;
 use planish_tensor::Tensor;
 use planish_tensor::rng::{Purpose, Stream};
@@ -202,13 +202,12 @@ fn examples(opened: &Opened, n: usize) -> Result<Vec<Example>> {
 fn attach_random_lora(model: &mut Model, r: usize) -> Result<()> {
     let config = LoraConfig { r, target_modules: Targets::AllLinear, lora_dropout: 0.0, ..LoraConfig::default() };
     attach_lora(model, &config, 0)?;
-    for (i, linear) in model.linears_mut().into_iter().enumerate() {
-        let Some(lora) = &linear.lora else { continue };
-        let (dims, stream) = (lora.b.value().dims().to_vec(), Stream::new(0, Purpose::Init, 1 + i as u64));
+    for (i, b) in adapter_params(model, 0).into_iter().filter(|p| p.name().ends_with("lora_B.weight")).enumerate() {
+        let (dims, stream) = (b.value().dims().to_vec(), Stream::new(0, Purpose::Init, 1 + i as u64));
         let count = dims.iter().product::<usize>() as u64;
         let values: Vec<f64> = (0..count).map(|k| 0.02 * stream.normal(k)).collect();
-        let values = Tensor::from_vec(values, dims)?.to_dtype(lora.b.value().dtype())?;
-        lora.b.update(|b| -> Result<(), Error> {
+        let values = Tensor::from_vec(values, dims)?.to_dtype(b.value().dtype())?;
+        b.update(|b| -> Result<(), Error> {
             *b = values;
             Ok(())
         })?;

@@ -84,6 +84,66 @@ choices! {
     }
 }
 
+choices! {
+    /// What is trained where no adapter is.
+    pub enum FinetuningType {
+        /// All weights.
+        Full = "full",
+        /// The biases.
+        Bitfit = "bitfit",
+        /// Some layers.
+        Freeze = "freeze",
+    }
+}
+
+choices! {
+    /// A kind of adapter, under PEFT's names.
+    pub enum PeftType {
+        /// Low-rank updates.
+        Lora = "LORA" | "lora",
+        /// Low-rank updates whose ranks go where they matter.
+        AdaLora = "ADALORA" | "adalora",
+        /// Trained scales of activations.
+        Ia3 = "IA3" | "ia3",
+        /// Norms.
+        LnTuning = "LN_TUNING" | "ln_tuning",
+        /// Trained scales of random low-rank updates.
+        Vera = "VERA" | "vera",
+        /// Rotations of inputs.
+        Oft = "OFT" | "oft",
+        /// Embeddings of virtual tokens.
+        PromptTuning = "PROMPT_TUNING" | "prompt_tuning",
+        /// Keys and values of virtual tokens.
+        PrefixTuning = "PREFIX_TUNING" | "prefix_tuning",
+        /// Embeddings of virtual tokens, made by an encoder.
+        PTuning = "P_TUNING" | "p_tuning",
+    }
+}
+
+choices! {
+    /// Which biases are trained with a LoRA adapter.
+    pub enum BiasChoice {
+        /// None.
+        None = "none",
+        /// All of the model.
+        All = "all",
+        /// Those of adapted modules.
+        LoraOnly = "lora_only",
+    }
+}
+
+choices! {
+    /// What prompt tuning begins with.
+    pub enum PromptInitChoice {
+        /// Random numbers.
+        Random = "RANDOM" | "random",
+        /// Embeddings of random tokens.
+        SampleVocab = "SAMPLE_VOCAB" | "sample_vocab",
+        /// Embeddings of a text.
+        Text = "TEXT" | "text",
+    }
+}
+
 settings! {
     /// The model to start from.
     pub struct ModelSettings ("Model") {
@@ -211,22 +271,84 @@ settings! {
 }
 
 settings! {
-    /// Low-rank adapters.
-    pub struct LoraSettings ("LoRA") {
+    /// Adapters, and training a part of the weights.
+    pub struct LoraSettings ("Adapters") {
         /// Train an adapter instead of all weights.
         use_peft: bool = false, SWITCH;
+        /// Kind of adapter.
+        peft_type: PeftType = PeftType::Lora, PeftType::RULE;
         /// Rank.
         lora_r: usize = 16usize, COUNT;
         /// Scale: the update is multiplied by lora_alpha / lora_r.
         lora_alpha: f64 = 32.0, POSITIVE;
-        /// Dropout on the adapter's input.
+        /// Dropout on the adapter's input (LORA, ADALORA, VERA).
         lora_dropout: f64 = 0.05, BELOW_ONE;
-        /// Modules with an adapter: names, one regular expression, or `all-linear` [q_proj, v_proj].
+        /// Modules with an adapter: names, one regular expression, or `all-linear` [q_proj, v_proj; IA3: k_proj, v_proj, down_proj; LN_TUNING: the norms of layers and the last].
         lora_target_modules: Vec<String> = Vec::new(), TEXT;
         /// Modules trained whole and saved with the adapter.
         lora_modules_to_save: Vec<String> = Vec::new(), TEXT;
+        /// Modules, of the targets, without an adapter: names or one regular expression.
+        exclude_modules: Vec<String> = Vec::new(), TEXT;
+        /// Numbers of the layers with an adapter [all].
+        layers_to_transform: Vec<u64> = Vec::new(), WHOLE;
+        /// Ranks of single modules, each `NAME=RANK`; the name's end or a regular expression (LORA).
+        rank_pattern: Vec<String> = Vec::new(), TEXT;
+        /// lora_alpha of single modules, each `NAME=ALPHA` (LORA).
+        alpha_pattern: Vec<String> = Vec::new(), TEXT;
         /// Scale by lora_alpha / sqrt(lora_r) (arXiv 2312.03732).
         use_rslora: bool = false, SWITCH;
+        /// Train the lengths of the weight's rows too (DoRA, arXiv 2402.09353).
+        use_dora: bool = false, SWITCH;
+        /// How LoRA begins: true, false, gaussian, pissa, pissa_niter_N, olora or orthogonal.
+        init_lora_weights: String = "true", TEXT;
+        /// Biases trained with LoRA.
+        bias: BiasChoice = BiasChoice::None, BiasChoice::RULE;
+        /// Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354) [1].
+        loraplus_lr_ratio: Option<f64> = None, POSITIVE;
+        /// Learning rate of LoRA on the embedding, with loraplus_lr_ratio.
+        loraplus_lr_embedding: f64 = 1e-6, NOT_NEGATIVE;
+        /// Rank that AdaLoRA begins with.
+        init_r: usize = 12usize, COUNT;
+        /// Mean rank that AdaLoRA ends with.
+        target_r: usize = 8usize, COUNT;
+        /// Steps before AdaLoRA's ranks fall.
+        tinit: u64 = 0u64, WHOLE;
+        /// Steps after AdaLoRA's ranks have fallen.
+        tfinal: u64 = 0u64, WHOLE;
+        /// Steps between AdaLoRA's allocations (PEFT's deltaT).
+        delta_t: u64 = 1u64, AT_LEAST_ONE;
+        /// Weight of AdaLoRA's orthogonality penalty.
+        orth_reg_weight: f64 = 0.5, NOT_NEGATIVE;
+        /// Modules whose input IA3 scales, not their output.
+        feedforward_modules: Vec<String> = vec!["down_proj".to_string()], TEXT;
+        /// Rank of VeRA's shared pair.
+        vera_r: usize = 256usize, COUNT;
+        /// What VeRA's lambda_d begins with.
+        vera_d_initial: f64 = 0.1, NOT_NEGATIVE;
+        /// Blocks of OFT in a module; 0 if oft_block_size gives their size.
+        oft_r: usize = 0usize, ANY_COUNT;
+        /// Size of OFT's blocks; 0 if oft_r gives their number.
+        oft_block_size: usize = 32usize, ANY_COUNT;
+        /// Use a series for OFT's rotations, not the exact transform.
+        use_cayley_neumann: bool = true, SWITCH;
+        /// Virtual tokens of prompt, prefix and p-tuning.
+        num_virtual_tokens: usize = 20usize, COUNT;
+        /// What prompt tuning begins with.
+        prompt_tuning_init: PromptInitChoice = PromptInitChoice::Random, PromptInitChoice::RULE;
+        /// The text, with prompt_tuning_init TEXT.
+        prompt_tuning_init_text: Option<String> = None, TEXT;
+        /// Let an MLP make prefix tuning's keys and values.
+        prefix_projection: bool = false, SWITCH;
+        /// Width of the encoder of p-tuning, or of prefix_projection [that of its output's rows].
+        encoder_hidden_size: Option<usize> = None, COUNT;
+        /// What is trained without use_peft.
+        finetuning_type: FinetuningType = FinetuningType::Full, FinetuningType::RULE;
+        /// With finetuning_type freeze: how many layers are trained, the last ones; negative for the first ones.
+        freeze_trainable_layers: i64 = 2i64, ANY_WHOLE;
+        /// Of these, only modules with this in their path, such as mlp [all].
+        freeze_trainable_modules: Vec<String> = Vec::new(), TEXT;
+        /// Modules outside of the layers that are trained too, such as lm_head.
+        freeze_extra_modules: Vec<String> = Vec::new(), TEXT;
     }
 }
 

@@ -12,8 +12,9 @@
 //! Loshchilov, Hutter, arXiv:1711.05101, algorithm 2; torch.optim.AdamW.
 
 use planish_autograd::Param;
-use planish_tensor::{DType, Element, Real, Tensor, dispatch_real, parallel};
+use planish_tensor::{DType, Element, Real, Tensor, dispatch_real};
 
+use super::{Optimizer, Rates, Update};
 use crate::Result;
 
 /// Settings of AdamW.
@@ -29,19 +30,12 @@ pub struct AdamWSettings {
     pub weight_decay: f64,
 }
 
-/// What an update is done with.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Update {
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Factor on the accumulated gradient: 1 / count, times the clipping.
-    pub grad_scale: f64,
-}
-
 /// State of one parameter.
 struct State {
     param: Param,
     decay: bool,
+    /// Factor on the learning rate.
+    rate: f64,
     m: Tensor,
     v: Tensor,
     /// The weight in f32, if it is stored narrower.
@@ -56,7 +50,7 @@ pub struct AdamW {
 }
 
 /// Whether weight decay applies: not to norms and biases, as in transformers' trainer.
-fn decays(name: &str) -> bool {
+pub(super) fn decays(name: &str) -> bool {
     let name = name.strip_suffix(".weight").unwrap_or(name);
     !name.ends_with("bias") && !name.ends_with("norm") && !name.ends_with("layernorm")
 }
@@ -67,13 +61,22 @@ impl AdamW {
     /// # Errors
     /// Out of memory.
     pub fn new(params: &[Param], settings: AdamWSettings) -> Result<AdamW> {
+        AdamW::with_rates(params, settings, &Rates::default())
+    }
+
+    /// The same with learning rates of their own for some.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn with_rates(params: &[Param], settings: AdamWSettings, rates: &Rates) -> Result<AdamW> {
         let mut states = Vec::new();
         for param in params.iter().filter(|p| p.is_trainable()) {
             let value = param.value();
             let dtype = param.grad_dtype();
             let master = if value.dtype() == dtype { None } else { Some(value.to_dtype(dtype)?) };
             let (m, v) = (Tensor::zeros(value.shape(), dtype)?, Tensor::zeros(value.shape(), dtype)?);
-            states.push(State { decay: decays(param.name()), param: param.clone(), m, v, master });
+            let (decay, rate) = (decays(param.name()), rates.of(param));
+            states.push(State { decay, rate, param: param.clone(), m, v, master });
         }
         Ok(AdamW { settings, states, step: 0 })
     }
@@ -145,6 +148,24 @@ impl AdamW {
     }
 }
 
+impl Optimizer for AdamW {
+    fn params(&self) -> Vec<Param> {
+        AdamW::params(self).cloned().collect()
+    }
+
+    fn step(&mut self, update: Update) -> Result<()> {
+        AdamW::step(self, update)
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        AdamW::state(self)
+    }
+
+    fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {
+        AdamW::restore(self, step, get)
+    }
+}
+
 fn dispatch_real_step(
     dtype: DType,
     state: &mut State,
@@ -170,6 +191,7 @@ fn update_one<R: Real>(
     let g = grad.as_slice::<R>()?;
     let (m, v) = (state.m.as_slice_mut::<R>()?, state.v.as_slice_mut::<R>()?);
     let decay = if state.decay { settings.weight_decay } else { 0.0 };
+    let update = Update { learning_rate: update.learning_rate * state.rate, ..update };
     let coefficients = Coefficients::new(settings, decay, step, update);
     match &mut state.master {
         None => state.param.update(|value| {
@@ -234,28 +256,4 @@ fn run<R: Real>(p: &mut [R], g: &[R], m: &mut [R], v: &mut [R], c: &Coefficients
             *p += c.step_size * *m / denominator;
         }
     });
-}
-
-/// Norm of all accumulated gradients together, times `scale`; summed in f64, in a fixed order.
-///
-/// # Errors
-/// Those of the kernels.
-pub fn grad_norm<'a>(params: impl IntoIterator<Item = &'a Param>, scale: f64) -> Result<f64> {
-    const BLOCK: usize = 1 << 14;
-    let mut total = 0.0;
-    for param in params {
-        let Some(grad) = param.grad() else { continue };
-        let squares = |t: &Tensor| -> planish_tensor::Result<f64> {
-            dispatch_real!("grad_norm", t.dtype(), R => {
-                let g = t.as_slice::<R>()?;
-                // Blocks in parallel, added in order: the same bits on any number of threads.
-                let blocks = parallel::map(g.len().div_ceil(BLOCK), |b| {
-                    g[b * BLOCK..g.len().min((b + 1) * BLOCK)].iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>()
-                });
-                Ok(blocks.iter().sum())
-            })
-        };
-        total += squares(&grad)?;
-    }
-    Ok(total.sqrt() * scale)
 }

@@ -1,7 +1,57 @@
 //! Optimizers and learning-rate schedules.
 
 mod adamw;
+mod norm;
+mod rates;
 mod schedule;
 
-pub use adamw::{AdamW, AdamWSettings, Update, grad_norm};
+pub use adamw::{AdamW, AdamWSettings};
+pub use norm::grad_norm;
+pub use rates::Rates;
 pub use schedule::learning_rate;
+
+use planish_autograd::Param;
+use planish_tensor::Tensor;
+
+use crate::Result;
+use crate::config::OptimSettings;
+
+/// What an update is done with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Factor on the accumulated gradient: 1 / count, times the clipping.
+    pub grad_scale: f64,
+}
+
+/// What turns gradients into updates, with its state.
+pub trait Optimizer {
+    /// The parameters it updates.
+    fn params(&self) -> Vec<Param>;
+
+    /// One update from the accumulated gradients, which are taken. A parameter without a gradient is left alone.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    fn step(&mut self, update: Update) -> Result<()>;
+
+    /// Its state as named tensors.
+    fn state(&self) -> Vec<(String, Tensor)>;
+
+    /// Takes up a state that [`Optimizer::state`] gave, after `step` updates.
+    ///
+    /// # Errors
+    /// Those of `get`; a tensor of another shape or dtype.
+    fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()>;
+}
+
+/// The optimizer that the settings name, of the trainable ones among `params`.
+///
+/// # Errors
+/// Out of memory.
+pub fn optimizer(params: &[Param], o: &OptimSettings, rates: &Rates) -> Result<Box<dyn Optimizer>> {
+    let adam =
+        AdamWSettings { beta1: o.adam_beta1, beta2: o.adam_beta2, eps: o.adam_epsilon, weight_decay: o.weight_decay };
+    Ok(Box::new(AdamW::with_rates(params, adam, rates)?))
+}

@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use planish_nn::adapters::{LoraConfig, load_adapter};
+use planish_nn::adapters::{AdapterConfig, load_adapter};
 use planish_nn::decoder::Model;
 
 use super::{inputs, sft};
-use crate::Result;
 use crate::config::{
     EvalSettings, LoraSettings, ModelSettings, OptimSettings, PreferenceDataSettings, ReferenceSettings, RunSettings,
     Settings, SftConfig,
 };
 use crate::data::{DatasetType, Packing};
 use crate::models::{self, Opened};
+use crate::optim::Rates;
 use crate::preference::{Follow, Reference, precompute, same_vocabulary};
 use crate::run::{Checkpoint, Observer, Outcome};
 use crate::trainer::{Objective, Trainer};
+use crate::{Result, adapt};
 
 /// The blocks that every recipe on preferences has.
 pub(super) struct Blocks<'a> {
@@ -31,19 +32,22 @@ pub(super) struct Blocks<'a> {
 pub(super) struct Ready {
     opened: Opened,
     pub(super) model: Model,
-    adapter: Option<LoraConfig>,
+    adapter: Option<AdapterConfig>,
+    rates: Rates,
     inputs: inputs::Inputs,
     resume: Option<Checkpoint>,
 }
 
 /// A model, and the settings of its adapter if it has one.
-type Built = (Model, Option<LoraConfig>);
+type Built = (Model, Option<AdapterConfig>);
 
 /// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
 pub(super) fn ready(b: Blocks<'_>, accepted: &[DatasetType], observer: &mut dyn Observer) -> Result<Ready> {
     let (model, lora, optim) = (b.model.clone(), b.lora.clone(), b.optim.clone());
     let as_sft = SftConfig { model, lora, optim, ..SftConfig::default() };
-    ready_with(b, accepted, observer, |opened, resume| sft::build(&as_sft, opened, resume))
+    ready_with(b, accepted, observer, |opened, steps_per_epoch, resume| {
+        sft::build(&as_sft, opened, steps_per_epoch, resume)
+    })
 }
 
 /// As [`ready`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.
@@ -51,7 +55,7 @@ pub(super) fn ready_with(
     b: Blocks<'_>,
     accepted: &[DatasetType],
     observer: &mut dyn Observer,
-    build: impl FnOnce(&Opened, Option<&Checkpoint>) -> Result<Built>,
+    build: impl FnOnce(&Opened, u64, Option<&Checkpoint>) -> Result<Built>,
 ) -> Result<Ready> {
     inputs::check_device(b.run)?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
@@ -64,8 +68,9 @@ pub(super) fn ready_with(
     let eval_batch = b.eval.per_device_eval_batch_size;
     let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, accepted, Packing::None)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, adapter) = build(&opened, resume.as_ref())?;
-    Ok(Ready { opened, model, adapter, inputs, resume })
+    let (model, adapter) = build(&opened, inputs.steps_per_epoch, resume.as_ref())?;
+    let rates = adapt::rates(b.lora, b.optim);
+    Ok(Ready { opened, model, adapter, rates, inputs, resume })
 }
 
 impl Ready {
@@ -148,7 +153,7 @@ impl Ready {
         objective: Box<dyn Objective>,
         observer: &mut dyn Observer,
     ) -> Result<Outcome> {
-        let Ready { opened, model, adapter, inputs, resume } = self;
+        let Ready { opened, model, adapter, rates, inputs, resume } = self;
         let tokenizer = opened.tokenizer.clone();
         drop(opened);
         inputs::fit(&inputs, &model, optim_of(config), resume.as_ref())?;
@@ -159,6 +164,7 @@ impl Ready {
         Trainer {
             model,
             adapter,
+            rates,
             objective,
             tokenizer,
             sampler: inputs.sampler,

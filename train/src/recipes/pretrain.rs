@@ -64,6 +64,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         model,
         adapter: None,
         objective: Box::new(CrossEntropy),
+        rates: crate::optim::Rates::default(),
         tokenizer,
         sampler: inputs.sampler,
         held_out: inputs.held_out,

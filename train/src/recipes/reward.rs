@@ -32,7 +32,7 @@ pub fn run(config: &RewardConfig, observer: &mut dyn Observer) -> Result<Outcome
         eval: &config.eval,
         run: &config.run,
     };
-    let ready = ready_with(blocks, ACCEPTED, observer, |opened, resume| {
+    let ready = ready_with(blocks, ACCEPTED, observer, |opened, _, resume| {
         let model = match resume {
             Some(from) => models::open_path(&from.path)?.load_reward(dtype, seed)?,
             None => opened.load_reward(dtype, seed)?,

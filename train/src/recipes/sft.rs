@@ -1,4 +1,4 @@
-//! Supervised fine-tuning, of all weights or of a LoRA adapter.
+//! Supervised fine-tuning, of all weights, a part of them or an adapter.
 //!
 //! The loss is the cross-entropy of the supervised tokens, divided once by their number over the whole
 //! optimizer step, as TRL's `SFTTrainer` does. Deviations from it: no padding exists, so
@@ -6,17 +6,17 @@
 //! an error unless `drop_unsupervised`; dropout masks go by the example and the position in it, so that
 //! micro-batch size and packing do not change them.
 
-use planish_nn::adapters::{LoraConfig, Targets, attach_lora, load_adapter};
+use planish_nn::adapters::AdapterConfig;
 use planish_nn::decoder::Model;
 
 use super::inputs;
-use crate::Result;
-use crate::config::{LoraSettings, SftConfig};
+use crate::config::SftConfig;
 use crate::data::{DatasetType, Preflight};
-use crate::models::{self, Opened};
+use crate::models::Opened;
 use crate::plan::{self, Forecast};
 use crate::run::{Checkpoint, Observer, Outcome};
 use crate::trainer::{CrossEntropy, Trainer};
+use crate::{Result, adapt};
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[
@@ -47,7 +47,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let inputs = read(&config, &opened)?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, adapter) = build(&config, &opened, resume.as_ref())?;
+    let (model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
@@ -57,6 +57,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
         model,
         adapter,
         objective: Box::new(CrossEntropy),
+        rates: adapt::rates(&config.lora, &config.optim),
         tokenizer,
         sampler: inputs.sampler,
         held_out: inputs.held_out,
@@ -97,7 +98,7 @@ pub fn preview(config: &SftConfig) -> Result<Preflight> {
 pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let opened = Opened::by(&config.model, &mut |_| {})?;
     let inputs = read(config, &opened)?;
-    let (model, _) = build(config, &opened, None)?;
+    let (model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;
     drop(opened);
     let o = &config.optim;
     let (memory, costs) = inputs.memory(&model, o, plan::TIMED_TOKENS)?;
@@ -118,48 +119,9 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
 pub(super) fn build(
     config: &SftConfig,
     opened: &Opened,
+    steps_per_epoch: u64,
     resume: Option<&Checkpoint>,
-) -> Result<(Model, Option<LoraConfig>)> {
-    let lora = config.lora.use_peft || config.model.adapter.is_some();
-    let dtype = config.model.dtype;
-    if !lora {
-        let model = match resume {
-            Some(from) => models::open_path(&from.path)?.load(dtype, true)?,
-            None => opened.load(dtype, true)?,
-        };
-        return Ok((model, None));
-    }
-    let mut model = opened.load(dtype, false)?;
-    let given = resume.map(|c| c.path.as_path()).or(config.model.adapter.as_ref().map(AsRef::as_ref));
-    let adapter = match given {
-        Some(dir) => load_adapter(&mut model, dir)?,
-        None => {
-            let adapter = lora_config(&config.lora, &config.model.model);
-            attach_lora(&mut model, &adapter, config.optim.seed)?;
-            adapter
-        }
-    };
-    Ok((model, Some(adapter)))
-}
-
-/// The adapter that the settings ask for.
-pub fn lora_config(lora: &LoraSettings, base: &str) -> LoraConfig {
-    let is_pattern = |t: &str| t.contains(['*', '\\', '(', '[', '|', '^', '$', '+', '?']);
-    let target_modules = match &lora.lora_target_modules[..] {
-        // PEFT's choice for these families.
-        [] => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
-        [one] if one == "all-linear" => Targets::AllLinear,
-        [one] if is_pattern(one) => Targets::Regex(one.clone()),
-        names => Targets::Names(names.to_vec()),
-    };
-    LoraConfig {
-        r: lora.lora_r,
-        lora_alpha: lora.lora_alpha,
-        lora_dropout: lora.lora_dropout,
-        use_rslora: lora.use_rslora,
-        target_modules,
-        modules_to_save: lora.lora_modules_to_save.clone(),
-        base_model: Some(base.to_string()),
-        ..LoraConfig::default()
-    }
+) -> Result<(Model, Option<AdapterConfig>)> {
+    let steps = crate::trainer::total_steps(&config.optim, steps_per_epoch);
+    adapt::build(opened, &config.model, &config.lora, &config.optim, steps, resume)
 }

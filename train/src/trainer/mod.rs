@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::adapters::{LoraConfig, save_adapter};
+use planish_nn::adapters::{AdapterConfig, adapter_params, save_adapter, save_training};
 use planish_nn::decoder::{Model, Packed};
 use planish_nn::tokenizer::Tokenizer;
 use planish_tensor::rng::{Purpose, Rows, Stream};
@@ -29,7 +29,7 @@ use planish_tensor::rng::{Purpose, Rows, Stream};
 use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
 use crate::data::{Batch, Loader, Sampler, Step};
 use crate::losses::{LossSum, cross_entropy};
-use crate::optim::{AdamW, AdamWSettings, Update, grad_norm, learning_rate};
+use crate::optim::{Optimizer, Rates, Update, grad_norm, learning_rate, optimizer};
 use crate::run::{Checkpoint, Observer, Outcome, RunDir, RunPlan, StepMetrics, memory_use};
 use crate::{Error, Result};
 
@@ -41,7 +41,9 @@ pub struct Trainer<'a> {
     /// The model, with its adapter attached if there is one.
     pub model: Model,
     /// The adapter's settings; full fine-tuning if `None`.
-    pub adapter: Option<LoraConfig>,
+    pub adapter: Option<AdapterConfig>,
+    /// Learning rates of single parameters, relative to the others' (LoRA+).
+    pub rates: Rates,
     /// What is minimised.
     pub objective: Box<dyn Objective>,
     /// Saved with the model.
@@ -75,17 +77,13 @@ impl Trainer<'_> {
     pub fn train(mut self, resume: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Outcome> {
         let o = self.optim;
         let params = self.model.params();
-        let settings = AdamWSettings {
-            beta1: o.adam_beta1,
-            beta2: o.adam_beta2,
-            eps: o.adam_epsilon,
-            weight_decay: o.weight_decay,
-        };
-        let mut optimizer = AdamW::new(&params, settings)?;
+        let mut optimizer = optimizer(&params, o, &self.rates)?;
+        // What the adapter has a say in: its own parameters.
+        let own = self.adapter.as_ref().map(|_| adapter_params(&self.model, 0)).unwrap_or_default();
         let mut state = match resume {
             Some(from) => {
                 self.objective.load(&from.path)?;
-                TrainerState::load(&from.path, &mut optimizer)?
+                TrainerState::load(&from.path, &mut *optimizer)?
             }
             None => TrainerState::default(),
         };
@@ -93,7 +91,8 @@ impl Trainer<'_> {
         state.tokens_per_pass = Some(o.tokens_per_pass);
         let total = self.total_steps();
         let warmup = o.warmup(total);
-        let trainable: usize = optimizer.params().map(|p| p.value().numel()).sum();
+        let trained = optimizer.params();
+        let trainable: usize = trained.iter().map(|p| p.value().numel()).sum();
         observer.started(&RunPlan {
             run_dir: self.dir.path().to_path_buf(),
             first_step: state.step,
@@ -115,12 +114,22 @@ impl Trainer<'_> {
             let Some(step) = steps.next().transpose()? else { break };
             let sum = self.objective.accumulate(&self.model, o, &step, state.step)?;
             let scale = 1.0 / sum.count;
-            let norm = grad_norm(optimizer.params(), scale)?;
-            self.check_finite(state.step + 1, sum.mean(), norm)?;
+            let penalty = match &self.adapter {
+                Some(adapter) => adapter.penalise(&own, sum.count)?,
+                None => 0.0,
+            };
+            let loss = sum.mean() + penalty;
+            let norm = grad_norm(&trained, scale)?;
+            self.check_finite(state.step + 1, loss, norm)?;
             let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
             let rate =
                 learning_rate(o.lr_scheduler_type, &o.lr_scheduler_kwargs, o.learning_rate, state.step, warmup, total);
+            let watching = self.adapter.as_ref().filter(|a| a.wants_gradients());
+            let gradients: Vec<_> = watching.iter().flat_map(|_| own.iter().map(|p| p.grad())).collect();
             optimizer.step(Update { learning_rate: rate, grad_scale: scale * clip })?;
+            if let Some(adapter) = watching {
+                adapter.stepped(&own, &gradients, scale * clip, state.step + 1)?;
+            }
 
             let epoch_ended = step.cursor.epoch > state.cursor.epoch;
             state.step += 1;
@@ -131,7 +140,7 @@ impl Trainer<'_> {
             let mut metrics = StepMetrics {
                 step: state.step,
                 epoch: step.epoch,
-                loss: sum.mean(),
+                loss,
                 grad_norm: norm,
                 learning_rate: rate,
                 tokens: step.supervised as u64,
@@ -152,7 +161,7 @@ impl Trainer<'_> {
             let interrupted = observer.interrupted();
             if interrupted || due(self.run.save_strategy, self.run.save_steps, state.step, epoch_ended) {
                 log.sync()?;
-                saved = Some(self.save(&state, &optimizer, observer)?);
+                saved = Some(self.save(&state, &*optimizer, observer)?);
             }
             if interrupted && !last {
                 let checkpoint = saved.expect("just saved").path;
@@ -222,10 +231,13 @@ impl Trainer<'_> {
         Ok(Some(found))
     }
 
-    fn save(&self, state: &TrainerState, optimizer: &AdamW, observer: &mut dyn Observer) -> Result<Checkpoint> {
+    fn save(&self, state: &TrainerState, optimizer: &dyn Optimizer, observer: &mut dyn Observer) -> Result<Checkpoint> {
         let checkpoint = self.dir.save_checkpoint(state.step, |dir| {
             self.save_model(dir)?;
             self.objective.save(dir)?;
+            if let Some(adapter) = &self.adapter {
+                save_training(&self.model, &**adapter, dir)?;
+            }
             state.save(dir, optimizer)
         })?;
         observer.saved(&checkpoint.path);
@@ -239,7 +251,7 @@ impl Trainer<'_> {
     /// Writes the adapter, or the whole model, with the tokenizer.
     fn save_model(&self, dir: &Path) -> Result<()> {
         match &self.adapter {
-            Some(config) => save_adapter(&self.model, config, dir)?,
+            Some(config) => save_adapter(&self.model, &**config, dir)?,
             None => self.model.save(dir)?,
         }
         Ok(self.tokenizer.save(dir).map_err(planish_nn::Error::from)?)

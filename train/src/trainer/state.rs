@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
+use planish_nn::adapters::is_training_file;
 use planish_nn::weights::{WeightsReader, atomic_write, save_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Cursor;
-use crate::optim::AdamW;
+use crate::optim::Optimizer;
 use crate::run::RunError;
 use crate::{Error, Result};
 
@@ -45,7 +46,7 @@ pub struct TrainerState {
 
 impl TrainerState {
     /// Writes the state and that of the optimizer.
-    pub(super) fn save(&self, dir: &Path, optimizer: &AdamW) -> Result<()> {
+    pub(super) fn save(&self, dir: &Path, optimizer: &dyn Optimizer) -> Result<()> {
         save_safetensors(dir.join(OPTIMIZER_FILE), optimizer.state(), &BTreeMap::new())?;
         let text = serde_json::to_vec_pretty(self).expect("plain numbers");
         Ok(atomic_write(dir.join(STATE_FILE), |to| to.write_all(&text))?)
@@ -62,11 +63,11 @@ impl TrainerState {
     }
 
     /// Reads the state, and that of the optimizer into it.
-    pub(super) fn load(dir: &Path, optimizer: &mut AdamW) -> Result<TrainerState> {
+    pub(super) fn load(dir: &Path, optimizer: &mut dyn Optimizer) -> Result<TrainerState> {
         let bad = |problem: String| Error::Checkpoint { path: dir.to_path_buf(), problem };
         let state = TrainerState::read(dir)?;
         let reader = WeightsReader::open(dir.join(OPTIMIZER_FILE))?;
-        optimizer.restore(state.step, |name| {
+        optimizer.restore(state.step, &|name| {
             if !reader.contains(name) {
                 return Err(bad(format!(
                     "{OPTIMIZER_FILE} has no `{name}`: it is of a run with other trained weights"
@@ -84,7 +85,9 @@ pub(super) fn copy_model(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).map_err(listed)? {
         let entry = entry.map_err(listed)?;
         let (name, path) = (entry.file_name(), entry.path());
-        if ![STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE].iter().any(|f| name == *f) && path.is_file() {
+        let not_the_model =
+            [STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE].iter().any(|f| name == *f) || is_training_file(&name);
+        if !not_the_model && path.is_file() {
             let mut file = File::open(&path).map_err(|source| RunError::io("read", &path, source))?;
             atomic_write(to.join(&name), |out| std::io::copy(&mut file, out).map(drop))?;
         }

@@ -1,0 +1,111 @@
+//! P-tuning: virtual tokens before every sequence, as an MLP makes them of trained embeddings.
+//!
+//! values = W₃ relu(W₂ relu(W₁ E + b₁) + b₂) + b₃, with E: (virtual tokens, hidden).
+//!
+//! # Source
+//! Liu et al., "GPT Understands, Too", arXiv:2103.10385. PEFT saves the values only; what training needs to go on is in
+//! a file of its own. PEFT's LSTM encoder cannot be trained here; adapters made with it load, as values.
+
+use std::sync::Arc;
+
+use planish_autograd::Param;
+use planish_tensor::Tensor;
+use serde_json::{Value, json};
+
+use super::json::Fields;
+use super::prompt_tuning::{Between, FILE_NAME, Prompt, PromptEncoder, encoder_state, saved};
+use super::{AdapterError, Attach, Method};
+use crate::Result;
+use crate::decoder::Place;
+
+/// PEFT's `encoder_reparameterization_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoder {
+    /// Three linear layers with ReLU between.
+    Mlp,
+    /// A bidirectional LSTM: known by adapters that are loaded only.
+    Lstm,
+}
+
+/// Settings of p-tuning, under PEFT's names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PTuningConfig {
+    pub(super) prompt: Prompt,
+    /// The encoder.
+    pub encoder: Encoder,
+    /// Width between its layers; the model's if `None`.
+    pub encoder_hidden_size: Option<usize>,
+}
+
+impl PTuningConfig {
+    /// So many virtual tokens, made by the MLP.
+    pub fn new(num_virtual_tokens: usize, encoder_hidden_size: Option<usize>, base: Option<String>) -> PTuningConfig {
+        PTuningConfig { prompt: Prompt::new(num_virtual_tokens, base), encoder: Encoder::Mlp, encoder_hidden_size }
+    }
+
+    pub(super) fn read(f: &Fields<'_>) -> Result<PTuningConfig, AdapterError> {
+        let encoder = match f.text("encoder_reparameterization_type")? {
+            None | Some("MLP") => Encoder::Mlp,
+            Some("LSTM") => Encoder::Lstm,
+            Some(other) => {
+                return Err(AdapterError::Unsupported { what: format!("encoder_reparameterization_type {other:?}") });
+            }
+        };
+        let own = ["encoder_reparameterization_type", "encoder_hidden_size"];
+        let encoder_hidden_size = f.opt_whole("encoder_hidden_size")?;
+        Ok(PTuningConfig { prompt: Prompt::read(f, &own)?, encoder, encoder_hidden_size })
+    }
+}
+
+impl Method for PTuningConfig {
+    fn peft_type(&self) -> &'static str {
+        "P_TUNING"
+    }
+
+    fn to_json(&self) -> Value {
+        let all = json!({
+            "encoder_dropout": 0.0,
+            "encoder_hidden_size": self.encoder_hidden_size,
+            "encoder_num_layers": 2,
+            "encoder_reparameterization_type": if self.encoder == Encoder::Mlp { "MLP" } else { "LSTM" },
+            "num_attention_heads": null,
+            "num_layers": null,
+            "num_transformer_submodules": 1,
+            "token_dim": null,
+        });
+        self.prompt.write(all, self.peft_type())
+    }
+
+    fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
+        self.prompt.validate()?;
+        let (count, hidden) = (self.prompt.num_virtual_tokens, to.model.config.hidden_size);
+        let encoder = if to.trains() {
+            if self.encoder == Encoder::Lstm {
+                let what = "training encoder_reparameterization_type \"LSTM\"".into();
+                return Err(AdapterError::Unsupported { what }.into());
+            }
+            let width = self.encoder_hidden_size.unwrap_or(hidden).max(1);
+            let sizes = [(width, hidden), (width, width), (hidden, width)];
+            PromptEncoder::attach(to, count, "mlp_head", &sizes, (Between::Relu, Place::Embeddings))?
+        } else {
+            // PEFT saves what the encoder makes: training goes on from that, without it.
+            let values = to.param(FILE_NAME, &[count, hidden], |draw| draw.full(0.0))?;
+            PromptEncoder::plain(values, Place::Embeddings)
+        };
+        let slot = to.slot;
+        to.model.virtual_tokens.set(slot, Arc::new(encoder));
+        to.finish(&[FILE_NAME.to_string()])
+    }
+
+    fn saved(&self, params: &[Param]) -> Result<Vec<(String, Tensor)>> {
+        saved(params, Between::Relu, Place::Embeddings)
+    }
+
+    fn training_state(&self, params: &[Param]) -> Vec<(String, Tensor)> {
+        encoder_state(params)
+    }
+
+    fn is_mergeable(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,105 @@
+//! Training some of the model's own weights: BitFit and freeze tuning. No adapter: the result is a model.
+
+use planish_autograd::Param;
+
+use super::select::{last_parts, layer_of};
+use super::{AdapterError, EMBEDDING, HEAD};
+use crate::decoder::Model;
+use crate::modules::Weight;
+
+/// Which of the model's own weights are trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Partial {
+    /// Every bias (BitFit, arXiv:2106.10199).
+    Biases,
+    /// Whole layers, by number, and modules outside of them by name (`embed_tokens`, `lm_head`, `norm`); of the
+    /// layers, only modules with one of `modules` in their path, if there are any.
+    Layers {
+        /// Numbers.
+        layers: Vec<usize>,
+        /// Parts of paths: `self_attn`, `mlp`.
+        modules: Vec<String>,
+        /// Names.
+        extra: Vec<String>,
+    },
+}
+
+impl Partial {
+    /// The last `n` layers, or for a negative n the first -n, as LLaMA-Factory's `freeze_trainable_layers`.
+    ///
+    /// # Errors
+    /// [`AdapterError::Value`]: 0, or more layers than there are.
+    pub fn layers(n: i64, count: usize, modules: Vec<String>, extra: Vec<String>) -> Result<Partial, AdapterError> {
+        let wanted = n.unsigned_abs() as usize;
+        if n == 0 || wanted > count {
+            let expected = "a number of layers that the model has, negative for the first ones";
+            return Err(AdapterError::Value { key: "freeze_trainable_layers", value: n.to_string(), expected });
+        }
+        let layers = if n > 0 { (count - wanted..count).collect() } else { (0..wanted).collect() };
+        Ok(Partial::Layers { layers, modules, extra })
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        match self {
+            Partial::Biases => name.ends_with(".bias"),
+            Partial::Layers { layers, modules, extra } => {
+                let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+                match layer_of(name) {
+                    Some(layer) => {
+                        let named = modules.is_empty() || module.split('.').any(|p| modules.iter().any(|m| m == p));
+                        layers.contains(&layer) && named
+                    }
+                    None => module.rsplit('.').next().is_some_and(|last| extra.iter().any(|e| e == last)),
+                }
+            }
+        }
+    }
+}
+
+/// Makes these weights of a frozen model trainable. A tied head is the embedding: it is trained with it.
+///
+/// # Errors
+/// [`AdapterError::NoMatch`] if there is none; [`AdapterError::Conflict`] for a module that is not there.
+pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError> {
+    let (mut found, mut names) = (false, Vec::new());
+    let mut visit = |weight: &mut Weight| {
+        let name = weight.base.name().to_string();
+        if what.wants(&name) {
+            weight.base = Param::trainable(name.clone(), weight.base.value());
+            found = true;
+        }
+        names.push(name);
+    };
+    visit(&mut model.embed_tokens);
+    for layer in &mut model.layers {
+        for linear in layer.linears_mut() {
+            visit(&mut linear.weight);
+            linear.bias.iter_mut().for_each(&mut visit);
+        }
+        layer.norms_mut().into_iter().for_each(|n| visit(&mut n.weight));
+    }
+    visit(&mut model.norm.weight);
+    model.lm_head.iter_mut().for_each(&mut visit);
+    let modules = |n: &String| n.rsplit_once('.').map_or(n.clone(), |(module, _)| module.to_string());
+    if let Partial::Layers { modules: parts, extra, .. } = what {
+        let known = |part: &String| names.iter().any(|n| n.split('.').any(|p| p == part));
+        if let Some(missing) = parts.iter().chain(extra).find(|p| !known(p)) {
+            let available = [EMBEDDING, HEAD, "norm", "self_attn", "mlp"].map(str::to_string);
+            let available = available.into_iter().chain(names.iter().map(modules));
+            return Err(AdapterError::NoMatch {
+                key: "freeze_trainable_modules",
+                wanted: format!("{missing:?}"),
+                kind: "own",
+                available: last_parts(available),
+            });
+        }
+    }
+    if found {
+        return Ok(());
+    }
+    let (key, wanted) = match what {
+        Partial::Biases => ("finetuning_type", "bitfit, which trains biases".to_string()),
+        Partial::Layers { .. } => ("freeze_trainable_layers", format!("{what:?}")),
+    };
+    Err(AdapterError::NoMatch { key, wanted, kind: "own", available: last_parts(names.iter().map(modules)) })
+}

@@ -1,0 +1,159 @@
+//! Every method through `planish sft`'s recipe: it trains, resumes bit for bit, and loads again. (That it learns what it
+//! should is for the parity tests.)
+
+use std::path::{Path, PathBuf};
+
+use planish_nn::Ctx;
+use planish_nn::adapters::load_adapter;
+use planish_nn::decoder::{LoadOptions, Model, Packed};
+use planish_nn::pretrained::{Pretrained, read_json};
+use planish_train::config::SftConfig;
+use planish_train::recipes::sft;
+use planish_train::run::{Outcome, Silent};
+
+use crate::resume::{base, prepare};
+use crate::{StopAfter, files, metrics, result, settings};
+
+/// Name of the run, and the settings that choose the method.
+const METHODS: [(&str, &[(&str, &str)]); 17] = [
+    ("plain", &[("bias", "none"), ("rank_pattern", "down_proj=1"), ("alpha_pattern", "q_proj=3")]),
+    ("dora", &[("use_dora", "true"), ("lora_dropout", "0.2")]),
+    ("loraplus", &[("loraplus_lr_ratio", "8")]),
+    ("pissa", &[("init_lora_weights", "pissa"), ("lora_target_modules", "q_proj,down_proj")]),
+    ("olora", &[("init_lora_weights", "olora"), ("layers_to_transform", "1")]),
+    ("orthogonal", &[("init_lora_weights", "orthogonal"), ("exclude_modules", "k_proj")]),
+    ("ends", &[("lora_target_modules", "embed_tokens,lm_head,v_proj"), ("lora_dropout", "0.2")]),
+    ("saved", &[("lora_modules_to_save", "lm_head"), ("init_lora_weights", "gaussian")]),
+    ("ia3", &[("peft_type", "IA3"), ("lora_target_modules", "k_proj,v_proj,down_proj")]),
+    ("norms", &[("peft_type", "LN_TUNING"), ("lora_target_modules", "input_layernorm,norm")]),
+    ("vera", &[("peft_type", "VERA"), ("vera_r", "8")]),
+    ("oft", &[("peft_type", "OFT"), ("oft_block_size", "4")]),
+    ("prompt", &[("peft_type", "PROMPT_TUNING"), ("num_virtual_tokens", "3")]),
+    (
+        "text",
+        &[
+            ("peft_type", "PROMPT_TUNING"),
+            ("num_virtual_tokens", "9"),
+            ("prompt_tuning_init", "TEXT"),
+            ("prompt_tuning_init_text", "say it again"),
+        ],
+    ),
+    ("prefix", &[("peft_type", "PREFIX_TUNING"), ("num_virtual_tokens", "3"), ("prefix_projection", "true")]),
+    ("encoder", &[("peft_type", "P_TUNING"), ("num_virtual_tokens", "3"), ("encoder_hidden_size", "7")]),
+    ("ranks", &[("peft_type", "ADALORA"), ("init_r", "4"), ("target_r", "2"), ("tinit", "2"), ("tfinal", "2")]),
+];
+
+fn flags<'a>(model: &'a str, data: &'a str, out: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![
+        ("model", model),
+        ("dataset", data),
+        ("output_dir", out),
+        ("per_device_train_batch_size", "4"),
+        ("learning_rate", "3e-2"),
+        ("max_steps", "8"),
+        ("save_steps", "3"),
+    ]
+}
+
+fn text(dir: &Path, name: &str) -> String {
+    dir.join(name).to_string_lossy().into_owned()
+}
+
+fn logits(model: &Model) -> Vec<f32> {
+    let ids: Vec<u32> = (3..40).collect();
+    let hidden = model.forward(&Ctx::inference(), &Packed::new(&[ids]), false).unwrap();
+    model.logits(&Ctx::inference(), hidden.value()).unwrap().to_vec().unwrap()
+}
+
+fn open(dir: &Path) -> Model {
+    Pretrained::open(dir).unwrap().load(LoadOptions::default()).unwrap()
+}
+
+#[test]
+fn every_method_trains_and_resumes_bit_for_bit() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare(dir);
+    let base: PathBuf = base(dir);
+    for (name, method) in METHODS {
+        let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
+            let (model, data, out) =
+                (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-{out}")));
+            let mut all = flags(&model, &data, &out);
+            all.extend([("use_peft", "true"), ("lora_r", "2")]);
+            // A later flag beats an earlier one of the same name.
+            let dropout = !method.iter().any(|(k, _)| *k == "lora_dropout");
+            let targets = !method.iter().any(|(k, _)| *k == "lora_target_modules");
+            all.extend(dropout.then_some(("lora_dropout", "0.1")));
+            all.extend(targets.then_some(("lora_target_modules", "all-linear")));
+            all.extend(method);
+            all.extend(extra);
+            sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+        };
+        let whole = result(run("whole", &[], u64::MAX));
+        assert!(matches!(run("cut", &[], 5), Outcome::Interrupted { .. }), "{name}");
+        let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+        assert_eq!(files(&whole), files(&resumed), "{name}: the results");
+        let log = metrics(&dir.join(format!("{name}-whole")));
+        assert_eq!(log, metrics(&dir.join(format!("{name}-cut"))), "{name}: the metrics");
+        let plain = logits(&open(&base));
+        let mut model = open(&base);
+        let config = load_adapter(&mut model, &whole).unwrap();
+        assert_ne!(logits(&model), plain, "{name}: the adapter does something");
+        assert!(!whole.join("adapter_training.safetensors").exists(), "{name}: final is what PEFT has");
+        if name == "ranks" {
+            let ranks = read_json(&whole.join("adapter_config.json")).unwrap()["rank_pattern"].clone();
+            let ranks = ranks.as_object().unwrap();
+            let kept: usize =
+                ranks.values().flat_map(|v| v.as_array().unwrap()).filter(|k| k.as_bool().unwrap()).count();
+            assert!(kept <= 2 * ranks.len() && kept > 0, "{kept} of {}", ranks.len());
+        }
+        // Further from what was saved, also where that is less than was trained.
+        if config.is_mergeable() || name == "encoder" {
+            let (model, data, out) =
+                (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-on")));
+            let adapter = whole.to_string_lossy();
+            let mut all = flags(&model, &data, &out);
+            all.push(("adapter", &adapter));
+            let further = result(sft::run(&settings::<SftConfig>(&all), &mut Silent).unwrap());
+            let mut again = open(&base);
+            load_adapter(&mut again, &further).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_part_of_the_weights_trains_and_resumes() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare(dir);
+    let base: PathBuf = base(dir);
+    let freeze = [("finetuning_type", "freeze"), ("freeze_trainable_layers", "1"), ("freeze_trainable_modules", "mlp")];
+    let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
+        let (model, data, out) = (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, out));
+        let mut all = flags(&model, &data, &out);
+        all.extend(freeze);
+        all.extend(extra);
+        sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+    };
+    let whole = result(run("whole", &[], u64::MAX));
+    assert!(matches!(run("cut", &[], 4), Outcome::Interrupted { .. }));
+    let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+    assert_eq!(files(&whole), files(&resumed));
+    let values = |dir: &Path| -> Vec<(String, Vec<u8>)> {
+        let all = open(dir).base_params().into_iter();
+        all.map(|p| {
+            (p.name().to_string(), p.value().to_vec::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect())
+        })
+        .collect()
+    };
+    for ((name, before), (_, after)) in values(&base).into_iter().zip(values(&whole)) {
+        assert_eq!(before != after, name.starts_with("model.layers.1.mlp"), "{name}");
+    }
+    // This model has no bias to train.
+    let (model, data, out) = (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, "bitfit"));
+    let mut all = flags(&model, &data, &out);
+    all.push(("finetuning_type", "bitfit"));
+    let error = sft::run(&settings::<SftConfig>(&all), &mut Silent).unwrap_err().to_string();
+    assert!(error.contains("finetuning_type bitfit, which trains biases"), "{error}");
+}
