@@ -5,6 +5,7 @@
 //! that are asked to should say so with [`CudaReport::why_unavailable`].
 
 pub mod driver;
+pub mod emulator;
 mod error;
 mod nvrtc;
 mod probe;
