@@ -148,4 +148,23 @@ pub enum Error {
         /// What it is.
         got: f64,
     },
+    /// A kernel did what it must not, and the emulator saw it.
+    #[error("{0}")]
+    Emulator(Box<crate::emulator::Fault>),
+    /// PTX that the emulator cannot read or does not know.
+    #[error("PTX line {line} `{text}`: {problem}")]
+    Ptx {
+        /// The line, from 1.
+        line: u32,
+        /// Its text.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// What the emulator cannot be asked for.
+    #[error("{what} is not emulated")]
+    NotEmulated {
+        /// What was asked for.
+        what: String,
+    },
 }

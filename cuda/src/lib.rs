@@ -12,6 +12,7 @@ pub mod cache;
 mod device;
 pub mod driver;
 mod dtype;
+pub mod emulator;
 mod error;
 pub mod kernels;
 pub mod memory;

@@ -228,7 +228,7 @@ shapes! {
 fn nf4_absmax_is_looked_up_twice() {
     let Some(device) = device() else { return };
     let queue = device.queue();
-    let n = 700;
+    let n = 700usize;
     let small: Vec<u8> = (0..n).map(|i| (i * 37 + 5) as u8).collect();
     let (code, scale) = (random(256, DType::F32, 1), random(n.div_ceil(256), DType::F32, 2));
     let (s, c, m) =

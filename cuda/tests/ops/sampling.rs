@@ -30,7 +30,8 @@ fn reference(z: &[f64], s: &Sampling, u: f64) -> Option<usize> {
         return Some(first);
     }
     let mut order: Vec<usize> = (0..z.len()).collect();
-    order.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
+    // The two zeros are equal.
+    order.sort_by(|&a, &b| z[b].partial_cmp(&z[a]).unwrap().then(a.cmp(&b)));
     if 0 < s.top_k && s.top_k < z.len() {
         let least = z[order[s.top_k - 1]];
         order.retain(|&i| z[i] >= least);
