@@ -4,7 +4,7 @@
 //
 // A block takes 16384 elements; one thread then adds the blocks in order to what earlier tensors left. Over all
 // tensors of a model this is |g|^2. No atomics: the clipping that follows must not depend on the order of blocks.
-// Bound by memory.
+// Contract: added to (+=). Bound by memory.
 //
 // Macros: T.
 #include "common.cuh"

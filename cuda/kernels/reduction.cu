@@ -4,7 +4,8 @@
 //   columns: out[c] += sum over r of x[r][c], in blocks of 256 rows (columns.cuh)
 //
 // Sums in f32 in the order of common.cuh. A sum over everything is two sums of rows: stretches of 4096 elements, then
-// the row of their sums. No atomics. Bound by memory.
+// the row of their sums. No atomics.
+// Contract: sums and maxima of rows are written (=), those of columns added to (+=). Bound by memory.
 //
 // Macros: T.
 #include "columns.cuh"

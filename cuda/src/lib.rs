@@ -19,6 +19,7 @@ pub mod memory;
 pub mod nvrtc;
 pub mod ops;
 mod probe;
+pub mod sample;
 
 pub use device::{Device, Queue, Shape};
 pub use dtype::DType;

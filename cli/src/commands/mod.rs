@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod doctor;
 mod generate;
+mod kernels;
 mod merge;
 mod plan;
 mod pretrain;
@@ -35,6 +36,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: config::command, run: config::run },
     Entry { command: report::command, run: report::run },
     Entry { command: doctor::command, run: doctor::run },
+    Entry { command: kernels::command, run: kernels::run },
 ];
 
 /// The whole command line.

@@ -4,6 +4,8 @@
 //! two, which wastes an eighth at most. A block that is given back goes to the list of its size and *stream*, and only
 //! work of that stream gets it again: it runs after the last use, so nothing has to be waited for. If the
 //! device has no room, all lists are given back, their streams are waited for, and the driver is asked once more.
+//!
+//! While a stream's work is recorded for a graph, what is asked for should be there already: run the work once before.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -83,7 +85,7 @@ impl Pool {
         let ptr = match kept {
             Some(ptr) => ptr,
             None => {
-                let ptr = self.from_driver(what, size, stream)?;
+                let ptr = self.ask_driver(what, size, stream)?;
                 let usage = &mut self.state().usage;
                 usage.reserved += size;
                 usage.peak_reserved = usage.peak_reserved.max(usage.reserved);
@@ -96,7 +98,7 @@ impl Pool {
         Ok(DeviceBuffer::new(self.clone(), ptr, bytes, size, stream))
     }
 
-    fn from_driver(&self, what: &'static str, size: u64, stream: Stream) -> Result<DevicePtr> {
+    fn ask_driver(&self, what: &'static str, size: u64, stream: Stream) -> Result<DevicePtr> {
         let ask = || self.driver.alloc(size as usize, stream);
         let first = ask();
         if !matches!(first, Err(Error::OutOfMemory { .. })) {
@@ -114,20 +116,21 @@ impl Pool {
     /// Gives everything that is kept back to the driver, and waits until it has it.
     ///
     /// # Errors
-    /// Those of the driver, such as a kernel that failed earlier.
+    /// The first of the driver's, such as a kernel that failed earlier; the rest is given back all the same.
     pub fn release(&self) -> Result<()> {
         let kept = std::mem::take(&mut self.state().kept);
+        let mut first = Ok(());
         let mut streams = Vec::new();
         for ((stream, size), blocks) in kept {
             for ptr in blocks {
-                self.driver.free(ptr, stream)?;
+                first = first.and(self.driver.free(ptr, stream));
                 self.state().usage.reserved -= size;
             }
             if !streams.contains(&stream) {
                 streams.push(stream);
             }
         }
-        streams.into_iter().try_for_each(|stream| self.driver.synchronize(stream))
+        streams.into_iter().fold(first, |first, stream| first.and(self.driver.synchronize(stream)))
     }
 
     /// Takes a block back.

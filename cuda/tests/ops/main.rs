@@ -13,5 +13,6 @@ mod matmul;
 mod norms;
 mod optim;
 mod rows;
+mod samples;
 mod sampling;
 mod softmax;
