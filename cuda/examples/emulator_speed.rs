@@ -1,6 +1,6 @@
 //! How fast the emulator runs: thread instructions a second, for kernels of different kinds.
 //!
-//! `cargo run --release -p planish-cuda --example emulator_speed`
+//! `cargo run --release -p planish-cuda --example emulator_speed`, with a kernel's name behind `--` for that one only.
 
 #![allow(clippy::print_stdout)]
 
@@ -43,6 +43,7 @@ LOOP:
 
 fn main() -> planish_cuda::Result<()> {
     let stream = Stream::default();
+    let only = std::env::args().nth(1);
     println!("{:<12} {:>8} {:>22} {:>12}", "kernel", "checks", "thread instructions", "a second");
     for on in [true, false] {
         let mut checks = Checks::default();
@@ -53,6 +54,9 @@ fn main() -> planish_cuda::Result<()> {
             device.fill(at, 0, bytes, stream).map(|()| at)
         };
         let run = |ptx: &str, name: &str, grid: [u32; 3], threads: u32, args: &[Arg<'_>]| {
+            if only.as_ref().is_some_and(|only| only != name) {
+                return Ok(());
+            }
             let kernel = device.function(device.load(Image::Ptx(ptx))?, name)?;
             let launch = Launch { grid, block: [threads, 1, 1], cluster: [1; 3], shared_bytes: 0 };
             let mut best = f64::INFINITY;

@@ -135,7 +135,7 @@ impl Shared {
             let near = Some((SHARED_BEGIN, self.bytes.len() as u64)).filter(|_| address >= SHARED_BEGIN);
             return Err(SharedFault::Plain(FaultKind::OutOfBounds { space: "shared", access, address, bytes, near }));
         }
-        if !address.is_multiple_of(bytes) {
+        if address & (bytes - 1) != 0 {
             return Err(SharedFault::Plain(FaultKind::Misaligned { address, bytes }));
         }
         Ok(at as usize)
