@@ -61,6 +61,19 @@ fn global_bounds() {
     ));
     let null = "mov.u64 %x, 0; ld.u32 %r1, [%x];";
     assert!(matches!(kind(run(null, 1)), FaultKind::OutOfBounds { near: None, .. }));
+    // The very end of all addresses.
+    for body in [
+        "mov.u64 %x, -1; ld.global.u8 %r1, [%x];",
+        "ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%x];",
+        "atom.global.add.u64 %d, [%x], 1;",
+        "cp.async.cg.shared.global [words], [%x], 16;",
+        "st.shared.u64 [%x], %d;",
+        "ld.u64 %d, [%x];",
+        "ld.local.u64 %d, [%x];",
+    ] {
+        let body = format!("mov.u64 %x, -16; {body}");
+        assert!(matches!(kind(run(&body, 1)), FaultKind::OutOfBounds { .. }), "{body}");
+    }
     // A vector that only begins inside.
     let device = Device::new(&module("ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%x];"));
     let x = device.u32s(&[1, 2, 3]);

@@ -452,3 +452,68 @@ fn what_is_not_known_is_refused() {
         assert!(result.is_err(), "{text}");
     }
 }
+
+#[test]
+fn no_text_makes_it_panic() {
+    // Real kernels with words exchanged, removed and doubled: refused, faulting or running, but never a panic.
+    let texts = [
+        include_str!("emulator/misc.ptx"),
+        include_str!("emulator/softmax.ptx"),
+        include_str!("emulator/rms_norm.ptx"),
+    ];
+    let mut state = 7_u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let (mut refused, mut faulty, mut ran) = (0, 0, 0);
+    for round in 0..400 {
+        let text = texts[round % texts.len()];
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for _ in 0..=random(3) {
+            let (at, other) = (random(lines.len()), random(lines.len()));
+            let mut words: Vec<String> = lines[at].split_inclusive([' ', '\t', ',']).map(str::to_owned).collect();
+            let others: Vec<String> = lines[other].split_inclusive([' ', '\t', ',']).map(str::to_owned).collect();
+            let word = random(words.len());
+            match random(4) {
+                0 if !words.is_empty() => drop(words.remove(word)),
+                1 if !words.is_empty() => words.insert(word, words[word].clone()),
+                2 if !others.is_empty() && !words.is_empty() => words[word] = others[random(others.len())].clone(),
+                _ => {
+                    let byte = random(lines[at].len() + 1);
+                    words = vec![lines[at].chars().take(byte).collect()];
+                }
+            }
+            lines[at] = words.concat();
+        }
+        let text = lines.join("\n");
+        let emulator = Emulator::new((8, 0)).unwrap().with_budget(20_000);
+        let Ok(module) = emulator.load(Image::Ptx(&text)) else {
+            refused += 1;
+            continue;
+        };
+        for name in ["collatz", "indexed", "histogram", "functions", "halves", "softmax", "rms_norm"] {
+            let Ok(function) = emulator.function(module, name) else {
+                refused += 1;
+                continue;
+            };
+            let Ok(memory) = emulator.alloc(1 << 16, emulator_support::STREAM) else { break };
+            emulator.fill(memory, 1, 1 << 16, emulator_support::STREAM).unwrap();
+            let launch =
+                planish_cuda::driver::Launch { grid: [1; 3], block: [64, 1, 1], cluster: [1; 3], shared_bytes: 0 };
+            let counts: [usize; 6] = [2, 4, 5, 4, 5, 3];
+            for count in counts {
+                let pointers = vec![Arg::Ptr(memory); count];
+                for with in [Arg::I32(8), Arg::F32(8.0)] {
+                    let args: Vec<Arg<'_>> = pointers[..count - 1].iter().copied().chain([with]).collect();
+                    match emulator.launch(function, &launch, &args, emulator_support::STREAM) {
+                        Ok(()) => ran += 1,
+                        Err(planish_cuda::Error::Emulator(_)) => faulty += 1,
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 50 && ran > 50 && faulty > 5, "{refused} {faulty} {ran}");
+}

@@ -125,14 +125,7 @@ fn multiply_with(r: &mut Registers, s: &[u16], k: usize, element: Element, wide:
 }
 
 #[inline(always)]
-fn product(
-    r: &mut Registers,
-    s: &[u16],
-    k: usize,
-    wide: bool,
-    per_word: usize,
-    values: impl Fn(u32) -> [f32; 2],
-) {
+fn product(r: &mut Registers, s: &[u16], k: usize, wide: bool, per_word: usize, values: impl Fn(u32) -> [f32; 2]) {
     let sums = if wide { 4 } else { 2 };
     let (a_count, b_count) = (16 * k / 32 / per_word, 8 * k / 32 / per_word);
     let (a_slots, rest) = s[sums..].split_at(a_count);

@@ -273,7 +273,7 @@ impl Common<'_> {
             // Lanes in order, lowest first.
             for lane in lanes(mask) {
                 for element in 0..count {
-                    let address = addresses[lane] + element as u64 * bytes;
+                    let address = addresses[lane].wrapping_add(element as u64 * bytes);
                     let a = get(warp, 1 + element, lane);
                     let b = if op == AtomicOp::Cas { get(warp, 2, lane) } else { 0 };
                     let change = |old: u64| apply(op, ty, old, a, b);
@@ -341,7 +341,7 @@ impl Common<'_> {
             // A whole copy at once; a part of one byte by byte.
             let step = if taken == u64::from(bytes) { taken.min(8) } else { 1 };
             for at in (0..taken).step_by(step as usize) {
-                let address = from[lane] + at;
+                let address = from[lane].wrapping_add(at);
                 let (allocation, place) = global(self.memory, &mut cached, address, step, AccessKind::Read, lane)?;
                 if !allocation.is_written(place, step) && self.checks.unwritten {
                     return Err((lane as u32, FaultKind::Unwritten { space: "global", address, bytes: step }));
