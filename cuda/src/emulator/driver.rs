@@ -280,7 +280,7 @@ impl Emulator {
             }
             bytes[*at as usize..][..given.len()].copy_from_slice(given);
         }
-        let threads = launch.block.iter().map(|size| u64::from(*size)).product::<u64>();
+        let threads = launch.block.iter().fold(1_u64, |all, size| all.saturating_mul(u64::from(*size)));
         let [gx, gy, gz] = launch.grid;
         if launch.grid.contains(&0) || threads == 0 {
             return wrong("a grid or block without threads".to_owned());

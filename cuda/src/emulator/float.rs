@@ -120,30 +120,66 @@ pub(crate) fn odd_sum(a: f64, b: f64) -> f64 {
     f64::from_bits(if (error > 0.0) == (sum > 0.0) { bits + 1 } else { bits - 1 })
 }
 
-/// a·b + c in f32, rounded once.
-pub(crate) fn fma_f32(a: f32, b: f32, c: f32, round: Round) -> f32 {
-    match round {
-        Round::Nearest => a.mul_add(b, c),
-        _ => signed_zero(f64_to_f32(odd_sum(f64::from(a) * f64::from(b), f64::from(c)), round), a * b, c, round),
+/// The nearest f32, moved to its neighbour if the exact value lies beyond it and the rounding is directed there.
+/// `beyond` has the sign of the exact value less the nearest.
+#[inline(always)]
+fn directed(nearest: f32, beyond: f64, round: Round) -> f32 {
+    let down = match round {
+        Round::Down => true,
+        Round::Up => false,
+        Round::Zero => nearest > 0.0,
+        Round::Nearest | Round::NearestAway => return nearest,
+    };
+    if down && beyond < 0.0 {
+        nearest.next_down()
+    } else if !down && beyond > 0.0 {
+        nearest.next_up()
+    } else {
+        nearest
     }
+}
+
+/// a + b − near, in sign.
+#[inline(always)]
+fn beyond(a: f64, b: f64, near: f32) -> f64 {
+    let sum = a + b;
+    let of_b = sum - a;
+    let error = (a - (sum - of_b)) + (b - of_b);
+    // The first difference is exact, and the error smaller than any that is not zero.
+    (sum - f64::from(near)) + error
+}
+
+/// a·b + c in f32, rounded once.
+#[inline(always)]
+pub(crate) fn fma_f32(a: f32, b: f32, c: f32, round: Round) -> f32 {
+    let near = a.mul_add(b, c);
+    if round == Round::Nearest {
+        return near;
+    }
+    let product = f64::from(a) * f64::from(b);
+    signed_zero(directed(near, beyond(product, c.into(), near), round), a * b, c, round)
 }
 
 /// a + b in f32, rounded once.
+#[inline(always)]
 pub(crate) fn add_f32(a: f32, b: f32, round: Round) -> f32 {
-    match round {
-        Round::Nearest => a + b,
-        _ => signed_zero(f64_to_f32(odd_sum(f64::from(a), f64::from(b)), round), a, b, round),
+    if round == Round::Nearest {
+        return a + b;
     }
+    signed_zero(directed(a + b, beyond(a.into(), b.into(), a + b), round), a, b, round)
 }
 
 /// A sum that vanishes exactly is −0 when rounding down, unless both were +0.
+#[inline(always)]
 fn signed_zero(sum: f32, a: f32, b: f32, round: Round) -> f32 {
     let both_positive_zero = a.to_bits() == 0 && b.to_bits() == 0;
     if sum == 0.0 && a == -b && round == Round::Down && !both_positive_zero { -0.0 } else { sum }
 }
 
+#[inline(always)]
 pub(crate) fn mul_f32(a: f32, b: f32, round: Round) -> f32 {
-    if round == Round::Nearest { a * b } else { f64_to_f32(f64::from(a) * f64::from(b), round) }
+    let near = a * b;
+    if round == Round::Nearest { near } else { directed(near, f64::from(a) * f64::from(b) - f64::from(near), round) }
 }
 
 /// The quotient, rounded in a direction: the nearest, corrected by the sign of the exact remainder.

@@ -53,7 +53,7 @@ impl Allocation {
     /// If the access is not within the allocation and aligned: callers have checked it.
     #[inline(always)]
     fn check(&self, at: u64, bytes: u64) {
-        assert!(at % bytes == 0 && at + bytes <= self.words.len() as u64 * 8, "an unchecked access");
+        assert!(at & (bytes - 1) == 0 && at + bytes <= self.words.len() as u64 * 8, "an unchecked access");
     }
 
     /// 1, 2, 4 or 8 bytes.

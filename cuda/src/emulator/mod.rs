@@ -36,7 +36,7 @@
 //! let mut bytes = [0; 64 * 4];
 //! device.download(&mut bytes, x, stream)?;
 //! assert_eq!(bytes, [14; 64 * 4]);
-//! // Two warps, two sectors short of none: 4 bytes a lane, side by side.
+//! // Two warps read and write; each request is 32 lanes of 4 bytes side by side, four sectors.
 //! assert_eq!(device.last_report().unwrap().global.used, 2 * 2 * 4);
 //!
 //! // One thread too many.

@@ -135,7 +135,7 @@ impl Shared {
             let near = Some((SHARED_BEGIN, self.bytes.len() as u64)).filter(|_| address >= SHARED_BEGIN);
             return Err(SharedFault::Plain(FaultKind::OutOfBounds { space: "shared", access, address, bytes, near }));
         }
-        if !address.is_multiple_of(bytes) {
+        if address & (bytes - 1) != 0 {
             return Err(SharedFault::Plain(FaultKind::Misaligned { address, bytes }));
         }
         Ok(at as usize)
@@ -261,7 +261,7 @@ pub(crate) fn bank_passes(addresses: &[u64; 32], mask: u32, bytes: u64) -> (u32,
         let mut most = 1;
         let mut extra: Vec<u64> = Vec::new();
         for lane in (group..group + lanes).filter(|lane| mask >> lane & 1 == 1) {
-            for word in addresses[lane] / 4..(addresses[lane] + bytes.max(4) - 1) / 4 + 1 {
+            for word in addresses[lane] / 4..=addresses[lane].saturating_add(bytes.max(4) - 1) / 4 {
                 let bank = word as usize % 32;
                 if seen[bank] == u64::MAX {
                     seen[bank] = word;
@@ -282,7 +282,7 @@ pub(crate) fn sectors(addresses: &[u64; 32], mask: u32, bytes: u64) -> (u32, u32
     let mut count = 0;
     let mut last = u64::MAX;
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
-        for sector in [addresses[lane] / 32, (addresses[lane] + bytes - 1) / 32] {
+        for sector in [addresses[lane] / 32, addresses[lane].saturating_add(bytes - 1) / 32] {
             if sector != last && !all[..count].contains(&sector) {
                 all[count] = sector;
                 count += 1;

@@ -378,11 +378,13 @@ fn setp<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>
             halves[at + 2] = parts[1];
             d.emit(Op::Unpack { part: 16, wide: false }, parts, vec![from]);
         }
-        for (to, halves) in [(first, [halves[0], halves[1]]), (second, [halves[2], halves[3]])] {
+        let results = [d.temporary(Bank::Pred), d.temporary(Bank::Pred)];
+        for (to, halves) in results.into_iter().zip([[halves[0], halves[1]], [halves[2], halves[3]]]) {
             let raw = d.temporary(Bank::Pred);
             d.emit(Op::Compare(compare, single, ftz), vec![raw], halves.to_vec());
             joined(d, join, to, raw, c);
         }
+        both(d, [first, second], results);
         return Ok(());
     }
     if second.is_none() && join.is_none() {
@@ -394,16 +396,23 @@ fn setp<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>
     if let Some(second) = second {
         let not = d.temporary(Bank::Pred);
         d.emit(Op::Logic(Logic::Not), vec![not], vec![raw]);
-        // Into a temporary first: `c` may be one of the destinations.
+        // Into temporaries first: `c` may be one of the destinations.
         let (p, q) = (d.temporary(Bank::Pred), d.temporary(Bank::Pred));
         joined(d, join, p, raw, c);
         joined(d, join, q, not, c);
-        d.emit(Op::Logic(Logic::Mov), vec![first], vec![p]);
-        d.emit(Op::Logic(Logic::Mov), vec![second], vec![q]);
+        both(d, [first, second], [p, q]);
     } else {
         joined(d, join, first, raw, c);
     }
     Ok(())
+}
+
+/// Writes two predicates, the guard's own last: it decides about both.
+fn both(d: &mut Decoder<'_>, to: [u32; 2], from: [u32; 2]) {
+    let guards_first = d.guard.is_some_and(|(guard, _)| guard == to[0]);
+    for at in if guards_first { [1, 0] } else { [0, 1] } {
+        d.emit(Op::Logic(Logic::Mov), vec![to[at]], vec![from[at]]);
+    }
 }
 
 fn joined(d: &mut Decoder<'_>, join: Option<Logic>, to: u32, raw: u32, c: Option<u32>) {

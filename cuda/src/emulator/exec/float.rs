@@ -51,6 +51,7 @@ fn plain(r: &mut Registers, op: FloatOp, s: &[u16], mask: u32) {
 }
 
 /// f32 with modifiers.
+#[inline(always)]
 fn single(r: &mut Registers, op: FloatOp, m: FloatMods, s: &[u16], mask: u32) {
     let input = |x: f32| if m.ftz { f::flush(x) } else { x };
     let output = |x: f32| {
@@ -134,13 +135,16 @@ impl Format {
         if self == Self::F16 { f32_to_f16(x) } else { f32_to_bf16(x) }
     }
 
-    /// f16 only: a subnormal becomes a zero.
+    /// A subnormal becomes a zero.
+    #[inline(always)]
     fn flush(self, bits: u16, ftz: bool) -> u16 {
-        if ftz && self == Self::F16 && bits & 0x7c00 == 0 { bits & 0x8000 } else { bits }
+        let exponent = if self == Self::F16 { 0x7c00 } else { 0x7f80 };
+        if ftz && bits & exponent == 0 { bits & 0x8000 } else { bits }
     }
 }
 
 /// Halves, alone or in pairs. Every operation is rounded once: sums of exact products by an odd f64.
+#[inline(always)]
 fn half(r: &mut Registers, op: FloatOp, m: FloatMods, s: &[u16], mask: u32, pair: bool, format: Format) {
     let one = |bits: [u16; 3]| -> u16 {
         let bits = bits.map(|bits| format.flush(bits, m.ftz));
@@ -244,6 +248,7 @@ enum Value {
 }
 
 /// `cvt`. The common pairs run as vectors; the rest lane by lane.
+#[inline(always)]
 pub(crate) fn convert(
     r: &mut Registers,
     (to, from): (Ty, Ty),
@@ -276,6 +281,18 @@ pub(crate) fn convert(
         (Ty::F64, Ty::F32) if !m.sat && !m.ftz && !integral => return r.unary(s, mask, |x: f32| f64::from(x)),
         _ => {}
     }
+    convert_lanes(r, (to, from), register_bits, m, integral, s, mask);
+}
+
+fn convert_lanes(
+    r: &mut Registers,
+    (to, from): (Ty, Ty),
+    register_bits: u32,
+    m: FloatMods,
+    integral: bool,
+    s: &[u16],
+    mask: u32,
+) {
     for lane in 0..32 {
         if mask >> lane & 1 == 0 {
             continue;
@@ -367,6 +384,7 @@ fn to_float(to: Ty, value: Value, m: FloatMods, integral: bool) -> u64 {
 }
 
 /// `cvt` of two f32 to a pair.
+#[inline(always)]
 pub(crate) fn convert_pair(r: &mut Registers, to: Ty, m: FloatMods, s: &[u16], mask: u32) {
     let plain = m == FloatMods::default();
     let one = |x: f32| {

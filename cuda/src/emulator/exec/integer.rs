@@ -87,6 +87,8 @@ macro_rules! common {
     }};
 }
 
+#[inline(always)]
+#[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
 fn unsigned32(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     match op {
         IntOp::MulWide => r.binary(s, mask, |a: u32, b: u32| u64::from(a) * u64::from(b)),
@@ -97,6 +99,8 @@ fn unsigned32(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     }
 }
 
+#[inline(always)]
+#[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
 fn signed32(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     match op {
         IntOp::MulWide => r.binary(s, mask, |a: i32, b: i32| i64::from(a) * i64::from(b)),
@@ -108,10 +112,14 @@ fn signed32(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     }
 }
 
+#[inline(always)]
+#[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
 fn unsigned64(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     common!(r, op, s, mask, u64, u64, u128, u64);
 }
 
+#[inline(always)]
+#[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
 fn signed64(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     if op == IntOp::Abs {
         return r.unary(s, mask, i64::wrapping_abs);
@@ -119,6 +127,7 @@ fn signed64(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     common!(r, op, s, mask, i64, u64, i128, i64);
 }
 
+#[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
 fn unsigned16(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     match op {
         IntOp::MulWide => r.binary(s, mask, |a: u16, b: u16| u32::from(a) * u32::from(b)),
@@ -127,6 +136,7 @@ fn unsigned16(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     }
 }
 
+#[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
 fn signed16(r: &mut Registers, op: IntOp, s: &[u16], mask: u32) {
     match op {
         IntOp::MulWide => r.binary(s, mask, |a: i16, b: i16| i32::from(a) * i32::from(b)),

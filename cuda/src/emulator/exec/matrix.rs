@@ -6,7 +6,7 @@
 
 use super::Warp;
 use super::memory::{Result, addresses};
-use super::registers::{FULL, Lane};
+use super::registers::{FULL, Lane, Registers};
 use crate::emulator::block::Common;
 use crate::emulator::float::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use crate::emulator::isa::{Element, Inst};
@@ -99,91 +99,102 @@ impl Common<'_> {
     }
 }
 
-/// Sums of a product of 16 × k by k × 8.
-pub(crate) type Sums = [[f32; 8]; 16];
-
-/// D = A·B + C, with the vector units of the machine.
+/// D = A·B + C: 16 × k by k × 8, from and to the fragments that PTX lays down.
 pub(crate) fn multiply(warp: &mut Warp, s: &[u16], k: usize, element: Element, wide: bool) {
-    let r = &mut warp.registers;
-    let word = |slot: u16| r.words[usize::from(slot)];
-    let sums = if wide { 4 } else { 2 };
-    let per_word = if element == Element::Tf32 { 1 } else { 2 };
-    let (a_count, b_count) = (16 * k / 32 / per_word, 8 * k / 32 / per_word);
-    let (a_slots, rest) = s[sums..].split_at(a_count);
-    let (b_slots, c_slots) = rest.split_at(b_count);
-    let (mut a, mut b, mut c) = ([[0_f32; 16]; 16], [[0_f32; 8]; 16], [[0_f32; 8]; 16]);
-    let values = |bits: u32| -> [f32; 2] {
-        match element {
-            Element::F16 => [f16_to_f32(bits as u16), f16_to_f32((bits >> 16) as u16)],
-            Element::Bf16 => [bf16_to_f32(bits as u16), bf16_to_f32((bits >> 16) as u16)],
-            Element::Tf32 => [f32::from_bits(bits & !0x1fff), 0.0],
-        }
-    };
-    // Words go down by eight rows first, then along k.
-    for (at, slot) in a_slots.iter().enumerate() {
-        for (lane, bits) in word(*slot).into_iter().enumerate() {
-            let row = lane / 4 + at % 2 * 8;
-            let column = (lane % 4 + at / 2 * 4) * per_word;
-            for (half, value) in values(bits).into_iter().take(per_word).enumerate() {
-                a[row][column + half] = value;
-            }
-        }
-    }
-    for (at, slot) in b_slots.iter().enumerate() {
-        for (lane, bits) in word(*slot).into_iter().enumerate() {
-            let row = (lane % 4 + at * 4) * per_word;
-            for (half, value) in values(bits).into_iter().take(per_word).enumerate() {
-                b[row + half][lane / 4] = value;
-            }
-        }
-    }
-    for (at, slot) in c_slots.iter().enumerate() {
-        for (lane, bits) in word(*slot).into_iter().enumerate() {
-            if wide {
-                c[lane / 4 + at / 2 * 8][lane % 4 * 2 + at % 2] = f32::from_bits(bits);
-            } else {
-                c[lane / 4 + at * 8][lane % 4 * 2] = f16_to_f32(bits as u16);
-                c[lane / 4 + at * 8][lane % 4 * 2 + 1] = f16_to_f32((bits >> 16) as u16);
-            }
-        }
-    }
-    chains(&a, &b, &mut c, k);
-    for (at, slot) in s[..sums].iter().enumerate() {
-        let mut out = [0_u32; 32];
-        for (lane, bits) in out.iter_mut().enumerate() {
-            *bits = if wide {
-                c[lane / 4 + at / 2 * 8][lane % 4 * 2 + at % 2].to_bits()
-            } else {
-                let pair = &c[lane / 4 + at * 8][lane % 4 * 2..];
-                u32::from(f32_to_f16(pair[1])) << 16 | u32::from(f32_to_f16(pair[0]))
-            };
-        }
-        u32::put(r, *slot, &out, FULL);
-    }
-}
-
-fn chains(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Sums, k: usize) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
         // SAFETY: the features were just detected.
-        return unsafe { chains_avx2(a, b, c, k) };
+        return unsafe { multiply_avx2(&mut warp.registers, s, k, element, wide) };
     }
-    chains_with(a, b, c, k);
+    multiply_with(&mut warp.registers, s, k, element, wide);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn chains_avx2(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Sums, k: usize) {
-    chains_with(a, b, c, k);
+fn multiply_avx2(r: &mut Registers, s: &[u16], k: usize, element: Element, wide: bool) {
+    multiply_with(r, s, k, element, wide);
 }
 
 #[inline(always)]
-fn chains_with(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Sums, k: usize) {
-    for (sums, row) in c.iter_mut().zip(a) {
-        for (x, column) in row.iter().zip(b).take(k) {
-            for (sum, y) in sums.iter_mut().zip(column) {
-                *sum = x.mul_add(*y, *sum);
+fn multiply_with(r: &mut Registers, s: &[u16], k: usize, element: Element, wide: bool) {
+    match element {
+        Element::F16 => product(r, s, k, wide, 2, |bits| [f16_to_f32(bits as u16), f16_to_f32((bits >> 16) as u16)]),
+        Element::Bf16 => product(r, s, k, wide, 2, |bits| [bf16_to_f32(bits as u16), bf16_to_f32((bits >> 16) as u16)]),
+        Element::Tf32 => product(r, s, k, wide, 1, |bits| [f32::from_bits(bits & !0x1fff), 0.0]),
+    }
+}
+
+#[inline(always)]
+fn product(r: &mut Registers, s: &[u16], k: usize, wide: bool, per_word: usize, values: impl Fn(u32) -> [f32; 2]) {
+    let sums = if wide { 4 } else { 2 };
+    let (a_count, b_count) = (16 * k / 32 / per_word, 8 * k / 32 / per_word);
+    let (a_slots, rest) = s[sums..].split_at(a_count);
+    let (b_slots, c_slots) = rest.split_at(b_count);
+    // `a` by k and row, `b` by k and column.
+    let (mut a, mut b, mut c) = ([[0_f32; 16]; 16], [[0_f32; 8]; 16], [[0_f32; 8]; 16]);
+    // Lanes 4 g to 4 g + 3 hold four words of row g. Words go down by eight rows first, then along k.
+    for (at, slot) in a_slots.iter().enumerate() {
+        let words = &r.words[usize::from(*slot)];
+        for (row, four) in words.chunks_exact(4).enumerate() {
+            for (t, bits) in four.iter().enumerate() {
+                let pair = values(*bits);
+                let begin = (at / 2 * 4 + t) * per_word;
+                a[begin & 15][row + at % 2 * 8] = pair[0];
+                if per_word == 2 {
+                    a[(begin + 1) & 15][row + at % 2 * 8] = pair[1];
+                }
             }
+        }
+    }
+    for (at, slot) in b_slots.iter().enumerate() {
+        let words = &r.words[usize::from(*slot)];
+        for (column, four) in words.chunks_exact(4).enumerate() {
+            for (t, bits) in four.iter().enumerate() {
+                let pair = values(*bits);
+                let begin = (at * 4 + t) * per_word;
+                b[begin & 15][column] = pair[0];
+                if per_word == 2 {
+                    b[(begin + 1) & 15][column] = pair[1];
+                }
+            }
+        }
+    }
+    for half in 0..2 {
+        let rows = &mut c[half * 8..half * 8 + 8];
+        if wide {
+            let (even, odd) = (&r.words[usize::from(c_slots[half * 2])], &r.words[usize::from(c_slots[half * 2 + 1])]);
+            for lane in 0..32 {
+                rows[lane / 4][lane % 4 * 2] = f32::from_bits(even[lane]);
+                rows[lane / 4][lane % 4 * 2 + 1] = f32::from_bits(odd[lane]);
+            }
+        } else {
+            let words = &r.words[usize::from(c_slots[half])];
+            for lane in 0..32 {
+                rows[lane / 4][lane % 4 * 2] = f16_to_f32(words[lane] as u16);
+                rows[lane / 4][lane % 4 * 2 + 1] = f16_to_f32((words[lane] >> 16) as u16);
+            }
+        }
+        // Eight rows of sums at a time fill half of the vector registers.
+        let mut acc = [[0_f32; 8]; 8];
+        acc.copy_from_slice(rows);
+        for (a, b) in a.iter().zip(&b).take(k) {
+            for (sums, x) in acc.iter_mut().zip(&a[half * 8..half * 8 + 8]) {
+                for (sum, y) in sums.iter_mut().zip(b) {
+                    *sum = x.mul_add(*y, *sum);
+                }
+            }
+        }
+        let value = |lane: usize, odd: usize| acc[lane / 4][lane % 4 * 2 + odd];
+        if wide {
+            for odd in 0..2 {
+                let out: [u32; 32] = std::array::from_fn(|lane| value(lane, odd).to_bits());
+                u32::put(r, s[half * 2 + odd], &out, FULL);
+            }
+        } else {
+            let out: [u32; 32] = std::array::from_fn(|lane| {
+                u32::from(f32_to_f16(value(lane, 1))) << 16 | u32::from(f32_to_f16(value(lane, 0)))
+            });
+            u32::put(r, s[half], &out, FULL);
         }
     }
 }

@@ -273,7 +273,7 @@ impl Common<'_> {
             // Lanes in order, lowest first.
             for lane in lanes(mask) {
                 for element in 0..count {
-                    let address = addresses[lane] + element as u64 * bytes;
+                    let address = addresses[lane].wrapping_add(element as u64 * bytes);
                     let a = get(warp, 1 + element, lane);
                     let b = if op == AtomicOp::Cas { get(warp, 2, lane) } else { 0 };
                     let change = |old: u64| apply(op, ty, old, a, b);
@@ -338,13 +338,16 @@ impl Common<'_> {
             if !from[lane].is_multiple_of(bytes.into()) {
                 return Err((lane as u32, FaultKind::Misaligned { address: from[lane], bytes: bytes.into() }));
             }
-            for at in 0..taken {
-                let (allocation, place) = global(self.memory, &mut cached, from[lane] + at, 1, AccessKind::Read, lane)?;
-                if !allocation.is_written(place, 1) && self.checks.unwritten {
-                    let kind = FaultKind::Unwritten { space: "global", address: from[lane] + at, bytes: taken };
-                    return Err((lane as u32, kind));
+            // A whole copy at once; a part of one byte by byte.
+            let step = if taken == u64::from(bytes) { taken.min(8) } else { 1 };
+            for at in (0..taken).step_by(step as usize) {
+                let address = from[lane].wrapping_add(at);
+                let (allocation, place) = global(self.memory, &mut cached, address, step, AccessKind::Read, lane)?;
+                if !allocation.is_written(place, step) && self.checks.unwritten {
+                    return Err((lane as u32, FaultKind::Unwritten { space: "global", address, bytes: step }));
                 }
-                data[at as usize] = allocation.load(place, 1) as u8;
+                let value = allocation.load(place, step).to_le_bytes();
+                data[at as usize..(at + step) as usize].copy_from_slice(&value[..step as usize]);
             }
             let clocks = &self.clocks[warp.number as usize];
             let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: false, clocks };
