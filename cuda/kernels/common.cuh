@@ -106,6 +106,17 @@ template <class Half> __device__ __forceinline__ void store8(Half* p, const f32 
     }
 }
 
+// Two elements at p.
+__device__ __forceinline__ void store2(f32* p, f32 low, f32 high) {
+    if (((u64)p & 7) == 0) *(float2*)p = make_float2(low, high);
+    else p[0] = low, p[1] = high;
+}
+template <class Half> __device__ __forceinline__ void store2(Half* p, f32 low, f32 high) {
+    const Half a = narrow<Half>(low), b = narrow<Half>(high);
+    if (((u64)p & 3) == 0) *(u32*)p = (u32)a.bits | (u32)b.bits << 16;
+    else p[0] = a, p[1] = b;
+}
+
 // What v is after it was stored and read again.
 template <class Kept> __device__ __forceinline__ void round8(f32 (&v)[8]) {
 #pragma unroll

@@ -1,7 +1,8 @@
 // The language-model head without full logits: log-probabilities, and their gradient, tile after tile of the vocabulary.
 //
 //   z = cap(scale W h_r),  logprob_r = z_t - ln sum_v e^z_v,  entropy_r = ln sum e^z - sum p z    (nats)
-//   logits (rows, width) f32: W h of the tokens first..first + width, made by matmul
+//   logits (rows, width) f32: W h of the tokens first..first + width, made by matmul; `stride` elements from one row to
+//   the next, so that decoding, which has whole rows at hand, takes the same tiles of them
 //   states (rows, 4) f32: maximum, sum of e^(z - maximum), sum of z e^(z - maximum), the target's z
 //   best, targets (rows) u32
 //
@@ -28,12 +29,13 @@ extern "C" __global__ void lm_head_begin(f32* states, u32* best, u32 rows) {
 
 // Rung 0: a thread a row.
 extern "C" __global__ void lm_head_take_naive(
-    f32* states, u32* best, const f32* logits, const u32* targets, u32 first, u32 rows, u32 width, f32 scale, f32 softcap) {
+    f32* states, u32* best, const f32* logits, u64 stride, const u32* targets, u32 first, u32 rows, u32 width, f32 scale,
+    f32 softcap) {
     const u32 r = blockIdx.x * blockDim.x + threadIdx.x;
     if (r >= rows) return;
     f32 top = states[4 * r], sum = states[4 * r + 1], weighted = states[4 * r + 2];
     for (u32 i = 0; i < width; ++i) {
-        const f32 z = capped(logits[(u64)r * width + i], scale, softcap);
+        const f32 z = capped(logits[r * stride + i], scale, softcap);
         if (z > top) {
             const f32 shrink = expf(top - z);
             sum *= shrink;
@@ -52,10 +54,11 @@ extern "C" __global__ void lm_head_take_naive(
 
 // Rung 1: a block a row.
 extern "C" __global__ void lm_head_take(
-    f32* states, u32* best, const f32* logits, const u32* targets, u32 first, u32 width, f32 scale, f32 softcap) {
+    f32* states, u32* best, const f32* logits, u64 stride, const u32* targets, u32 first, u32 width, f32 scale,
+    f32 softcap) {
     __shared__ f32 scratch[32];
     __shared__ u32 places[32];
-    const f32* row = logits + (u64)blockIdx.x * width;
+    const f32* row = logits + blockIdx.x * stride;
     f32* state = states + 4 * blockIdx.x;
     f32 top = -INFINITY_F32;
     u32 at = 0xffffffffu;

@@ -16,11 +16,12 @@
 // STAGES tiles on their way.
 #include "mma.cuh"
 
-__device__ __forceinline__ void put(O* c, f32 sum, u32 column, const T* bias, f32 alpha) {
+// What becomes of a sum: the new value of *c.
+__device__ __forceinline__ f32 finished(const O* c, f32 sum, u32 column, const T* bias, f32 alpha) {
     f32 v = alpha * sum;
     if (bias) v += widen(bias[column]);
     if (ADD) v += widen(*c);
-    *c = narrow<O>(v);
+    return v;
 }
 
 // Rung 0: an element of C a thread, one fused multiply-add after another. Also what does f32, and sizes that are no
@@ -36,7 +37,8 @@ extern "C" __global__ void matmul_naive(
         sum = fmaf(widen(a[A_T ? x * lda + i : i * lda + x]), widen(b[B_T ? x * ldb + j : j * ldb + x]), sum);
     for (u64 x = 0; x < k2; ++x)
         sum = fmaf(widen(a2[A_T ? x * lda2 + i : i * lda2 + x]), widen(b2[B_T ? x * ldb2 + j : j * ldb2 + x]), sum);
-    put(c + i * ldc + j, sum, j, bias, alpha);
+    O* to = c + i * ldc + j;
+    *to = narrow<O>(finished(to, sum, j, bias, alpha));
 }
 
 #ifdef BM
@@ -112,9 +114,18 @@ extern "C" __global__ void __launch_bounds__(WM * WN * 32) matmul(
 #pragma unroll
         for (u32 j = 0; j < TN / 8; ++j)
 #pragma unroll
-            for (u32 e = 0; e < 4; ++e) {
-                const u32 r = row + wm + 16 * i + lane / 4 + e / 2 * 8, q = column + wn + 8 * j + lane % 4 * 2 + e % 2;
-                if (r < m && q < n) put(c + (u64)r * ldc + q, sums[i][j][e], q, bias, alpha);
+            for (u32 e = 0; e < 4; e += 2) {
+                // Two neighbours of a row, in one store where they may be.
+                const u32 r = row + wm + 16 * i + lane / 4 + e / 2 * 8, q = column + wn + 8 * j + lane % 4 * 2;
+                if (r >= m || q >= n) continue;
+                O* to = c + (u64)r * ldc + q;
+                const f32 low = finished(to, sums[i][j][e], q, bias, alpha);
+                if (q + 1 == n) {
+                    *to = narrow<O>(low);
+                    continue;
+                }
+                const f32 high = finished(to + 1, sums[i][j][e + 1], q + 1, bias, alpha);
+                store2(to, low, high);
             }
 }
 #endif

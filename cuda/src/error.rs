@@ -136,6 +136,14 @@ pub enum Error {
         /// What it is.
         got: crate::DType,
     },
+    /// A slice that does not begin where a kernel can fetch it.
+    #[error("{op}: {what} must begin at a multiple of 16 bytes")]
+    Alignment {
+        /// The operation.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+    },
     /// A number out of its range.
     #[error("{op}: {what} is {got}; it must be {expected}")]
     Value {

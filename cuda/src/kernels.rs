@@ -217,6 +217,7 @@ kernels! {
         &[("S", "f16"), ("T", "f32")],
     ];
     NF4 = "nf4", T;
+    DROPOUT = "dropout", T;
     MATMUL = "matmul", MATMULS;
     ATTENTION = "attention", &[
         &[("T", "bf16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "bf16"), ("D", "128"), ("TENSOR_CORES", "1")],

@@ -6,6 +6,7 @@
 
 use crate::memory::{DeviceBuffer, Slice, SliceMut};
 use crate::ops::attention::{self, Attention, Segments};
+use crate::ops::dropout::{self, Dropout};
 use crate::ops::elementwise::{self, Binary};
 use crate::ops::glu::{self, Act};
 use crate::ops::lm_head::{self, LmHead, Output, Rows};
@@ -133,6 +134,11 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let mut wide = room(TOKENS * HIDDEN, F32)?;
             cast::cast(queue, wide.slice_mut(F32), x)?;
             cast::cast(queue, y.slice_mut(T), wide.slice(F32))?;
+        }
+        "dropout" => {
+            let keys = indices(queue, 2 * TOKENS, 1 << 30)?;
+            let mask = Dropout { seed: 1, purpose: 2, step: 0, p: 0.1 };
+            dropout::dropout(queue, y.slice_mut(T), x, keys.slice(U32), &mask, HIDDEN)?;
         }
         "nf4" => {
             let packed = queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN / 2])?;

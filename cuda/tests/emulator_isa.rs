@@ -83,9 +83,7 @@ fn bits() {
     check("bfi.b32 %o, %a, %b, 4, 8;", |a, b| b & !0xff0 | (a & 0xff) << 4);
     check("bfi.b32 %o, %a, %b, 0, 0;", |_, b| b);
     check("prmt.b32 %o, %a, %b, 0x5410;", |a, b| b << 16 | a & 0xffff);
-    check("prmt.b32 %o, %a, %b, 0xb;", |a, _| {
-        if a >> 31 == 1 { (a & 0xff) * 0x0101_0100 | 0xff } else { (a & 0xff) * 0x0101_0100 }
-    });
+    check("prmt.b32 %o, %a, %b, 0xb;", |a, _| ((a & 0xff) * 0x0101_0100) | if a >> 31 == 1 { 0xff } else { 0 });
     check("shf.l.wrap.b32 %o, %a, %b, 7;", |a, b| b << 7 | a >> 25);
     check("shf.r.clamp.b32 %o, %a, %b, 40;", |_, b| b);
     check("shf.r.wrap.b32 %o, %a, %b, 40;", |a, b| b << 24 | a >> 8);

@@ -151,7 +151,7 @@ impl Allocation {
         let mut at = at;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0 && rest.len() >= 8 {
+            if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (word, after) = rest.split_at(8);
                 self.store(at, 8, u64::from_le_bytes(word.try_into().unwrap_or_default()));
                 (at, rest) = (at + 8, after);
@@ -166,7 +166,7 @@ impl Allocation {
         let mut at = at;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let step = if at % 8 == 0 && rest.len() >= 8 { 8 } else { 1 };
+            let step = if at.is_multiple_of(8) && rest.len() >= 8 { 8 } else { 1 };
             let word = self.load(at, step as u64).to_le_bytes();
             let (now, after) = rest.split_at_mut(step);
             now.copy_from_slice(&word[..step]);

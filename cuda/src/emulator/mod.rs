@@ -47,6 +47,7 @@
 //! # Ok::<(), planish_cuda::Error>(())
 //! ```
 
+mod barrier;
 mod block;
 mod decode;
 mod driver;

@@ -81,6 +81,14 @@ impl<'a> Slice<'a> {
         Err(Error::DType { op, what, expected: dtype.name(), got: self.dtype })
     }
 
+    /// Checks that the address is a multiple of 16 bytes, which what is fetched by `cp.async` must be.
+    pub(crate) fn expect_aligned(&self, op: &'static str, what: &'static str) -> Result<()> {
+        if self.ptr.0.is_multiple_of(16) {
+            return Ok(());
+        }
+        Err(Error::Alignment { op, what })
+    }
+
     /// Checks that kernels compute with the type.
     pub(crate) fn expect_compute(&self, op: &'static str, what: &'static str) -> Result<()> {
         if self.dtype.is_compute() {

@@ -114,44 +114,110 @@ pub struct Output<'a> {
     pub best: SliceMut<'a>,
 }
 
+/// The softmax of rows over the vocabulary, as far as it has been seen.
+struct Running<'a> {
+    queue: Queue<'a>,
+    out: Output<'a>,
+    head: LmHead,
+    states: DeviceBuffer,
+    rows: usize,
+}
+
+impl<'a> Running<'a> {
+    fn begin(queue: Queue<'a>, out: Output<'a>, rows: usize, head: &LmHead) -> Result<Running<'a>> {
+        for (what, slice) in
+            [("logprobs", Some(*out.logprobs)), ("entropy", out.entropy.as_deref().copied()), ("lse", Some(*out.lse))]
+        {
+            let Some(slice) = slice else { continue };
+            slice.expect(OP, what, rows)?;
+            slice.expect_dtype(OP, what, DType::F32)?;
+        }
+        out.best.expect(OP, "best", rows)?;
+        out.best.expect_dtype(OP, "best", DType::U32)?;
+        let states = queue.alloc("the head's running sums", 4 * rows, DType::F32)?;
+        let running = Running { queue, out, head: *head, states, rows };
+        let args = [running.states(), running.out.best.arg(), Arg::U32(size(OP, "rows", rows)?)];
+        running.launch("lm_head_begin", each(rows), &args)?;
+        Ok(running)
+    }
+
+    fn states(&self) -> Arg<'static> {
+        self.states.slice(DType::F32).arg()
+    }
+
+    fn launch(&self, name: &'static str, shape: Shape, args: &[Arg<'_>]) -> Result<()> {
+        self.queue.launch(&LM_HEAD, name, &types([("T", DType::F32)]), shape, args)
+    }
+
+    /// Takes in the logits of `width` tokens from `v0` for rows `r0..r0 + n`, `stride` apart.
+    fn take(
+        &self,
+        (logits, stride): (Slice<'_>, usize),
+        targets: Slice<'_>,
+        (r0, n): (usize, usize),
+        (v0, width): (usize, usize),
+    ) -> Result<()> {
+        let (states, best) = (self.states.slice(DType::F32).part(4 * r0, 4 * n)?, (*self.out.best).part(r0, n)?);
+        let [scale, softcap] = self.head.args();
+        let (first, width) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
+        let targets = targets.part(r0, n)?.arg();
+        let stride = Arg::U64(stride as u64);
+        let args = [states.arg(), best.arg(), logits.arg(), stride, targets, first, width, scale, softcap];
+        self.launch("lm_head_take", Shape::line(n, row_threads(TILE)), &args)
+    }
+
+    fn finish(self) -> Result<()> {
+        let (out, count) = (&self.out, size(OP, "rows", self.rows)?);
+        let entropy = or_null_mut(out.entropy.as_ref());
+        let args = [out.logprobs.arg(), entropy, out.lse.arg(), self.states(), Arg::U32(count)];
+        self.launch("lm_head_finish", each(self.rows), &args)
+    }
+}
+
 /// Log-probabilities of the targets.
 ///
 /// # Errors
 /// Sizes or types that do not agree; no room for the logits.
 pub fn forward(queue: Queue<'_>, out: Output<'_>, of: Rows<'_>, head: &LmHead) -> Result<()> {
     let sizes = of.check()?;
-    for (what, slice) in
-        [("logprobs", Some(*out.logprobs)), ("entropy", out.entropy.as_deref().copied()), ("lse", Some(*out.lse))]
-    {
-        let Some(slice) = slice else { continue };
-        slice.expect(OP, what, sizes.rows)?;
-        slice.expect_dtype(OP, what, DType::F32)?;
-    }
-    out.best.expect(OP, "best", sizes.rows)?;
-    out.best.expect_dtype(OP, "best", DType::U32)?;
+    let running = Running::begin(queue, out, sizes.rows, head)?;
     if sizes.rows == 0 {
         return Ok(());
     }
-    let count = size(OP, "rows", sizes.rows)?;
     let mut logits = of.logits(queue, &sizes)?;
-    let states = queue.alloc("the head's running sums", 4 * sizes.rows, DType::F32)?;
-    let states = states.slice(DType::F32);
-    let defines = types([("T", DType::F32)]);
-    let launch = |name, shape, args: &[Arg<'_>]| queue.launch(&LM_HEAD, name, &defines, shape, args);
-    launch("lm_head_begin", each(sizes.rows), &[states.arg(), out.best.arg(), Arg::U32(count)])?;
     for r0 in (0..sizes.rows).step_by(ROWS) {
         let n = ROWS.min(sizes.rows - r0);
-        let (state, best) = (states.part(4 * r0, 4 * n)?, (*out.best).part(r0, n)?);
-        let targets = of.targets.part(r0, n)?;
         of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, _, v0, width| {
-            let [scale, softcap] = head.args();
-            let (first, width32) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
-            let args = [state.arg(), best.arg(), logits.arg(), targets.arg(), first, width32, scale, softcap];
-            launch("lm_head_take", Shape::line(n, row_threads(TILE)), &args)
+            running.take((logits, width), of.targets, (r0, n), (v0, width))
         })?;
     }
-    let args = [out.logprobs.arg(), or_null_mut(out.entropy.as_ref()), out.lse.arg(), states.arg(), Arg::U32(count)];
-    launch("lm_head_finish", each(sizes.rows), &args)
+    running.finish()
+}
+
+/// As [`forward`], bit for bit, from raw logits W h that decoding has at hand: (rows, vocabulary) f32, made by
+/// [`matmul`].
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn from_logits(
+    queue: Queue<'_>,
+    out: Output<'_>,
+    logits: Slice<'_>,
+    targets: Slice<'_>,
+    vocabulary: usize,
+    head: &LmHead,
+) -> Result<()> {
+    logits.expect_dtype(OP, "the logits", DType::F32)?;
+    targets.expect_dtype(OP, "targets", DType::U32)?;
+    let count = rows(OP, "the vocabulary", logits, vocabulary)?;
+    targets.expect(OP, "targets", count)?;
+    size(OP, "the vocabulary", vocabulary)?;
+    let running = Running::begin(queue, out, count, head)?;
+    for v0 in (0..if count > 0 { vocabulary } else { 0 }).step_by(TILE) {
+        let tile = logits.part(v0, logits.len() - v0)?;
+        running.take((tile, vocabulary), targets, (0, count), (v0, TILE.min(vocabulary - v0)))?;
+    }
+    running.finish()
 }
 
 /// dhidden: (rows, size) f32, and dW: (vocabulary, size) f32 added to if given, from `dlogprobs` and the forward

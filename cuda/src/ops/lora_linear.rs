@@ -3,6 +3,9 @@
 //! The update is more steps of the base product's sums, made while the tile of y is in registers: it costs the reading
 //! of h and B. With B = 0 the result is the base's, bit for bit. x is what dropout left of the update's input
 //! where there is dropout: `update_input`.
+//!
+//! On tensor cores the rank must be a multiple of 8: a smaller one sends the whole product to the plain kernel. Padding
+//! A and B with zeros changes no bit.
 
 use super::matmul::{Epilogue, Layout, Term, matmul};
 use super::rows;

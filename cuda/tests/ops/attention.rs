@@ -150,6 +150,13 @@ fn kinds_of_attention_on_tensor_cores() {
     check(queue, DType::F32, &Attention { window: Some(3), ..causal(2, 2, 64) }, &[(7, 9)]);
 }
 
+/// The card with the least shared memory: 99 KiB a block.
+#[test]
+fn the_largest_heads_fit_ada() {
+    let Some(device) = device_of((8, 9)) else { return };
+    check(device.queue(), DType::BF16, &causal(2, 1, 128), &[(33, 65)]);
+}
+
 /// Law 5: a token decoded over a paged cache has the bits that it has in training, whatever the rest of the batch.
 #[test]
 fn decoding_gives_the_bits_of_training() {

@@ -1,8 +1,9 @@
-//! glu, activation, unary, elementwise, cast, rope, nf4.
+//! glu, activation, unary, elementwise, cast, rope, nf4, dropout.
 
 use planish_cuda::driver::Arg;
-use planish_cuda::kernels::{ACTIVATION, CAST, ELEMENTWISE, GLU, Kernel, NF4, ROPE, UNARY};
+use planish_cuda::kernels::{ACTIVATION, CAST, DROPOUT, ELEMENTWISE, GLU, Kernel, NF4, ROPE, UNARY};
 use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::dropout::{self, Dropout};
 use planish_cuda::ops::elementwise::{self, Binary};
 use planish_cuda::ops::glu::{self, Act};
 use planish_cuda::ops::rope::{self, Heads};
@@ -246,4 +247,35 @@ fn nf4_absmax_is_looked_up_twice() {
     .unwrap();
     let want: Vec<f64> = (0..n).map(|b| code[usize::from(small[b])] * scale[b / 256] + 0.25).collect();
     close("absmax", &get(&out, DType::F32), &want, 1e-6);
+}
+
+shapes! {
+    fn dropout_keeps_a_tokens_mask(queue; rows in 0usize..6, columns in 1usize..200, types in 0usize..3; 8 cases) {
+        let t = TYPES[types];
+        let x: Vec<f64> = random(rows * columns, t, 1).iter().map(|&x| if x == 0.0 { 1.0 } else { x }).collect();
+        let keys: Vec<u64> = (0..rows as u64).map(|r| (r + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
+        let mask = Dropout { seed: 7 << 33, purpose: 2, step: 5, p: 0.25 };
+        let (xs, ks, mut y) = (put(queue, &x, t), queue.upload("a test", &keys).unwrap(), room(queue, rows * columns, t));
+        dropout::dropout(queue, y.slice_mut(t), xs.slice(t), ks.slice(DType::U32), &mask, columns).unwrap();
+        let got = get(&y, t);
+        // What is kept is scaled, and both rungs keep the same.
+        let want: Vec<f64> = got.iter().zip(&x).map(|(y, x)| if *y == 0.0 { 0.0 } else { x / 0.75 }).collect();
+        close("y", &got, &want, tolerance(t));
+        let (naive, bytes) = (room(queue, rows * columns, t), mask.bytes().unwrap());
+        let args = [ptr(&naive), ptr(&xs), ptr(&ks), Arg::Bytes(&bytes), Arg::U64(rows as u64), Arg::U32(columns as u32)];
+        let shape = Shape::line((rows * columns).div_ceil(256), 256);
+        queue.launch(&DROPOUT, "dropout_naive", &defines(&[("T", t.name())]), shape, &args).unwrap();
+        assert_eq!(get(&naive, t), got);
+        // The last row alone has the mask that it has in company.
+        if rows > 1 {
+            let mut one = room(queue, columns, t);
+            let (row, key) = (xs.slice(t).part((rows - 1) * columns, columns).unwrap(), ks.slice(DType::U32).part(2 * (rows - 1), 2).unwrap());
+            dropout::dropout(queue, one.slice_mut(t), row, key, &mask, columns).unwrap();
+            assert_eq!(get(&one, t), got[(rows - 1) * columns..]);
+        }
+        if rows * columns > 300 {
+            let dropped = got.iter().filter(|y| **y == 0.0).count() as f64 / got.len() as f64;
+            assert!((dropped - 0.25).abs() < 0.12, "{dropped} dropped");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use planish_cuda::driver::Arg;
 use planish_cuda::kernels::LM_HEAD;
+use planish_cuda::ops::linear;
 use planish_cuda::ops::lm_head::{self, LmHead, Output, Rows, TILE};
 use planish_cuda::{DType, Device, Shape};
 
@@ -111,6 +112,7 @@ fn the_naive_kernel_agrees() {
                 Arg::Ptr(states.ptr()),
                 Arg::Ptr(best.ptr()),
                 Arg::Ptr(z.ptr()),
+                Arg::U64(width as u64),
                 Arg::Ptr(targets.ptr()),
                 Arg::U32((i * width) as u32),
             ];
@@ -124,4 +126,41 @@ fn the_naive_kernel_agrees() {
     let (naive, naive_best) = run("lm_head_take_naive", Shape::line(1, 32), true);
     assert_eq!(best, naive_best);
     close("states", &shipped, &naive, 1e-6);
+}
+
+/// Law 5: a row's log-probability is the same bits in company, alone, and from the logits of decoding.
+#[test]
+fn a_rows_bits_do_not_depend_on_company_or_on_decoding() {
+    let Some(device) = device() else { return };
+    let (queue, t, f32) = (device.queue(), DType::BF16, DType::F32);
+    let (rows, size, vocabulary) = (40, 16, TILE + 72);
+    let (hs, ws) = (put(queue, &random(rows * size, t, 1), t), put(queue, &random(vocabulary * size, t, 2), t));
+    let targets: Vec<u32> = (0..rows as u32).map(|r| (r * 7919 + 5) % vocabulary as u32).collect();
+    let ts = queue.upload("a test", &targets).unwrap();
+    let head = LmHead { scale: 0.5, softcap: Some(4.0) };
+    let run = |start: usize, count: usize, decoding: bool| {
+        let hidden = hs.slice(t).part(start * size, count * size).unwrap();
+        let targets = ts.slice(DType::U32).part(start, count).unwrap();
+        let [mut a, mut b, mut c] = [0; 3].map(|_| room(queue, count, f32));
+        let mut best = room(queue, count, DType::U32);
+        let entropy = Some(b.slice_mut(f32));
+        let out =
+            Output { logprobs: a.slice_mut(f32), entropy, lse: c.slice_mut(f32), best: best.slice_mut(DType::U32) };
+        if decoding {
+            let mut z = room(queue, count * vocabulary, f32);
+            linear::forward(queue, z.slice_mut(f32), hidden, ws.slice(t), None, size).unwrap();
+            lm_head::from_logits(queue, out, z.slice(f32), targets, vocabulary, &head).unwrap();
+        } else {
+            lm_head::forward(queue, out, Rows { hidden, weight: ws.slice(t), targets }, &head).unwrap();
+        }
+        (get(&a, f32), get(&b, f32), best.download::<u32>().unwrap())
+    };
+    let whole = run(0, rows, false);
+    for (start, count, decoding) in [(0, 1, false), (39, 1, true), (5, 3, true), (2, 35, false), (0, 0, true)] {
+        let (logprobs, entropy, best) = run(start, count, decoding);
+        let part = start..start + count;
+        assert_eq!(logprobs, whole.0[part.clone()]);
+        assert_eq!(entropy, whole.1[part.clone()]);
+        assert_eq!(best, whole.2[part]);
+    }
 }

@@ -72,6 +72,15 @@ fn products_of_several_tiles() {
     check(queue, [17, 136, 520, 8], Layout::FORWARD, DType::BF16, DType::BF16, false);
 }
 
+/// The card with the least shared memory: 99 KiB a block.
+#[test]
+fn both_tiles_fit_ada() {
+    let Some(device) = device_of((8, 9)) else { return };
+    for m in [8, 130] {
+        check(device.queue(), [m, 72, 72, 0], Layout::FORWARD, DType::BF16, DType::BF16, false);
+    }
+}
+
 /// Law 5: the small tile, the large one and any company give a row the same bits.
 #[test]
 fn a_rows_bits_do_not_depend_on_the_batch() {

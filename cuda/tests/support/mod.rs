@@ -33,8 +33,13 @@ pub(crate) fn cache() -> Option<Arc<KernelCache>> {
 
 /// An emulated H100 with the tests' kernel cache.
 pub(crate) fn device() -> Option<Device> {
+    device_of((9, 0))
+}
+
+/// An emulated device of a compute capability.
+pub(crate) fn device_of(capability: (u32, u32)) -> Option<Device> {
     let cache = cache()?;
-    Some(Device::new(Arc::new(Emulator::new((9, 0)).unwrap()), cache))
+    Some(Device::new(Arc::new(Emulator::new(capability).unwrap()), cache))
 }
 
 pub(crate) fn defines(of: &[(&str, &str)]) -> Defines {

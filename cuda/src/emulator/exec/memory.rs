@@ -284,6 +284,7 @@ impl Common<'_> {
                             if !allocation.is_written(at, bytes) && self.checks.unwritten {
                                 return Err((lane as u32, FaultKind::Unwritten { space: "global", address, bytes }));
                             }
+                            allocation.mark(at, bytes);
                             allocation.update(at, bytes, change)
                         }
                         Space::Shared => {
@@ -294,8 +295,8 @@ impl Common<'_> {
                         }
                         _ => return Err((lane as u32, outside("global", AccessKind::Write, address, bytes))),
                     };
-                    if returns {
-                        let slot = usize::from(defs[element]);
+                    if let Some(slot) = defs.get(element) {
+                        let slot = usize::from(*slot);
                         if wide {
                             warp.registers.wides[slot][lane] = old;
                         } else {

@@ -101,6 +101,9 @@ impl Attention {
             for (what, tensor) in tensors {
                 tensor.expect_compute(OP, what)?;
                 tensor.expect_dtype(OP, what, dtype)?;
+                if self.tensor_cores(dtype) {
+                    tensor.expect_aligned(OP, what)?;
+                }
                 if of.is_paged() && rows != of.queries() * self.heads {
                     // A cache may have more pages than are in use.
                     if tensor.len() < rows * self.size {
