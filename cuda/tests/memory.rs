@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use planish_cuda::driver::{Driver, Stream};
+use planish_cuda::driver::Stream;
 use planish_cuda::emulator::Emulator;
 use planish_cuda::memory::Pool;
 use planish_cuda::{DType, Error};

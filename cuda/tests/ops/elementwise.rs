@@ -123,7 +123,8 @@ shapes! {
 shapes! {
     fn arithmetic(queue; n in 0usize..900, which in 0usize..4, types in 0usize..3; 8 cases) {
         let t = TYPES[types];
-        let kinds: [(Binary, fn(f64, f64) -> f64); 4] = [
+        type Function = fn(f64, f64) -> f64;
+        let kinds: [(Binary, Function); 4] = [
             (Binary::Add, |a, b| a + b), (Binary::Sub, |a, b| a - b), (Binary::Mul, |a, b| a * b), (Binary::Div, |a, b| a / b),
         ];
         let (kind, f) = kinds[which];
