@@ -8,10 +8,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use planish_cuda::cache::{Defines, KernelCache};
-use planish_cuda::kernels::{self, Kernel};
+use planish_cuda::kernels::{self, Define, Kernel};
 use planish_cuda::nvrtc::Arch;
 
-fn defines(variant: &[(&str, &str)]) -> Defines {
+fn defines(variant: &[Define]) -> Defines {
     variant.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
@@ -20,7 +20,7 @@ fn defines(variant: &[(&str, &str)]) -> Defines {
 #[test]
 fn every_kernel_compiles_for_every_architecture_without_spills() {
     let Some(cache) = support::cache() else { return };
-    let jobs: Vec<(&Kernel, &[(&str, &str)], Arch)> = kernels::ALL
+    let jobs: Vec<(&Kernel, &[Define], Arch)> = kernels::ALL
         .iter()
         .flat_map(|kernel| kernel.variants.iter().map(move |variant| (kernel, *variant)))
         .flat_map(|(kernel, variant)| Arch::ALL.map(|arch| (kernel, variant, arch)))
