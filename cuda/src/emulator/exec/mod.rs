@@ -1,5 +1,7 @@
 //! Running instructions: a warp's lanes in step where they are together.
 
+mod atomic;
+mod copy;
 pub(crate) mod float;
 pub(crate) mod integer;
 pub(crate) mod matrix;
