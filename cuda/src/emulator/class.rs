@@ -60,7 +60,7 @@ impl Op {
                 _ => Class::Half,
             },
             Self::Convert { .. } | Self::ConvertPair(..) => Class::Convert,
-            Self::Mma { .. } => Class::Matrix,
+            Self::Mma { .. } | Self::GroupMma { .. } => Class::Matrix,
             Self::Load(access) | Self::Store(access) => match access.space {
                 Space::Shared => Class::Shared,
                 Space::Local | Space::Param => Class::Local,
@@ -68,7 +68,7 @@ impl Op {
             },
             Self::Param(_) => Class::Local,
             Self::Atomic { .. } => Class::Atomic,
-            Self::CopyAsync { .. } => Class::Global,
+            Self::CopyAsync { .. } | Self::BulkLoad | Self::BulkStore => Class::Global,
             Self::LoadMatrix { .. } | Self::StoreMatrix { .. } => Class::Shared,
             Self::Shuffle(..)
             | Self::Vote(_)

@@ -376,6 +376,18 @@ pub(crate) enum Op {
         a: Element,
         wide: bool,
     },
+    /// `wgmma`; the registers of the sums come twice, as destinations and first sources.
+    GroupMma {
+        n: u16,
+        element: Element,
+        wide: bool,
+        in_registers: bool,
+        negate: bool,
+        transpose_a: bool,
+        transpose_b: bool,
+    },
+    BulkLoad,
+    BulkStore,
 
     Shuffle(Shuffle, bool),
     Vote(Vote),

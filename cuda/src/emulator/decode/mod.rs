@@ -3,6 +3,7 @@
 //! Every modifier of an opcode must be understood: one that is left over is an error, never ignored.
 
 mod alu;
+mod bulk;
 mod compare;
 mod layout;
 mod memory;
