@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::barrier::Meeting;
+use super::exec::bulk::Bulk;
 use super::exec::registers::FULL;
 use super::exec::{Arithmetic, Group, Origin, State, Warp, matrix};
 use super::fault::{Fault, FaultKind, Line};
@@ -47,6 +48,7 @@ pub(crate) struct Common<'a> {
     /// For each warp, what it knows of the clocks of all.
     pub(crate) clocks: Vec<Vec<u32>>,
     pub(crate) mbarriers: HashMap<u64, Mbarrier>,
+    pub(crate) bulks: Vec<Bulk>,
     pub(crate) stats: Stats,
     pub(crate) meetings: Vec<Meeting>,
     instructions: u64,
@@ -103,6 +105,7 @@ impl<'a> Block<'a> {
                 shared: Shared::default(),
                 clocks: Vec::new(),
                 mbarriers: HashMap::new(),
+                bulks: Vec::new(),
                 stats: Stats::new(grid.kernel.code.len()),
                 meetings: Vec::new(),
                 instructions: 0,
@@ -134,6 +137,7 @@ impl<'a> Block<'a> {
         let warps = self.warps.len();
         common.clocks = (0..warps).map(|own| (0..warps).map(|warp| u32::from(warp == own)).collect()).collect();
         common.mbarriers.clear();
+        common.bulks.clear();
         common.meetings = vec![Meeting::default(); 16];
         common.instructions = 0;
     }
@@ -370,7 +374,8 @@ impl<'a> Block<'a> {
             | Op::WarpSync
             | Op::LoadMatrix { .. }
             | Op::StoreMatrix { .. }
-            | Op::Mma { .. } => return self.together(at, own, pc, inst, mask),
+            | Op::Mma { .. }
+            | Op::GroupMma { .. } => return self.together(at, own, pc, inst, mask),
             Op::Barrier { .. } => return self.barrier(at, own, pc, inst, mask),
             _ => {}
         }
@@ -397,6 +402,8 @@ impl<'a> Block<'a> {
                 common.await_copies(warp, mask, None);
                 Ok(())
             }
+            Op::BulkLoad => common.bulk_load(warp, inst, mask, pc),
+            Op::BulkStore => common.bulk_store(warp, inst, mask, pc),
             _ => common.mbarrier(warp, inst, mask, pc),
         };
         done.map_err(|(lane, kind)| (lane, pc, kind))?;
@@ -444,7 +451,7 @@ impl<'a> Block<'a> {
             }
             let needed = match inst.op {
                 // Whole warps only.
-                Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } => FULL,
+                Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } | Op::GroupMma { .. } => FULL,
                 _ => named & warp.alive,
             };
             // `bar.warp.sync` may be met at different places of the code.
@@ -465,6 +472,7 @@ impl<'a> Block<'a> {
             let done = match inst.op {
                 Op::LoadMatrix { count, transposed } => common.load_matrix(warp, inst, count.into(), transposed, pc),
                 Op::StoreMatrix { count, transposed } => common.store_matrix(warp, inst, count.into(), transposed, pc),
+                Op::GroupMma { .. } => common.check_group(warp).and_then(|()| common.group_product(warp, inst, pc)),
                 Op::Mma { k, a, wide } => {
                     matrix::multiply(warp, slots, k.into(), a, wide);
                     Ok(())
@@ -505,7 +513,7 @@ impl<'a> Block<'a> {
 /// The lanes that an instruction names, as lane `lane` sees it.
 fn members(warp: &Warp, inst: &Inst, kernel: &Kernel, lane: u32) -> u32 {
     match inst.op {
-        Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } => FULL,
+        Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } | Op::GroupMma { .. } => FULL,
         _ => {
             let slot = kernel.pool[inst.at as usize + usize::from(inst.defs)];
             warp.registers.words[usize::from(slot)][lane as usize]

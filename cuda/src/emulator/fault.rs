@@ -186,6 +186,11 @@ pub enum FaultKind {
         /// The index.
         index: u32,
     },
+    /// `wgmma` by a warp that has not three others beside it.
+    NoWarpGroup {
+        /// Warps of the block.
+        warps: u32,
+    },
     /// An mbarrier that was not initialised, or used against its count.
     BadMbarrier {
         /// Its address in shared memory.
@@ -265,6 +270,9 @@ impl fmt::Display for FaultKind {
             }
             Self::Trap => f.write_str("the kernel stopped itself by a trap"),
             Self::BranchIndex { index } => write!(f, "the branch's table has no entry {index}"),
+            Self::NoWarpGroup { warps } => {
+                write!(f, "the instruction is for four warps together, and the block has {warps}")
+            }
             Self::BadMbarrier { address, problem } => write!(f, "the mbarrier at {address:#x} {problem}"),
         }
     }

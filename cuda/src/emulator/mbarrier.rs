@@ -63,6 +63,19 @@ impl Common<'_> {
                 // The copies arrive at once, which is one of the times at which they may.
                 self.await_copies(warp, 1 << lane, None);
             }
+            if let Op::MbarrierTest { .. } = inst.op {
+                // All together: bytes that nobody announced must not open the barrier halfway.
+                let arrived = self.await_bulks(address);
+                if let Some(barrier) = self.mbarriers.get_mut(&address)
+                    && !arrived.is_empty()
+                {
+                    for (bytes, clocks) in &arrived {
+                        barrier.bytes -= bytes;
+                        join(&mut barrier.arrived, clocks);
+                    }
+                    barrier.complete_if_due();
+                }
+            }
             let number = warp.number as usize;
             let Some(barrier) = self.mbarriers.get_mut(&address) else {
                 return Err(bad("was not initialised"));
@@ -110,6 +123,8 @@ impl Common<'_> {
                     if done {
                         let released = barrier.released.clone();
                         join(&mut self.clocks[number], &released);
+                        // What lanes of this warp wrote or copied before lies behind now.
+                        self.clocks[number][number] += 1;
                     } else {
                         self.yields = true;
                     }

@@ -49,7 +49,9 @@
 
 mod barrier;
 mod block;
+mod class;
 mod decode;
+mod device;
 mod driver;
 mod exec;
 mod fault;
@@ -64,8 +66,8 @@ mod shared;
 mod slots;
 mod window;
 
-pub use driver::Emulator;
+pub use class::Class;
+pub use device::Emulator;
 pub use fault::{AccessKind, Fault, FaultKind, Line};
-pub use isa::Class;
 pub use report::{Report, Traffic, Waste};
 pub use shared::Checks;

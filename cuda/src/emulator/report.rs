@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::class::Class;
 use super::fault::Line;
-use super::isa::{Class, Kernel, Op, Space};
+use super::isa::{Kernel, Op, Space};
 
 /// Counts of one instruction.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,7 +1,7 @@
 //! Arithmetic, comparisons, moves and conversions.
 
-use super::{Decoder, Mods, Result};
-use crate::emulator::isa::{Bank, Compare, FloatMods, FloatOp, IntOp, Logic, Op, Round, Ty};
+use super::{Decoder, Mods, Result, compare};
+use crate::emulator::isa::{Bank, FloatMods, FloatOp, IntOp, Logic, Op, Round, Ty};
 use crate::emulator::ptx::Operand;
 
 /// Decodes an instruction of this kind; `false` if it is none.
@@ -9,8 +9,8 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
     match mods.name {
         "mov" => mov(d, mods, operands)?,
         "cvt" => convert(d, mods, operands)?,
-        "setp" => setp(d, mods, operands)?,
-        "set" => set(d, mods, operands)?,
+        "setp" => compare::setp(d, mods, operands)?,
+        "set" => compare::set(d, mods, operands)?,
         "selp" => {
             let ty = ty(d, mods)?;
             let [to, a, b, p] = d.operands(operands)?;
@@ -61,7 +61,7 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
     Ok(true)
 }
 
-fn ty<'a>(d: &Decoder<'a>, mods: &mut Mods<'a>) -> Result<Ty> {
+pub(super) fn ty<'a>(d: &Decoder<'a>, mods: &mut Mods<'a>) -> Result<Ty> {
     match mods.ty() {
         Some(ty) => Ok(ty),
         None => d.problem(format!("{} without a type that is supported", mods.name)),
@@ -69,7 +69,7 @@ fn ty<'a>(d: &Decoder<'a>, mods: &mut Mods<'a>) -> Result<Ty> {
 }
 
 /// Bits count as unsigned numbers.
-fn unsigned(ty: Ty) -> Ty {
+pub(super) fn unsigned(ty: Ty) -> Ty {
     match ty {
         Ty::B16 => Ty::U16,
         Ty::B32 => Ty::U32,
@@ -315,160 +315,6 @@ fn part_type(d: &Decoder<'_>, ty: Ty, parts: usize) -> Result<Ty> {
         (64, 2) => Ok(Ty::B32),
         _ => d.problem("a vector that does not fill the register"),
     }
-}
-
-fn comparison(mods: &mut Mods<'_>, ty: Ty) -> Option<Compare> {
-    use Compare::*;
-    let float = ty.is_float();
-    mods.one_of(&[
-        ("eq", Eq),
-        ("ne", Ne),
-        ("lt", Lt),
-        ("le", Le),
-        ("gt", Gt),
-        ("ge", Ge),
-        ("lo", Lt),
-        ("ls", Le),
-        ("hi", Gt),
-        ("hs", Ge),
-    ])
-    .or_else(|| {
-        let unordered = [
-            ("equ", Equ),
-            ("neu", Neu),
-            ("ltu", Ltu),
-            ("leu", Leu),
-            ("gtu", Gtu),
-            ("geu", Geu),
-            ("num", Num),
-            ("nan", Nan),
-        ];
-        if float { mods.one_of(&unordered) } else { None }
-    })
-}
-
-fn join(mods: &mut Mods<'_>) -> Option<Logic> {
-    mods.one_of(&[("and", Logic::And), ("or", Logic::Or), ("xor", Logic::Xor)])
-}
-
-fn setp<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
-    let ty = unsigned(ty(d, mods)?);
-    let Some(compare) = comparison(mods, ty) else { return d.problem("a comparison that does not exist") };
-    let (join, ftz) = (join(mods), mods.take("ftz"));
-    let (to, a, b, c) = match (operands, join) {
-        ([to, a, b], None) => (to, a, b, None),
-        ([to, a, b, c], Some(_)) => (to, a, b, Some(c)),
-        _ => return d.problem("a wrong number of operands"),
-    };
-    let (a, b) = (d.read(a, ty)?, d.read(b, ty)?);
-    let c = c.map(|c| d.read(c, Ty::Pred)).transpose()?;
-    let (first, second) = match to {
-        Operand::Pair(first, second) => {
-            (d.write(&Operand::Word(first), Ty::Pred)?, Some(d.write(&Operand::Word(second), Ty::Pred)?))
-        }
-        _ => (d.write(to, Ty::Pred)?, None),
-    };
-    if matches!(ty, Ty::F16x2 | Ty::Bf16x2) {
-        let Some(second) = second else { return d.problem("a comparison of pairs needs two destinations") };
-        let single = if ty == Ty::F16x2 { Ty::F16 } else { Ty::Bf16 };
-        let mut halves = [0; 4];
-        for (at, from) in [a, b].into_iter().enumerate() {
-            let parts = vec![d.temporary(Bank::Word), d.temporary(Bank::Word)];
-            halves[at] = parts[0];
-            halves[at + 2] = parts[1];
-            d.emit(Op::Unpack { part: 16, wide: false }, parts, vec![from]);
-        }
-        let results = [d.temporary(Bank::Pred), d.temporary(Bank::Pred)];
-        for (to, halves) in results.into_iter().zip([[halves[0], halves[1]], [halves[2], halves[3]]]) {
-            let raw = d.temporary(Bank::Pred);
-            d.emit(Op::Compare(compare, single, ftz), vec![raw], halves.to_vec());
-            joined(d, join, to, raw, c);
-        }
-        both(d, [first, second], results);
-        return Ok(());
-    }
-    if second.is_none() && join.is_none() {
-        d.emit(Op::Compare(compare, ty, ftz), vec![first], vec![a, b]);
-        return Ok(());
-    }
-    let raw = d.temporary(Bank::Pred);
-    d.emit(Op::Compare(compare, ty, ftz), vec![raw], vec![a, b]);
-    if let Some(second) = second {
-        let not = d.temporary(Bank::Pred);
-        d.emit(Op::Logic(Logic::Not), vec![not], vec![raw]);
-        // Into temporaries first: `c` may be one of the destinations.
-        let (p, q) = (d.temporary(Bank::Pred), d.temporary(Bank::Pred));
-        joined(d, join, p, raw, c);
-        joined(d, join, q, not, c);
-        both(d, [first, second], [p, q]);
-    } else {
-        joined(d, join, first, raw, c);
-    }
-    Ok(())
-}
-
-/// Writes two predicates, the guard's own last: it decides about both.
-fn both(d: &mut Decoder<'_>, to: [u32; 2], from: [u32; 2]) {
-    let guards_first = d.guard.is_some_and(|(guard, _)| guard == to[0]);
-    for at in if guards_first { [1, 0] } else { [0, 1] } {
-        d.emit(Op::Logic(Logic::Mov), vec![to[at]], vec![from[at]]);
-    }
-}
-
-fn joined(d: &mut Decoder<'_>, join: Option<Logic>, to: u32, raw: u32, c: Option<u32>) {
-    match (join, c) {
-        (Some(logic), Some(c)) => d.emit(Op::Logic(logic), vec![to], vec![raw, c]),
-        _ => d.emit(Op::Logic(Logic::Mov), vec![to], vec![raw]),
-    }
-}
-
-fn set<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
-    let from = unsigned(ty(d, mods)?);
-    let to_ty = unsigned(ty(d, mods)?);
-    let Some(compare) = comparison(mods, from) else { return d.problem("a comparison that does not exist") };
-    let (join, ftz) = (join(mods), mods.take("ftz"));
-    let (to, a, b, c) = match (operands, join) {
-        ([to, a, b], None) => (to, a, b, None),
-        ([to, a, b, c], Some(_)) => (to, a, b, Some(c)),
-        _ => return d.problem("a wrong number of operands"),
-    };
-    let one = match to_ty {
-        Ty::U32 | Ty::S32 | Ty::U16 | Ty::S16 => u64::MAX,
-        Ty::F32 => u64::from(1_f32.to_bits()),
-        Ty::F16 | Ty::F16x2 => 0x3c00,
-        Ty::Bf16 | Ty::Bf16x2 => 0x3f80,
-        _ => return d.problem("set to this type is not supported"),
-    };
-    let (a, b) = (d.read(a, from)?, d.read(b, from)?);
-    let c = c.map(|c| d.read(c, Ty::Pred)).transpose()?;
-    let to = d.write(to, to_ty)?;
-    let single = match from {
-        Ty::F16x2 => Ty::F16,
-        Ty::Bf16x2 => Ty::Bf16,
-        other => other,
-    };
-    let (one, zero) = (d.value(if from == single { to_ty } else { Ty::B16 }, one), d.value(to_ty, 0));
-    let test = |d: &mut Decoder<'a>, to: u32, a: u32, b: u32| {
-        let (raw, p) = (d.temporary(Bank::Pred), d.temporary(Bank::Pred));
-        d.emit(Op::Compare(compare, single, ftz), vec![raw], vec![a, b]);
-        joined(d, join, p, raw, c);
-        d.emit(Op::Select, vec![to], vec![one, zero, p]);
-    };
-    if from == single {
-        test(d, to, a, b);
-        return Ok(());
-    }
-    let mut halves = Vec::new();
-    for from in [a, b] {
-        let parts = vec![d.temporary(Bank::Word), d.temporary(Bank::Word)];
-        halves.push(parts.clone());
-        d.emit(Op::Unpack { part: 16, wide: false }, parts, vec![from]);
-    }
-    let results = vec![d.temporary(Bank::Word), d.temporary(Bank::Word)];
-    test(d, results[0], halves[0][0], halves[1][0]);
-    test(d, results[1], halves[0][1], halves[1][1]);
-    d.emit(Op::Pack { part: 16, wide: false }, vec![to], results);
-    Ok(())
 }
 
 fn convert<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Loads, stores, atomics, asynchronous copies, matrices.
 
-use super::{Decoder, Mods, Result, access};
+use super::{Decoder, Mods, Result, access, bulk};
 use crate::emulator::isa::{AtomicOp, Bank, Element, Op, Space, Ty};
 use crate::emulator::ptx::Operand;
 
@@ -77,6 +77,7 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
             d.emit_at(Op::StoreMatrix { count, transposed }, vec![], uses, offset, wide);
         }
         "mma" => mma(d, mods, operands)?,
+        "wgmma" => bulk::group_product(d, mods, operands)?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -271,6 +272,9 @@ fn atomic<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'
 }
 
 fn copy_async<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
+    if mods.take("bulk") {
+        return bulk::copy(d, mods, operands);
+    }
     if mods.take("commit_group") {
         d.emit(Op::CopyCommit, vec![], vec![]);
         return Ok(());
@@ -294,9 +298,6 @@ fn copy_async<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Opera
         let (base, offset, wide) = d.address(at)?;
         d.emit_at(Op::MbarrierArriveCopies { noinc }, vec![], vec![base], offset, wide);
         return Ok(());
-    }
-    if mods.rest.first() == Some(&"bulk") {
-        return d.problem("bulk copies are not supported");
     }
     let cached = mods.take("ca");
     let once = mods.take("cg");

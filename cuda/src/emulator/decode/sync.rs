@@ -1,7 +1,7 @@
 //! Control flow, barriers, and what lanes of a warp do together.
 
 use super::{Decoder, Mods, Result};
-use crate::emulator::isa::{Bank, Barrier, Op, Reduce, Shuffle, Ty, Vote};
+use crate::emulator::isa::{Barrier, Op, Reduce, Shuffle, Ty, Vote};
 use crate::emulator::ptx::Operand;
 
 /// Decodes an instruction of this kind; `false` if it is none.
@@ -208,11 +208,6 @@ fn mbarrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand
         let [at] = d.operands(operands)?;
         let (base, offset, wide) = d.address(at)?;
         d.emit_at(Op::MbarrierInvalidate, vec![], vec![base], offset, wide);
-    } else if mods.take("expect_tx") {
-        let [at, bytes] = d.operands(operands)?;
-        let (base, offset, wide) = d.address(at)?;
-        let uses = vec![base, d.read(bytes, Ty::U32)?];
-        d.emit_at(Op::MbarrierExpect, vec![], uses, offset, wide);
     } else if mods.take("arrive") {
         let expect = mods.take("expect_tx");
         let (state, rest) = match operands {
@@ -237,6 +232,11 @@ fn mbarrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand
         }
         let op = Op::MbarrierArrive { count: !expect && !extra.is_empty(), expect, returns: !defs.is_empty() };
         d.emit_at(op, defs, uses, offset, wide);
+    } else if mods.take("expect_tx") {
+        let [at, bytes] = d.operands(operands)?;
+        let (base, offset, wide) = d.address(at)?;
+        let uses = vec![base, d.read(bytes, Ty::U32)?];
+        d.emit_at(Op::MbarrierExpect, vec![], uses, offset, wide);
     } else if mods.take("test_wait") || mods.take("try_wait") {
         let parity = mods.take("parity");
         let (to, at, state) = match operands {
@@ -251,6 +251,5 @@ fn mbarrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand
     } else {
         return d.problem("an mbarrier of this kind is not supported");
     }
-    let _ = Bank::Word;
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! Running instructions: a warp's lanes in step where they are together.
 
+mod atomic;
+pub(crate) mod bulk;
+mod copy;
 pub(crate) mod float;
+mod group;
 pub(crate) mod integer;
 pub(crate) mod matrix;
 pub(crate) mod memory;
