@@ -47,4 +47,132 @@ pub enum Error {
         /// What does not fit.
         problem: String,
     },
+    /// There is no NVRTC to compile kernels with.
+    #[error(
+        "NVRTC, the compiler of CUDA kernels, was not found: `pip install nvidia-cuda-nvrtc` in the Python on PATH, or set CUDA_HOME"
+    )]
+    NoNvrtc,
+    /// A call to NVRTC failed.
+    #[error("{call} failed: {reason}")]
+    Nvrtc {
+        /// The function.
+        call: &'static str,
+        /// Its words.
+        reason: String,
+    },
+    /// A kernel does not compile.
+    #[error("{program} does not compile for {arch}: {log}")]
+    Compile {
+        /// The file.
+        program: String,
+        /// The architecture.
+        arch: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// An architecture whose name is none.
+    #[error("{text:?} is no architecture; write it as sm_80 or sm_90a")]
+    Architecture {
+        /// As written.
+        text: String,
+    },
+    /// The kernel cache cannot be written.
+    #[error("the kernel cache {path} cannot be used: {reason}")]
+    Cache {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// The system's words.
+        reason: String,
+    },
+    /// The device has no room, and the allocator nothing left to give back.
+    #[error(
+        "{what} needs {asked} bytes of device memory: {free} of {total} are free, {in_use} are in use by this program"
+    )]
+    NoRoom {
+        /// Who asked.
+        what: &'static str,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes in use through this allocator.
+        in_use: u64,
+        /// Bytes free on the device.
+        free: u64,
+        /// Bytes that the device has.
+        total: u64,
+    },
+    /// Sizes that do not agree.
+    #[error("{op}: {what} should have {expected} elements, not {got}")]
+    Length {
+        /// The operation.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// What the others demand.
+        expected: usize,
+        /// What it has.
+        got: usize,
+    },
+    /// A size that the kernels do not do.
+    #[error("{op}: {what} is {got}; it must be {expected}")]
+    Size {
+        /// The operation.
+        op: &'static str,
+        /// Which size.
+        what: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        got: usize,
+    },
+    /// A dtype that an argument may not have.
+    #[error("{op}: {what} is {got}; it must be {expected}")]
+    DType {
+        /// The operation.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        got: crate::DType,
+    },
+    /// A slice that does not begin where a kernel can fetch it.
+    #[error("{op}: {what} must begin at a multiple of 16 bytes")]
+    Alignment {
+        /// The operation.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+    },
+    /// A number out of its range.
+    #[error("{op}: {what} is {got}; it must be {expected}")]
+    Value {
+        /// The operation.
+        op: &'static str,
+        /// Which number.
+        what: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        got: f64,
+    },
+    /// A kernel did what it must not, and the emulator saw it.
+    #[error("{0}")]
+    Emulator(Box<crate::emulator::Fault>),
+    /// PTX that the emulator cannot read or does not know.
+    #[error("PTX line {line} `{text}`: {problem}")]
+    Ptx {
+        /// The line, from 1.
+        line: u32,
+        /// Its text.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// What the emulator cannot be asked for.
+    #[error("{what} is not emulated")]
+    NotEmulated {
+        /// What was asked for.
+        what: String,
+    },
 }

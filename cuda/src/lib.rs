@@ -1,14 +1,28 @@
 //! CUDA devices, kernels and their emulator, for planish.
 //!
-//! This is a beginning: [`probe()`] finds out, on any machine and without ever failing, what a CUDA
-//! backend would find. There are no kernels yet, so nothing can be computed on a GPU; programs
-//! that are asked to should say so with [`CudaReport::why_unavailable`].
+//! From the bottom up: [`driver`] is the boundary to a device, NVIDIA's or emulated; [`nvrtc`] compiles kernels and
+//! [`cache`] keeps what was compiled; [`memory`] allocates; a [`Device`] is all of these together; [`ops`] are the
+//! launchers of the kernels in `cuda/kernels`, which [`kernels`] lists. There are no tensors here: launchers take
+//! device [slices](memory::Slice) and sizes.
+//!
+//! [`probe()`] finds out, on any machine and without ever failing, what a CUDA backend would find. Programs do not
+//! compute on a GPU with this yet; those that are asked to should say so with [`CudaReport::why_unavailable`].
 
+pub mod cache;
+mod device;
 pub mod driver;
+mod dtype;
+pub mod emulator;
 mod error;
-mod nvrtc;
+pub mod kernels;
+pub mod memory;
+pub mod nvrtc;
+pub mod ops;
 mod probe;
+pub mod sample;
 
+pub use device::{Device, Queue, Shape};
+pub use dtype::DType;
 pub use error::{Error, Result};
 pub use nvrtc::{Nvrtc, find_nvrtc};
 pub use probe::{CudaReport, DeviceInfo, Driver, probe};

@@ -7,6 +7,7 @@ mod data;
 mod doctor;
 mod dpo;
 mod generate;
+mod kernels;
 mod kto;
 mod merge;
 mod orpo;
@@ -48,6 +49,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: config::command, run: config::run },
     Entry { command: report::command, run: report::run },
     Entry { command: doctor::command, run: doctor::run },
+    Entry { command: kernels::command, run: kernels::run },
 ];
 
 /// The whole command line.

@@ -6,6 +6,10 @@
 //! Handles are plain numbers that the driver gave out. A driver checks every handle that it is given: a stale or
 //! foreign one is an error, never undefined behaviour of this crate.
 
+mod nvidia;
+
+pub use nvidia::Nvidia;
+
 use std::fmt::Debug;
 
 use crate::error::Result;

@@ -5,7 +5,9 @@
 //! 2. the toolkit's standard places, `/usr/local/cuda` and `/usr/local/cuda-*`, `/opt/cuda`;
 //! 3. pip wheels (`nvidia/cuda_nvrtc/lib`, `nvidia/cu13/lib`) of `VIRTUAL_ENV`, `CONDA_PREFIX` and
 //!    of each Python on `PATH`;
-//! 4. wherever the loader looks.
+//! 4. the folder `nvrtc` beside the running program or in a folder above it, where `scripts/fetch-nvrtc` puts it
+//!    (`target/nvrtc`);
+//! 5. wherever the loader looks.
 
 use std::ffi::OsString;
 use std::fs;
@@ -31,15 +33,30 @@ const NAMES: &[&str] = &[];
 
 /// The first NVRTC of the search that loads; `None` if there is none.
 pub fn find_nvrtc() -> Option<Nvrtc> {
-    let files = search_dirs(|name| std::env::var_os(name))
-        .into_iter()
-        .flat_map(|dir| NAMES.iter().map(move |name| dir.join(name)))
-        .filter(|path| path.is_file());
-    files.chain(NAMES.iter().map(PathBuf::from)).find_map(|path| {
+    candidates().find_map(|path| {
         let version = version_of(&path)?;
         Some(Nvrtc { path, version })
     })
 }
+
+/// The files of the search that exist, then the bare names that the loader may resolve.
+pub(super) fn candidates() -> impl Iterator<Item = PathBuf> {
+    let files = search_dirs(|name| std::env::var_os(name))
+        .into_iter()
+        .chain(beside(std::env::current_exe().ok().as_deref()))
+        .flat_map(|dir| NAMES.iter().map(move |name| dir.join(name)))
+        .filter(|path| path.is_file());
+    files.chain(NAMES.iter().map(PathBuf::from))
+}
+
+/// Where a wheel unpacked beside the program has its libraries.
+fn beside(program: Option<&Path>) -> Vec<PathBuf> {
+    let above = program.into_iter().flat_map(|path| path.ancestors().skip(1));
+    above.flat_map(|dir| WHEELS.map(|wheel| dir.join("nvrtc").join(wheel))).collect()
+}
+
+/// Folders of libraries within a folder of Python packages.
+const WHEELS: [&str; 2] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
 
 /// Loads the library and asks for its version.
 fn version_of(path: &Path) -> Option<(i32, i32)> {
@@ -77,7 +94,7 @@ fn search_dirs(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     for prefix in prefixes {
         for python in children(&prefix.join("lib"), "python3") {
             for packages in ["site-packages", "dist-packages"] {
-                for wheel in ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"] {
+                for wheel in WHEELS {
                     dirs.push(python.join(packages).join(wheel));
                 }
             }
@@ -126,6 +143,14 @@ mod tests {
             position("usr/lib/python3.11/dist-packages/nvidia/cu13/lib"),
         ];
         assert!(order.is_sorted(), "{order:?}");
+    }
+
+    #[test]
+    fn a_wheel_beside_the_program_or_above_it_is_found() {
+        let dirs = beside(Some(Path::new("/r/target/debug/deps/t")));
+        let position = |dir: &str| dirs.iter().position(|d| d == Path::new(dir)).expect(dir);
+        assert!(position("/r/target/debug/deps/nvrtc/nvidia/cu13/lib") < position("/r/target/nvrtc/nvidia/cu13/lib"));
+        assert!(beside(None).is_empty());
     }
 
     #[test]

@@ -1,0 +1,225 @@
+//! `planish kernels`: what the CUDA kernels are, compiled ahead, and looked at. Needs NVRTC, but no GPU.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Arg, ArgMatches, Command};
+use planish_cuda::cache::{Defines, KernelCache};
+use planish_cuda::emulator::Emulator;
+use planish_cuda::kernels::{self, Define, Kernel};
+use planish_cuda::nvrtc::Arch;
+use planish_cuda::{Device, sample};
+use planish_train::config::nearest;
+use serde::Serialize;
+
+use super::json_flag;
+use crate::failure::{DONE, UsageError};
+use crate::output;
+
+pub(crate) fn command() -> Command {
+    let arch = Arg::new("arch").long("arch").value_name("ARCH");
+    let cache = Arg::new("cache").long("cache-dir").value_name("FOLDER").value_parser(clap::value_parser!(PathBuf));
+    let cache = cache.help("Where compiled kernels are kept, instead of the user's cache folder");
+    let list = Command::new("list").about("The kernel files and what each computes").arg(json_flag());
+    let compile = Command::new("compile")
+        .about("Compile all kernels into the cache, so that the first step does not wait for them")
+        .arg(arch.clone().required(true).help("Architecture, such as sm_80 or sm_90a"))
+        .arg(cache.clone())
+        .arg(json_flag());
+    let inspect = Command::new("inspect")
+        .about("Registers, spills and shared memory of a file's kernels, and a small run in the emulator")
+        .arg(Arg::new("name").required(true).value_name("NAME").help("The file's stem, such as rms_norm"))
+        .arg(arch.help("Only this architecture, instead of sm_80, sm_89, sm_90a and sm_100"))
+        .arg(cache)
+        .arg(json_flag());
+    Command::new("kernels")
+        .about("List, compile and inspect the CUDA kernels; needs NVRTC, but no GPU")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommands([list, compile, inspect])
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    match matches.subcommand().expect("clap demands a subcommand") {
+        ("list", matches) => list(matches),
+        ("compile", matches) => compile(matches),
+        (_, matches) => inspect(matches),
+    }
+}
+
+fn list(matches: &ArgMatches) -> anyhow::Result<u8> {
+    #[derive(Serialize)]
+    struct File {
+        name: &'static str,
+        about: String,
+        variants: usize,
+    }
+    let file = |k: &Kernel| File { name: k.name, about: k.about(), variants: k.variants.len() };
+    let files: Vec<File> = kernels::ALL.iter().map(file).collect();
+    if matches.get_flag("json") {
+        output::json(&files)?;
+        return Ok(DONE);
+    }
+    for file in files {
+        output::line(format_args!("{:<20} {}", file.name, file.about))?;
+    }
+    Ok(DONE)
+}
+
+fn cache(matches: &ArgMatches) -> KernelCache {
+    match matches.get_one::<PathBuf>("cache") {
+        Some(dir) => KernelCache::new(Some(dir.clone())),
+        None => KernelCache::of_user(),
+    }
+}
+
+fn arch(matches: &ArgMatches) -> anyhow::Result<Option<Arch>> {
+    let Some(text) = matches.get_one::<String>("arch") else { return Ok(None) };
+    let parsed: Result<Arch, _> = text.parse();
+    Ok(Some(parsed.map_err(|error| UsageError::Arguments { sentence: format!("--arch: {error}") })?))
+}
+
+fn defines(variant: &[Define]) -> Defines {
+    variant.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+/// `T=bf16 W=bf16`.
+fn spelled(variant: &[Define]) -> String {
+    variant.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+fn compile(matches: &ArgMatches) -> anyhow::Result<u8> {
+    #[derive(Serialize)]
+    struct Done {
+        arch: String,
+        files: usize,
+        kernels: usize,
+        seconds: f64,
+        cache_dir: Option<PathBuf>,
+    }
+    let (cache, arch) = (cache(matches), arch(matches)?.expect("clap demands it"));
+    let begin = std::time::Instant::now();
+    let (mut files, mut count) = (0, 0);
+    for kernel in kernels::ALL {
+        for variant in kernel.variants {
+            let compiled = cache.precompile(kernel, &defines(variant), arch)?;
+            files += 1;
+            count += compiled.usage.len();
+        }
+        output::note(format_args!("{:<20} {} variants", kernel.name, kernel.variants.len()));
+    }
+    let done = Done {
+        arch: arch.to_string(),
+        files,
+        kernels: count,
+        seconds: begin.elapsed().as_secs_f64(),
+        cache_dir: cache.dir().map(PathBuf::from),
+    };
+    if matches.get_flag("json") {
+        output::json(&done)?;
+        return Ok(DONE);
+    }
+    let place = done.cache_dir.map_or("no folder".into(), |dir| dir.display().to_string());
+    output::line(format_args!("{count} kernels in {files} variants for {arch}, {:.1} s, in {place}", done.seconds))?;
+    Ok(DONE)
+}
+
+/// A row of the table.
+#[derive(Serialize)]
+struct Usage {
+    kernel: String,
+    variant: String,
+    arch: String,
+    registers: u32,
+    spilled_bytes: u32,
+    shared_bytes: u32,
+}
+
+fn inspect(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let name = matches.get_one::<String>("name").expect("clap demands it");
+    let Some(kernel) = kernels::find(name) else {
+        let names = kernels::ALL.iter().map(|kernel| kernel.name);
+        let meant = nearest(name, names).map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
+        let sentence = format!("there is no kernel file `{name}`{meant}; `planish kernels list` has all");
+        return Err(UsageError::Arguments { sentence }.into());
+    };
+    let (cache, only) = (Arc::new(cache(matches)), arch(matches)?);
+    let archs = only.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
+    let mut table = Vec::new();
+    for (variant, arch) in kernel.variants.iter().flat_map(|variant| archs.iter().map(move |arch| (variant, *arch))) {
+        for u in cache.get(kernel, &defines(variant), arch)?.usage {
+            table.push(Usage {
+                kernel: u.kernel,
+                variant: spelled(variant),
+                arch: arch.to_string(),
+                registers: u.registers,
+                spilled_bytes: u.spill_stores + u.spill_loads + u.stack,
+                shared_bytes: u.shared,
+            });
+        }
+    }
+    table.sort_by(|a, b| (&a.kernel, &a.variant).cmp(&(&b.kernel, &b.variant)));
+    let reports = emulated(kernel, cache)?;
+    if matches.get_flag("json") {
+        output::json(&serde_json::json!({
+            "name": kernel.name,
+            "about": kernel.about(),
+            "usage": table,
+            "emulated": reports,
+        }))?;
+        return Ok(DONE);
+    }
+    output::line(kernel.about())?;
+    let headings = ("kernel", "architecture", "registers", "spilled bytes", "shared bytes");
+    let (k, a, r, s, m) = headings;
+    output::line(format_args!("\n{k:<28} {a:<13} {r:>9} {s:>14} {m:>13}  variant"))?;
+    for u in &table {
+        let (k, a, v) = (&u.kernel, &u.arch, &u.variant);
+        output::line(format_args!(
+            "{k:<28} {a:<13} {:>9} {:>14} {:>13}  {v}",
+            u.registers, u.spilled_bytes, u.shared_bytes
+        ))?;
+    }
+    output::line("\nA small run in the emulator (64 tokens, hidden 256, bf16):\n")?;
+    for report in reports {
+        output::line(report.text)?;
+    }
+    Ok(DONE)
+}
+
+/// What the emulator says of a launch.
+#[derive(Serialize)]
+struct Emulated {
+    kernel: String,
+    blocks: u64,
+    threads: u32,
+    warp_instructions: u64,
+    active_lanes: f64,
+    global_sectors: u64,
+    global_sectors_needed: u64,
+    shared_passes: u64,
+    shared_passes_needed: u64,
+    #[serde(skip)]
+    text: String,
+}
+
+fn emulated(kernel: &Kernel, cache: Arc<KernelCache>) -> anyhow::Result<Vec<Emulated>> {
+    let emulator = Arc::new(Emulator::new((9, 0))?.with_reports());
+    let device = Device::new(emulator.clone(), cache);
+    sample::run(device.queue(), kernel.name).with_context(|| format!("running {} in the emulator", kernel.name))?;
+    let reports = emulator.take_reports().into_iter().map(|report| Emulated {
+        blocks: report.blocks,
+        threads: report.threads,
+        warp_instructions: report.warp_instructions,
+        active_lanes: report.active_lanes(),
+        global_sectors: report.global.used,
+        global_sectors_needed: report.global.least,
+        shared_passes: report.shared.used,
+        shared_passes_needed: report.shared.least,
+        text: report.to_string(),
+        kernel: report.kernel,
+    });
+    Ok(reports.collect())
+}

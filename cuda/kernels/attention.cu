@@ -1,0 +1,184 @@
+// Attention over a packed stream of sequences, forward: no score matrix in memory.
+//
+//   s_j = cap(scale q_i . k_j),  p = softmax over the keys j that i sees,  o_i = sum_j p_j v_j,  lse_i = ln sum_j e^s_j
+//
+//   q, out (queries, heads, D) T     k, v (rows, kv_heads, D) T     lse (queries, heads) f32
+//
+// One kernel is training, prefill and decoding: a block takes 64 rows (query, head of the group) of one segment and one
+// key/value head, so in decoding the heads that share keys read them once.
+//
+// Order: tiles of 64 keys counted from the segment's first, with a running maximum; within a tile scores are sums over D in
+// steps of 16 (mma.sync), the sum of p that of a lane's 16 keys and then of 4 lanes, p v a sum over the tile in steps of
+// 16. A key that is not seen has p = 0 and adds 0; a tile with no key seen changes nothing. So a query's bits depend on
+// its own keys alone: the same in training and decoding.
+// p is rounded to T before it multiplies v; its sum is of the unrounded.
+// Contract: written (=). Bound by arithmetic, 4 D a pair of query and key, in training; by reading k and v in decoding.
+//
+// Macros: T (bf16 or f16; the naive kernel f32 too), D (size of a head; a multiple of 16, for the naive one of 32).
+// Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; soft-cap: Gemma 2, arXiv:2408.00118.
+#include "attention.cuh"
+#include "mma.cuh"
+
+// Rung 0: a warp a query and head; a lane has D / 32 elements, each score is a sum over the warp.
+extern "C" __global__ void attention_forward_naive(
+    T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
+    const u32* pages, Options o) {
+    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const u32 i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, h = blockIdx.y, lane = threadIdx.x % 32;
+    if (i >= s.queries) return;
+    const u64 row = (u64)(s.q_start + i) * o.heads + h;
+    const u32 g = h / (o.heads / o.kv_heads);
+    const Span span = visible(s, o, i);
+    f32 query[D / 32], sum[D / 32] = {}, top = -INFINITY_F32, total = 0.0f;
+    for (int e = 0; e < D / 32; ++e) query[e] = widen(q[row * D + lane + 32 * e]);
+    for (u32 j = span.first; j < span.last; ++j) {
+        const u64 at = (s.key(j) * o.kv_heads + g) * D + lane;
+        f32 score = 0.0f;
+        for (int e = 0; e < D / 32; ++e) score += query[e] * widen(k[at + 32 * e]);
+        score = capped(warp_sum(score), o);
+        const f32 next = fmaxf(top, score), shrink = expf(top - next), p = expf(score - next);
+        total = total * shrink + p;
+        for (int e = 0; e < D / 32; ++e) sum[e] = sum[e] * shrink + p * widen(v[at + 32 * e]);
+        top = next;
+    }
+    for (int e = 0; e < D / 32; ++e) out[row * D + lane + 32 * e] = narrow<T>(total > 0.0f ? sum[e] / total : 0.0f);
+    if (lane == 0) lse[row] = total > 0.0f ? top + logf(total) : -INFINITY_F32;
+}
+
+#ifdef TENSOR_CORES
+const u32 ROWS = 64;       // of a block; a warp has 16
+const u32 THREADS = 128;
+const u32 TILE_BYTES = TILE * D * 2;
+const f32 LOG2_E = 1.4426950408889634f;
+
+// Rung 1: tensor cores; the next tile of k and v comes while this one is multiplied.
+// Grid: (blocks of rows, key/value heads, segments). Shared memory: 5 tiles.
+extern "C" __global__ void __launch_bounds__(128) attention_forward(
+    T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
+    const u32* pages, Options o) {
+    extern __shared__ __align__(128) u8 memory[];
+    const u32 tq = shared_address(memory), tk = tq + TILE_BYTES, tv = tk + 2 * TILE_BYTES;
+    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const u32 group = o.heads / o.kv_heads, g = blockIdx.y, rows = s.queries * group, row0 = blockIdx.x * ROWS;
+    if (row0 >= rows) return;
+    // Element 0 of row r: query r / group, head g * group + r % group.
+    auto place = [&](u32 r) { return (u64)(s.q_start + r / group) * o.heads + g * group + r % group; };
+
+    const u32 last_row = min(row0 + ROWS, rows) - 1;
+    const u32 first = visible(s, o, row0 / group).first / TILE, last = visible(s, o, last_row / group).last;
+    const u32 tiles = (last + TILE - 1) / TILE;
+    auto fetch = [&](u32 tile, u32 to, const T* from) {
+        for (u32 i = threadIdx.x; i < TILE * D / 8; i += THREADS) {
+            const u32 r = i / (D / 8), c = i % (D / 8), j = tile * TILE + r;
+            const bool valid = j < s.keys;
+            copy16(to + tile_at<D>(r, c), valid ? from + (s.key(j) * o.kv_heads + g) * D + c * 8 : from, valid);
+        }
+    };
+    auto stage = [&](u32 tile) {
+        if (tile < tiles) {
+            fetch(tile, tk + tile % 2 * TILE_BYTES, k);
+            fetch(tile, tv + tile % 2 * TILE_BYTES, v);
+        }
+        copy_commit();
+    };
+    for (u32 i = threadIdx.x; i < ROWS * D / 8; i += THREADS) {
+        const u32 r = i / (D / 8), c = i % (D / 8);
+        const bool valid = row0 + r < rows;
+        copy16(tq + tile_at<D>(r, c), valid ? q + place(row0 + r) * D + c * 8 : q, valid);
+    }
+    stage(first);
+
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // This lane's two rows, and the keys they see.
+    Span spans[2];
+    for (u32 e = 0; e < 2; ++e) {
+        const u32 r = row0 + warp * 16 + lane / 4 + 8 * e;
+        spans[e] = r < rows ? visible(s, o, r / group) : Span{0, 0};
+    }
+    f32 sums[D / 8][4] = {}, top[2] = {-INFINITY_F32, -INFINITY_F32}, total[2] = {};
+    for (u32 tile = first; tile < tiles; ++tile) {
+        copy_wait<0>();
+        __syncthreads();  // the tile has come for all, and nobody reads the other one any more
+        stage(tile + 1);
+        const u32 ka = tk + tile % 2 * TILE_BYTES, va = tv + tile % 2 * TILE_BYTES;
+        f32 scores[TILE / 8][4] = {};
+#pragma unroll
+        for (u32 x = 0; x < D; x += 16) {
+            u32 fq[4];
+            fragment_a<D, false>(fq, tq, warp * 16, x);
+#pragma unroll
+            for (u32 j = 0; j < TILE / 16; ++j) {
+                u32 fk[4];
+                fragment_b<D, false>(fk, ka, 16 * j, x);
+                multiply(scores[2 * j], fq, fk[0], fk[1], T());
+                multiply(scores[2 * j + 1], fq, fk[2], fk[3], T());
+            }
+        }
+        // Scores to probabilities, in place.
+        f32 next[2] = {top[0], top[1]};
+#pragma unroll
+        for (u32 j = 0; j < TILE / 8; ++j)
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                const u32 key = tile * TILE + 8 * j + lane % 4 * 2 + e % 2;
+                const Span span = spans[e / 2];
+                scores[j][e] = span.first <= key && key < span.last ? capped(scores[j][e], o) : -INFINITY_F32;
+                next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
+            }
+        f32 shrink[2], base[2];
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+            next[e] = fmaxf(next[e], __shfl_xor_sync(ALL_LANES, next[e], 1));
+            next[e] = fmaxf(next[e], __shfl_xor_sync(ALL_LANES, next[e], 2));
+            // Nothing seen so far: any finite number does, every p is 0.
+            base[e] = next[e] == -INFINITY_F32 ? 0.0f : next[e];
+            shrink[e] = exp2f((top[e] - base[e]) * LOG2_E);
+            top[e] = next[e];
+        }
+        f32 sum[2] = {};
+#pragma unroll
+        for (u32 j = 0; j < TILE / 8; ++j)
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                scores[j][e] = exp2f((scores[j][e] - base[e / 2]) * LOG2_E);
+                sum[e / 2] += scores[j][e];
+            }
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+            sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 1);
+            sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 2);
+            total[e] = total[e] * shrink[e] + sum[e];
+        }
+#pragma unroll
+        for (u32 d = 0; d < D / 8; ++d)
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) sums[d][e] *= shrink[e / 2];
+        // What a lane holds of the product is what it must hold of the next one's left factor.
+#pragma unroll
+        for (u32 j = 0; j < TILE / 16; ++j) {
+            const u32 fp[4] = {
+                pair<T>(scores[2 * j][0], scores[2 * j][1]), pair<T>(scores[2 * j][2], scores[2 * j][3]),
+                pair<T>(scores[2 * j + 1][0], scores[2 * j + 1][1]), pair<T>(scores[2 * j + 1][2], scores[2 * j + 1][3])};
+#pragma unroll
+            for (u32 d = 0; d < D / 16; ++d) {
+                u32 fv[4];
+                fragment_b<D, true>(fv, va, 16 * d, 16 * j);
+                multiply(sums[2 * d], fp, fv[0], fv[1], T());
+                multiply(sums[2 * d + 1], fp, fv[2], fv[3], T());
+            }
+        }
+    }
+    copy_wait<0>();
+#pragma unroll
+    for (u32 e = 0; e < 2; ++e) {
+        const u32 r = row0 + warp * 16 + lane / 4 + 8 * e;
+        if (r >= rows) continue;
+        const u64 at = place(r);
+        const f32 inverse = total[e] > 0.0f ? 1.0f / total[e] : 0.0f;
+#pragma unroll
+        for (u32 d = 0; d < D / 8; ++d)
+            *(u32*)(out + at * D + 8 * d + lane % 4 * 2) = pair<T>(sums[d][2 * e] * inverse, sums[d][2 * e + 1] * inverse);
+        if (lane % 4 == 0) lse[at] = total[e] > 0.0f ? top[e] + logf(total[e]) : -INFINITY_F32;
+    }
+}
+#endif

@@ -1,0 +1,58 @@
+// What the kernels of attention share: the segment table, who sees whom, the soft-cap.
+//
+// Segment s has queries cu_q[s]..cu_q[s + 1] of the stream and `keys` = k_len[s] keys. Query i of lq stands at position
+// i + lk - lq. Causal: it sees keys at positions up to its own; with a window w, only those less than w behind it.
+// Query head h shares key/value head g = h / group with its group.
+//
+// Keys are a stream with k_start[s] as the segment's first row; or, with `pages`, blocks of 64 rows in any order:
+// rows pages[s * max_pages + j / 64] * 64 + j % 64.
+#pragma once
+#include "common.cuh"
+
+const u32 TILE = 64;  // keys in a tile, counted from the segment's first: part of the arithmetic
+
+struct Options {
+    f32 scale, softcap;  // softcap 0: none
+    u32 causal, window;  // window 0: none
+    u32 heads, kv_heads;
+    u32 max_pages;
+};
+
+struct Segment {
+    u32 q_start, queries, k_start, keys;
+    const u32* pages;
+
+    // Row of key j.
+    __device__ __forceinline__ u64 key(u32 j) const {
+        return pages ? (u64)pages[j / TILE] * TILE + j % TILE : (u64)k_start + j;
+    }
+};
+
+__device__ __forceinline__ Segment segment(
+    u32 s, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages, const Options& o) {
+    return {cu_q[s], cu_q[s + 1] - cu_q[s], k_start ? k_start[s] : 0, k_len[s], pages ? pages + (u64)s * o.max_pages : 0};
+}
+
+// Keys first..last that query i sees.
+struct Span {
+    u32 first, last;
+};
+
+__device__ __forceinline__ Span visible(const Segment& s, const Options& o, u32 i) {
+    const u32 behind = s.keys - min(s.keys, s.queries), next = i + behind + 1;
+    const u32 last = o.causal ? min(next, s.keys) : s.keys;
+    const u32 first = o.window && next > o.window ? next - o.window : 0;
+    return {min(first, last), last};
+}
+
+__device__ __forceinline__ f32 capped(f32 s, const Options& o) {
+    s *= o.scale;
+    return o.softcap == 0.0f ? s : o.softcap * tanhf(s / o.softcap);
+}
+
+// The derivative of `capped` by the raw score, from the capped one.
+__device__ __forceinline__ f32 capped_slope(f32 c, const Options& o) {
+    if (o.softcap == 0.0f) return o.scale;
+    const f32 t = c / o.softcap;
+    return o.scale * (1.0f - t * t);
+}

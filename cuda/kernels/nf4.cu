@@ -1,0 +1,55 @@
+// NF4 to numbers: y[i] = code[nibble i] absmax[i / block].
+//
+//   packed (n / 2, rounded up) u8, element 2j in the upper nibble of byte j     absmax (blocks) f32     y (n) T
+//
+// The 16 code values are the quantiles of a normal distribution, scaled to [-1, 1]. With double quantisation absmax is
+// itself code2[absmax8[b]] absmax2[b / 256] + offset: `nf4_absmax` makes it.
+// Contract: written (=). Bound by memory: half a byte read and sizeof(T) written an element.
+//
+// Macros: T.  Source: Dettmers et al., "QLoRA", arXiv:2305.14314, appendix E; the layout of bitsandbytes.
+#include "common.cuh"
+
+__constant__ f32 CODE[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+// Rung 0: an element a thread.
+extern "C" __global__ void nf4_naive(T* y, const u8* packed, const f32* absmax, u64 n, u32 block) {
+    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const u8 byte = packed[i / 2];
+    y[i] = narrow<T>(CODE[i % 2 == 0 ? byte >> 4 : byte & 15] * absmax[i / block]);
+}
+
+// Rung 1: 4 bytes, 8 elements a thread. The code is in shared memory: lanes that look up different values of
+// constant memory wait for each other.
+extern "C" __global__ void nf4(T* y, const u8* packed, const f32* absmax, u64 n, u32 block) {
+    __shared__ f32 code[16];
+    if (threadIdx.x < 16) code[threadIdx.x] = CODE[threadIdx.x];
+    __syncthreads();
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
+    if (i >= n) return;
+    u32 word = 0;
+    if (n - i >= 8 && ((u64)(packed + i / 2) & 3) == 0) {
+        word = *(const u32*)(packed + i / 2);
+    } else {
+        for (u32 k = 0; k < 4; ++k)
+            if (i + 2 * k < n) word |= (u32)packed[i / 2 + k] << 8 * k;
+    }
+    f32 v[8];
+    for (int k = 0; k < 8; ++k) {
+        const u32 byte = word >> 8 * (k / 2);
+        const u64 b = min(i + k, n - 1) / block;
+        v[k] = code[k % 2 == 0 ? byte >> 4 & 15 : byte & 15] * absmax[b];
+    }
+    store8(y + i, v, n - i);
+}
+
+// absmax[b] = code2[absmax8[b]] absmax2[b / block2] + offset.
+extern "C" __global__ void nf4_absmax(
+    f32* absmax, const u8* absmax8, const f32* code2, const f32* absmax2, f32 offset, u64 blocks, u32 block2) {
+    const u64 b = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (b < blocks) absmax[b] = code2[absmax8[b]] * absmax2[b / block2] + offset;
+}

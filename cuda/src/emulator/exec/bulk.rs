@@ -1,0 +1,114 @@
+//! Bulk copies: into shared memory by way of an mbarrier, and out of it.
+
+use super::Warp;
+use super::memory::{Result, global, lanes};
+use crate::emulator::block::Common;
+use crate::emulator::fault::{AccessKind, FaultKind};
+use crate::emulator::isa::Inst;
+use crate::emulator::shared::Accessor;
+
+/// A bulk copy that has not arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Bulk {
+    /// The mbarrier that counts its bytes.
+    pub(crate) barrier: u64,
+    to: u64,
+    data: Vec<u8>,
+    thread: u32,
+    pc: u32,
+    /// What its warp knew when it asked.
+    pub(crate) clocks: Vec<u32>,
+}
+
+/// Bytes go in pieces of this size, which is what addresses and sizes must be multiples of.
+const PIECE: u64 = 16;
+
+fn checked(lane: usize, address: u64) -> Result<()> {
+    if address.is_multiple_of(PIECE) {
+        Ok(())
+    } else {
+        Err((lane as u32, FaultKind::Misaligned { address, bytes: PIECE }))
+    }
+}
+
+impl Common<'_> {
+    /// Reads the source now; the bytes arrive when somebody asks the mbarrier.
+    pub(crate) fn bulk_load(&mut self, warp: &Warp, inst: &Inst, mask: u32, pc: u32) -> Result<()> {
+        let kernel = self.kernel;
+        let uses = &kernel.pool[inst.at as usize..];
+        for lane in lanes(mask) {
+            let wide = |at: usize| warp.registers.wides[usize::from(uses[at])][lane];
+            let (to, from, barrier) = (wide(0) & 0xffff_ffff, wide(1), wide(3) & 0xffff_ffff);
+            let bytes = u64::from(warp.registers.words[usize::from(uses[2])][lane]);
+            for address in [to, from, bytes] {
+                checked(lane, address)?;
+            }
+            let thread = warp.number * 32 + lane as u32;
+            let clocks = self.clocks[warp.number as usize].clone();
+            let by = Accessor { thread, pc, strong: false, clocks: &clocks };
+            let mut data = Vec::new();
+            let mut cached = None;
+            for at in (0..bytes).step_by(8) {
+                let address = from.wrapping_add(at);
+                let (allocation, place) = global(self.memory, &mut cached, address, 8, AccessKind::Read, lane)?;
+                if !allocation.is_written(place, 8) && self.checks.unwritten {
+                    return Err((lane as u32, FaultKind::Unwritten { space: "global", address, bytes: 8 }));
+                }
+                data.extend_from_slice(&allocation.load(place, 8).to_le_bytes());
+                if at.is_multiple_of(PIECE) {
+                    let begun = self.shared.begin_copy(to.wrapping_add(at), PIECE, &by);
+                    begun.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
+                }
+            }
+            if !self.mbarriers.contains_key(&barrier) {
+                let problem = "was not initialised";
+                return Err((lane as u32, FaultKind::BadMbarrier { address: barrier, problem }));
+            }
+            self.bulks.push(Bulk { barrier, to, data, thread, pc, clocks });
+        }
+        Ok(())
+    }
+
+    /// Lets the copies of an mbarrier arrive; their bytes, and what their warps knew.
+    pub(crate) fn await_bulks(&mut self, barrier: u64) -> Vec<(i64, Vec<u32>)> {
+        let (due, rest) = std::mem::take(&mut self.bulks).into_iter().partition(|bulk: &Bulk| bulk.barrier == barrier);
+        self.bulks = rest;
+        let due: Vec<Bulk> = due;
+        due.into_iter()
+            .map(|bulk| {
+                let by = Accessor { thread: bulk.thread, pc: bulk.pc, strong: false, clocks: &bulk.clocks };
+                if !bulk.data.is_empty() {
+                    self.shared.end_copy(bulk.to, &bulk.data, &by);
+                }
+                (bulk.data.len() as i64, bulk.clocks)
+            })
+            .collect()
+    }
+
+    /// Copies at once.
+    pub(crate) fn bulk_store(&mut self, warp: &Warp, inst: &Inst, mask: u32, pc: u32) -> Result<()> {
+        let kernel = self.kernel;
+        let uses = &kernel.pool[inst.at as usize..];
+        for lane in lanes(mask) {
+            let wide = |at: usize| warp.registers.wides[usize::from(uses[at])][lane];
+            let (to, from) = (wide(0), wide(1) & 0xffff_ffff);
+            let bytes = u64::from(warp.registers.words[usize::from(uses[2])][lane]);
+            for address in [to, from, bytes] {
+                checked(lane, address)?;
+            }
+            let clocks = &self.clocks[warp.number as usize];
+            let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: false, clocks };
+            let mut cached = None;
+            for at in (0..bytes).step_by(8) {
+                let read = self.shared.read(from.wrapping_add(at), 8, &by);
+                let read = read.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
+                let value = u64::from_le_bytes(read.try_into().unwrap_or_default());
+                let address = to.wrapping_add(at);
+                let (allocation, place) = global(self.memory, &mut cached, address, 8, AccessKind::Write, lane)?;
+                allocation.store(place, 8, value);
+                allocation.mark(place, 8);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! What a kernel did wrong, and where.
+
+use std::fmt;
+
+/// A kernel's fault: the first that a run found.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Fault {
+    /// The kernel.
+    pub kernel: String,
+    /// The block's index in the grid.
+    pub block: [u32; 3],
+    /// The thread's index in its block.
+    pub thread: [u32; 3],
+    /// The instruction.
+    pub at: Line,
+    /// What happened.
+    pub kind: FaultKind,
+}
+
+/// A line of PTX.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Line {
+    /// Its number, from 1.
+    pub line: u32,
+    /// Its text.
+    pub text: String,
+    /// The file and line of CUDA C++ that it comes from, if the PTX says so.
+    pub source: Option<(String, u32)>,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PTX line {} `{}`", self.line, self.text)?;
+        match &self.source {
+            Some((file, line)) => write!(f, " ({file}:{line})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessKind {
+    /// It reads.
+    Read,
+    /// It writes.
+    Write,
+}
+
+impl fmt::Display for AccessKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        })
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// An access outside of all memory of its space.
+    OutOfBounds {
+        /// `global`, `shared`, `local` or `param`.
+        space: &'static str,
+        /// Reads or writes.
+        access: AccessKind,
+        /// The first byte.
+        address: u64,
+        /// How many bytes.
+        bytes: u64,
+        /// The nearest allocation before it: its address and size.
+        near: Option<(u64, u64)>,
+    },
+    /// An access to memory that was given back.
+    UseAfterFree {
+        /// Reads or writes.
+        access: AccessKind,
+        /// The first byte.
+        address: u64,
+        /// The allocation's address.
+        base: u64,
+        /// The allocation's size, bytes.
+        bytes: u64,
+    },
+    /// An address that is no multiple of the access's size.
+    Misaligned {
+        /// The address in its space.
+        address: u64,
+        /// The size, bytes.
+        bytes: u64,
+    },
+    /// A write to constants.
+    ReadOnly {
+        /// The address.
+        address: u64,
+    },
+    /// A read of bytes that nothing wrote.
+    Unwritten {
+        /// `global` or `shared`.
+        space: &'static str,
+        /// The first byte.
+        address: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Two threads of a block touch the same bytes of shared memory, one of them writes, and nothing orders them.
+    Race {
+        /// The address in shared memory.
+        address: u64,
+        /// What this thread does.
+        access: AccessKind,
+        /// What the other did before.
+        other: AccessKind,
+        /// The other thread's number in the block.
+        other_thread: u32,
+        /// The other's instruction.
+        other_at: Line,
+    },
+    /// Shared memory is touched whose `cp.async` has not been waited for.
+    PendingCopy {
+        /// The address in shared memory.
+        address: u64,
+        /// The thread that copies.
+        copier: u32,
+        /// The copy.
+        copy: Line,
+    },
+    /// A barrier that a part of a warp's threads reached while others of the warp are elsewhere.
+    DivergentBarrier {
+        /// The lanes that reached it, a bit each.
+        reached: u32,
+        /// The lanes that have not finished.
+        alive: u32,
+    },
+    /// A barrier that not every thread reached before the others finished or wait elsewhere.
+    BarrierNotReached {
+        /// The barrier's number.
+        barrier: u32,
+        /// Threads that wait at it.
+        waiting: u32,
+        /// Threads that it needs.
+        needed: u32,
+        /// Threads of the block that have finished.
+        finished: u32,
+    },
+    /// A barrier's number or number of threads that does not exist.
+    BadBarrier {
+        /// Its number.
+        barrier: u64,
+        /// Its number of threads; 0 for all.
+        threads: u64,
+    },
+    /// Lanes that an instruction names never reach it.
+    WarpNotJoined {
+        /// The lanes that the instruction names.
+        named: u32,
+        /// Those that wait.
+        reached: u32,
+    },
+    /// A lane runs an instruction whose member mask does not name it.
+    NotAMember {
+        /// The mask.
+        mask: u32,
+    },
+    /// A shuffle that reads a lane that takes no part.
+    ShuffleFromOutside {
+        /// The lane that is read.
+        source: u32,
+        /// The lanes that take part.
+        members: u32,
+    },
+    /// All threads wait, and nothing can wake them.
+    Deadlock,
+    /// More instructions than the emulator's budget: the kernel hangs, or the budget is too small.
+    OutOfBudget {
+        /// Warp instructions of the block.
+        instructions: u64,
+    },
+    /// `trap`: an assertion of the kernel, perhaps.
+    Trap,
+    /// An index outside of a branch's table.
+    BranchIndex {
+        /// The index.
+        index: u32,
+    },
+    /// `wgmma` by a warp that has not three others beside it.
+    NoWarpGroup {
+        /// Warps of the block.
+        warps: u32,
+    },
+    /// An mbarrier that was not initialised, or used against its count.
+    BadMbarrier {
+        /// Its address in shared memory.
+        address: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, block: [bx, by, bz], thread: [tx, ty, tz], at, kind } = self;
+        write!(f, "kernel {kernel}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz}), {at}: {kind}")
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfBounds { space, access, address, bytes, near } => {
+                write!(f, "{access} of {bytes} bytes at {address:#x} lies outside of {space} memory")?;
+                match near {
+                    Some((base, size)) => {
+                        let end = base + size;
+                        write!(f, ", {} bytes behind the start of {size} bytes at {base:#x}", address - base)?;
+                        if *address >= end { write!(f, " ({} past their end)", address - end) } else { Ok(()) }
+                    }
+                    None => Ok(()),
+                }
+            }
+            Self::UseAfterFree { access, address, base, bytes } => {
+                write!(f, "{access} at {address:#x}, in {bytes} bytes at {base:#x} that were given back")
+            }
+            Self::Misaligned { address, bytes } => {
+                write!(f, "the address {address:#x} is no multiple of {bytes}, the bytes of the access")
+            }
+            Self::ReadOnly { address } => write!(f, "write to constant memory at {address:#x}"),
+            Self::Unwritten { space, address, bytes } => {
+                write!(f, "read of {bytes} bytes of {space} memory at {address:#x} that nothing wrote")
+            }
+            Self::Race { address, access, other, other_thread, other_at } => write!(
+                f,
+                "a race on shared memory at {address:#x}: this {access} and the {other} by thread {other_thread} of the \
+                 block, {other_at}, have no barrier between them"
+            ),
+            Self::PendingCopy { address, copier, copy } => write!(
+                f,
+                "shared memory at {address:#x} is used before the cp.async of thread {copier}, {copy}, was waited for"
+            ),
+            Self::DivergentBarrier { reached, alive } => write!(
+                f,
+                "the barrier needs the whole warp, but of the lanes {alive:#010x} only {reached:#010x} reached it \
+                 together"
+            ),
+            Self::BarrierNotReached { barrier, waiting, needed, finished } => write!(
+                f,
+                "barrier {barrier} was reached by {waiting} threads of {needed}; {finished} threads of the block have \
+                 finished"
+            ),
+            Self::BadBarrier { barrier, threads } => {
+                write!(f, "a barrier {barrier} of {threads} threads does not exist in this block")
+            }
+            Self::WarpNotJoined { named, reached } => {
+                write!(f, "the instruction names the lanes {named:#010x}, but only {reached:#010x} reach it")
+            }
+            Self::NotAMember { mask } => {
+                write!(f, "the lane runs an instruction whose member mask {mask:#010x} does not name it")
+            }
+            Self::ShuffleFromOutside { source, members } => {
+                write!(f, "the shuffle reads lane {source}, which is not among the members {members:#010x}")
+            }
+            Self::Deadlock => f.write_str("all threads of the block wait, and nothing can wake them"),
+            Self::OutOfBudget { instructions } => {
+                write!(f, "the block ran {instructions} warp instructions and has not finished: it hangs, it seems")
+            }
+            Self::Trap => f.write_str("the kernel stopped itself by a trap"),
+            Self::BranchIndex { index } => write!(f, "the branch's table has no entry {index}"),
+            Self::NoWarpGroup { warps } => {
+                write!(f, "the instruction is for four warps together, and the block has {warps}")
+            }
+            Self::BadMbarrier { address, problem } => write!(f, "the mbarrier at {address:#x} {problem}"),
+        }
+    }
+}

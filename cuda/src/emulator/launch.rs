@@ -1,0 +1,89 @@
+//! Running a grid.
+//!
+//! Blocks run on all of rayon's threads, in no order, if the kernel can only tell by a race of its own: results are the
+//! same each time. A kernel whose result may depend on the order of blocks (atomics on global memory that return the
+//! old value, sums of floats, volatile accesses) runs its blocks on one thread, by number, and a block that has run long
+//! gives its turn to the next, so that blocks may wait for one another.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::block::{Block, Grid};
+use super::fault::Fault;
+use super::report::Stats;
+
+/// Warp instructions of a block before the next has its turn.
+const SLICE: u64 = 1 << 18;
+/// Blocks that take turns.
+const RESIDENT: usize = 256;
+
+/// A worker's block, whose counts go into the total when it is done.
+struct Worker<'a, 's> {
+    block: Block<'a>,
+    total: &'s Mutex<Stats>,
+}
+
+impl Drop for Worker<'_, '_> {
+    fn drop(&mut self) {
+        if let Ok(mut total) = self.total.lock() {
+            total.add(&self.block.common.stats);
+        }
+    }
+}
+
+/// Runs all blocks; the first fault, by the number of the block.
+pub(crate) fn run(grid: &Grid<'_>) -> Result<Stats, Box<Fault>> {
+    let blocks = grid.blocks.iter().map(|size| u64::from(*size)).product::<u64>();
+    if grid.kernel.ordered {
+        return in_turns(grid, blocks);
+    }
+    let total = Mutex::new(Stats::new(grid.kernel.code.len()));
+    let fault = (0..blocks)
+        .into_par_iter()
+        .map_init(
+            || Worker { block: Block::new(grid), total: &total },
+            |worker, number| {
+                worker.block.begin(number);
+                loop {
+                    match worker.block.run(u64::MAX) {
+                        Ok(true) => return None,
+                        Ok(false) => {}
+                        Err(fault) => return Some(fault),
+                    }
+                }
+            },
+        )
+        .find_map_first(|fault| fault);
+    match fault {
+        Some(fault) => Err(fault),
+        None => Ok(total.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())),
+    }
+}
+
+fn in_turns(grid: &Grid<'_>, blocks: u64) -> Result<Stats, Box<Fault>> {
+    let mut total = Stats::new(grid.kernel.code.len());
+    let mut next = 0;
+    let mut active: VecDeque<Block<'_>> = VecDeque::new();
+    let mut spare: Vec<Block<'_>> = Vec::new();
+    while next < blocks || !active.is_empty() {
+        // A block that is new has its first turn before an old one has another.
+        let mut block = if next < blocks && active.len() < RESIDENT {
+            let mut block = spare.pop().unwrap_or_else(|| Block::new(grid));
+            block.begin(next);
+            next += 1;
+            block
+        } else {
+            match active.pop_front() {
+                Some(block) => block,
+                None => break,
+            }
+        };
+        if block.run(SLICE)? { spare.push(block) } else { active.push_back(block) }
+    }
+    for block in &spare {
+        total.add(&block.common.stats);
+    }
+    Ok(total)
+}

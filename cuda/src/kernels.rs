@@ -1,0 +1,267 @@
+//! The kernels: a file of CUDA C++ for each op, in `cuda/kernels`, compiled for the device at hand.
+//!
+//! A file is specialised by macro definitions (the types of its arguments, the function it computes). [`ALL`] lists
+//! the files with the variants that are compiled ahead by `planish kernels compile` and in tests; any other
+//! combination is compiled when it is first asked for.
+
+/// A macro definition: (name, value).
+pub type Define = (&'static str, &'static str);
+
+/// A file of kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// Its stem: `rms_norm` for `rms_norm.cu`.
+    pub name: &'static str,
+    /// CUDA C++.
+    pub text: &'static str,
+    /// Definitions that are compiled ahead.
+    pub variants: &'static [&'static [Define]],
+    /// Kernels that may use memory in place of registers, which in all others is a failed test. Naive versions only.
+    pub may_spill: &'static [&'static str],
+}
+
+impl Kernel {
+    /// The first sentence of the file's head: what it computes.
+    pub fn about(&self) -> String {
+        let head: Vec<&str> = self.text.lines().map_while(|line| line.strip_prefix("//")).map(str::trim).collect();
+        let paragraph: Vec<&str> = head.iter().copied().take_while(|line| !line.is_empty()).collect();
+        paragraph.join(" ")
+    }
+}
+
+/// What kernels include, by name.
+pub const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../kernels/common.cuh")),
+    ("columns.cuh", include_str!("../kernels/columns.cuh")),
+    ("rows.cuh", include_str!("../kernels/rows.cuh")),
+    ("act.cuh", include_str!("../kernels/act.cuh")),
+    ("mma.cuh", include_str!("../kernels/mma.cuh")),
+    ("attention.cuh", include_str!("../kernels/attention.cuh")),
+    ("philox.cuh", include_str!("../kernels/philox.cuh")),
+];
+
+const T: &[&[Define]] = &[&[("T", "f32")], &[("T", "bf16")], &[("T", "f16")]];
+const TW: &[&[Define]] = &[
+    &[("T", "f32"), ("W", "f32")],
+    &[("T", "f32"), ("W", "bf16")],
+    &[("T", "bf16"), ("W", "bf16")],
+    &[("T", "f16"), ("W", "f16")],
+];
+
+/// As the launcher writes them: layouts of forward, input gradient, weight gradient, in the tiles that they take.
+const MATMULS: &[&[Define]] = &[
+    &[
+        ("T", "bf16"),
+        ("O", "bf16"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "bf16"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("BM", "16"),
+        ("BN", "64"),
+        ("BK", "64"),
+        ("WM", "1"),
+        ("WN", "4"),
+        ("STAGES", "6"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "bf16"),
+        ("A_T", "0"),
+        ("B_T", "1"),
+        ("ADD", "0"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "1"),
+        ("B_T", "1"),
+        ("ADD", "1"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("BM", "16"),
+        ("BN", "64"),
+        ("BK", "64"),
+        ("WM", "1"),
+        ("WN", "4"),
+        ("STAGES", "6"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "0"),
+        ("B_T", "1"),
+        ("ADD", "0"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "0"),
+        ("B_T", "1"),
+        ("ADD", "1"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "f16"),
+        ("O", "f16"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("BM", "128"),
+        ("BN", "128"),
+        ("BK", "32"),
+        ("WM", "2"),
+        ("WN", "4"),
+        ("STAGES", "4"),
+    ],
+    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0")],
+    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "1"), ("ADD", "0")],
+    &[("T", "f32"), ("O", "f32"), ("A_T", "1"), ("B_T", "1"), ("ADD", "1")],
+];
+
+macro_rules! kernels {
+    ($($name:ident = $stem:literal, $variants:expr;)*) => {
+        $(
+            #[doc = concat!("`", $stem, ".cu`")]
+            pub const $name: Kernel = Kernel {
+                name: $stem,
+                text: include_str!(concat!("../kernels/", $stem, ".cu")),
+                variants: $variants,
+                may_spill: &[],
+            };
+        )*
+
+        /// Every file.
+        pub const ALL: &[Kernel] = &[$($name),*];
+    };
+}
+
+kernels! {
+    RMS_NORM = "rms_norm", TW;
+    LAYER_NORM = "layer_norm", TW;
+    GLU = "glu", &[
+        &[("T", "f32"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "1")],
+        &[("T", "bf16"), ("ACT", "2")], &[("T", "f16"), ("ACT", "0")],
+    ];
+    ACTIVATION = "activation", &[
+        &[("T", "f32"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "1")], &[("T", "bf16"), ("ACT", "2")],
+        &[("T", "bf16"), ("ACT", "3")],
+    ];
+    ROPE = "rope", T;
+    EMBEDDING = "embedding", TW;
+    GATHER = "gather", T;
+    SOFTMAX = "softmax", T;
+    ELEMENTWISE = "elementwise", T;
+    UNARY = "unary", &[
+        &[("T", "f32"), ("F", "0")], &[("T", "f32"), ("F", "1")], &[("T", "f32"), ("F", "2")],
+        &[("T", "bf16"), ("F", "3")], &[("T", "bf16"), ("F", "4")], &[("T", "f32"), ("F", "5")],
+    ];
+    REDUCTION = "reduction", T;
+    ADAMW = "adamw", T;
+    GRAD_NORM = "grad_norm", T;
+    CAST = "cast", &[
+        &[("S", "f32"), ("T", "bf16")], &[("S", "bf16"), ("T", "f32")], &[("S", "f32"), ("T", "f16")],
+        &[("S", "f16"), ("T", "f32")],
+    ];
+    NF4 = "nf4", T;
+    DROPOUT = "dropout", T;
+    MATMUL = "matmul", MATMULS;
+    ATTENTION = "attention", &[
+        &[("T", "bf16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "bf16"), ("D", "128"), ("TENSOR_CORES", "1")],
+        &[("T", "f16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "f32"), ("D", "64")],
+    ];
+    ATTENTION_BACKWARD = "attention_backward", &[
+        &[("T", "bf16"), ("D", "64"), ("QB", "64")], &[("T", "bf16"), ("D", "128"), ("QB", "32")],
+        &[("T", "f16"), ("D", "64"), ("QB", "64")], &[("T", "f32"), ("D", "64")],
+    ];
+    LM_HEAD = "lm_head", T;
+    SAMPLING = "sampling", &[&[]];
+}
+
+/// A file by its stem.
+pub fn find(name: &str) -> Option<&'static Kernel> {
+    ALL.iter().find(|kernel| kernel.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_says_what_it_is() {
+        for kernel in ALL {
+            let about = kernel.about();
+            assert!(about.len() > 10 && !about.contains("Macros"), "{}: {about}", kernel.name);
+            for words in ["Contract:", "ound by"] {
+                assert!(kernel.text.contains(words), "{} does not say {words}", kernel.name);
+            }
+            assert!(!kernel.variants.is_empty());
+        }
+        assert_eq!(find("rms_norm").unwrap().name, "rms_norm");
+        assert!(find("no").is_none());
+    }
+
+    /// Gradients and log-probabilities are made in a fixed order.
+    #[test]
+    fn there_are_no_float_atomics() {
+        for (name, text) in ALL.iter().map(|k| (k.name, k.text)).chain(HEADERS.iter().copied()) {
+            for line in text.lines().filter(|line| line.contains("atomicAdd")) {
+                // Integers add up to the same in any order: such lines say so.
+                assert!(line.contains("// integers"), "{name}: {line}");
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The caching allocator.
+//!
+//! Sizes are rounded up so that few distinct ones exist: to 512 bytes up to 1 MiB, above it to eighths of a power of
+//! two, which wastes an eighth at most. A block that is given back goes to the list of its size and *stream*, and only
+//! work of that stream gets it again: it runs after the last use, so nothing has to be waited for. If the
+//! device has no room, all lists are given back, their streams are waited for, and the driver is asked once more.
+//!
+//! While a stream's work is recorded for a graph, what is asked for should be there already: run the work once before.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::DeviceBuffer;
+use crate::driver::{DevicePtr, Driver, Stream};
+use crate::{Error, Result};
+
+/// Bytes of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Handed out now, after rounding.
+    pub in_use: u64,
+    /// The most that was ever handed out at once.
+    pub peak: u64,
+    /// Taken from the driver now: handed out or kept for reuse.
+    pub reserved: u64,
+    /// The most that was ever taken.
+    pub peak_reserved: u64,
+}
+
+/// Memory of a device.
+#[derive(Debug)]
+pub struct Pool {
+    driver: Arc<dyn Driver>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    usage: Usage,
+    kept: HashMap<(Stream, u64), Vec<DevicePtr>>,
+}
+
+/// What `bytes` are rounded up to.
+fn class(bytes: usize) -> u64 {
+    const SMALL: u64 = 1 << 20;
+    let bytes = (bytes as u64).max(1);
+    let step = if bytes <= SMALL { 512 } else { (bytes.next_power_of_two() / 16).max(512) };
+    bytes.div_ceil(step) * step
+}
+
+impl Pool {
+    /// A pool that has nothing yet.
+    pub fn new(driver: Arc<dyn Driver>) -> Arc<Pool> {
+        Arc::new(Pool { driver, state: Mutex::default() })
+    }
+
+    /// The device.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// A panic elsewhere leaves nothing half done: every change below is one statement.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What is used and kept.
+    pub fn usage(&self) -> Usage {
+        self.state().usage
+    }
+
+    /// Lets the peaks begin anew at what is used now.
+    pub fn reset_peak(&self) {
+        let usage = &mut self.state().usage;
+        (usage.peak, usage.peak_reserved) = (usage.in_use, usage.reserved);
+    }
+
+    /// `bytes` with contents that nobody may rely on, for work of `stream`. `what` names the asker in errors.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`], after everything that is kept was given back.
+    pub fn alloc(self: &Arc<Pool>, what: &'static str, bytes: usize, stream: Stream) -> Result<DeviceBuffer> {
+        let size = class(bytes);
+        let kept = self.state().kept.get_mut(&(stream, size)).and_then(Vec::pop);
+        let ptr = match kept {
+            Some(ptr) => ptr,
+            None => {
+                let ptr = self.ask_driver(what, size, stream)?;
+                let usage = &mut self.state().usage;
+                usage.reserved += size;
+                usage.peak_reserved = usage.peak_reserved.max(usage.reserved);
+                ptr
+            }
+        };
+        let usage = &mut self.state().usage;
+        usage.in_use += size;
+        usage.peak = usage.peak.max(usage.in_use);
+        Ok(DeviceBuffer::new(self.clone(), ptr, bytes, size, stream))
+    }
+
+    fn ask_driver(&self, what: &'static str, size: u64, stream: Stream) -> Result<DevicePtr> {
+        let ask = || self.driver.alloc(size as usize, stream);
+        let first = ask();
+        if !matches!(first, Err(Error::OutOfMemory { .. })) {
+            return first;
+        }
+        self.release()?;
+        ask().map_err(|error| match error {
+            Error::OutOfMemory { free, total, .. } => {
+                Error::NoRoom { what, asked: size, in_use: self.usage().in_use, free, total }
+            }
+            other => other,
+        })
+    }
+
+    /// Gives everything that is kept back to the driver, and waits until it has it.
+    ///
+    /// # Errors
+    /// The first of the driver's, such as a kernel that failed earlier; the rest is given back all the same.
+    pub fn release(&self) -> Result<()> {
+        let kept = std::mem::take(&mut self.state().kept);
+        let mut first = Ok(());
+        let mut streams = Vec::new();
+        for ((stream, size), blocks) in kept {
+            for ptr in blocks {
+                first = first.and(self.driver.free(ptr, stream));
+                self.state().usage.reserved -= size;
+            }
+            if !streams.contains(&stream) {
+                streams.push(stream);
+            }
+        }
+        streams.into_iter().fold(first, |first, stream| first.and(self.driver.synchronize(stream)))
+    }
+
+    /// Takes a block back.
+    pub(super) fn give_back(&self, ptr: DevicePtr, size: u64, stream: Stream) {
+        let mut state = self.state();
+        state.usage.in_use -= size;
+        state.kept.entry((stream, size)).or_default().push(ptr);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // A device that has failed has nothing left to free.
+        let _ = self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_by_an_eighth_at_most() {
+        assert_eq!(class(0), 512);
+        assert_eq!(class(513), 1024);
+        for bytes in [(1 << 20) + 1, 3 << 20, (5 << 30) + 17] {
+            let size = class(bytes);
+            assert!(size >= bytes as u64 && size <= bytes as u64 * 9 / 8, "{bytes} to {size}");
+        }
+        let classes: std::collections::HashSet<u64> = (0..64).map(|i| class((1 << 20) + (i << 14) + 1)).collect();
+        assert!(classes.len() <= 8, "{classes:?}");
+    }
+}

@@ -1,0 +1,151 @@
+//! Attention over a packed stream of sequences; see `cuda/kernels/attention.cu` and `attention_backward.cu`.
+//!
+//! [`forward`] is training, prefill and decoding: [`Segments`] says which keys belong to which queries, in a stream of
+//! keys or in pages of a cache. f32 and head sizes other than 64 and 128 go to the plain kernel.
+
+mod backward;
+mod segments;
+
+pub use backward::backward;
+pub use segments::Segments;
+
+use super::{types, with};
+use crate::cache::Defines;
+use crate::driver::Arg;
+use crate::kernels::ATTENTION;
+use crate::memory::{Slice, SliceMut};
+use crate::{DType, Error, Queue, Result, Shape};
+
+const OP: &str = "attention";
+
+/// Keys of a tile, and of a page.
+pub const TILE: usize = 64;
+
+/// What kind of attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, of which `heads` is a multiple.
+    pub kv_heads: usize,
+    /// Size of a head: a multiple of 32.
+    pub size: usize,
+    /// Factor on q·k.
+    pub scale: f32,
+    /// Whether keys after the query are hidden.
+    pub causal: bool,
+    /// Number of positions that a query sees, itself included; needs `causal`.
+    pub window: Option<usize>,
+    /// Bound c of the soft-cap c tanh(s / c).
+    pub softcap: Option<f32>,
+}
+
+impl Attention {
+    fn check(&self) -> Result<()> {
+        let wrong = |what, expected, got| Err(Error::Size { op: OP, what, expected, got });
+        if self.size == 0 || !self.size.is_multiple_of(32) {
+            return wrong("the size of a head", "a positive multiple of 32", self.size);
+        }
+        if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            return wrong("the number of query heads", "a positive multiple of the key/value heads", self.heads);
+        }
+        match self.window {
+            Some(0) => wrong("the window", "at least 1", 0),
+            Some(window) if !self.causal => wrong("the window", "absent without causal masking", window),
+            _ => Ok(()),
+        }
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// `struct Options` of the kernels.
+    fn bytes(&self, max_pages: usize) -> Result<[u8; 28]> {
+        let words = [
+            self.scale.to_bits(),
+            self.softcap.unwrap_or(0.0).to_bits(),
+            u32::from(self.causal),
+            // A window beyond every length hides nothing.
+            self.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
+            super::size(OP, "heads", self.heads)?,
+            super::size(OP, "heads", self.kv_heads)?,
+            super::size(OP, "pages", max_pages)?,
+        ];
+        let mut bytes = [0; 28];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
+    fn tensor_cores(&self, dtype: DType) -> bool {
+        dtype != DType::F32 && matches!(self.size, 64 | 128)
+    }
+
+    fn defines(&self, dtype: DType) -> Defines {
+        with(types([("T", dtype)]), "D", self.size)
+    }
+
+    /// Checks tensors of queries and of keys against the sizes.
+    fn expect(
+        &self,
+        queries: &[(&'static str, Slice<'_>)],
+        keys: &[(&'static str, Slice<'_>)],
+        of: &Segments,
+    ) -> Result<()> {
+        self.check()?;
+        let dtype = queries[0].1.dtype();
+        let rows = [(queries, of.queries() * self.heads), (keys, of.key_rows() * self.kv_heads)];
+        for (tensors, rows) in rows {
+            for (what, tensor) in tensors {
+                tensor.expect_compute(OP, what)?;
+                tensor.expect_dtype(OP, what, dtype)?;
+                if self.tensor_cores(dtype) {
+                    tensor.expect_aligned(OP, what)?;
+                }
+                if of.is_paged() && rows != of.queries() * self.heads {
+                    // A cache may have more pages than are in use.
+                    if tensor.len() < rows * self.size {
+                        return Err(Error::Length { op: OP, what, expected: rows * self.size, got: tensor.len() });
+                    }
+                } else {
+                    tensor.expect(OP, what, rows * self.size)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// out: (queries, heads, size) and lse: (queries, heads) f32, from q like out and k, v: (rows, kv_heads, size).
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn forward(
+    queue: Queue<'_>,
+    out: SliceMut<'_>,
+    lse: SliceMut<'_>,
+    q: Slice<'_>,
+    k: Slice<'_>,
+    v: Slice<'_>,
+    of: &Segments,
+    attention: &Attention,
+) -> Result<()> {
+    attention.expect(&[("q", q), ("the result", *out)], &[("k", k), ("v", v)], of)?;
+    lse.expect(OP, "lse", of.queries() * attention.heads)?;
+    lse.expect_dtype(OP, "lse", DType::F32)?;
+    of.check(attention)?;
+    let options = attention.bytes(of.max_pages())?;
+    let [cu_q, k_start, k_len, pages] = of.args();
+    let args = [out.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), cu_q, k_start, k_len, pages, Arg::Bytes(&options)];
+    let mut defines = attention.defines(q.dtype());
+    if attention.tensor_cores(q.dtype()) {
+        defines = with(defines, "TENSOR_CORES", 1);
+        let blocks = (of.max_queries() * attention.group()).div_ceil(64);
+        let shape = Shape::grid([blocks, attention.kv_heads, of.len()], 128).shared(5 * TILE * attention.size * 2);
+        return queue.launch(&ATTENTION, "attention_forward", &defines, shape, &args);
+    }
+    let shape = Shape::grid([of.max_queries().div_ceil(4), attention.heads, of.len()], 128);
+    queue.launch(&ATTENTION, "attention_forward_naive", &defines, shape, &args)
+}

@@ -1,0 +1,50 @@
+//! Arithmetic, element by element; see `cuda/kernels/elementwise.cu`.
+
+use super::{packs, same, types};
+use crate::driver::Arg;
+use crate::kernels::ELEMENTWISE;
+use crate::memory::{Slice, SliceMut};
+use crate::{Queue, Result};
+
+const OP: &str = "elementwise";
+
+/// What is done with a and b.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binary {
+    /// a + b.
+    Add,
+    /// a - b.
+    Sub,
+    /// a b.
+    Mul,
+    /// a / b.
+    Div,
+}
+
+/// y = a ∘ b.
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn binary(queue: Queue<'_>, kind: Binary, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Result<()> {
+    a.expect_compute(OP, "a")?;
+    same(OP, a, &[("b", b), ("y", *y)])?;
+    let name = match kind {
+        Binary::Add => "elementwise_add",
+        Binary::Sub => "elementwise_sub",
+        Binary::Mul => "elementwise_mul",
+        Binary::Div => "elementwise_div",
+    };
+    let args = [y.arg(), a.arg(), b.arg(), Arg::U64(a.len() as u64)];
+    queue.launch(&ELEMENTWISE, name, &types([("T", a.dtype())]), packs(a.len()), &args)
+}
+
+/// y = α x + β y. With β = 0 what y holds does not matter.
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn axpby(queue: Queue<'_>, y: SliceMut<'_>, x: Slice<'_>, alpha: f32, beta: f32) -> Result<()> {
+    x.expect_compute(OP, "x")?;
+    same(OP, x, &[("y", *y)])?;
+    let args = [y.arg(), x.arg(), Arg::F32(alpha), Arg::F32(beta), Arg::U64(x.len() as u64)];
+    queue.launch(&ELEMENTWISE, "elementwise_axpby", &types([("T", x.dtype())]), packs(x.len()), &args)
+}

@@ -1,0 +1,280 @@
+//! The language-model head; see `cuda/kernels/lm_head.cu`.
+//!
+//! Logits exist for [`ROWS`] rows and [`TILE`] tokens of the vocabulary at a time, in f32.
+
+use super::matmul::{Epilogue, Layout, Term, matmul};
+use super::{each, or_null_mut, row_threads, rows, size, types};
+use crate::driver::Arg;
+use crate::kernels::LM_HEAD;
+use crate::memory::{DeviceBuffer, Slice, SliceMut};
+use crate::{DType, Error, Queue, Result, Shape};
+
+const OP: &str = "lm_head";
+
+/// Tokens of the vocabulary that are taken at a time. Part of the arithmetic, not only a tuning knob.
+pub const TILE: usize = 8192;
+
+/// Rows that are taken at a time: with [`TILE`], 64 MiB of logits.
+pub const ROWS: usize = 2048;
+
+/// Options of the head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LmHead {
+    /// Factor on the logits (1 for most models).
+    pub scale: f32,
+    /// Bound c of the soft-cap c tanh(z / c).
+    pub softcap: Option<f32>,
+}
+
+impl Default for LmHead {
+    fn default() -> Self {
+        LmHead { scale: 1.0, softcap: None }
+    }
+}
+
+impl LmHead {
+    fn args(&self) -> [Arg<'static>; 2] {
+        [Arg::F32(self.scale), Arg::F32(self.softcap.unwrap_or(0.0))]
+    }
+}
+
+/// What the head is asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Hidden states: (rows, size).
+    pub hidden: Slice<'a>,
+    /// W: (vocabulary, size), of the type of hidden.
+    pub weight: Slice<'a>,
+    /// Target tokens: (rows) u32, below the vocabulary.
+    pub targets: Slice<'a>,
+}
+
+struct Sizes {
+    rows: usize,
+    size: usize,
+    vocabulary: usize,
+}
+
+impl Rows<'_> {
+    fn check(&self) -> Result<Sizes> {
+        let count = self.targets.len();
+        self.targets.expect_dtype(OP, "targets", DType::U32)?;
+        self.weight.expect_compute(OP, "the weight")?;
+        self.hidden.expect_dtype(OP, "hidden", self.weight.dtype())?;
+        if count == 0 {
+            self.hidden.expect(OP, "hidden", 0)?;
+            return Ok(Sizes { rows: 0, size: 0, vocabulary: 0 });
+        }
+        let width = self.hidden.len() / count;
+        self.hidden.expect(OP, "hidden", width * count)?;
+        let vocabulary = rows(OP, "the size of a hidden state", self.weight, width)?;
+        if vocabulary == 0 {
+            return Err(Error::Size { op: OP, what: "the vocabulary", expected: "positive", got: 0 });
+        }
+        size(OP, "the vocabulary", vocabulary)?;
+        Ok(Sizes { rows: count, size: width, vocabulary })
+    }
+
+    /// Rows `r0..r0 + n`, and for each tile of the vocabulary: its logits, made, then what is done with them.
+    fn tiles(
+        &self,
+        queue: Queue<'_>,
+        sizes: &Sizes,
+        (r0, n): (usize, usize),
+        logits: &mut DeviceBuffer,
+        mut each_tile: impl FnMut(Slice<'_>, Slice<'_>, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let hidden = self.hidden.part(r0 * sizes.size, n * sizes.size)?;
+        for v0 in (0..sizes.vocabulary).step_by(TILE) {
+            let width = TILE.min(sizes.vocabulary - v0);
+            let weight = self.weight.part(v0 * sizes.size, width * sizes.size)?;
+            let mut out = logits.slice_mut(DType::F32).part(0, n * width)?;
+            let term = Term { a: hidden, b: weight, depth: sizes.size };
+            matmul(queue, out.reborrow(), [n, width], Layout::FORWARD, &[term], Epilogue::default())?;
+            each_tile(*out, weight, v0, width)?;
+        }
+        Ok(())
+    }
+
+    fn logits(&self, queue: Queue<'_>, sizes: &Sizes) -> Result<DeviceBuffer> {
+        queue.alloc("the head's logits", ROWS.min(sizes.rows) * TILE.min(sizes.vocabulary), DType::F32)
+    }
+}
+
+/// Where the results go, each (rows); f32 but `best`, which is u32: the most probable token, the first of equals.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// Log-probability of the target, nats.
+    pub logprobs: SliceMut<'a>,
+    /// Entropy, nats, if wanted.
+    pub entropy: Option<SliceMut<'a>>,
+    /// ln Σ e^z, which the backward pass needs.
+    pub lse: SliceMut<'a>,
+    /// The most probable token.
+    pub best: SliceMut<'a>,
+}
+
+/// The softmax of rows over the vocabulary, as far as it has been seen.
+struct Running<'a> {
+    queue: Queue<'a>,
+    out: Output<'a>,
+    head: LmHead,
+    states: DeviceBuffer,
+    rows: usize,
+}
+
+impl<'a> Running<'a> {
+    fn begin(queue: Queue<'a>, out: Output<'a>, rows: usize, head: &LmHead) -> Result<Running<'a>> {
+        for (what, slice) in
+            [("logprobs", Some(*out.logprobs)), ("entropy", out.entropy.as_deref().copied()), ("lse", Some(*out.lse))]
+        {
+            let Some(slice) = slice else { continue };
+            slice.expect(OP, what, rows)?;
+            slice.expect_dtype(OP, what, DType::F32)?;
+        }
+        out.best.expect(OP, "best", rows)?;
+        out.best.expect_dtype(OP, "best", DType::U32)?;
+        let states = queue.alloc("the head's running sums", 4 * rows, DType::F32)?;
+        let running = Running { queue, out, head: *head, states, rows };
+        let args = [running.states(), running.out.best.arg(), Arg::U32(size(OP, "rows", rows)?)];
+        running.launch("lm_head_begin", each(rows), &args)?;
+        Ok(running)
+    }
+
+    fn states(&self) -> Arg<'static> {
+        self.states.slice(DType::F32).arg()
+    }
+
+    fn launch(&self, name: &'static str, shape: Shape, args: &[Arg<'_>]) -> Result<()> {
+        self.queue.launch(&LM_HEAD, name, &types([("T", DType::F32)]), shape, args)
+    }
+
+    /// Takes in the logits of `width` tokens from `v0` for rows `r0..r0 + n`, `stride` apart.
+    fn take(
+        &self,
+        (logits, stride): (Slice<'_>, usize),
+        targets: Slice<'_>,
+        (r0, n): (usize, usize),
+        (v0, width): (usize, usize),
+    ) -> Result<()> {
+        let (states, best) = (self.states.slice(DType::F32).part(4 * r0, 4 * n)?, (*self.out.best).part(r0, n)?);
+        let [scale, softcap] = self.head.args();
+        let (first, width) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
+        let targets = targets.part(r0, n)?.arg();
+        let stride = Arg::U64(stride as u64);
+        let args = [states.arg(), best.arg(), logits.arg(), stride, targets, first, width, scale, softcap];
+        self.launch("lm_head_take", Shape::line(n, row_threads(TILE)), &args)
+    }
+
+    fn finish(self) -> Result<()> {
+        let (out, count) = (&self.out, size(OP, "rows", self.rows)?);
+        let entropy = or_null_mut(out.entropy.as_ref());
+        let args = [out.logprobs.arg(), entropy, out.lse.arg(), self.states(), Arg::U32(count)];
+        self.launch("lm_head_finish", each(self.rows), &args)
+    }
+}
+
+/// Log-probabilities of the targets.
+///
+/// # Errors
+/// Sizes or types that do not agree; no room for the logits.
+pub fn forward(queue: Queue<'_>, out: Output<'_>, of: Rows<'_>, head: &LmHead) -> Result<()> {
+    let sizes = of.check()?;
+    let running = Running::begin(queue, out, sizes.rows, head)?;
+    if sizes.rows == 0 {
+        return Ok(());
+    }
+    let mut logits = of.logits(queue, &sizes)?;
+    for r0 in (0..sizes.rows).step_by(ROWS) {
+        let n = ROWS.min(sizes.rows - r0);
+        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, _, v0, width| {
+            running.take((logits, width), of.targets, (r0, n), (v0, width))
+        })?;
+    }
+    running.finish()
+}
+
+/// As [`forward`], bit for bit, from raw logits W h that decoding has at hand: (rows, vocabulary) f32, made by
+/// [`matmul`].
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn from_logits(
+    queue: Queue<'_>,
+    out: Output<'_>,
+    logits: Slice<'_>,
+    targets: Slice<'_>,
+    vocabulary: usize,
+    head: &LmHead,
+) -> Result<()> {
+    logits.expect_dtype(OP, "the logits", DType::F32)?;
+    targets.expect_dtype(OP, "targets", DType::U32)?;
+    let count = rows(OP, "the vocabulary", logits, vocabulary)?;
+    targets.expect(OP, "targets", count)?;
+    size(OP, "the vocabulary", vocabulary)?;
+    let running = Running::begin(queue, out, count, head)?;
+    for v0 in (0..if count > 0 { vocabulary } else { 0 }).step_by(TILE) {
+        let tile = logits.part(v0, logits.len() - v0)?;
+        running.take((tile, vocabulary), targets, (0, count), (v0, TILE.min(vocabulary - v0)))?;
+    }
+    running.finish()
+}
+
+/// dhidden: (rows, size) f32, and dW: (vocabulary, size) f32 added to if given, from `dlogprobs` and the forward
+/// pass's `lse`, both (rows) f32. The logits are made again.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    queue: Queue<'_>,
+    mut dhidden: SliceMut<'_>,
+    mut dweight: Option<SliceMut<'_>>,
+    dlogprobs: Slice<'_>,
+    lse: Slice<'_>,
+    of: Rows<'_>,
+    head: &LmHead,
+) -> Result<()> {
+    let sizes = of.check()?;
+    for (what, slice, len) in
+        [("dhidden", *dhidden, sizes.rows * sizes.size), ("dlogprobs", dlogprobs, sizes.rows), ("lse", lse, sizes.rows)]
+    {
+        slice.expect(OP, what, len)?;
+        slice.expect_dtype(OP, what, DType::F32)?;
+    }
+    if let Some(dweight) = &dweight {
+        dweight.expect(OP, "the weight's gradient", of.weight.len())?;
+        dweight.expect_dtype(OP, "the weight's gradient", DType::F32)?;
+    }
+    if sizes.rows == 0 {
+        return Ok(());
+    }
+    let dtype = of.weight.dtype();
+    let mut logits = of.logits(queue, &sizes)?;
+    let mut dz = queue.alloc("the gradient of the head's logits", logits.bytes() / 4, dtype)?;
+    let defines = types([("T", dtype)]);
+    for r0 in (0..sizes.rows).step_by(ROWS) {
+        let n = ROWS.min(sizes.rows - r0);
+        let part = |slice: Slice<'_>| Ok::<_, Error>(slice.part(r0, n)?.arg());
+        let per_row = [part(of.targets)?, part(lse)?, part(dlogprobs)?];
+        let hidden = of.hidden.part(r0 * sizes.size, n * sizes.size)?;
+        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, weight, v0, width| {
+            let dz = dz.slice_mut(dtype).part(0, n * width)?;
+            let [targets, lse, dlogprobs] = per_row;
+            let [scale, softcap] = head.args();
+            let (first, width32) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
+            let args = [dz.arg(), logits.arg(), targets, lse, dlogprobs, first, width32, scale, softcap];
+            queue.launch(&LM_HEAD, "lm_head_gradient", &defines, Shape::line(n, row_threads(TILE)), &args)?;
+            // The first tile writes dhidden, the others add.
+            let add = Epilogue { add: v0 > 0, ..Epilogue::default() };
+            let rows = dhidden.reborrow().part(r0 * sizes.size, n * sizes.size)?;
+            let term = Term { a: *dz, b: weight, depth: width };
+            matmul(queue, rows, [n, sizes.size], Layout::INPUT_GRADIENT, &[term], add)?;
+            let Some(dweight) = &mut dweight else { return Ok(()) };
+            let tile = dweight.reborrow().part(v0 * sizes.size, width * sizes.size)?;
+            let term = Term { a: *dz, b: hidden, depth: n };
+            let add = Epilogue { add: true, ..Epilogue::default() };
+            matmul(queue, tile, [width, sizes.size], Layout::WEIGHT_GRADIENT, &[term], add)
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! A token from each row of logits; see `cuda/kernels/sampling.cu`.
+
+use super::size;
+use crate::driver::Arg;
+use crate::kernels::SAMPLING;
+use crate::memory::{Slice, SliceMut};
+use crate::{DType, Error, Queue, Result, Shape};
+
+const OP: &str = "sampling";
+
+/// How tokens are chosen, under transformers' names; applied in this order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the largest.
+    pub temperature: f64,
+    /// Only the k largest stay, and those equal to the k-th; 0 is off.
+    pub top_k: usize,
+    /// Only the most probable stay, as many as it takes to reach this probability; 1 is off.
+    pub top_p: f64,
+    /// Only tokens at least this probable, relative to the most probable one, stay; 0 is off.
+    pub min_p: f64,
+}
+
+/// Which random number a row draws: word (step, index) of the stream of `seed` for sampling (`tensor/src/rng.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// Seed.
+    pub seed: u64,
+    /// Step of the stream.
+    pub step: u64,
+    /// Index in it.
+    pub index: u64,
+}
+
+impl Draw {
+    /// Draws as [`sample`] takes them from the device.
+    pub fn words(draws: &[Draw]) -> Vec<u64> {
+        draws.iter().flat_map(|draw| [draw.seed, draw.step, draw.index]).collect()
+    }
+}
+
+/// What a row gives whose logits are NaN, or whose largest is infinite.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+impl Sampling {
+    /// `struct Sampling` of the kernel.
+    fn bytes(&self, width: usize) -> Result<[u8; 32]> {
+        for (what, value, ok) in [
+            ("temperature", self.temperature, self.temperature >= 0.0),
+            ("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p)),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p)),
+        ] {
+            if !ok {
+                return Err(Error::Value {
+                    op: OP,
+                    what,
+                    expected: "not negative, and a probability at most 1",
+                    got: value,
+                });
+            }
+        }
+        let mut bytes = [0; 32];
+        for (to, value) in bytes.chunks_exact_mut(8).zip([self.temperature, self.top_p, self.min_p]) {
+            to.copy_from_slice(&value.to_le_bytes());
+        }
+        // A k beyond the vocabulary keeps all, as 0 does.
+        let top_k = if self.top_k < width { self.top_k as u32 } else { 0 };
+        bytes[24..28].copy_from_slice(&top_k.to_le_bytes());
+        bytes[28..].copy_from_slice(&size(OP, "the vocabulary", width)?.to_le_bytes());
+        Ok(bytes)
+    }
+}
+
+/// tokens: (rows) u32, from logits: (rows, width) f32 and draws: (rows, 3) words of 64 bits as pairs of u32.
+///
+/// # Errors
+/// Sizes or types that do not agree; settings out of range.
+pub fn sample(
+    queue: Queue<'_>,
+    tokens: SliceMut<'_>,
+    logits: Slice<'_>,
+    draws: Slice<'_>,
+    sampling: &Sampling,
+    width: usize,
+) -> Result<()> {
+    logits.expect_dtype(OP, "the logits", DType::F32)?;
+    let rows = super::rows(OP, "the vocabulary", logits, width)?;
+    tokens.expect_dtype(OP, "the tokens", DType::U32)?;
+    tokens.expect(OP, "the tokens", rows)?;
+    draws.expect_dtype(OP, "the draws", DType::U32)?;
+    draws.expect(OP, "the draws", 6 * rows)?;
+    // The soft limit of the fixed-point weights.
+    if width > 1 << 19 {
+        return Err(Error::Size { op: OP, what: "the vocabulary", expected: "at most 2^19", got: width });
+    }
+    let bytes = sampling.bytes(width)?;
+    let args = [tokens.arg(), logits.arg(), draws.arg(), Arg::Bytes(&bytes)];
+    queue.launch(&SAMPLING, "sampling", &Vec::new(), Shape::line(rows, 256), &args)
+}

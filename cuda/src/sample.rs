@@ -1,0 +1,221 @@
+//! A small run of each op, forward and backward, on numbers made here: something to look at in the emulator, or to try
+//! a card with.
+//!
+//! Sizes are those of a small model: 64 tokens, hidden 256, 4 heads over 2 of size 64, vocabulary 1024. Activations
+//! are bf16.
+
+use crate::memory::{DeviceBuffer, Slice, SliceMut};
+use crate::ops::attention::{self, Attention, Segments};
+use crate::ops::dropout::{self, Dropout};
+use crate::ops::elementwise::{self, Binary};
+use crate::ops::glu::{self, Act};
+use crate::ops::lm_head::{self, LmHead, Output, Rows};
+use crate::ops::matmul::{Epilogue, Layout, Term, matmul};
+use crate::ops::rms_norm::{self, RmsNorm};
+use crate::ops::rope::{self, Heads};
+use crate::ops::sampling::{self, Draw, Sampling};
+use crate::ops::softmax::{self, Kind};
+use crate::ops::unary::{self, Unary};
+use crate::ops::{Runs, activation, adamw, cast, embedding, gather, grad_norm, layer_norm, nf4, reduction};
+use crate::{DType, Queue, Result};
+
+const TOKENS: usize = 64;
+const HIDDEN: usize = 256;
+const VOCABULARY: usize = 1024;
+const T: DType = DType::BF16;
+const F32: DType = DType::F32;
+const U32: DType = DType::U32;
+
+/// Numbers between -1 and 1, by the golden ratio: no two alike, no pattern along rows.
+fn numbers(queue: Queue<'_>, n: usize, dtype: DType) -> Result<DeviceBuffer> {
+    let value = |i: usize| ((i as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0) as f32;
+    if dtype == F32 {
+        return queue.upload("a sample", &(0..n).map(value).collect::<Vec<f32>>());
+    }
+    // The upper half of a single is a bf16.
+    queue.upload("a sample", &(0..n).map(|i| (value(i).to_bits() >> 16) as u16).collect::<Vec<u16>>())
+}
+
+fn indices(queue: Queue<'_>, n: usize, below: usize) -> Result<DeviceBuffer> {
+    queue.upload("a sample", &index(n, below))
+}
+
+fn index(n: usize, below: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 7919) % below) as u32).collect()
+}
+
+/// Runs the op of a kernel file once; `false` if there is no such file.
+///
+/// # Errors
+/// Those of the launchers.
+pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
+    let tokens = || numbers(queue, TOKENS * HIDDEN, T);
+    let room = |n, dtype| queue.alloc("a sample", n, dtype);
+    let zeros = |n| queue.zeros("a sample", n, F32);
+    let (x, dy, mut y) = (tokens()?, tokens()?, room(TOKENS * HIDDEN, T)?);
+    let (x, dy) = (x.slice(T), dy.slice(T));
+    let weight = numbers(queue, HIDDEN, T)?;
+    let weight = weight.slice(T);
+    match name {
+        "rms_norm" => {
+            let norm = RmsNorm { eps: 1e-6, offset: 0.0 };
+            let (mut r, mut dw) = (room(TOKENS, F32)?, zeros(HIDDEN)?);
+            rms_norm::forward(queue, y.slice_mut(T), r.slice_mut(F32), x, weight, None, norm)?;
+            let (dx, dw, r) = (y.slice_mut(T), Some(dw.slice_mut(F32)), r.slice(F32));
+            rms_norm::backward(queue, dx, dw, dy, x, weight, r, None, norm)?;
+        }
+        "layer_norm" => {
+            let (mut stats, mut dw) = (room(2 * TOKENS, F32)?, zeros(2 * HIDDEN)?);
+            layer_norm::forward(queue, y.slice_mut(T), stats.slice_mut(F32), x, weight, None, 1e-5)?;
+            let (dx, dw) = (y.slice_mut(T), Some(dw.slice_mut(F32)));
+            layer_norm::backward(queue, dx, dw, dy, x, weight, stats.slice(F32))?;
+        }
+        "glu" => {
+            let mut dup = room(TOKENS * HIDDEN, T)?;
+            glu::forward(queue, Act::Silu, y.slice_mut(T), x, dy)?;
+            glu::backward(queue, Act::Silu, y.slice_mut(T), dup.slice_mut(T), dy, x, dy)?;
+        }
+        "activation" => {
+            activation::forward(queue, Act::Gelu, y.slice_mut(T), x)?;
+            activation::backward(queue, Act::Gelu, y.slice_mut(T), dy, x)?;
+        }
+        "rope" => {
+            let of = Heads { heads: HIDDEN / 64, size: 64, half: 32 };
+            let (cos, sin) = (numbers(queue, TOKENS * 32, F32)?, numbers(queue, TOKENS * 32, F32)?);
+            rope::turn(queue, y.slice_mut(T), x, cos.slice(F32), sin.slice(F32), of, false)?;
+        }
+        "embedding" => {
+            let (table, ids) = (numbers(queue, VOCABULARY * HIDDEN, T)?, indices(queue, TOKENS, VOCABULARY)?);
+            embedding::forward(queue, y.slice_mut(T), table.slice(T), ids.slice(U32), HIDDEN)?;
+            let (mut dtable, runs) = (zeros(VOCABULARY * HIDDEN)?, Runs::new(queue, &index(TOKENS, VOCABULARY))?);
+            embedding::backward(queue, dtable.slice_mut(F32), dy, &runs, HIDDEN)?;
+        }
+        "gather" => {
+            let (at, mut picked) = (indices(queue, 4 * TOKENS, HIDDEN)?, room(4 * TOKENS, T)?);
+            gather::forward(queue, picked.slice_mut(T), x, at.slice(U32), HIDDEN)?;
+            let mut dx = zeros(TOKENS * HIDDEN)?;
+            gather::backward(queue, dx.slice_mut(F32), picked.slice(T), at.slice(U32), HIDDEN)?;
+            let runs = Runs::new(queue, &index(TOKENS, TOKENS / 2))?;
+            gather::scatter_add(queue, dx.slice_mut(F32), dy, &runs, HIDDEN)?;
+        }
+        "softmax" => {
+            softmax::forward(queue, Kind::Softmax, y.slice_mut(T), x, HIDDEN)?;
+            let mut dx = room(TOKENS * HIDDEN, T)?;
+            softmax::backward(queue, Kind::Softmax, dx.slice_mut(T), dy, y.slice(T), HIDDEN)?;
+        }
+        "elementwise" => {
+            elementwise::binary(queue, Binary::Add, y.slice_mut(T), x, dy)?;
+            elementwise::axpby(queue, y.slice_mut(T), x, 0.5, 1.0)?;
+        }
+        "unary" => {
+            unary::forward(queue, Unary::Tanh, y.slice_mut(T), x)?;
+            unary::backward(queue, Unary::Tanh, y.slice_mut(T), dy, x)?;
+        }
+        "reduction" => {
+            let (mut sums, mut columns) = (room(TOKENS, F32)?, zeros(HIDDEN)?);
+            let (mut best, mut at) = (room(TOKENS, F32)?, room(TOKENS, U32)?);
+            reduction::sum_rows(queue, sums.slice_mut(F32), x, HIDDEN)?;
+            reduction::max_rows(queue, best.slice_mut(F32), at.slice_mut(U32), x, HIDDEN)?;
+            reduction::add_columns(queue, columns.slice_mut(F32), x)?;
+        }
+        "grad_norm" => {
+            let mut squares = queue.zeros("a sample", 1, DType::F64)?;
+            grad_norm::add_squares(queue, squares.slice_mut(DType::F64), x)?;
+        }
+        "adamw" => {
+            let n = TOKENS * HIDDEN;
+            let (mut p, mut m, mut v, g) = (zeros(n)?, zeros(n)?, zeros(n)?, numbers(queue, n, F32)?);
+            let settings = adamw::AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+            let update = settings.update(1, 1.0, None);
+            let (p, w, m, v) = (p.slice_mut(F32), Some(y.slice_mut(T)), m.slice_mut(F32), v.slice_mut(F32));
+            adamw::step(queue, p, w, m, v, g.slice(F32), None, &update)?;
+        }
+        "cast" => {
+            let mut wide = room(TOKENS * HIDDEN, F32)?;
+            cast::cast(queue, wide.slice_mut(F32), x)?;
+            cast::cast(queue, y.slice_mut(T), wide.slice(F32))?;
+        }
+        "dropout" => {
+            let keys = indices(queue, 2 * TOKENS, 1 << 30)?;
+            let mask = Dropout { seed: 1, purpose: 2, step: 0, p: 0.1 };
+            dropout::dropout(queue, y.slice_mut(T), x, keys.slice(U32), &mask, HIDDEN)?;
+        }
+        "nf4" => {
+            let packed = queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN / 2])?;
+            let absmax = numbers(queue, TOKENS * HIDDEN / 64, F32)?;
+            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64)?;
+        }
+        "matmul" => {
+            let square = numbers(queue, HIDDEN * HIDDEN, T)?;
+            let mut dw = zeros(HIDDEN * HIDDEN)?;
+            let once = |c: SliceMut<'_>, m, layout, a: Slice<'_>, b: Slice<'_>, depth, add| {
+                let epilogue = Epilogue { add, ..Epilogue::default() };
+                matmul(queue, c, [m, HIDDEN], layout, &[Term { a, b, depth }], epilogue)
+            };
+            once(y.slice_mut(T), TOKENS, Layout::FORWARD, x, square.slice(T), HIDDEN, false)?;
+            once(y.slice_mut(T), TOKENS, Layout::INPUT_GRADIENT, dy, square.slice(T), HIDDEN, false)?;
+            once(dw.slice_mut(F32), HIDDEN, Layout::WEIGHT_GRADIENT, dy, x, TOKENS, true)?;
+            once(
+                y.slice_mut(T).part(0, HIDDEN)?,
+                1,
+                Layout::FORWARD,
+                x.part(0, HIDDEN)?,
+                square.slice(T),
+                HIDDEN,
+                false,
+            )?;
+        }
+        "attention" | "attention_backward" => attention(queue, name == "attention_backward")?,
+        "lm_head" => head(queue)?,
+        "sampling" => {
+            let (logits, mut chosen) = (numbers(queue, 8 * VOCABULARY, F32)?, room(8, U32)?);
+            let draws: Vec<Draw> = (0..8).map(|row| Draw { seed: 1, step: 0, index: row }).collect();
+            let draws = queue.upload("a sample", &Draw::words(&draws))?;
+            let how = Sampling { temperature: 0.8, top_k: 50, top_p: 0.95, min_p: 0.0 };
+            let (chosen, logits) = (chosen.slice_mut(U32), logits.slice(F32));
+            sampling::sample(queue, chosen, logits, draws.slice(U32), &how, VOCABULARY)?;
+        }
+        _ => return Ok(false),
+    }
+    queue.synchronize()?;
+    Ok(true)
+}
+
+fn attention(queue: Queue<'_>, backward: bool) -> Result<()> {
+    let kind = Attention { heads: 4, kv_heads: 2, size: 64, scale: 0.125, causal: true, window: None, softcap: None };
+    let (n, kv) = (TOKENS * HIDDEN, TOKENS * HIDDEN / 2);
+    let of = Segments::packed(queue, &[0, 40, 64], &[0, 40, 64])?;
+    let (q, k, v) = (numbers(queue, n, T)?, numbers(queue, kv, T)?, numbers(queue, kv, T)?);
+    let [q, k, v] = [&q, &k, &v].map(|buffer| buffer.slice(T));
+    let (mut out, mut lse) = (queue.alloc("a sample", n, T)?, queue.alloc("a sample", TOKENS * 4, F32)?);
+    attention::forward(queue, out.slice_mut(T), lse.slice_mut(F32), q, k, v, &of, &kind)?;
+    if !backward {
+        return Ok(());
+    }
+    let mut grads = [n, kv, kv].map(|n| queue.alloc("a sample", n, T));
+    let [Ok(dq), Ok(dk), Ok(dv)] = &mut grads else { return grads.into_iter().try_for_each(|g| g.map(drop)) };
+    let grads = [dq.slice_mut(T), dk.slice_mut(T), dv.slice_mut(T)];
+    attention::backward(queue, grads, q, [q, k, v], out.slice(T), lse.slice(F32), &of, &kind)
+}
+
+fn head(queue: Queue<'_>) -> Result<()> {
+    const ROWS: usize = 16;
+    let (hidden, weight) = (numbers(queue, ROWS * HIDDEN, T)?, numbers(queue, VOCABULARY * HIDDEN, T)?);
+    let targets = indices(queue, ROWS, VOCABULARY)?;
+    let of = Rows { hidden: hidden.slice(T), weight: weight.slice(T), targets: targets.slice(U32) };
+    let mut columns = Vec::new();
+    for dtype in [F32, F32, F32, U32] {
+        columns.push(queue.alloc("a sample", ROWS, dtype)?);
+    }
+    let [logprobs, entropy, lse, best] = &mut columns[..] else { unreachable!("four were pushed") };
+    let out = Output {
+        logprobs: logprobs.slice_mut(F32),
+        entropy: Some(entropy.slice_mut(F32)),
+        lse: lse.slice_mut(F32),
+        best: best.slice_mut(U32),
+    };
+    lm_head::forward(queue, out, of, &LmHead::default())?;
+    let mut dhidden = queue.alloc("a sample", ROWS * HIDDEN, F32)?;
+    let (dhidden, dlogprobs, lse) = (dhidden.slice_mut(F32), logprobs.slice(F32), lse.slice(F32));
+    lm_head::backward(queue, dhidden, None, dlogprobs, lse, of, &LmHead::default())
+}

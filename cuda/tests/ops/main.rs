@@ -1,0 +1,18 @@
+//! Every kernel on the emulator, against a reference in f64 written here.
+//!
+//! Inputs are random numbers as their type holds them, so that only the kernel's own roundings differ. Errors are
+//! measured in norm. Shapes are proptest's: nothing, one, odd, not a multiple of a tile.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod attention;
+mod elementwise;
+mod lm_head;
+mod matmul;
+mod norms;
+mod optim;
+mod rows;
+mod samples;
+mod sampling;
+mod softmax;

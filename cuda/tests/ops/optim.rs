@@ -1,0 +1,84 @@
+//! adamw, grad_norm.
+
+use planish_cuda::driver::Arg;
+use planish_cuda::kernels::{ADAMW, GRAD_NORM};
+use planish_cuda::ops::adamw::{self, AdamW};
+use planish_cuda::ops::grad_norm;
+use planish_cuda::{DType, Shape};
+
+use crate::shapes;
+use crate::support::*;
+
+const SETTINGS: AdamW = AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+
+shapes! {
+    fn adamw_equals_its_definition(queue; n in 0usize..700, step in 1u64..20, types in 0usize..3, clip in proptest::bool::ANY; 10 cases) {
+        let (t, f32, s) = (TYPES[types], DType::F32, SETTINGS);
+        let (p, g, m) = (random(n, f32, 1), random(n, f32, 2), random(n, f32, 3));
+        let v: Vec<f64> = random(n, f32, 4).iter().map(|x| x * x).map(|x| round(x, f32)).collect();
+        let squares = g.iter().map(|g| g * g).sum::<f64>();
+        let (scale, most) = (0.25, 0.5);
+        let norm = scale * squares.sqrt();
+        let factor = if clip && norm > 0.0 { scale * (most / (norm + 1e-6)).min(1.0) } else { scale };
+        let (mut want_p, mut want_m, mut want_v) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 0..n {
+            let g = g[i] * factor;
+            want_m.push(s.beta1 * m[i] + (1.0 - s.beta1) * g);
+            want_v.push(s.beta2 * v[i] + (1.0 - s.beta2) * g * g);
+            let (c1, c2) = (1.0 - s.beta1.powf(step as f64), 1.0 - s.beta2.powf(step as f64));
+            let change = s.learning_rate / c1 * want_m[i] / ((want_v[i] / c2).sqrt() + s.eps);
+            want_p.push(p[i] * (1.0 - s.learning_rate * s.weight_decay) - change);
+        }
+        let update = s.update(step, scale, clip.then_some(most));
+        let gs = put(queue, &g, f32);
+        let mut sum = queue.zeros("a test", 1, DType::F64).unwrap();
+        grad_norm::add_squares(queue, sum.slice_mut(DType::F64), gs.slice(f32)).unwrap();
+        close("|g|²", &get(&sum, DType::F64), &[squares], 1e-12);
+        for naive in [false, true] {
+            let (mut ps, mut ms, mut vs, mut w) = (put(queue, &p, f32), put(queue, &m, f32), put(queue, &v, f32), room(queue, n, t));
+            if naive {
+                let bytes = update.bytes();
+                let args = [Arg::Ptr(ps.ptr()), Arg::Ptr(w.ptr()), Arg::Ptr(ms.ptr()), Arg::Ptr(vs.ptr()), Arg::Ptr(gs.ptr()), Arg::Ptr(sum.ptr()), Arg::Bytes(&bytes), Arg::U64(n as u64)];
+                queue.launch(&ADAMW, "adamw_naive", &defines(&[("T", t.name())]), Shape::line(n.div_ceil(256), 256), &args).unwrap();
+            } else {
+                adamw::step(queue, ps.slice_mut(f32), Some(w.slice_mut(t)), ms.slice_mut(f32), vs.slice_mut(f32), gs.slice(f32), Some(sum.slice(DType::F64)), &update).unwrap();
+            }
+            close("p", &get(&ps, f32), &want_p, 1e-6);
+            close("m", &get(&ms, f32), &want_m, 1e-6);
+            close("v", &get(&vs, f32), &want_v, 1e-6);
+            let rounded: Vec<f64> = get(&ps, f32).iter().map(|&p| round(p, t)).collect();
+            assert_eq!(get(&w, t), rounded);
+        }
+    }
+}
+
+#[test]
+fn squares_add_up_over_stretches_and_tensors() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let (a, b) = (random(40_000, DType::BF16, 1), random(3, DType::BF16, 2));
+    let want = a.iter().chain(&b).map(|g| g * g).sum::<f64>();
+    let mut sum = queue.zeros("a test", 1, DType::F64).unwrap();
+    for g in [&a, &b, &vec![]] {
+        let gs = put(queue, g, DType::BF16);
+        grad_norm::add_squares(queue, sum.slice_mut(DType::F64), gs.slice(DType::BF16)).unwrap();
+    }
+    close("|g|²", &get(&sum, DType::F64), &[want], 1e-13);
+    let naive = queue.zeros("a test", 1, DType::F64).unwrap();
+    let gs = put(queue, &a[..3000], DType::BF16);
+    let args = [Arg::Ptr(naive.ptr()), Arg::Ptr(gs.ptr()), Arg::U64(3000)];
+    queue.launch(&GRAD_NORM, "grad_norm_naive", &defines(&[("T", "bf16")]), Shape::line(1, 1), &args).unwrap();
+    close("naive", &get(&naive, DType::F64), &[a[..3000].iter().map(|g| g * g).sum()], 1e-13);
+}
+
+#[test]
+fn clipping_needs_the_norm() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let f32 = DType::F32;
+    let [mut p, mut m, mut v, g] = [1, 2, 3, 4].map(|salt| put(queue, &random(8, f32, salt), f32));
+    let update = SETTINGS.update(1, 1.0, Some(1.0));
+    let done =
+        adamw::step(queue, p.slice_mut(f32), None, m.slice_mut(f32), v.slice_mut(f32), g.slice(f32), None, &update);
+    assert!(done.unwrap_err().to_string().contains("squared norm"));
+}
