@@ -1,6 +1,7 @@
 //! How fast the emulator runs: thread instructions a second, for kernels of different kinds.
 //!
-//! `cargo run --release -p planish-cuda --example emulator_speed`, with a kernel's name behind `--` for that one only.
+//! `cargo run --release -p planish-cuda --example emulator_speed`, with a kernel's name behind `--` for that one
+//! and its report.
 
 #![allow(clippy::print_stdout)]
 
@@ -68,6 +69,9 @@ fn main() -> planish_cuda::Result<()> {
             let count = device.last_report().map_or(0, |report| report.thread_instructions);
             let mega = count as f64 / best / 1e6;
             println!("{name:<12} {:>8} {count:>22} {mega:>10.0} M", if on { "all" } else { "bounds" });
+            if let (Some(_), true, Some(report)) = (&only, on, device.last_report()) {
+                println!("\n{report}");
+            }
             Ok::<(), planish_cuda::Error>(())
         };
         let out = alloc(1 << 20)?;

@@ -437,6 +437,16 @@ fn what_is_not_known_is_refused() {
     refuses("mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%r1}, {%r1}, {%r1}, {%r1};", "not supported");
     refuses("add.rm.f16 %r1, %r2, %r3;", "not supported");
     refuses("call.uni foo, (%r1);", "calls of functions are not supported");
+    // A kernel that cannot run does not keep another of its module from running.
+    let text = ".version 8.0\n.target sm_80\n.address_size 64
+        .extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);
+        .func (.param .b32 r) own (.param .b32 x) { .reg .b32 %r; ld.param.b32 %r, [x]; st.param.b32 [r], %r; ret; }
+        .visible .entry prints() { .reg .b32 %r; { .param .b64 p; .param .b32 q; call.uni (q), vprintf, (p, p); } ret; }
+        .visible .entry runs() { ret; }";
+    let device = Device::new(text);
+    let error = device.launch("prints", [1; 3], [1; 3], 0, &[]).unwrap_err().to_string();
+    assert!(error.contains("not supported"), "{error}");
+    device.launch("runs", [1; 3], [1; 3], 0, &[]).unwrap();
     let emulator = Emulator::new((8, 0)).unwrap();
     for text in [
         "garbage",

@@ -190,3 +190,16 @@ fn functions_of_libdevice() {
         assert_eq!(z[2 * n + i], v.abs().sqrt());
     }
 }
+
+#[test]
+fn faults_name_the_line_of_cuda() {
+    let device = Device::new(include_str!("emulator/softmax.ptx"));
+    let (x, y) = (device.f32s(&[0.0; 40]), device.empty(400));
+    let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::I32(1), Arg::I32(41)];
+    let found = emulator_support::fault(device.launch("softmax", [1; 3], [128, 1, 1], 0, &args));
+    let source = include_str!("emulator/softmax.cu");
+    let line = 1 + source.lines().position(|line| line.contains("top = fmaxf(top, x[i])")).unwrap() as u32;
+    assert_eq!(found.at.source, Some(("softmax.cu".to_owned(), line)), "{found}");
+    assert_eq!((found.kernel.as_str(), found.thread), ("softmax", [8, 0, 0]));
+    assert!(found.to_string().contains(&format!("(softmax.cu:{line})")), "{found}");
+}

@@ -18,7 +18,7 @@ use super::report::Stats;
 use super::shared::{Checks, Shared};
 
 /// Instructions that a warp runs before the next has its turn.
-const TURN: u64 = 4096;
+const TURN: u64 = 1024;
 /// Turns of a loop after which a group lets others of its warp run.
 const PATIENCE: u32 = 64;
 

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::decode::{Globals, decode};
+use super::decode::{Globals, decode, tidy};
 use super::device::{Emulator, Loaded, Work};
 use super::ptx::{Problem, parse};
 use crate::driver::{Arg, DevicePtr, Driver, Event, Function, Graph, Image, Launch, Module, Properties, Stream};
 use crate::error::{Error, Result};
 
 fn ptx_error(problem: Problem, lines: &[&str]) -> Error {
-    let text = lines.get((problem.line as usize).wrapping_sub(1)).map_or("", |text| text.trim());
-    Error::Ptx { line: problem.line, text: text.to_owned(), problem: problem.what }
+    let text = lines.get((problem.line as usize).wrapping_sub(1)).copied().map(tidy).unwrap_or_default();
+    Error::Ptx { line: problem.line, text, problem: problem.what }
 }
 
 impl Driver for Emulator {

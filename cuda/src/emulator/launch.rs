@@ -15,7 +15,7 @@ use super::fault::Fault;
 use super::report::Stats;
 
 /// Warp instructions of a block before the next has its turn.
-const SLICE: u64 = 1 << 18;
+const SLICE: u64 = 1 << 14;
 /// Blocks that take turns.
 const RESIDENT: usize = 256;
 

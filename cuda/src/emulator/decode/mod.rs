@@ -94,6 +94,11 @@ struct Decoder<'a> {
     guard: Option<(u32, bool)>,
 }
 
+/// A line for messages: blanks instead of tabs.
+pub(crate) fn tidy(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Decodes a kernel.
 pub(crate) fn decode(file: &File<'_>, entry: &Entry<'_>, globals: &Globals, text: &[&str]) -> Result<Kernel> {
     let mut decoder = Decoder {
@@ -447,7 +452,7 @@ impl<'a> Decoder<'a> {
         let lines = self
             .places
             .iter()
-            .filter_map(|place| text.get(place.line as usize - 1).map(|text| (place.line, text.trim().to_owned())));
+            .filter_map(|place| text.get(place.line as usize - 1).map(|text| (place.line, tidy(text))));
         Ok(Kernel {
             name: self.entry.name.to_owned(),
             pool,

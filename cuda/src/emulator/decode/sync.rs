@@ -27,6 +27,7 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
             mods.take("uni");
             d.emit(Op::Exit, vec![], vec![]);
         }
+        "call" => return d.problem("calls of functions are not supported"),
         "trap" | "brkpt" => d.emit(Op::Trap, vec![], vec![]),
         "bar" | "barrier" => barrier(d, mods, operands)?,
         "membar" | "fence" | "griddepcontrol" | "nanosleep" | "setmaxnreg" | "pmevent" => {

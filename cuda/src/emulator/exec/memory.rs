@@ -65,6 +65,24 @@ impl Common<'_> {
             let total = u64::from(access.bytes) * count as u64;
             self.count_memory(space, &addresses, mask, total, pc);
             if space == Space::Global {
+                if let Some((allocation, places)) = together(self.memory, &addresses, mask, total)
+                    && (!self.checks.unwritten || lanes(mask).all(|lane| allocation.is_written(places[lane], total)))
+                {
+                    let bytes = u64::from(access.bytes);
+                    for (element, slot) in slots[..count].iter().enumerate() {
+                        let offset = element as u64 * bytes;
+                        if bytes == 4 && access.register_bits == 32 {
+                            let to = &mut warp.registers.words[usize::from(*slot)];
+                            lanes(mask).for_each(|lane| to[lane] = allocation.load(places[lane] + offset, 4) as u32);
+                        } else {
+                            for lane in lanes(mask) {
+                                put(warp, *slot, lane, allocation.load(places[lane] + offset, bytes), access);
+                            }
+                        }
+                    }
+                    continue;
+                }
+                // One by one, to find whose fault it is.
                 let mut cached: Option<&Allocation> = None;
                 for lane in lanes(mask) {
                     let (allocation, at) =
@@ -110,6 +128,18 @@ impl Common<'_> {
             let total = bytes * count as u64;
             self.count_memory(space, &addresses, mask, total, pc);
             if space == Space::Global {
+                if let Some((allocation, places)) = together(self.memory, &addresses, mask, total)
+                    && !allocation.read_only
+                {
+                    // Lanes in order: of two that write to one place, the last wins, as below.
+                    for lane in lanes(mask) {
+                        for element in 0..count {
+                            allocation.store(places[lane] + element as u64 * bytes, bytes, value(warp, element, lane));
+                        }
+                        allocation.mark(places[lane], total);
+                    }
+                    continue;
+                }
                 let mut cached: Option<&Allocation> = None;
                 for lane in lanes(mask) {
                     let (allocation, at) =
@@ -288,6 +318,26 @@ pub(crate) fn global<'m>(
         return Err((lane as u32, FaultKind::ReadOnly { address }));
     }
     Ok((allocation, address - allocation.base))
+}
+
+/// The allocation that all lanes access, and their places in it, if all is well.
+#[inline(always)]
+fn together<'m>(
+    memory: &'m Memory,
+    addresses: &[u64; 32],
+    mask: u32,
+    bytes: u64,
+) -> Option<(&'m Allocation, [u64; 32])> {
+    let first = addresses[mask.trailing_zeros() as usize % 32];
+    let allocation = memory.find(first, bytes, AccessKind::Read).ok()?;
+    // It begins at a multiple of every size.
+    let last = allocation.bytes - bytes;
+    let places = addresses.map(|address| address.wrapping_sub(allocation.base));
+    let mut bad = 0;
+    for (lane, place) in places.iter().enumerate() {
+        bad |= u32::from(*place > last || place & (bytes - 1) != 0) << lane;
+    }
+    (bad & mask == 0).then_some((allocation, places))
 }
 
 pub(crate) fn outside(space: &'static str, access: AccessKind, address: u64, bytes: u64) -> FaultKind {

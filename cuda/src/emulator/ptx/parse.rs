@@ -253,7 +253,7 @@ impl<'a> Parser<'a, '_> {
                 }
                 self.expect(b';')
             }
-            Some(Kind::Word(".shared" | ".local" | ".global" | ".const")) => {
+            Some(Kind::Word(".shared" | ".local" | ".global" | ".const" | ".param")) => {
                 body.extend(self.variables(false)?.into_iter().map(Statement::Variable));
                 Ok(())
             }
@@ -322,10 +322,14 @@ impl<'a> Parser<'a, '_> {
         }
         let opcode = self.word("an opcode")?;
         let mut operands = Vec::new();
-        while !self.takes(b';') {
-            if opcode.starts_with("call") && self.kind() == Some(Kind::Punct(b'(')) {
-                return Err(Problem::new(line, "calls of functions are not supported"));
+        if opcode == "call" || opcode.starts_with("call.") {
+            // Refused when this kernel is decoded; others of the module may run.
+            while self.peek().is_some() && !self.takes(b';') {
+                self.at += 1;
             }
+            return Ok(Raw { line, guard, opcode, operands });
+        }
+        while !self.takes(b';') {
             operands.push(self.operand()?);
             if self.takes(b',') {
                 continue;
