@@ -243,11 +243,14 @@ fn adapters_that_cannot_be() {
         place.refuses_with(&[&["--use-peft"], flags].concat(), words);
     };
     peft(&["--lora-r", "0"], "lora_r");
-    peft(&["--lora-r", "99999"], "rank 99999 is more than model.layers.0.self_attn.q_proj has: its weight is 128 by 128");
-    peft(&["--rank-pattern", "q_proj"], "rank_pattern must be NAME=RANK");
-    peft(&["--rank-pattern", "q_proj=0"], "rank_pattern must be NAME=RANK");
-    peft(&["--alpha-pattern", "q_proj=-1"], "alpha_pattern must be NAME=ALPHA");
-    peft(&["--init-lora-weights", "eva"], "init_lora_weights must be true, false, gaussian, pissa");
+    peft(
+        &["--lora-r", "99999"],
+        "rank 99999 is more than model.layers.0.self_attn.q_proj has: its weight is 128 by 128",
+    );
+    peft(&["--rank-pattern", "q_proj"], "must be NAME=RANK");
+    peft(&["--rank-pattern", "q_proj=0"], "must be NAME=RANK");
+    peft(&["--alpha-pattern", "q_proj=-1"], "must be NAME=ALPHA");
+    peft(&["--init-lora-weights", "eva"], "must be true, false, gaussian, pissa");
     peft(&["--init-lora-weights", "orthogonal", "--lora-r", "3"], "even with init_lora_weights orthogonal");
     peft(&["--use-dora", "--lora-target-modules", "lm_head"], "use_dora on lm_head, which is not supported");
     peft(&["--bias", "all"], "bias trains biases, but the modules it is for have none in this model");
@@ -262,7 +265,10 @@ fn adapters_that_cannot_be() {
     ada(&["--tinit", "1"], "leaves none of the 1 steps for ranks to fall");
     ada(&["--init-r", "4", "--target-r", "5"], "ranks fall from init_r, which is 4");
     ada(&["--init-r", "99999"], "lower init_r");
-    place.refuses_with(&["--finetuning-type", "freeze", "--freeze-trainable-layers", "99"], "freeze_trainable_layers is 99");
+    place.refuses_with(
+        &["--finetuning-type", "freeze", "--freeze-trainable-layers", "99"],
+        "freeze_trainable_layers is 99",
+    );
     place.refuses_with(&["--finetuning-type", "freeze", "--freeze-trainable-modules", "mlpp"], "\"mlpp\"");
     // Files of PEFT's form that are not.
     let adapter = |config: Value| {
@@ -276,7 +282,10 @@ fn adapters_that_cannot_be() {
         (json!({"peft_type": 1}), "`peft_type` must be a text"),
         (json!({"peft_type": "OFT", "target_modules": ["q_proj"], "coft": true}), "coft, which is not supported"),
         (json!({"peft_type": "VERA", "target_modules": ["q_proj"], "r": 0}), "r is 0, but it must be at least 1"),
-        (json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 1e18}), "`num_virtual_tokens` must be a whole number"),
+        (
+            json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 1e18}),
+            "`num_virtual_tokens` must be a whole number",
+        ),
         (json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 0}), "num_virtual_tokens is 0"),
         (
             json!({"peft_type": "ADALORA", "target_modules": ["q_proj"], "total_step": 9, "rank_pattern": {"a": [true]}}),

@@ -106,7 +106,10 @@ fn adapters_and_merged_models_load_in_the_peers() {
         ("prefix", &["--peft-type", "PREFIX_TUNING", "--prefix-projection"]),
         ("p-tuning", &["--peft-type", "P_TUNING"]),
         ("adalora", &["--peft-type", "ADALORA", "--init-r", "4", "--target-r", "2", "--tinit", "1", "--tfinal", "1"]),
-        ("patterns", &["--lora-target-modules", "all-linear", "--rank-pattern", "q_proj=3", "--exclude-modules", "k_proj"]),
+        (
+            "patterns",
+            &["--lora-target-modules", "all-linear", "--rank-pattern", "q_proj=3", "--exclude-modules", "k_proj"],
+        ),
     ];
     for (name, flags) in kinds {
         let out = dir.join(name);

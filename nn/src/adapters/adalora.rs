@@ -401,7 +401,8 @@ impl Method for AdaLoraConfig {
         for param in params {
             let (name, mut value) = (param.name().to_string(), param.value());
             let stem = name.rsplit_once('.').map_or("", |(stem, _)| stem);
-            let kept = state.ranks.as_ref().filter(|_| !state.pruned).and_then(|r| r.get(&key(&format!("{stem}.lora_E"))));
+            let kept =
+                state.ranks.as_ref().filter(|_| !state.pruned).and_then(|r| r.get(&key(&format!("{stem}.lora_E"))));
             if let Some(kept) = kept {
                 let rows: Vec<u32> = (0..kept.len() as u32).filter(|&i| kept[i as usize]).collect();
                 value = match part(param) {

@@ -171,7 +171,9 @@ impl<'a> Attach<'a> {
     /// What training had kept under that name.
     pub(super) fn kept(&self, name: &str) -> Result<Option<Tensor>> {
         match &self.source {
-            Source::Files { training: Some(reader), .. } if reader.contains(name) => Ok(Some(reader.get(name)?.copied()?)),
+            Source::Files { training: Some(reader), .. } if reader.contains(name) => {
+                Ok(Some(reader.get(name)?.copied()?))
+            }
             _ => Ok(None),
         }
     }

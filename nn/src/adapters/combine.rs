@@ -21,9 +21,9 @@ use planish_tensor::{DType, Tensor};
 use super::files::{CONFIG_FILE, WEIGHTS_FILE, write};
 use super::linalg::{Matrix, svd};
 use super::{AdapterError, LoraConfig, PREFIX, Targets};
+use crate::Result;
 use crate::pretrained::read_json;
 use crate::weights::WeightsReader;
-use crate::Result;
 
 /// The form of the sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,13 @@ fn merge(tasks: Vec<Matrix>, weights: &[f64], density: Density, signs: Signs, na
     let entry = |e: usize| {
         let votes = |x: f64| match signs {
             Signs::Ignore | Signs::Total => x,
-            Signs::Frequency => if x == 0.0 { 0.0 } else { x.signum() },
+            Signs::Frequency => {
+                if x == 0.0 {
+                    0.0
+                } else {
+                    x.signum()
+                }
+            }
         };
         let positive = tasks.iter().map(|t| votes(t[e])).sum::<f64>() >= 0.0;
         let heard = |x: f64| signs == Signs::Ignore || (x != 0.0 && (x > 0.0) == positive);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Attach, AdapterError, EMBEDDING, HEAD, PREFIX, select};
+use super::{AdapterError, Attach, EMBEDDING, HEAD, PREFIX, select};
 use crate::Result;
 use crate::modules::Weight;
 

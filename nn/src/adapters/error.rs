@@ -51,7 +51,9 @@ pub enum AdapterError {
         available: Vec<String>,
     },
     /// A rank that is more than the matrix has.
-    #[error("rank {rank} is more than {module} has: its weight is {out} by {input}; lower {key}, or give this module its own rank with rank_pattern")]
+    #[error(
+        "rank {rank} is more than {module} has: its weight is {out} by {input}; lower {key}, or give this module its own rank with rank_pattern"
+    )]
     Rank {
         /// The setting.
         key: &'static str,
@@ -117,7 +119,9 @@ pub enum AdapterError {
         problem: String,
     },
     /// Virtual tokens have no place in the weights.
-    #[error("a {peft_type} adapter is virtual tokens before every sequence, which no weight can hold: it cannot be merged")]
+    #[error(
+        "a {peft_type} adapter is virtual tokens before every sequence, which no weight can hold: it cannot be merged"
+    )]
     NotMergeable {
         /// Its kind.
         peft_type: &'static str,

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use planish_autograd::ops::dora_linear::{dora_linear, row_norms};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::{Param, Var};
+use planish_tensor::Tensor;
 use planish_tensor::ops::elementwise::{add_assign, mul, scale};
 use planish_tensor::ops::linear::matmul;
-use planish_tensor::Tensor;
 use serde_json::Value;
 
 use super::init::{RESIDUAL, orthogonal};

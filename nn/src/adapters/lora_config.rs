@@ -152,7 +152,11 @@ impl LoraConfig {
         let r = f.number("r", 8.0)?;
         let t = Targeting::read(f)?;
         let config = LoraConfig {
-            r: rank(r).ok_or(AdapterError::Value { key: "r", value: r.to_string(), expected: "a whole number from 1" })?,
+            r: rank(r).ok_or(AdapterError::Value {
+                key: "r",
+                value: r.to_string(),
+                expected: "a whole number from 1",
+            })?,
             lora_alpha: f.number("lora_alpha", 8.0)?,
             lora_dropout: f.number("lora_dropout", 0.0)?,
             use_rslora: f.flag("use_rslora", false)?,
@@ -163,7 +167,9 @@ impl LoraConfig {
             exclude_modules: t.exclude_modules,
             modules_to_save: t.modules_to_save,
             layers_to_transform: t.layers_to_transform,
-            rank_pattern: ranks.map(|(k, v)| Ok((k, rank(v).ok_or_else(wrong)?))).collect::<Result<_, AdapterError>>()?,
+            rank_pattern: ranks
+                .map(|(k, v)| Ok((k, rank(v).ok_or_else(wrong)?)))
+                .collect::<Result<_, AdapterError>>()?,
             alpha_pattern: f.patterns("alpha_pattern")?,
             ensure_weight_tying: f.flag("ensure_weight_tying", false)?,
             base_model: t.base_model,

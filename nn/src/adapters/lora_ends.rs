@@ -41,9 +41,14 @@ impl LoraEmbedding {
         let shape = to.model.embed_tokens.base.value().dims().to_vec();
         let random = config.init_lora_weights == LoraInit::Random;
         let name = |part: &str| format!("{PREFIX}{EMBEDDING}.{part}");
-        let a = to.param(name("lora_embedding_A"), &[r, shape[0]], |draw| {
-            if random { draw.normal(1.0) } else { draw.full(0.0) }
-        })?;
+        let a =
+            to.param(
+                name("lora_embedding_A"),
+                &[r, shape[0]],
+                |draw| {
+                    if random { draw.normal(1.0) } else { draw.full(0.0) }
+                },
+            )?;
         let b = to.param(name("lora_embedding_B"), &[shape[1], r], |draw| draw.normal(1.0))?;
         // A tied head keeps the weight without the update.
         let mut weight = to.model.embed_tokens.clone();

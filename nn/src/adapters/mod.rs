@@ -34,7 +34,8 @@ pub use attach::Attach;
 pub use combine::{Combination, Density, Signs, combine_adapters};
 pub use error::AdapterError;
 pub use files::{
-    adapter_params, attach, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter, save_training,
+    adapter_params, attach, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter,
+    save_training,
 };
 pub use ia3::Ia3Config;
 pub use init::LoraInit;

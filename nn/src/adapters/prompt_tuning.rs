@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use planish_autograd::Param;
-use planish_autograd::ops::{activation, linear, unary};
 use planish_autograd::Var;
-use planish_tensor::ops::embedding;
+use planish_autograd::ops::{activation, linear, unary};
 use planish_tensor::Tensor;
+use planish_tensor::ops::embedding;
 use serde_json::{Map, Value, json};
 
 use super::json::{self, Fields};

@@ -107,13 +107,8 @@ impl Targeting {
                 && targets.matches(name)
                 && !exclude.as_ref().is_some_and(|e| e.matches(name))
         };
-        let linears: Vec<usize> = model
-            .linears_mut()
-            .iter()
-            .enumerate()
-            .filter(|(_, l)| wanted(&l.name))
-            .map(|(i, _)| i)
-            .collect();
+        let linears: Vec<usize> =
+            model.linears_mut().iter().enumerate().filter(|(_, l)| wanted(&l.name)).map(|(i, _)| i).collect();
         let all_linear = self.target_modules == Targets::AllLinear;
         let (embedding, head) = (!all_linear && wanted(EMBEDDING), !all_linear && wanted(HEAD));
         if linears.is_empty() && !embedding && !head {

@@ -19,8 +19,8 @@ use planish_autograd::{Param, Var, checkpoint};
 use planish_tensor::rng::Rows;
 use planish_tensor::{DType, Tensor};
 
-use crate::config::ModelConfig;
 use crate::adapters::{HeadLora, LoraEmbedding};
+use crate::config::ModelConfig;
 use crate::modules::{Linear, Norm, Slots, Weight};
 use crate::{Ctx, Error, Result};
 use layer::Mixing;
@@ -122,11 +122,13 @@ impl Model {
                     // The prefix comes in as inputs, so that its gradient finds its way out.
                     let tables = prefix.map(|p| (p.cu.clone(), p.index.clone()));
                     let segment = move |tape: Option<&planish_autograd::Tape>, x: &[Var]| {
-                        let own = tables.clone().map(|(cu, index)| Prefix { k: x[1].clone(), v: x[2].clone(), cu, index });
+                        let own =
+                            tables.clone().map(|(cu, index)| Prefix { k: x[1].clone(), v: x[2].clone(), cu, index });
                         let mixing = Mixing::Packed { cu: &cu, prefix: own.as_ref() };
                         Ok(vec![layer.forward(&ctx.on(tape), &x[0], &rotations, mixing)?])
                     };
-                    let inputs: Vec<&Var> = std::iter::once(&x).chain(prefix.iter().flat_map(|p| [&p.k, &p.v])).collect();
+                    let inputs: Vec<&Var> =
+                        std::iter::once(&x).chain(prefix.iter().flat_map(|p| [&p.k, &p.v])).collect();
                     checkpoint(tape, segment, &inputs)?.pop().expect("one output")
                 }
             };

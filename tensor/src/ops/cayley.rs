@@ -104,9 +104,7 @@ fn solve<R: Real>(mut m: Vec<R>, mut b: Vec<R>, n: usize) -> Vec<R> {
 fn one<R: Real>(q: &[R], n: usize, kind: Cayley) -> Vec<R> {
     match kind {
         // Rᵀ = (I - Q)⁻¹ (I + Q).
-        Cayley::Exact => {
-            transposed(&solve(skew(q, n, R::ZERO - R::ONE, R::ONE), skew(q, n, R::ONE, R::ONE), n), n)
-        }
+        Cayley::Exact => transposed(&solve(skew(q, n, R::ZERO - R::ONE, R::ONE), skew(q, n, R::ONE, R::ONE), n), n),
         Cayley::Series(terms) => {
             let q = skew(q, n, R::ONE, R::ZERO);
             let mut r = vec![R::ZERO; n * n];
@@ -222,7 +220,10 @@ mod tests {
             let worst = series.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(worst <= tolerance, "{terms} terms: {worst}");
         }
-        assert_eq!(values(&forward(&Tensor::zeros([1, 1], DType::F64).unwrap(), 2, Cayley::Exact).unwrap()), [1.0, 0.0, 0.0, 1.0]);
+        assert_eq!(
+            values(&forward(&Tensor::zeros([1, 1], DType::F64).unwrap(), 2, Cayley::Exact).unwrap()),
+            [1.0, 0.0, 0.0, 1.0]
+        );
         assert!(forward(&q, 5, Cayley::Exact).is_err());
         assert!(forward(&q, n, Cayley::Series(0)).is_err());
     }

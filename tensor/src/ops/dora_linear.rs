@@ -184,7 +184,8 @@ mod tests {
     /// With B = 0 and m the norms, the map is the base's to the bit.
     #[test]
     fn a_fresh_adapter_changes_nothing() {
-        let (x, w, a) = (random(&[5, 40], DType::F32, 0), random(&[9, 40], DType::BF16, 1), random(&[3, 40], DType::F32, 2));
+        let (x, w, a) =
+            (random(&[5, 40], DType::F32, 0), random(&[9, 40], DType::BF16, 1), random(&[3, 40], DType::F32, 2));
         let b = Tensor::zeros([9, 3], DType::F32).unwrap();
         let norms = row_norms(&w, &a, &b, 2.0).unwrap();
         let lora = Lora { scale: 2.0, dropout: None };
@@ -194,7 +195,8 @@ mod tests {
 
     #[test]
     fn norms_are_those_of_the_updated_rows() {
-        let (w, a, b) = (random(&[37, 21], DType::F64, 1), random(&[4, 21], DType::F64, 2), random(&[37, 4], DType::F64, 3));
+        let (w, a, b) =
+            (random(&[37, 21], DType::F64, 1), random(&[4, 21], DType::F64, 2), random(&[37, 4], DType::F64, 3));
         let delta = super::super::elementwise::scale(&matmul(&b, &a, DType::F64).unwrap(), 0.7).unwrap();
         let v = values(&super::super::elementwise::add(&w, &delta).unwrap());
         let got = values(&row_norms(&w, &a, &b, 0.7).unwrap());

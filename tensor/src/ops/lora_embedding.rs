@@ -23,7 +23,12 @@ pub fn forward(weight: &Tensor, a: &Tensor, b: &Tensor, ids: &[u32], scale: f64)
     let (vocabulary, size) = (weight.dims()[0], weight.dims()[1]);
     if a.rank() != 2 || b.rank() != 2 || a.dims()[1] != vocabulary || b.dims() != [size, a.dims()[0]] {
         let (lhs, rhs) = (a.dims().to_vec(), b.dims().to_vec());
-        return Err(Error::ShapeMismatch { op: OP, what: "A (r, vocabulary) and B (size, r) against weight", lhs, rhs });
+        return Err(Error::ShapeMismatch {
+            op: OP,
+            what: "A (r, vocabulary) and B (size, r) against weight",
+            lhs,
+            rhs,
+        });
     }
     let r = a.dims()[0];
     let a = a.contiguous()?;

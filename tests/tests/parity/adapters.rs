@@ -150,7 +150,12 @@ fn trajectories_of_every_method_are_those_of_trl() {
             for (what, got) in [("loss", loss), ("grad_norm", norm)] {
                 let want = step[what].as_f64().unwrap();
                 // Trajectories in f32 part slowly: the sums of both sides are in different orders.
-                assert!((got - want).abs() <= 1e-3 * want, "{} step {}: {what} {got}, TRL {want}", dir.display(), s + 1);
+                assert!(
+                    (got - want).abs() <= 1e-3 * want,
+                    "{} step {}: {what} {got}, TRL {want}",
+                    dir.display(),
+                    s + 1
+                );
             }
             let clip = (number("max_grad_norm") / (norm + 1e-6)).min(1.0);
             let learning_rate = step["learning_rate"].as_f64().unwrap();
@@ -163,7 +168,8 @@ fn trajectories_of_every_method_are_those_of_trl() {
             let out = tempfile::tempdir().unwrap();
             save_adapter(&model, &*config, out.path()).unwrap();
             let pruned = fixture("adapters/smollm2_adalora_pruned");
-            let ranks = |dir: &std::path::Path| read_json(&dir.join("adapter_config.json")).unwrap()["rank_pattern"].clone();
+            let ranks =
+                |dir: &std::path::Path| read_json(&dir.join("adapter_config.json")).unwrap()["rank_pattern"].clone();
             assert_eq!(ranks(out.path()), ranks(&pruned));
             let read = |dir: &std::path::Path| WeightsReader::open(dir.join("adapter_model.safetensors")).unwrap();
             let (ours, theirs) = (read(out.path()), read(&pruned));

@@ -77,7 +77,8 @@ fn every_method_trains_and_resumes_bit_for_bit() {
     let base: PathBuf = base(dir);
     for (name, method) in METHODS {
         let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
-            let (model, data, out) = (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-{out}")));
+            let (model, data, out) =
+                (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-{out}")));
             let mut all = flags(&model, &data, &out);
             all.extend([("use_peft", "true"), ("lora_r", "2")]);
             // A later flag beats an earlier one of the same name.
@@ -103,12 +104,14 @@ fn every_method_trains_and_resumes_bit_for_bit() {
         if name == "ranks" {
             let ranks = read_json(&whole.join("adapter_config.json")).unwrap()["rank_pattern"].clone();
             let ranks = ranks.as_object().unwrap();
-            let kept: usize = ranks.values().flat_map(|v| v.as_array().unwrap()).filter(|k| k.as_bool().unwrap()).count();
+            let kept: usize =
+                ranks.values().flat_map(|v| v.as_array().unwrap()).filter(|k| k.as_bool().unwrap()).count();
             assert!(kept <= 2 * ranks.len() && kept > 0, "{kept} of {}", ranks.len());
         }
         // Further from what was saved, also where that is less than was trained.
         if config.is_mergeable() || name == "encoder" {
-            let (model, data, out) = (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-on")));
+            let (model, data, out) =
+                (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-on")));
             let adapter = whole.to_string_lossy();
             let mut all = flags(&model, &data, &out);
             all.push(("adapter", &adapter));
@@ -139,8 +142,10 @@ fn a_part_of_the_weights_trains_and_resumes() {
     assert_eq!(files(&whole), files(&resumed));
     let values = |dir: &Path| -> Vec<(String, Vec<u8>)> {
         let all = open(dir).base_params().into_iter();
-        all.map(|p| (p.name().to_string(), p.value().to_vec::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect()))
-            .collect()
+        all.map(|p| {
+            (p.name().to_string(), p.value().to_vec::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect())
+        })
+        .collect()
     };
     for ((name, before), (_, after)) in values(&base).into_iter().zip(values(&whole)) {
         assert_eq!(before != after, name.starts_with("model.layers.1.mlp"), "{name}");
@@ -151,4 +156,31 @@ fn a_part_of_the_weights_trains_and_resumes() {
     all.push(("finetuning_type", "bitfit"));
     let error = sft::run(&settings::<SftConfig>(&all), &mut Silent).unwrap_err().to_string();
     assert!(error.contains("finetuning_type bitfit, which trains biases"), "{error}");
+}
+
+#[test]
+fn every_optimizer_trains_and_resumes_bit_for_bit() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare(dir);
+    let base: PathBuf = base(dir);
+    for optim in ["sgd", "lion_32bit", "adafactor", "muon", "schedule_free_adamw"] {
+        for dtype in ["float32", "bfloat16"] {
+            let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
+                let name = format!("{optim}-{dtype}-{out}");
+                let (model, data, out) = (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &name));
+                let mut all = flags(&model, &data, &out);
+                all.extend([("optim", optim), ("dtype", dtype), ("sgd_momentum", "0.9")]);
+                all.extend([("validation_split", "0.2"), ("eval_strategy", "steps"), ("eval_steps", "2")]);
+                all.extend(extra);
+                sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+            };
+            let whole = result(run("whole", &[], u64::MAX));
+            assert!(matches!(run("cut", &[], 5), Outcome::Interrupted { .. }), "{optim}");
+            let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+            assert_eq!(files(&whole), files(&resumed), "{optim} {dtype}: the results");
+            let log = |out: &str| metrics(&dir.join(format!("{optim}-{dtype}-{out}")));
+            assert_eq!(log("whole"), log("cut"), "{optim} {dtype}: the metrics");
+        }
+    }
 }

@@ -105,7 +105,8 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
         of_linears || layer.norms().into_iter().any(|n| n.weight.params().any(|p| p.is_trainable()))
     };
     // What comes in before the first layer, or in every layer.
-    let before = model.embed_lora.iter().flat_map(|l| l.params()).chain(model.virtual_tokens.iter().flat_map(|v| v.params()));
+    let before =
+        model.embed_lora.iter().flat_map(|l| l.params()).chain(model.virtual_tokens.iter().flat_map(|v| v.params()));
     let embedding = model.embed_tokens.params().chain(before).any(|p| p.is_trainable());
     let first = if embedding { 0 } else { model.layers.iter().position(trained).unwrap_or(0) };
     let first = if optim.gradient_checkpointing { 0 } else { first };
