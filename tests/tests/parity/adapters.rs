@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::adapters::{
-    Combination, Density, Signs, adapter_params, combine_adapters, load_adapter, load_adapter_as, merge_adapter, resume_adapter, save_adapter, save_training,
+    Combination, Density, Signs, adapter_params, combine_adapters, load_adapter, load_adapter_as, merge_adapter,
+    resume_adapter, save_adapter, save_training,
 };
 use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::pretrained::{Pretrained, read_json};
@@ -287,14 +288,16 @@ fn combined_adapters_are_those_of_peft() {
     let out = tempfile::tempdir().unwrap();
     let refuse = |other: PathBuf, combination, words: &str| {
         let parts = [(place.join("one"), 1.0), (other, 1.0)];
-        let error = combine_adapters(&parts, combination, Density::All, Signs::Ignore, out.path()).unwrap_err().to_string();
+        let error =
+            combine_adapters(&parts, combination, Density::All, Signs::Ignore, out.path()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     };
     refuse(fixture("adapters/qwen2_dora"), Combination::Cat, "is not plain LoRA");
     refuse(fixture("adapters/qwen2_plain"), Combination::Cat, "is of another shape than the others");
     refuse(fixture("adapters/smollm2_regex"), Combination::Linear, "use cat or svd");
     let density = Density::Largest(1.5);
-    let error = combine_adapters(&parts, Combination::Linear, density, Signs::Total, out.path()).unwrap_err().to_string();
+    let error =
+        combine_adapters(&parts, Combination::Linear, density, Signs::Total, out.path()).unwrap_err().to_string();
     assert!(error.contains("density is 1.5"), "{error}");
 }
 

@@ -89,6 +89,7 @@ fn schedules_are_those_of_transformers() {
 
 /// Ten updates of every optimizer beside AdamW; and half of them, saved and gone on with, to the bit.
 #[test]
+#[allow(clippy::result_large_err)]
 fn the_others_are_those_of_their_references() {
     let reader = WeightsReader::open(fixture("sft/optim/others.safetensors")).unwrap();
     let get = |name: &str| reader.get(name).unwrap();
