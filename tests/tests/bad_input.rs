@@ -254,10 +254,10 @@ fn adapters_that_cannot_be() {
         &["--lora-r", "99999"],
         "rank 99999 is more than model.layers.0.self_attn.q_proj has: its weight is 128 by 128",
     );
-    peft(&["--rank-pattern", "q_proj"], "rank_pattern must be NAME=RANK");
-    peft(&["--rank-pattern", "q_proj=0"], "rank_pattern must be NAME=RANK");
-    peft(&["--alpha-pattern", "q_proj=-1"], "alpha_pattern must be NAME=ALPHA");
-    peft(&["--init-lora-weights", "eva"], "init_lora_weights must be true, false, gaussian, pissa");
+    peft(&["--rank-pattern", "q_proj"], "must be NAME=RANK");
+    peft(&["--rank-pattern", "q_proj=0"], "must be NAME=RANK");
+    peft(&["--alpha-pattern", "q_proj=-1"], "must be NAME=ALPHA");
+    peft(&["--init-lora-weights", "eva"], "must be true, false, gaussian, pissa");
     peft(&["--init-lora-weights", "orthogonal", "--lora-r", "3"], "even with init_lora_weights orthogonal");
     peft(&["--use-dora", "--lora-target-modules", "lm_head"], "use_dora on lm_head, which is not supported");
     peft(&["--bias", "all"], "bias trains biases, but the modules it is for have none in this model");

@@ -181,10 +181,10 @@ pub(super) fn svd(w: &Matrix, r: usize) -> (Matrix, Vec<f64>, Matrix) {
     let wv = w.times(&vt.t());
     let mut u = Matrix::zeros(w.rows, r);
     let mut sigma = vec![0.0; r];
-    for j in 0..r {
+    for (j, sigma) in sigma.iter_mut().enumerate() {
         let length = (0..w.rows).map(|i| wv.at(i, j) * wv.at(i, j)).sum::<f64>().sqrt();
         if length > 1e-7 * top {
-            sigma[j] = length;
+            *sigma = length;
             (0..w.rows).for_each(|i| u.data[i * r + j] = wv.at(i, j) / length);
         }
     }

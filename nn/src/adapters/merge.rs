@@ -49,7 +49,8 @@ pub fn merge_adapter(model: &mut Model) -> Result<()> {
 /// The embedding and the head, which are one weight until an adapter makes them two.
 fn ends(model: &mut Model, dtype: DType) -> Result<()> {
     let (embedding, head) = (model.embed_lora.take(0), model.head_lora.take(0));
-    (model.embed_lora.clear(), model.head_lora.clear());
+    model.embed_lora.clear();
+    model.head_lora.clear();
     if model.lm_head.is_none() && (embedding.is_some() || head.is_some()) {
         model.lm_head = Some(Weight::new(model.embed_tokens.base.clone()));
     }

@@ -88,8 +88,8 @@ fn solve<R: Real>(mut m: Vec<R>, mut b: Vec<R>, n: usize) -> Vec<R> {
             let f = m[i * n + k] / m[k * n + k];
             for j in 0..n {
                 let (mk, bk) = (m[k * n + j], b[k * n + j]);
-                m[i * n + j] = m[i * n + j] - f * mk;
-                b[i * n + j] = b[i * n + j] - f * bk;
+                m[i * n + j] -= f * mk;
+                b[i * n + j] -= f * bk;
             }
         }
     }

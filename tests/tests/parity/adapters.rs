@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::adapters::{
-    adapter_params, load_adapter, load_adapter_as, merge_adapter, resume_adapter, save_adapter, save_training,
+    Combination, Density, Signs, adapter_params, combine_adapters, load_adapter, load_adapter_as, merge_adapter,
+    resume_adapter, save_adapter, save_training,
 };
 use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::pretrained::{Pretrained, read_json};
@@ -227,6 +228,77 @@ fn several_adapters_share_a_model() {
     assert_eq!(packed_logits(&all, &Ctx::inference().without_adapters(), &sequences), plain);
     let trained = all.params().into_iter().filter(|p| p.is_trainable()).count();
     assert_eq!(trained, 2 * 6, "only those of the first learn");
+}
+
+/// One adapter out of two: the updates are PEFT's, in every form that does not draw random numbers.
+#[test]
+fn combined_adapters_are_those_of_peft() {
+    let place = fixture("combined");
+    let expected = WeightsReader::open(place.join("combined.safetensors")).unwrap();
+    let parts = [(place.join("one"), 0.7), (place.join("two"), -0.4)];
+    let forms = [
+        ("linear", Combination::Linear, Density::All, Signs::Ignore),
+        ("cat", Combination::Cat, Density::All, Signs::Ignore),
+        ("svd", Combination::Svd(Some(3)), Density::All, Signs::Ignore),
+        ("ties", Combination::Linear, Density::Largest(0.4), Signs::Total),
+        ("ties_frequency", Combination::Linear, Density::Largest(0.6), Signs::Frequency),
+        ("ties_svd", Combination::Svd(Some(4)), Density::Largest(0.5), Signs::Total),
+        ("magnitude_prune", Combination::Linear, Density::Largest(0.3), Signs::Ignore),
+    ];
+    for (name, combination, density, signs) in forms {
+        let out = tempfile::tempdir().unwrap();
+        combine_adapters(&parts, combination, density, signs, out.path()).unwrap();
+        let mut model = Pretrained::open(&fixture("models/smollm2")).unwrap().load(LoadOptions::default()).unwrap();
+        let weights = |model: &Model| -> Vec<(String, Vec<f32>)> {
+            model.base_params().iter().map(|p| (p.name().to_string(), p.value().to_vec().unwrap())).collect()
+        };
+        let before = weights(&model);
+        load_adapter(&mut model, out.path()).unwrap();
+        merge_adapter(&mut model).unwrap();
+        let mut compared = 0;
+        for ((module, before), (_, after)) in before.into_iter().zip(weights(&model)) {
+            let key = format!("{name}.{}", module.trim_end_matches(".weight"));
+            if !expected.contains(&key) {
+                assert_eq!(before, after, "{name}: {module}");
+                continue;
+            }
+            let update: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+            // The weight is added and taken away again, in f32.
+            let worst = difference(&update, &floats(&expected, &key));
+            assert!(worst <= 2e-6, "{name}: {module} off by {worst}");
+            compared += 1;
+        }
+        assert_eq!(compared, 6, "{name}");
+    }
+    // DARE keeps about the share it is told, divided by it; the seed decides which.
+    let dare = |seed: u64| {
+        let out = tempfile::tempdir().unwrap();
+        let density = Density::Random { share: 0.5, seed };
+        combine_adapters(&[(place.join("one"), 1.0)], Combination::Linear, density, Signs::Ignore, out.path()).unwrap();
+        let reader = WeightsReader::open(out.path().join("adapter_model.safetensors")).unwrap();
+        let mut all = Vec::new();
+        reader.names().iter().for_each(|n| all.extend(floats(&reader, n)));
+        all
+    };
+    let kept = dare(1).iter().filter(|x| **x != 0.0).count() as f64 / dare(1).len() as f64;
+    assert!((kept - 0.5).abs() < 0.08, "{kept} kept");
+    assert_eq!(dare(1), dare(1));
+    assert_ne!(dare(1), dare(2));
+    // What cannot be combined is refused with the adapter's path.
+    let out = tempfile::tempdir().unwrap();
+    let refuse = |other: PathBuf, combination, words: &str| {
+        let parts = [(place.join("one"), 1.0), (other, 1.0)];
+        let error =
+            combine_adapters(&parts, combination, Density::All, Signs::Ignore, out.path()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    refuse(fixture("adapters/qwen2_dora"), Combination::Cat, "is not plain LoRA");
+    refuse(fixture("adapters/qwen2_plain"), Combination::Cat, "is of another shape than the others");
+    refuse(fixture("adapters/smollm2_regex"), Combination::Linear, "use cat or svd");
+    let density = Density::Largest(1.5);
+    let error =
+        combine_adapters(&parts, Combination::Linear, density, Signs::Total, out.path()).unwrap_err().to_string();
+    assert!(error.contains("density is 1.5"), "{error}");
 }
 
 #[test]

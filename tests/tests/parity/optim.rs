@@ -1,11 +1,13 @@
-//! AdamW and learning-rate schedules against torch and transformers.
+//! Optimizers and learning-rate schedules against torch, transformers, bitsandbytes and schedulefree.
 
 use planish_autograd::Param;
 use planish_nn::pretrained::read_json;
 use planish_nn::weights::WeightsReader;
 use planish_tensor::{DType, Tensor};
 use planish_train::config::{Ramp, Schedule, ScheduleArgs};
-use planish_train::optim::{AdamW, AdamWSettings, Update, learning_rate};
+use planish_train::optim::{
+    Adafactor, AdamW, AdamWSettings, Lion, Muon, Optimizer, Rates, ScheduleFree, Sgd, Update, learning_rate,
+};
 
 use crate::fixture;
 
@@ -83,4 +85,79 @@ fn schedules_are_those_of_transformers() {
         checked += 1;
     }
     assert!(checked >= 14, "{checked} schedules");
+}
+
+/// Ten updates of every optimizer beside AdamW; and half of them, saved and gone on with, to the bit.
+#[test]
+#[allow(clippy::result_large_err)]
+fn the_others_are_those_of_their_references() {
+    let reader = WeightsReader::open(fixture("sft/optim/others.safetensors")).unwrap();
+    let get = |name: &str| reader.get(name).unwrap();
+    let rates = get("lr").to_vec::<f64>().unwrap();
+    let adam = AdamWSettings { beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.1 };
+    let own = Rates::default();
+    let make = |name: &str, params: &[Param]| -> Box<dyn Optimizer> {
+        match name {
+            "sgd" => Box::new(Sgd::new(params, 0.0, 0.1, &own).unwrap()),
+            "sgd_momentum" => Box::new(Sgd::new(params, 0.9, 0.1, &own).unwrap()),
+            "lion" => Box::new(Lion::new(params, (0.9, 0.99), 0.1, &own).unwrap()),
+            "adafactor" => Box::new(Adafactor::new(params, 0.1, &own).unwrap()),
+            "muon" => Box::new(Muon::new(params, adam, &own).unwrap()),
+            _ => Box::new(ScheduleFree::new(params, adam, &own).unwrap()),
+        }
+    };
+    for name in ["sgd", "sgd_momentum", "lion", "adafactor", "muon", "schedule_free"] {
+        let tensors = if name == "muon" { &["a", "m"][..] } else { &["a", "m", "b"] };
+        let fresh = || -> Vec<Param> {
+            // A name that ends in `bias` does not decay.
+            let named = |t: &&str| if *t == "b" { "b.bias".to_string() } else { t.to_string() };
+            tensors.iter().map(|t| Param::trainable(named(t), get(&format!("{t}.init")))).collect()
+        };
+        let step = |params: &[Param], optimizer: &mut dyn Optimizer, s: usize| {
+            for (t, p) in tensors.iter().zip(params) {
+                // As a sum of two tokens, whose mean it is.
+                let grad = get(&format!("{t}.grad")).narrow(0, s, 1).unwrap().reshape(p.value().shape()).unwrap();
+                p.set_grad(Some(planish_tensor::ops::elementwise::scale(&grad, 2.0).unwrap()));
+            }
+            optimizer.step(Update { learning_rate: rates[s], grad_scale: 0.5 }).unwrap();
+        };
+        let params = fresh();
+        let mut optimizer = make(name, &params);
+        for s in 0..10 {
+            step(&params, &mut *optimizer, s);
+            for (t, p) in tensors.iter().zip(&params) {
+                let want = get(&format!("{name}.{t}.param")).narrow(0, s, 1).unwrap().to_vec::<f32>().unwrap();
+                let worst = crate::difference(&p.value().to_vec::<f32>().unwrap(), &want);
+                // Values up to 3 after ten f32 updates; Muon's polynomials amplify rounding about tenfold.
+                let tolerance = if name == "muon" { 2e-5 } else { 3e-6 };
+                assert!(worst <= tolerance, "{name}, {t}, step {s}: {worst}");
+            }
+            // Evaluating in between changes nothing.
+            let before: Vec<Vec<f32>> = params.iter().map(|p| p.value().to_vec().unwrap()).collect();
+            optimizer.averaged(true).unwrap();
+            if name == "schedule_free" && s == 9 {
+                for (t, p) in tensors.iter().zip(&params) {
+                    let want = get(&format!("{name}.{t}.average")).to_vec::<f32>().unwrap();
+                    let worst = crate::difference(&p.value().to_vec::<f32>().unwrap(), &want);
+                    assert!(worst <= 3e-6, "{name}, average of {t}: {worst}");
+                }
+            }
+            optimizer.averaged(false).unwrap();
+            assert_eq!(before, params.iter().map(|p| p.value().to_vec().unwrap()).collect::<Vec<Vec<f32>>>(), "{name}");
+        }
+        let other = fresh();
+        let mut first = make(name, &other);
+        (0..5).for_each(|s| step(&other, &mut *first, s));
+        first.averaged(true).unwrap();
+        let state = first.state();
+        let again: Vec<Param> = other.iter().map(|p| Param::trainable(p.name(), p.value().copied().unwrap())).collect();
+        let mut second = make(name, &again);
+        let find = |wanted: &str| Ok(state.iter().find(|(n, _)| n == wanted).expect(wanted).1.clone());
+        second.restore(5, &find).unwrap();
+        (5..10).for_each(|s| step(&again, &mut *second, s));
+        for (p, q) in params.iter().zip(&again) {
+            let bits = |p: &Param| p.value().to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert_eq!(bits(p), bits(q), "{name}: resumed");
+        }
+    }
 }

@@ -157,3 +157,30 @@ fn a_part_of_the_weights_trains_and_resumes() {
     let error = sft::run(&settings::<SftConfig>(&all), &mut Silent).unwrap_err().to_string();
     assert!(error.contains("finetuning_type bitfit, which trains biases"), "{error}");
 }
+
+#[test]
+fn every_optimizer_trains_and_resumes_bit_for_bit() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare(dir);
+    let base: PathBuf = base(dir);
+    for optim in ["sgd", "lion_32bit", "adafactor", "muon", "schedule_free_adamw"] {
+        for dtype in ["float32", "bfloat16"] {
+            let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
+                let name = format!("{optim}-{dtype}-{out}");
+                let (model, data, out) = (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &name));
+                let mut all = flags(&model, &data, &out);
+                all.extend([("optim", optim), ("dtype", dtype), ("sgd_momentum", "0.9")]);
+                all.extend([("validation_split", "0.2"), ("eval_strategy", "steps"), ("eval_steps", "2")]);
+                all.extend(extra);
+                sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+            };
+            let whole = result(run("whole", &[], u64::MAX));
+            assert!(matches!(run("cut", &[], 5), Outcome::Interrupted { .. }), "{optim}");
+            let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+            assert_eq!(files(&whole), files(&resumed), "{optim} {dtype}: the results");
+            let log = |out: &str| metrics(&dir.join(format!("{optim}-{dtype}-{out}")));
+            assert_eq!(log("whole"), log("cut"), "{optim} {dtype}: the metrics");
+        }
+    }
+}

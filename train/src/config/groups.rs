@@ -97,6 +97,24 @@ choices! {
 }
 
 choices! {
+    /// What turns gradients into updates, under transformers' names.
+    pub enum OptimizerChoice {
+        /// AdamW.
+        AdamW = "adamw_torch" | "adamw_torch_fused" | "adamw",
+        /// Gradient descent.
+        Sgd = "sgd",
+        /// Lion.
+        Lion = "lion_32bit" | "lion",
+        /// Adafactor.
+        Adafactor = "adafactor",
+        /// Muon for matrices, AdamW for the rest.
+        Muon = "muon",
+        /// Schedule-free AdamW.
+        ScheduleFree = "schedule_free_adamw" | "schedule_free_adamw_torch",
+    }
+}
+
+choices! {
     /// A kind of adapter, under PEFT's names.
     pub enum PeftType {
         /// Low-rank updates.
@@ -225,7 +243,11 @@ settings! {
 settings! {
     /// Batches, epochs and the optimizer.
     pub struct OptimSettings ("Training") {
-        /// Peak learning rate of AdamW.
+        /// Optimizer.
+        optim: OptimizerChoice = OptimizerChoice::AdamW, OptimizerChoice::RULE;
+        /// Momentum of sgd.
+        sgd_momentum: f64 = 0.0, BELOW_ONE;
+        /// Peak learning rate.
         learning_rate: f64 = 2e-5, NOT_NEGATIVE;
         /// Examples in a micro-batch.
         per_device_train_batch_size: usize = 8usize, COUNT;
@@ -245,9 +267,9 @@ settings! {
         warmup_ratio: f64 = 0.0, SHARE;
         /// Decoupled weight decay, not applied to norms and biases.
         weight_decay: f64 = 0.0, NOT_NEGATIVE;
-        /// Decay of AdamW's mean of gradients.
+        /// Decay of the mean of gradients (AdamW, Lion).
         adam_beta1: f64 = 0.9, BELOW_ONE;
-        /// Decay of AdamW's mean of squared gradients.
+        /// Decay of AdamW's mean of squared gradients, and of Lion's mean after the update.
         adam_beta2: f64 = 0.999, BELOW_ONE;
         /// Added to the root in AdamW's denominator.
         adam_epsilon: f64 = 1e-8, NOT_NEGATIVE;
@@ -423,7 +445,6 @@ pub(super) const NOT_OURS: &[(&str, &str)] = &[
     ("use_liger_kernel", "the loss never holds full logits, so leave it out"),
     ("report_to", "every run writes metrics.jsonl, TensorBoard events and report.html; leave it out"),
     ("logging_dir", "TensorBoard events are in output_dir; leave it out"),
-    ("optim", "the optimizer is AdamW; leave it out"),
     ("trust_remote_code", "no code of a model is ever run; leave it out"),
     ("load_in_4bit", "quantised bases are read from .gguf files given as `model`"),
     ("load_in_8bit", "quantised bases are read from .gguf files given as `model`"),

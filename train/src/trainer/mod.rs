@@ -153,7 +153,9 @@ impl Trainer<'_> {
             self.objective.advice(&sum).iter().for_each(|sentence| observer.note(sentence));
             let last = state.step == total;
             if due(self.eval.eval_strategy, self.eval_every(), state.step, epoch_ended || last) {
+                optimizer.averaged(true)?;
                 metrics.extra.extend(self.evaluate(&mut state, observer)?.into_iter().flatten());
+                optimizer.averaged(false)?;
             }
             log.write(&metrics)?;
             events.write(&metrics)?;
@@ -161,7 +163,9 @@ impl Trainer<'_> {
             let interrupted = observer.interrupted();
             if interrupted || due(self.run.save_strategy, self.run.save_steps, state.step, epoch_ended) {
                 log.sync()?;
+                optimizer.averaged(true)?;
                 saved = Some(self.save(&state, &*optimizer, observer)?);
+                optimizer.averaged(false)?;
             }
             if interrupted && !last {
                 let checkpoint = saved.expect("just saved").path;
@@ -171,6 +175,7 @@ impl Trainer<'_> {
             }
         }
         drop(steps);
+        optimizer.averaged(true)?;
         let result = self.save_result(&state)?;
         crate::run::report::write(self.dir.path())?;
         let outcome = Outcome::Finished { result };
