@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use planish_nn::pretrained::read_json;
 use planish_nn::tokenizer::Tokenizer;
-use planish_train::data::{Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Example};
+use planish_train::data::{
+    Columns, Cursor, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Example, Lengths, Sampler,
+    SamplerOptions, preflight,
+};
+use planish_train::plan::worst_micro_batch;
 
-use crate::{fixture, repo};
+use crate::{fixture, repo, write_data};
 
 #[test]
 fn rows_become_the_tokens_of_trl() {
@@ -41,4 +45,38 @@ fn rows_become_the_tokens_of_trl() {
         }
     }
     assert!(pairs >= 9 && cut >= 4, "{pairs} pairs, {cut} of them cut");
+}
+
+/// Both sides of a pair are in one batch, go through the model together, and are planned for together.
+#[test]
+fn pairs_stay_together() {
+    let place = tempfile::tempdir().unwrap();
+    write_data(place.path());
+    let spec = [DatasetSpec::new(place.path().join("pairs.jsonl"))];
+    let data = Arc::new(Dataset::open(&spec, &Columns::default(), &[DatasetType::Preference]).unwrap());
+    let tokenizer = Arc::new(Tokenizer::from_dir(repo("train/builtin")).unwrap());
+    let encoder = Encoder::new(tokenizer, EncodeOptions { max_length: Some(20), ..EncodeOptions::default() }).unwrap();
+    let options = SamplerOptions { micro_batch: 4, ..SamplerOptions::default() };
+    let sampler = Arc::new(Sampler::new(data.all(), encoder, options).unwrap());
+    let (report, lengths) = preflight(&sampler, 1000).unwrap();
+    let mut worst = 0;
+    for step in sampler.steps(Cursor::default()).unwrap().epochs(1) {
+        for batch in step.unwrap().micro_batches {
+            assert_eq!((batch.per_example, batch.segments(), batch.margins.len()), (2, 8, 4));
+            worst = worst.max(batch.tokens());
+            for limit in [1, 50, 90] {
+                let parts = batch.split(limit);
+                assert_eq!(parts.iter().map(|p| p.margins.len()).sum::<usize>(), 4);
+                for part in &parts {
+                    assert!(part.example_indices.chunks(2).all(|pair| pair.len() == 2 && pair[0] == pair[1]));
+                    assert!(part.segments() == 2 || part.tokens() <= limit);
+                }
+            }
+        }
+    }
+    assert_eq!(worst_micro_batch(&sampler, &lengths, lengths.max as u64, 5), worst as u64);
+    // Of a sample only the longest is known: a pair of up to twice max_length.
+    let sampled = Lengths { by_row: Vec::new(), ..lengths.clone() };
+    assert_eq!(worst_micro_batch(&sampler, &sampled, lengths.max as u64, 5), 4 * lengths.max as u64);
+    assert!(lengths.max > 20 && report.lengths.max <= lengths.max);
 }

@@ -12,7 +12,7 @@ use planish_autograd::Param;
 use planish_nn::decoder::Model;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Lengths, Packing, Sampler};
+use crate::data::{DatasetType, Lengths, Packing, Sampler};
 use crate::{Error, Result};
 
 /// Memory of a run, bytes.
@@ -159,7 +159,9 @@ pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64,
 /// what the longest examples would make together.
 pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, mut micro_batches: u64) -> u64 {
     let options = sampler.options();
-    let limit = sampler.encoder().options().max_length.map_or(u64::MAX, |n| n as u64);
+    // Each side of a pair may be that long.
+    let sides = if sampler.view().data().files().iter().any(|f| f.kind == DatasetType::Preference) { 2 } else { 1 };
+    let limit = sampler.encoder().options().max_length.map_or(u64::MAX, |n| n as u64 * sides);
     let n = options.micro_batch as u64;
     if options.packing != Packing::None {
         return (sampler.row_length() as u64).saturating_mul(n);
