@@ -44,7 +44,8 @@ fn mistakes_are_named() {
 fn a_kernel_is_inspected() {
     let place = tempfile::tempdir().unwrap();
     let cache = place.path().join("kernels");
-    let arguments = ["kernels", "inspect", "cast", "--arch", "sm_80", "--cache-dir", cache.to_str().unwrap(), "--json"];
+    let arguments =
+        ["kernels", "inspect", "elementwise", "--arch", "sm_80", "--cache-dir", cache.to_str().unwrap(), "--json"];
     let output = planish(&arguments);
     if stderr(&output).contains("NVRTC") {
         let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
@@ -58,7 +59,7 @@ fn a_kernel_is_inspected() {
     let usage = found["usage"].as_array().unwrap();
     assert!(usage.iter().all(|row| row["registers"].as_u64().unwrap() > 0 && row["arch"] == "sm_80"));
     let emulated = found["emulated"].as_array().unwrap();
-    // To single precision and back: each reads and writes whole sectors.
+    // Both kernels of the small run read and write whole sectors.
     assert_eq!(emulated.len(), 2);
     assert!(emulated.iter().all(|run| run["global_sectors"] == run["global_sectors_needed"]), "{emulated:?}");
     assert!(cache.read_dir().unwrap().count() > 0, "the cache is where it was asked to be");

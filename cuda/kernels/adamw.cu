@@ -41,20 +41,20 @@ extern "C" __global__ void adamw_naive(
     if (weight) weight[i] = narrow<T>(p[i]);
 }
 
-// Rung 1: packs of 8.
+// Rung 1: 16 bytes of each array a thread.
 extern "C" __global__ void adamw(
     f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, Coefficients c, u64 n) {
-    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i >= n) return;
     const f32 scale = factor(c, squares);
-    f32 ps[8], ms[8], vs[8], gs[8];
-    load8(ps, p + i, n - i);
-    load8(ms, m + i, n - i);
-    load8(vs, v + i, n - i);
-    load8(gs, g + i, n - i);
-    for (int k = 0; k < 8; ++k) step(ps[k], ms[k], vs[k], gs[k] * scale, c);
-    store8(p + i, ps, n - i);
-    store8(m + i, ms, n - i);
-    store8(v + i, vs, n - i);
-    if (weight) store8(weight + i, ps, n - i);
+    f32 ps[4], ms[4], vs[4], gs[4];
+    load4(ps, p + i, n - i);
+    load4(ms, m + i, n - i);
+    load4(vs, v + i, n - i);
+    load4(gs, g + i, n - i);
+    for (int k = 0; k < 4; ++k) step(ps[k], ms[k], vs[k], gs[k] * scale, c);
+    store4(p + i, ps, n - i);
+    store4(m + i, ms, n - i);
+    store4(v + i, vs, n - i);
+    if (weight) store4(weight + i, ps, n - i);
 }

@@ -106,6 +106,36 @@ template <class Half> __device__ __forceinline__ void store8(Half* p, const f32 
     }
 }
 
+// Four: where all that is moved is f32, 8 would leave a warp's loads 32 bytes apart, two requests for each sector.
+__device__ __forceinline__ void load4(f32 (&v)[4], const f32* p, i64 n) {
+    if (n >= 4 && aligned(p)) {
+        const float4 a = *(const float4*)p;
+        v[0] = a.x; v[1] = a.y; v[2] = a.z; v[3] = a.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = i < n ? p[i] : 0.0f;
+    }
+}
+__device__ __forceinline__ void store4(f32* p, const f32 (&v)[4], i64 n) {
+    if (n >= 4 && aligned(p)) {
+        *(float4*)p = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (i < n) p[i] = v[i];
+    }
+}
+template <class Half> __device__ __forceinline__ void store4(Half* p, const f32 (&v)[4], i64 n) {
+    if (n >= 4 && ((u64)p & 7) == 0) {
+        const u32 low = (u32)narrow<Half>(v[0]).bits | (u32)narrow<Half>(v[1]).bits << 16;
+        *(uint2*)p = make_uint2(low, (u32)narrow<Half>(v[2]).bits | (u32)narrow<Half>(v[3]).bits << 16);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (i < n) p[i] = narrow<Half>(v[i]);
+    }
+}
+
 // Two elements at p.
 __device__ __forceinline__ void store2(f32* p, f32 low, f32 high) {
     if (((u64)p & 7) == 0) *(float2*)p = make_float2(low, high);

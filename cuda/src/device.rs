@@ -11,6 +11,24 @@ use crate::nvrtc::Arch;
 use crate::{DType, Result};
 
 /// A device.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use planish_cuda::cache::KernelCache;
+/// use planish_cuda::emulator::Emulator;
+/// use planish_cuda::ops::softmax::{self, Kind};
+/// use planish_cuda::{DType, Device};
+///
+/// // Or `driver::Nvidia::open(0)?`. Kernels are compiled by NVRTC when they are first asked for.
+/// let device = Device::new(Arc::new(Emulator::new((9, 0))?), Arc::new(KernelCache::of_user()));
+/// let queue = device.queue();
+/// let x = queue.upload("logits", &[0.0f32, 1.0, 2.0, 5.0, 5.0, 5.0])?;
+/// let mut y = queue.alloc("probabilities", 6, DType::F32)?;
+/// softmax::forward(queue, Kind::Softmax, y.slice_mut(DType::F32), x.slice(DType::F32), 3)?;
+/// println!("{:?}", y.download::<f32>()?);
+/// # Ok::<(), planish_cuda::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Device {
     driver: Arc<dyn Driver>,

@@ -1,6 +1,6 @@
 //! AdamW; see `cuda/kernels/adamw.cu`.
 
-use super::{or_null, or_null_mut, packs, same, types};
+use super::{each, or_null, or_null_mut, same, types};
 use crate::driver::Arg;
 use crate::kernels::ADAMW;
 use crate::memory::{Slice, SliceMut};
@@ -118,5 +118,5 @@ pub fn step(
         Arg::Bytes(&bytes),
         Arg::U64(g.len() as u64),
     ];
-    queue.launch(&ADAMW, "adamw", &types([("T", dtype)]), packs(g.len()), &args)
+    queue.launch(&ADAMW, "adamw", &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
 }
