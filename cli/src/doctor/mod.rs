@@ -3,6 +3,7 @@
 //! The registry is walked, not a list of our own: an op without an entry here is a failure of `planish
 //! doctor` and of its tests.
 
+mod adapted;
 mod case;
 mod dense;
 mod moves;
@@ -31,7 +32,8 @@ fn entry(name: &str) -> Option<Entry> {
     if name == "checkpoint" {
         return Some(Entry::None("runs other ops again: see `--certify`"));
     }
-    dense::cases(name).or_else(|| rows::cases(name)).or_else(|| moves::cases(name)).map(Entry::Cases)
+    let files = [dense::cases, adapted::cases, rows::cases, moves::cases];
+    files.iter().find_map(|cases| cases(name)).map(Entry::Cases)
 }
 
 /// Checks every op. A row for each case, in the order of the registry.

@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use planish_nn::adapters::{AdapterConfig, load_adapter};
 use planish_nn::decoder::Model;
 
-use super::{inputs, sft};
+use super::inputs;
 use crate::config::{
     EvalSettings, LoraSettings, ModelSettings, OptimSettings, PreferenceDataSettings, ReferenceSettings, RunSettings,
-    Settings, SftConfig,
+    Settings,
 };
 use crate::data::{DatasetType, Packing};
 use crate::models::{self, Opened};
 use crate::optim::Rates;
 use crate::preference::{Follow, Reference, precompute, same_vocabulary};
 use crate::run::{Checkpoint, Observer, Outcome};
-use crate::trainer::{Objective, Trainer};
+use crate::trainer::{Objective, Trainer, total_steps};
 use crate::{Result, adapt};
 
 /// The blocks that every recipe on preferences has.
@@ -44,9 +44,9 @@ type Built = (Model, Option<AdapterConfig>);
 /// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
 pub(super) fn ready(b: Blocks<'_>, accepted: &[DatasetType], observer: &mut dyn Observer) -> Result<Ready> {
     let (model, lora, optim) = (b.model.clone(), b.lora.clone(), b.optim.clone());
-    let as_sft = SftConfig { model, lora, optim, ..SftConfig::default() };
     ready_with(b, accepted, observer, |opened, steps_per_epoch, resume| {
-        sft::build(&as_sft, opened, steps_per_epoch, resume)
+        let steps = total_steps(&optim, steps_per_epoch);
+        adapt::build(opened, &model, &lora, &optim, steps, resume)
     })
 }
 

@@ -116,7 +116,7 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
 }
 
 /// The model, with a fresh adapter, a given one, or that of the checkpoint.
-pub(super) fn build(
+fn build(
     config: &SftConfig,
     opened: &Opened,
     steps_per_epoch: u64,
