@@ -42,17 +42,15 @@ fn doctor_prints_tables_and_certifies_the_builtin_model() {
 
 /// Machines differ in their vector instructions; what is tested on one of them should hold on the others.
 #[test]
-fn every_op_passes_and_the_laws_hold_with_older_instructions() {
-    // The plain code's fused multiply-adds are calls on most machines: the laws would take minutes.
-    for (simd, more) in [("portable", None), ("avx2", Some("--certify"))] {
-        let flags = ["doctor", "--threads", "2", "--simd", simd, "--json"];
-        let done = planish(&flags.iter().copied().chain(more).collect::<Vec<_>>());
+fn every_op_passes_with_older_instructions() {
+    for simd in ["portable", "avx2"] {
+        let done = planish(&["doctor", "--threads", "2", "--simd", simd, "--json"]);
         if done.code == 2 && done.stderr.contains("does not have these instructions") {
             continue;
         }
         assert_eq!(done.code, 0, "{simd}: {}\n{}", done.stdout, done.stderr);
         let json: Value = serde_json::from_str(&done.stdout).unwrap();
-        assert!(json["passed"] == true && json["certificate"].is_object() == more.is_some(), "{simd}");
+        assert_eq!(json["passed"], true, "{simd}");
     }
 }
 
