@@ -2,7 +2,7 @@
 //!
 //! A method is one file: its settings ([`Method`]: read, write, attach), what it makes of a linear map
 //! ([`LinearAdapter`](crate::modules::LinearAdapter)) or puts before every sequence
-//! ([`VirtualTokens`](crate::decoder::VirtualTokens)), its merge and PEFT's names; and a line in [`METHODS`].
+//! ([`VirtualTokens`](crate::decoder::VirtualTokens)), its merge and PEFT's names; and a line in `METHODS`.
 //! Recipes know none of them: they call [`attach`] or [`load_adapter`], train [`Model::params`], and call
 //! [`save_adapter`].
 
