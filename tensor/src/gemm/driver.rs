@@ -23,7 +23,7 @@ fn panels_bytes() -> usize {
 /// Rows of A that are packed together at most, where they must be: with the panels they fit the second-level cache.
 const PACKED_ROWS: usize = 64;
 
-/// Depth of a piece of a panel when there are few rows: it is read once or twice after it was packed, so it
+/// Depth of a piece of a panel when there are few rows: it is read a few times after it was packed, so it
 /// should not leave the first-level cache in between.
 const PIECE: usize = 96;
 

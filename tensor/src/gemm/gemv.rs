@@ -3,8 +3,8 @@
 //!
 //! A block of 16 (AVX-512) or 8 (AVX2) outputs by as many words of depth is loaded, transposed and
 //! multiplied with up to 8 (4) rows at once; each output remains one chain over the depth, so the bits
-//! are those of the panels' kernels. With few rows several blocks go side by side, for the chains to overlap. Bound by memory: W is read once for all rows, and the next block of lines
-//! is asked for ahead.
+//! are those of the panels' kernels. With few rows several blocks go side by side, for the chains to overlap.
+//! Bound by memory: W is read once for all rows, and the next block of lines is asked for ahead.
 
 use super::kernel::Mode;
 use super::pack::x86::{load_transposed_8, load_transposed_16, prefetch, transpose_16, widen_8, widen_16};
