@@ -66,6 +66,9 @@ impl Tokenizer {
     /// and all tokens of one character share its bytes.
     pub(crate) fn encode_pieces(&self, text: &str, guarded: &[Range<usize>]) -> Result<Vec<Piece>> {
         let (trapped, free) = self.special_occurrences(text, guarded)?;
+        if trapped == 0 && !free.is_empty() && self.has_sections() {
+            return self.encode_sections(text, &free);
+        }
         if trapped == 0 {
             let encoding = guard("encode", || self.inner.backend.encode(text, false))?;
             return Ok(pieces(&encoding, |offset| offset, |id| id));
@@ -170,7 +173,11 @@ impl Tokenizer {
     }
 }
 
-fn pieces(encoding: &tokenizers::Encoding, locate: impl Fn(usize) -> usize, id: impl Fn(u32) -> u32) -> Vec<Piece> {
+pub(super) fn pieces(
+    encoding: &tokenizers::Encoding,
+    locate: impl Fn(usize) -> usize,
+    id: impl Fn(u32) -> u32,
+) -> Vec<Piece> {
     let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
     tokens.map(|(&t, &(start, end))| Piece { id: id(t), bytes: locate(start)..locate(end) }).collect()
 }

@@ -160,6 +160,8 @@ pub(super) fn assemble(json: &[u8], file: &str, around: Surroundings) -> Result<
             backend,
             guarded: OnceLock::new(),
             special_pattern: OnceLock::new(),
+            has_sections: OnceLock::new(),
+            number: super::sections::number(),
             special,
             special_ids,
             unk_id,

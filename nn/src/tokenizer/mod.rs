@@ -15,6 +15,7 @@ mod guarded;
 mod load;
 mod pretokenizers;
 mod save;
+mod sections;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -44,6 +45,10 @@ struct Inner {
     /// The same with special tokens unparsed and one alias for each; built when first needed.
     guarded: OnceLock<guarded::Guarded>,
     special_pattern: OnceLock<regex::Regex>,
+    /// Whether text between special tokens may be encoded by itself.
+    has_sections: OnceLock<bool>,
+    /// Tells this tokenizer from the others of the process.
+    number: u64,
     /// `bos_token`, `eos_token`, …: what a chat template sees under these names.
     special: BTreeMap<String, String>,
     /// Ids of tokens marked special, ascending, with their text.
@@ -231,6 +236,8 @@ impl Tokenizer {
             backend: i.backend.clone(),
             guarded: OnceLock::new(),
             special_pattern: OnceLock::new(),
+            has_sections: OnceLock::new(),
+            number: sections::number(),
             special: i.special.clone(),
             special_ids: i.special_ids.clone(),
             unk_id: i.unk_id,

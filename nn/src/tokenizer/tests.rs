@@ -9,7 +9,7 @@ use super::*;
 use crate::gguf::{Array, Metadata, Value as Gguf};
 
 /// A byte-level vocabulary of single bytes and a few merges, as tokenizer.json.
-fn byte_level() -> Value {
+pub(super) fn byte_level() -> Value {
     let mut vocab = serde_json::Map::new();
     let mut alphabet: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
@@ -34,7 +34,7 @@ fn byte_level() -> Value {
     })
 }
 
-fn load(json: &Value, config: &Value) -> Result<Tokenizer> {
+pub(super) fn load(json: &Value, config: &Value) -> Result<Tokenizer> {
     Tokenizer::from_json_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes()), None)
 }
 
