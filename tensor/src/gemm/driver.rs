@@ -126,9 +126,13 @@ impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
         // SAFETY: the caller's promise.
         unsafe {
             let block = Block { rows, cols, c, n: self.n };
-            set = block.add(&self.base, set, scratch);
-            if let Some(update) = &self.update {
-                set = block.add(update, set, scratch);
+            let behind = self.update.as_ref().filter(|update| {
+                let depth = self.base.a.cols.min(update.a.cols);
+                block.rows.len() > FEW_ROWS && update.a.cs == 1 && depth > 0 && update.a.cols <= KC
+            });
+            set = block.add(&self.base, behind, set, scratch);
+            if let Some(update) = self.update.as_ref().filter(|_| behind.is_none()) {
+                set = block.add(update, None::<&Term<R, R>>, set, scratch);
             }
             if set {
                 // Nothing was summed: the product of empty matrices.
@@ -151,11 +155,19 @@ struct Block<R> {
 }
 
 impl<R: Real> Block<R> {
-    /// C = (if `set`) or += the term. Gives whether C is still to be set, which an empty term leaves so.
+    /// C = (if `set`) or += the term, and += the one `behind` it, tile by tile: for that the block has more than
+    /// [`FEW_ROWS`] rows, the term is not empty, and the other is one block of k, its A contiguous along it. Gives
+    /// whether C is still to be set, which an empty term leaves so.
     ///
     /// # Safety
     /// The block must be writable by this call alone.
-    unsafe fn add<B: Float>(&self, term: &Term<R, B>, mut set: bool, scratch: &mut Vec<R>) -> bool {
+    unsafe fn add<B: Float, V: Float>(
+        &self,
+        term: &Term<R, B>,
+        behind: Option<&Term<R, V>>,
+        mut set: bool,
+        scratch: &mut Vec<R>,
+    ) -> bool {
         let k = term.a.cols;
         for k0 in (0..k).step_by(KC) {
             let depth = k0..k.min(k0 + KC);
@@ -170,7 +182,8 @@ impl<R: Real> Block<R> {
                 if self.rows.len() <= FEW_ROWS {
                     self.few_rows(term, depth, mode, scratch);
                 } else {
-                    self.many_rows(term, depth, mode, scratch);
+                    let behind = behind.filter(|_| depth.end == k);
+                    self.many_rows(term, depth, behind, mode, scratch);
                 }
             }
             set = false;
@@ -221,22 +234,36 @@ impl<R: Real> Block<R> {
         true
     }
 
-    /// Panels of B are packed once and stay in the second-level cache while the rows of A pass.
+    /// Panels of B are packed once and stay in the second-level cache while the rows of A pass. Those of the term
+    /// behind it too: its tile is added while C's is in the first-level cache.
     ///
     /// # Safety
     /// As [`Block::add`].
-    unsafe fn many_rows<B: Float>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
+    unsafe fn many_rows<B: Float, V: Float>(
+        &self,
+        term: &Term<R, B>,
+        depth: Range<usize>,
+        behind: Option<&Term<R, V>>,
+        mode: Mode,
+        scratch: &mut Vec<R>,
+    ) {
         let (shape, kc) = (R::shape(), depth.len());
         let packs_a = term.a.cs != 1;
         let columns = self.cols.len().next_multiple_of(shape.lanes);
         // Whole tiles of rows, whatever their height.
         let together = PACKED_ROWS / shape.mr * shape.mr;
-        let [panels, packed_a] = parts(scratch, [columns * kc, if packs_a { together * kc } else { 0 }]);
+        let more = behind.map_or(0, |behind| behind.a.cols);
+        let lens = [columns * kc, columns * more, if packs_a { together * kc } else { 0 }];
+        let [panels, panels_behind, packed_a] = parts(scratch, lens);
         let mut at = 0;
         for j in self.cols.clone().step_by(shape.nr) {
-            let width = shape.nr.min(self.cols.end - j).next_multiple_of(shape.lanes);
-            pack_b(&mut panels[at..at + width * kc], width, &term.b, j..self.cols.end.min(j + shape.nr), &depth);
-            at += width * kc;
+            let cols = j..self.cols.end.min(j + shape.nr);
+            let width = cols.len().next_multiple_of(shape.lanes);
+            pack_b(&mut panels[at * kc..][..width * kc], width, &term.b, cols.clone(), &depth);
+            if let Some(behind) = behind {
+                pack_b(&mut panels_behind[at * more..][..width * more], width, &behind.b, cols, &(0..more));
+            }
+            at += width;
         }
         for i0 in self.rows.clone().step_by(together) {
             let rows = i0..self.rows.end.min(i0 + together);
@@ -254,13 +281,18 @@ impl<R: Real> Block<R> {
                 for j in self.cols.clone().step_by(shape.nr) {
                     let cols = shape.nr.min(self.cols.end - j);
                     let width = cols.next_multiple_of(shape.lanes);
-                    let b = panels[at..at + width * kc].as_ptr();
-                    at += width * kc;
-                    // SAFETY: the panel holds kc × width, and A's rows i.. (packed or not) are `live` long
-                    // and kc deep by `Mat`'s own check; C by the caller's promise.
+                    let (b, b_behind) = (panels[at * kc..].as_ptr(), panels_behind[at * more..].as_ptr());
+                    at += width;
+                    // SAFETY: the panels hold kc (and `more`) × width, and A's rows i.. (packed or not) are `live`
+                    // long and as deep by `Mat`'s own check; C by the caller's promise.
                     unsafe {
                         let c = self.c.add(i * self.n + j);
                         R::tile(&Tile { rows: live, cols, kc, a, a_row, a_k, b, width, c, c_row: self.n, mode });
+                        if let Some(Term { a, .. }) = behind {
+                            let (a, a_row, a_k) = (a.data[i * a.rs..].as_ptr(), a.rs, 1);
+                            let (kc, b, mode) = (more, b_behind, Mode::Add);
+                            R::tile(&Tile { rows: live, cols, kc, a, a_row, a_k, b, width, c, c_row: self.n, mode });
+                        }
                     }
                 }
             }

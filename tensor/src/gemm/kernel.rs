@@ -4,6 +4,10 @@ use crate::Real;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Simd, level};
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -79,6 +83,10 @@ impl Kernel for f32 {
             Simd::Avx2 => return TileShape { mr: 6, nr: 16, lanes: 8 },
             Simd::Portable => {}
         }
+        if cfg!(target_arch = "aarch64") {
+            // 24 accumulators of 4, 4 registers of B and 1 of A, of the 32 there are.
+            return TileShape { mr: 6, nr: 16, lanes: 4 };
+        }
         TileShape { mr: 4, nr: 16, lanes: 16 }
     }
 
@@ -92,8 +100,14 @@ impl Kernel for f32 {
             Simd::Avx2 => return unsafe { x86::avx2(tile) },
             Simd::Portable => {}
         }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: NEON is part of the target; the rest is the caller's promise.
+        return unsafe { neon::neon(tile) };
+        #[cfg(not(target_arch = "aarch64"))]
         // SAFETY: the caller's promise.
-        unsafe { portable::<f32, 4, 16>(tile) }
+        unsafe {
+            portable::<f32, 4, 16>(tile)
+        }
     }
 }
 

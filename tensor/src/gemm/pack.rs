@@ -1,6 +1,8 @@
 //! Packing: from a strided matrix of any float dtype to panels that the kernel reads in order, widened.
 
-use crate::dtype::{DType, Float, Real};
+#[cfg(target_arch = "x86_64")]
+use crate::dtype::DType;
+use crate::dtype::{Float, Real};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Simd, level};
 
