@@ -13,8 +13,9 @@ use crate::scratch::{self, fill};
 use crate::team;
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
-/// Queries per block (times the heads that share keys: rows).
-const BLOCK: usize = 64;
+/// Queries per block (times the heads that share keys: rows). Half a tile: causal blocks on the diagonal then
+/// compute a quarter of a tile in vain, not half of one.
+const BLOCK: usize = 32;
 
 /// (dq, dk, dv) from the upstream gradient `dout` and what [`forward`](super::forward) returned.
 ///
@@ -136,15 +137,16 @@ fn head<R: Real>(
     let behind = lk - lq.min(lk);
     let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for j0 in (0..lk).step_by(TILE) {
-        let n = TILE.min(lk - j0);
-        let (kt, vt) = (Mat::new(&k[j0 * size..], n, size), Mat::new(&v[j0 * size..], n, size));
         for i0 in (0..lq).step_by(BLOCK) {
             let i1 = lq.min(i0 + BLOCK);
             let (first, _) = options.visible(i0 + behind, lk);
             let (_, last) = options.visible(i1 - 1 + behind, lk);
-            if last <= j0 || first >= j0 + n {
+            if last <= j0 || first >= j0 + TILE {
                 continue;
             }
+            // Up to the last key that a query of the block sees.
+            let n = TILE.min(last - j0);
+            let (kt, vt) = (Mat::new(&k[j0 * size..], n, size), Mat::new(&v[j0 * size..], n, size));
             let rows = (i1 - i0) * group;
             let range = i0 * group * size..i1 * group * size;
             let (qb, ob) = (Mat::new(&q[range.clone()], rows, size), Mat::new(&dout[range.clone()], rows, size));

@@ -173,7 +173,8 @@ fn block<R: Real>(
     let softcap = options.softcap.map(R::from_f64);
     let stride = kv_heads * size;
     for j0 in (first / TILE * TILE..last).step_by(TILE) {
-        let n = TILE.min(seg.keys - j0);
+        // Keys that no query of the block sees are left out: they add 0 to sums whose order goes by place.
+        let n = TILE.min(last - j0);
         let at = j0 * stride + g * size;
         let k = Mat::strided(&seg.k[at..], n, size, stride, 1);
         let v = Mat::strided(&seg.v[at..], n, size, stride, 1);
