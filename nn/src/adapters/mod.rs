@@ -39,6 +39,7 @@ pub use files::{
 };
 pub use ia3::Ia3Config;
 pub use init::LoraInit;
+pub use linalg::singular_vectors;
 pub use ln_tuning::LnTuningConfig;
 pub use lora::LoraLayer;
 pub use lora_config::{LoraBias, LoraConfig};
