@@ -145,6 +145,8 @@ choices! {
         Vera = "VERA" | "vera",
         /// Rotations of inputs.
         Oft = "OFT" | "oft",
+        /// Rotations of inputs, and scales of outputs.
+        Boft = "BOFT" | "boft",
         /// Embeddings of virtual tokens.
         PromptTuning = "PROMPT_TUNING" | "prompt_tuning",
         /// Keys and values of virtual tokens.
@@ -373,6 +375,10 @@ settings! {
         oft_r: usize = 0usize, ANY_COUNT;
         /// Size of OFT's blocks; 0 if oft_r gives their number.
         oft_block_size: usize = 32usize, ANY_COUNT;
+        /// Size of BOFT's blocks; 0 if boft_block_num gives their number.
+        boft_block_size: usize = 4usize, ANY_COUNT;
+        /// Blocks of BOFT in a module; 0 if boft_block_size gives their size.
+        boft_block_num: usize = 0usize, ANY_COUNT;
         /// Use a series for OFT's rotations, not the exact transform.
         use_cayley_neumann: bool = true, SWITCH;
         /// Virtual tokens of prompt, prefix and p-tuning.
