@@ -24,6 +24,9 @@ pub enum Error {
     /// The GGUF file is wrong.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
+    /// The model cannot be written as GGUF.
+    #[error(transparent)]
+    Export(#[from] crate::gguf::ExportError),
     /// The tokenizer is missing or wrong.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),

@@ -95,7 +95,7 @@ fn adapters_and_merged_models_load_in_the_peers() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     let (base, data) = prepare(dir);
-    let kinds: [(&str, &[&str]); 16] = [
+    let kinds: [(&str, &[&str]); 17] = [
         ("plain", &["--lora-target-modules", "q_proj,v_proj"]),
         ("all", &["--lora-target-modules", "all-linear", "--use-rslora", "--lora-r", "3", "--lora-alpha", "5"]),
         ("saved", &["--lora-target-modules", "down_proj", "--lora-modules-to-save", "lm_head"]),
@@ -107,6 +107,7 @@ fn adapters_and_merged_models_load_in_the_peers() {
         ("norms", &["--peft-type", "LN_TUNING"]),
         ("vera", &["--peft-type", "VERA", "--vera-r", "32"]),
         ("oft", &["--peft-type", "OFT"]),
+        ("boft", &["--peft-type", "BOFT"]),
         ("prompt", &["--peft-type", "PROMPT_TUNING"]),
         ("prefix", &["--peft-type", "PREFIX_TUNING", "--prefix-projection"]),
         ("p-tuning", &["--peft-type", "P_TUNING"]),

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use planish_nn::adapters::{
-    AdaLoraConfig, AdapterConfig, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit, OftConfig, PTuningConfig,
+    AdaLoraConfig, AdapterConfig, BoftConfig, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit, OftConfig, PTuningConfig,
     Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets, VeraConfig, attach, load_adapter,
     resume_adapter, train_only,
 };
@@ -128,6 +128,11 @@ pub fn adapter_config(lora: &LoraSettings, base: &str, total_steps: u64) -> Resu
             oft_block_size: lora.oft_block_size,
             use_cayley_neumann: lora.use_cayley_neumann,
             ..OftConfig::new(target(ATTENTION))
+        }),
+        PeftType::Boft => Arc::new(BoftConfig {
+            boft_block_size: lora.boft_block_size,
+            boft_block_num: lora.boft_block_num,
+            ..BoftConfig::new(target(ATTENTION))
         }),
         PeftType::PromptTuning => {
             let init = match lora.prompt_tuning_init {

@@ -1,11 +1,13 @@
 //! The commands, one a file. A command is listed here when it works, not before.
 
 mod chat;
+mod combine;
 mod config;
 mod cpo;
 mod data;
 mod doctor;
 mod dpo;
+mod export;
 mod generate;
 mod kernels;
 mod kto;
@@ -44,6 +46,8 @@ const COMMANDS: &[Entry] = &[
     Entry { command: chat::command, run: chat::run },
     Entry { command: score::command, run: score::run },
     Entry { command: merge::command, run: merge::run },
+    Entry { command: combine::command, run: combine::run },
+    Entry { command: export::command, run: export::run },
     Entry { command: plan::command, run: plan::run },
     Entry { command: data::command, run: data::run },
     Entry { command: config::command, run: config::run },

@@ -191,6 +191,21 @@ pub(super) fn svd(w: &Matrix, r: usize) -> (Matrix, Vec<f64>, Matrix) {
     (u, sigma, vt)
 }
 
+/// The first `r` right singular vectors of W (rows, cols) as rows, (r, cols), or its left ones as columns, (rows, r), in
+/// row-major order. Each vector's number of the largest magnitude is above 0.
+pub fn singular_vectors(rows: usize, cols: usize, w: Vec<f64>, r: usize, right: bool) -> Vec<f64> {
+    let w = Matrix::new(rows, cols, w);
+    let (u, _, vt) = svd(&w, r);
+    let mut vectors = if right { vt } else { u.t() };
+    for v in vectors.data.chunks_exact_mut(vectors.cols.max(1)) {
+        let largest = v.iter().copied().fold(0.0f64, |m, x| if x.abs() > m.abs() { x } else { m });
+        if largest < 0.0 {
+            v.iter_mut().for_each(|x| *x = -*x);
+        }
+    }
+    if right { vectors.data } else { vectors.t().data }
+}
+
 /// The first `r` columns of Q and rows of R with W = Q R, Q's columns orthonormal: Gram-Schmidt, twice over.
 pub(super) fn qr(w: &Matrix, r: usize) -> (Matrix, Matrix) {
     let r = r.min(w.rows).min(w.cols);

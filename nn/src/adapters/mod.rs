@@ -8,6 +8,7 @@
 
 mod adalora;
 mod attach;
+mod boft;
 mod combine;
 mod copies;
 mod error;
@@ -31,6 +32,7 @@ mod vera;
 
 pub use adalora::AdaLoraConfig;
 pub use attach::Attach;
+pub use boft::BoftConfig;
 pub use combine::{Combination, Density, Signs, combine_adapters};
 pub use error::AdapterError;
 pub use files::{
@@ -39,6 +41,7 @@ pub use files::{
 };
 pub use ia3::Ia3Config;
 pub use init::LoraInit;
+pub use linalg::singular_vectors;
 pub use ln_tuning::LnTuningConfig;
 pub use lora::LoraLayer;
 pub use lora_config::{LoraBias, LoraConfig};
@@ -138,6 +141,7 @@ const METHODS: &[(&str, Read)] = &[
     ("LN_TUNING", |f| Ok(Arc::new(LnTuningConfig::read(f)?))),
     ("VERA", |f| Ok(Arc::new(VeraConfig::read(f)?))),
     ("OFT", |f| Ok(Arc::new(OftConfig::read(f)?))),
+    ("BOFT", |f| Ok(Arc::new(BoftConfig::read(f)?))),
     ("PROMPT_TUNING", |f| Ok(Arc::new(PromptTuningConfig::read(f)?))),
     ("PREFIX_TUNING", |f| Ok(Arc::new(PrefixTuningConfig::read(f)?))),
     ("P_TUNING", |f| Ok(Arc::new(PTuningConfig::read(f)?))),

@@ -17,6 +17,7 @@ mod metadata;
 mod names;
 mod parse;
 mod types;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub use error::{FormatProblem, GgufError, Result};
 pub use file::{GgufFile, GgufTensor};
 pub use metadata::{Array, Metadata, Value};
 pub use types::GgmlType;
+pub use write::{ExportError, Exported, Quant, export, quantize};
 
 /// Dequantises whole blocks of `kind` into as many f32 as they hold.
 ///

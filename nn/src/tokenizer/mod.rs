@@ -31,6 +31,7 @@ use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::template::{ChatTemplate, TemplateError};
 pub use error::{Result, TokenizerError};
+pub(crate) use pretokenizers::name_of as pre_tokenizer_name;
 
 pub use stream::StreamDecoder;
 
@@ -278,6 +279,13 @@ impl Tokenizer {
     /// Where a file cannot be written.
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
         save::save(self, dir.as_ref())
+    }
+
+    /// tokenizer.json, parsed.
+    pub(crate) fn json(&self) -> Result<Value> {
+        let text = save::text(self)?;
+        serde_json::from_str(&text)
+            .map_err(|source| TokenizerError::Json { file: "tokenizer.json".to_owned(), source })
     }
 
     fn named_id(&self, name: &str) -> Option<u32> {

@@ -7,13 +7,19 @@ use serde_json::{Map, Value, json};
 use super::{Result, Tokenizer, TokenizerError};
 use crate::weights::atomic_write;
 
-pub(super) fn save(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+/// What tokenizer.json holds.
+pub(super) fn text(tokenizer: &Tokenizer) -> Result<String> {
     let inner = &tokenizer.inner;
     let mut backend = inner.backend.clone();
     backend.with_post_processor(inner.post_processor.clone());
-    let text = backend
+    backend
         .to_string(true)
-        .map_err(|e| TokenizerError::Backend { action: "be written as tokenizer.json", reason: e.to_string() })?;
+        .map_err(|e| TokenizerError::Backend { action: "be written as tokenizer.json", reason: e.to_string() })
+}
+
+pub(super) fn save(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    let inner = &tokenizer.inner;
+    let text = text(tokenizer)?;
     write(dir, "tokenizer.json", &text)?;
 
     let mut config = inner.config.clone();

@@ -45,6 +45,31 @@ pub fn atomic_write(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -
     })
 }
 
+/// As [`atomic_write`], with a look at the file before it is put in its place: `check` gets the name it has until then.
+///
+/// # Errors
+/// As [`atomic_write`], and those of `check`.
+pub(crate) fn atomic_replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    check: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<()> {
+    let temporary = temporary_beside(path)?;
+    let done = (|| {
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        let mut buffered = BufWriter::with_capacity(1 << 20, file);
+        write(&mut buffered)?;
+        buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        check(&temporary)?;
+        fs::rename(&temporary, path)?;
+        sync_dir(parent(path))
+    })();
+    done.map_err(|source| {
+        fs::remove_file(&temporary).ok();
+        WeightsError::io("write", path, source)
+    })
+}
+
 /// Builds a directory through `fill`, and puts it at `path` only when all of it is on the disk.
 ///
 /// `fill` gets a temporary directory beside `path`. Nothing may be at `path` but an empty directory.

@@ -28,6 +28,7 @@ const METHODS: [(&str, &[(&str, &str)]); 17] = [
     ("norms", &[("peft_type", "LN_TUNING"), ("lora_target_modules", "input_layernorm,norm")]),
     ("vera", &[("peft_type", "VERA"), ("vera_r", "8")]),
     ("oft", &[("peft_type", "OFT"), ("oft_block_size", "4")]),
+    ("boft", &[("peft_type", "BOFT")]),
     ("prompt", &[("peft_type", "PROMPT_TUNING"), ("num_virtual_tokens", "3")]),
     (
         "text",

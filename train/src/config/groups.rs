@@ -111,6 +111,22 @@ choices! {
         Muon = "muon",
         /// Schedule-free AdamW.
         ScheduleFree = "schedule_free_adamw" | "schedule_free_adamw_torch",
+        /// AdamW with its state in 8 bits.
+        AdamW8bit = "adamw_8bit" | "adamw_bnb_8bit",
+        /// Lion with its state in 8 bits.
+        Lion8bit = "lion_8bit",
+        /// Gradient descent with its momentum in 8 bits.
+        Sgd8bit = "sgd_8bit",
+        /// AdamW with its state in a file.
+        PagedAdamW = "paged_adamw_32bit" | "paged_adamw",
+        /// AdamW with its state in 8 bits and in a file.
+        PagedAdamW8bit = "paged_adamw_8bit",
+        /// Lion with its state in a file.
+        PagedLion = "paged_lion_32bit" | "paged_lion",
+        /// Lion with its state in 8 bits and in a file.
+        PagedLion8bit = "paged_lion_8bit",
+        /// AdamW in low-rank subspaces of the gradients.
+        GaLoreAdamW = "galore_adamw",
     }
 }
 
@@ -129,6 +145,8 @@ choices! {
         Vera = "VERA" | "vera",
         /// Rotations of inputs.
         Oft = "OFT" | "oft",
+        /// Rotations of inputs, and scales of outputs.
+        Boft = "BOFT" | "boft",
         /// Embeddings of virtual tokens.
         PromptTuning = "PROMPT_TUNING" | "prompt_tuning",
         /// Keys and values of virtual tokens.
@@ -245,6 +263,12 @@ settings! {
     pub struct OptimSettings ("Training") {
         /// Optimizer.
         optim: OptimizerChoice = OptimizerChoice::AdamW, OptimizerChoice::RULE;
+        /// Arguments of the optimizer: `rank=128, update_proj_gap=200, scale=0.25, proj_type=std` of galore_adamw, `rounding=nearest` of those in 8 bits.
+        optim_args: Option<String> = None, TEXT;
+        /// Linear layers that galore_adamw projects: parts of names, one regular expression, or `all-linear`.
+        optim_target_modules: Vec<String> = Vec::new(), TEXT;
+        /// Memory for the states of a paged optimizer, GiB; the others are in a file of output_dir [none in memory].
+        optim_memory_budget: Option<f64> = None, NOT_NEGATIVE;
         /// Momentum of sgd.
         sgd_momentum: f64 = 0.0, BELOW_ONE;
         /// Peak learning rate.
@@ -351,6 +375,10 @@ settings! {
         oft_r: usize = 0usize, ANY_COUNT;
         /// Size of OFT's blocks; 0 if oft_r gives their number.
         oft_block_size: usize = 32usize, ANY_COUNT;
+        /// Size of BOFT's blocks; 0 if boft_block_num gives their number.
+        boft_block_size: usize = 4usize, ANY_COUNT;
+        /// Blocks of BOFT in a module; 0 if boft_block_size gives their size.
+        boft_block_num: usize = 0usize, ANY_COUNT;
         /// Use a series for OFT's rotations, not the exact transform.
         use_cayley_neumann: bool = true, SWITCH;
         /// Virtual tokens of prompt, prefix and p-tuning.

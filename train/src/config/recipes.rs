@@ -145,6 +145,7 @@ pub(super) fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), 
     if optim.warmup_steps > 1.0 && optim.warmup_steps.fract() != 0.0 {
         return conflict("warmup_steps", "must be a whole number, or a share below 1");
     }
+    crate::optim::OptimArgs::of(optim)?;
     optim.lr_scheduler_kwargs.check(optim.lr_scheduler_type)
 }
 

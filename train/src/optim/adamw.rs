@@ -210,7 +210,8 @@ fn update_one<R: Real>(
 }
 
 /// Scalars of an update, rounded to the compute type once, as torch does.
-struct Coefficients<R> {
+#[derive(Clone, Copy)]
+pub(super) struct Coefficients<R> {
     grad_scale: R,
     keep: R,
     lerp: R,
@@ -222,7 +223,7 @@ struct Coefficients<R> {
 }
 
 impl<R: Real> Coefficients<R> {
-    fn new(s: &AdamWSettings, decay: f64, step: u64, update: Update) -> Self {
+    pub(super) fn new(s: &AdamWSettings, decay: f64, step: u64, update: Update) -> Self {
         let r = <R as Element>::from_f64;
         let t = step as f64;
         let (c1, c2) = (1.0 - s.beta1.powf(t), 1.0 - s.beta2.powf(t));
@@ -237,6 +238,18 @@ impl<R: Real> Coefficients<R> {
             step_size: r(-(update.learning_rate / c1)),
         }
     }
+
+    /// Updates a run of numbers.
+    pub(super) fn run(&self, p: &mut [R], g: &[R], m: &mut [R], v: &mut [R]) {
+        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * self.grad_scale;
+            *p *= self.keep;
+            *m += self.lerp * (g - *m);
+            *v = *v * self.beta2 + self.one_minus_beta2 * g * g;
+            let denominator = v.sqrt() / self.root + self.eps;
+            *p += self.step_size * *m / denominator;
+        }
+    }
 }
 
 fn run<R: Real>(p: &mut [R], g: &[R], m: &mut [R], v: &mut [R], c: &Coefficients<R>) {
@@ -246,14 +259,5 @@ fn run<R: Real>(p: &mut [R], g: &[R], m: &mut [R], v: &mut [R], c: &Coefficients
     let tasks = p.chunks_mut(run).zip(m.chunks_mut(run)).zip(v.chunks_mut(run)).zip(g.chunks(run));
     let tasks: Vec<_> = tasks.collect();
     use rayon::prelude::*;
-    tasks.into_par_iter().for_each(|(((p, m), v), g)| {
-        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * c.grad_scale;
-            *p *= c.keep;
-            *m += c.lerp * (g - *m);
-            *v = *v * c.beta2 + c.one_minus_beta2 * g * g;
-            let denominator = v.sqrt() / c.root + c.eps;
-            *p += c.step_size * *m / denominator;
-        }
-    });
+    tasks.into_par_iter().for_each(|(((p, m), v), g)| c.run(p, g, m, v));
 }

@@ -48,22 +48,26 @@ impl Rule for Step {
         g: &[R],
         buffers: &mut [&mut [R]],
     ) -> planish_tensor::Result<()> {
-        let r = R::from_f64;
-        let (rate, keep) = (r(self.rate), r(self.keep));
-        let (b1, c1) = (r(self.betas.0), r(1.0 - self.betas.0));
-        let (b2, c2) = (r(self.betas.1), r(1.0 - self.betas.1));
-        let m = buffers[0].iter_mut();
-        for ((w, &g), m) in w.iter_mut().zip(g).zip(m) {
-            let direction = b1 * *m + c1 * g;
-            *w *= keep;
-            if direction > R::ZERO {
-                *w -= rate;
-            } else if direction < R::ZERO {
-                *w += rate;
-            }
-            *m = b2 * *m + c2 * g;
-        }
+        run(self.rate, self.betas, self.keep, w, g, &mut *buffers[0]);
         Ok(())
+    }
+}
+
+/// Updates a run of numbers; `keep` is 1 - lr λ.
+pub(super) fn run<R: Real>(rate: f64, betas: (f64, f64), keep: f64, w: &mut [R], g: &[R], m: &mut [R]) {
+    let r = R::from_f64;
+    let (rate, keep) = (r(rate), r(keep));
+    let (b1, c1) = (r(betas.0), r(1.0 - betas.0));
+    let (b2, c2) = (r(betas.1), r(1.0 - betas.1));
+    for ((w, &g), m) in w.iter_mut().zip(g).zip(m) {
+        let direction = b1 * *m + c1 * g;
+        *w *= keep;
+        if direction > R::ZERO {
+            *w -= rate;
+        } else if direction < R::ZERO {
+            *w += rate;
+        }
+        *m = b2 * *m + c2 * g;
     }
 }
 

@@ -2,30 +2,45 @@
 
 mod adafactor;
 mod adamw;
+mod args;
+mod blockwise;
+mod codes;
+mod galore;
 mod lion;
 mod muon;
 mod norm;
+mod paging;
 mod rates;
+mod rules;
 mod schedule;
 mod schedule_free;
 mod sgd;
+mod size;
 mod slots;
 
 pub use adafactor::Adafactor;
 pub use adamw::{AdamW, AdamWSettings};
+pub use args::OptimArgs;
+pub use blockwise::{Blockwise, Keep};
+pub use codes::Rounding;
+pub use galore::{GaLore, GaLoreSettings, ProjType};
 pub use lion::Lion;
 pub use muon::Muon;
 pub use norm::grad_norm;
 pub use rates::Rates;
+pub use rules::Rule;
 pub use schedule::learning_rate;
 pub use schedule_free::ScheduleFree;
 pub use sgd::Sgd;
+pub use size::{StateSize, state_size};
+
+use std::path::Path;
 
 use planish_autograd::Param;
 use planish_tensor::Tensor;
 
 use crate::Result;
-use crate::config::{OptimSettings, OptimizerChoice};
+use crate::config::{ConfigError, OptimSettings, OptimizerChoice};
 
 /// What an update is done with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,20 +81,51 @@ pub trait Optimizer {
     fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()>;
 }
 
-/// The optimizer that the settings name, of the trainable ones among `params`.
+/// The optimizer that the settings name, of the trainable ones among `params`. A paged one has its file in `scratch`.
 ///
 /// # Errors
-/// Out of memory.
-pub fn optimizer(params: &[Param], o: &OptimSettings, rates: &Rates) -> Result<Box<dyn Optimizer>> {
-    let adam =
-        AdamWSettings { beta1: o.adam_beta1, beta2: o.adam_beta2, eps: o.adam_epsilon, weight_decay: o.weight_decay };
+/// Out of memory; arguments that contradict each other; a disk without the room.
+pub fn optimizer(params: &[Param], o: &OptimSettings, rates: &Rates, scratch: &Path) -> Result<Box<dyn Optimizer>> {
+    let args = OptimArgs::of(o)?;
+    let adam = adam(o);
     let betas = (o.adam_beta1, o.adam_beta2);
+    if let Some(rule) = rule(o) {
+        let paged = o.optim.is_paged().then(|| (size::budget(o), scratch));
+        let keep = Keep { eight_bits: o.optim.eight_bits(), rounding: args.rounding, paged };
+        return Ok(Box::new(Blockwise::new(params, rule, keep, rates)?));
+    }
     Ok(match o.optim {
-        OptimizerChoice::AdamW => Box::new(AdamW::with_rates(params, adam, rates)?),
         OptimizerChoice::Sgd => Box::new(Sgd::new(params, o.sgd_momentum, o.weight_decay, rates)?),
         OptimizerChoice::Lion => Box::new(Lion::new(params, betas, o.weight_decay, rates)?),
         OptimizerChoice::Adafactor => Box::new(Adafactor::new(params, o.weight_decay, rates)?),
         OptimizerChoice::Muon => Box::new(Muon::new(params, adam, rates)?),
         OptimizerChoice::ScheduleFree => Box::new(ScheduleFree::new(params, adam, rates)?),
+        OptimizerChoice::GaLoreAdamW => {
+            let targets = args::Targets::of(o)?;
+            if !params.iter().any(|p| p.is_trainable() && p.value().rank() == 2 && targets.has(p.name())) {
+                let problem = "names no trained linear layer of this model";
+                return Err(ConfigError::Conflict { key: "optim_target_modules", problem }.into());
+            }
+            Box::new(GaLore::new(params, adam, args.galore, |p| targets.has(p.name()), rates)?)
+        }
+        _ => Box::new(AdamW::with_rates(params, adam, rates)?),
+    })
+}
+
+fn adam(o: &OptimSettings) -> AdamWSettings {
+    AdamWSettings { beta1: o.adam_beta1, beta2: o.adam_beta2, eps: o.adam_epsilon, weight_decay: o.weight_decay }
+}
+
+/// The rule of the optimizers that are [`Blockwise`].
+fn rule(o: &OptimSettings) -> Option<Rule> {
+    use OptimizerChoice as O;
+    let weight_decay = o.weight_decay;
+    Some(match o.optim {
+        O::AdamW8bit | O::PagedAdamW | O::PagedAdamW8bit => Rule::AdamW(adam(o)),
+        O::Lion8bit | O::PagedLion | O::PagedLion8bit => {
+            Rule::Lion { betas: (o.adam_beta1, o.adam_beta2), weight_decay }
+        }
+        O::Sgd8bit => Rule::Sgd { momentum: o.sgd_momentum, weight_decay },
+        _ => return None,
     })
 }

@@ -36,7 +36,7 @@ pub struct Muon {
 }
 
 /// Whether a parameter is Muon's: a matrix, but not of the vocabulary.
-fn is_hidden(param: &Param) -> bool {
+pub(super) fn is_hidden(param: &Param) -> bool {
     param.value().rank() == 2 && !["embed_tokens", "lm_head"].iter().any(|n| param.name().contains(n))
 }
 

@@ -83,6 +83,13 @@ impl Slot {
         self.buffers.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
     }
 
+    /// Puts a buffer in place.
+    pub(super) fn set_buffer(&mut self, name: &str, value: Tensor) {
+        if let Some((_, buffer)) = self.buffers.iter_mut().find(|(n, _)| *n == name) {
+            *buffer = value;
+        }
+    }
+
     /// Fills the first buffer with the weights.
     pub(super) fn fill_first(&mut self) -> Result<()> {
         let weight = self.weight().copied()?;

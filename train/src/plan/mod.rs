@@ -1,6 +1,6 @@
 //! What a run will take, before step 0: memory and arithmetic of the worst micro-batch (law 7).
 //!
-//! Weights and what is trained (gradient, AdamW's two moments, an f32 master of narrower weights) are counted in
+//! Weights and what is trained (gradient, the optimizer's state, an f32 master of narrower weights) are counted in
 //! the dtype that they are kept in. Activations and time are measured, by [`measure`], on a few layers of the
 //! model itself.
 
@@ -12,7 +12,9 @@ use planish_autograd::Param;
 use planish_nn::decoder::Model;
 use serde::{Deserialize, Serialize};
 
+use crate::config::OptimSettings;
 use crate::data::{DatasetType, Lengths, Packing, Sampler};
+use crate::optim::state_size;
 use crate::{Error, Result};
 
 /// Memory of a run, bytes.
@@ -24,7 +26,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Gradients that are alive at the worst moment.
     pub gradients: u64,
-    /// AdamW's moments and f32 masters.
+    /// The optimizer's state and f32 masters, as far as they are in memory.
     pub optimizer: u64,
     /// Activations and temporary tensors at that moment of the worst micro-batch.
     pub activations: u64,
@@ -77,7 +79,7 @@ pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recomp
             } else if plan.activations > plan.optimizer + plan.gradients {
                 "lower tokens_per_pass or max_length"
             } else {
-                "train a LoRA adapter (use_peft) instead of all weights, or set dtype to bfloat16"
+                "train a LoRA adapter (use_peft) instead of all weights, keep the optimizer's state in 8 bits or in a file (optim: adamw_8bit, paged_adamw_32bit), or set dtype to bfloat16"
             };
             Err(Error::DoesNotFit {
                 needed: plan.total(),
@@ -108,15 +110,24 @@ const PROGRAM: u64 = 24 << 20;
 /// to the first layer, while activations go: the peak is at one end of that, and [`MemoryPlan`] says what is
 /// alive then. `in_use` is what the process has after [`measure`], with the model loaded: what of it is not
 /// weights is the program's, the tokenizer's, the threads' buffers and what the allocator holds back.
-pub fn memory(model: &Model, costs: &Costs, tokens: u64, accumulation: usize, in_use: Option<u64>) -> MemoryPlan {
-    let (mut weights, mut all, mut optimizer) = (0, 0, 0);
+///
+/// # Errors
+/// Arguments of the optimizer that contradict each other.
+pub fn memory(
+    model: &Model,
+    optim: &OptimSettings,
+    costs: &Costs,
+    tokens: u64,
+    accumulation: usize,
+    in_use: Option<u64>,
+) -> Result<MemoryPlan> {
+    let (mut weights, mut all) = (0, 0);
+    let optimizer = state_size(&model.params(), optim)?.memory;
     let gradient =
         |p: &Param| if p.is_trainable() { p.value().numel() as u64 * p.grad_dtype().size() as u64 } else { 0 };
     for p in model.params() {
-        let (value, wide) = (p.value(), p.grad_dtype());
+        let value = p.value();
         weights += value.numel() as u64 * value.dtype().size() as u64;
-        let masters = if value.dtype() == wide { 0 } else { 1 };
-        optimizer += gradient(&p) * (2 + masters);
         all += gradient(&p);
     }
     let of_linears = model.layers.iter().flat_map(|l| l.linears()).flat_map(|l| l.params()).map(gradient);
@@ -129,7 +140,7 @@ pub fn memory(model: &Model, costs: &Costs, tokens: u64, accumulation: usize, in
         _ => (all, most),
     };
     let program = in_use.unwrap_or(0).saturating_sub(weights).max(PROGRAM);
-    MemoryPlan { program, weights, gradients, optimizer, activations, tokens }
+    Ok(MemoryPlan { program, weights, gradients, optimizer, activations, tokens })
 }
 
 /// Floating-point operations of training on `tokens` tokens, `supervised` of which carry a loss:

@@ -43,16 +43,16 @@ impl Inputs {
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
         // program's.
         planish_tensor::pool::clear();
-        Ok((self.plan(model, optim, &costs, optim.tokens_per_pass), costs))
+        Ok((self.plan(model, optim, &costs, optim.tokens_per_pass)?, costs))
     }
 
     /// The plan for passes of up to `limit` tokens, from costs that were measured for any other.
-    fn plan(&self, model: &Model, optim: &OptimSettings, costs: &Costs, limit: u64) -> MemoryPlan {
+    fn plan(&self, model: &Model, optim: &OptimSettings, costs: &Costs, limit: u64) -> Result<MemoryPlan> {
         let worst = self.worst(optim);
         let tokens = self.pass(worst, limit);
         let parts = usize::try_from(worst.div_ceil(tokens.max(1))).unwrap_or(usize::MAX);
         let passes = optim.gradient_accumulation_steps.saturating_mul(parts);
-        plan::memory(model, costs, tokens, passes, memory_use().map(|m| m.current))
+        plan::memory(model, optim, costs, tokens, passes, memory_use().map(|m| m.current))
     }
 
     /// Tokens of the largest micro-batch.
@@ -103,7 +103,7 @@ pub(super) fn fit(
         optim.gradient_checkpointing = recompute;
         let (_, costs) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
         for &limit in &limits {
-            let plan = inputs.plan(model, optim, &costs, limit);
+            let plan = inputs.plan(model, optim, &costs, limit)?;
             if plan.total() <= budget {
                 optim.tokens_per_pass = limit;
                 return plan::check_fits(&plan, in_use, available, recompute);

@@ -77,7 +77,7 @@ impl Trainer<'_> {
     pub fn train(mut self, resume: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Outcome> {
         let o = self.optim;
         let params = self.model.params();
-        let mut optimizer = optimizer(&params, o, &self.rates)?;
+        let mut optimizer = optimizer(&params, o, &self.rates, self.dir.path())?;
         // What the adapter has a say in: its own parameters.
         let own = self.adapter.as_ref().map(|_| adapter_params(&self.model, 0)).unwrap_or_default();
         let mut state = match resume {
