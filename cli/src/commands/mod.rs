@@ -4,6 +4,7 @@ mod chat;
 mod config;
 mod cpo;
 mod data;
+mod distill;
 mod doctor;
 mod dpo;
 mod generate;
@@ -40,6 +41,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: cpo::command, run: cpo::run },
     Entry { command: simpo::command, run: simpo::run },
     Entry { command: reward::command, run: reward::run },
+    Entry { command: distill::command, run: distill::run },
     Entry { command: generate::command, run: generate::run },
     Entry { command: chat::command, run: chat::run },
     Entry { command: score::command, run: score::run },

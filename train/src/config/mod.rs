@@ -24,6 +24,7 @@
 //! # Ok::<(), planish_train::config::ConfigError>(())
 //! ```
 
+mod distill;
 mod error;
 mod groups;
 mod load;
@@ -38,6 +39,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use distill::{DistillConfig, DistillSettings};
 pub use error::{ConfigError, Origin};
 pub use groups::{
     ArchitectureSettings, BiasChoice, DataSettings, DeviceChoice, EvalSettings, FinetuningType, Interval, LoraSettings,
@@ -49,7 +51,10 @@ pub use preference::{
     CpoLossType, CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings,
     PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings,
 };
-pub use preference_recipes::{CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, RewardConfig, SimpoConfig};
+pub use preference_recipes::{
+    CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, PairSettings, PreferenceBlocks, PreferenceRecipe,
+    RewardConfig, SimpoConfig,
+};
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
 pub use schedule::{Ramp, Schedule, ScheduleArgs};

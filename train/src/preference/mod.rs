@@ -16,7 +16,7 @@ mod unpaired;
 mod watch;
 
 pub use pairs::Pairs;
-pub use precompute::{Known, precompute};
+pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};
 pub use rewards::Rewards;
 pub use unpaired::Unpaired;

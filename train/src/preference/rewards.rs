@@ -10,7 +10,7 @@ use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
-use crate::losses::BradleyTerry;
+use crate::losses::{BradleyTerry, Laid};
 use crate::trainer::{Objective, Sums, packed};
 
 /// Minimises [`BradleyTerry`] over pairs, divided by their number. A side's reward is read at its last token, by
@@ -19,12 +19,19 @@ use crate::trainer::{Objective, Sums, packed};
 pub struct Rewards {
     loss: BradleyTerry,
     dropout: bool,
+    share: bool,
 }
 
 impl Rewards {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: BradleyTerry, dropout: bool) -> Rewards {
-        Rewards { loss, dropout }
+        Rewards { loss, dropout, share: false }
+    }
+
+    /// Lets the sides of a pair share what they begin with: [`crate::losses::Want::share`] says when.
+    #[must_use]
+    pub fn sharing(self, share: bool) -> Rewards {
+        Rewards { share, ..self }
     }
 
     fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
@@ -34,9 +41,10 @@ impl Rewards {
             for part in &parts {
                 let tape = (mode != Mode::HeldOut).then(Tape::new);
                 let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
-                let packed = packed(&part.batch);
-                let hidden = model.forward(&ctx, &packed, optim.gradient_checkpointing)?;
-                let rewards = model.rewards(&ctx, &hidden, &packed.cu_seqlens)?;
+                let laid = Laid::new(model, &ctx, packed(&part.batch), self.share);
+                let hidden = model.forward(&ctx, laid.stream(), optim.gradient_checkpointing)?;
+                let last: Vec<u32> = part.batch.cu_seqlens[1..].iter().map(|end| laid.at(end - 1)).collect();
+                let rewards = model.rewards(&ctx, &hidden, &last)?;
                 drop(hidden);
                 let values = rewards.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
                 let mut slopes = Vec::with_capacity(values.len());

@@ -5,7 +5,7 @@
 //! a side's reward is read at its last token by position; rows longer than `max_length` are dropped, as there, or
 //! cut as `truncation_mode` says. All weights are trained.
 
-use super::preference::{Blocks, ready_with};
+use super::preference::{self, Build};
 use crate::Result;
 use crate::config::{RewardConfig, RewardSettings};
 use crate::data::DatasetType;
@@ -22,26 +22,18 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &RewardConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let mut config = config.clone();
     let (dtype, seed) = (config.model.dtype, config.optim.seed);
-    let blocks = Blocks {
-        model: &config.model,
-        data: &mut config.data,
-        optim: &config.optim,
-        lora: &config.lora,
-        eval: &config.eval,
-        run: &config.run,
-    };
-    let ready = ready_with(blocks, ACCEPTED, observer, |opened, _, resume| {
+    let build: Build<'_> = Box::new(move |opened, _, resume| {
         let model = match resume {
             Some(from) => models::open_path(&from.path)?.load_reward(dtype, seed)?,
             None => opened.load_reward(dtype, seed)?,
         };
         Ok((model, None))
-    })?;
-    let objective = Rewards::new(loss(&config.reward), !config.dropout.disable_dropout);
-    let (eval, run) = (config.eval.clone(), config.run.clone());
-    ready.train(&mut config, |c| &mut c.optim, (&eval, &run), Box::new(objective), observer)
+    });
+    preference::run_with(config, ACCEPTED, observer, build, |c, _, _| {
+        let rewards = Rewards::new(loss(&c.reward), !c.dropout.disable_dropout);
+        Ok(Box::new(rewards.sharing(c.pairs.share_prompts)))
+    })
 }
 
 /// The loss that the settings ask for.

@@ -340,5 +340,6 @@ pub fn packed(batch: &Batch) -> Packed {
         ids: batch.ids.as_slice().into(),
         positions: batch.positions.as_slice().into(),
         cu_seqlens: batch.cu_seqlens.as_slice().into(),
+        stems: Arc::new([]),
     }
 }
