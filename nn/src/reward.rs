@@ -78,6 +78,16 @@ fn describe(config: &mut serde_json::Value) {
     }
 }
 
+impl Pretrained {
+    /// Whether the files hold a head of rewards.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn has_reward_head(&self) -> Result<bool> {
+        Ok(self.source().names().iter().any(|name| name == SCORE))
+    }
+}
+
 impl Model {
     /// Rewards at tokens, such as the last one of each segment: w · h, (rows, 1). `hidden`: (tokens, hidden).
     ///

@@ -16,6 +16,7 @@ pub mod preference;
 pub mod recipes;
 pub mod run;
 pub mod score;
+mod sources;
 pub mod trainer;
 
 pub use error::{Error, Result};

@@ -19,6 +19,7 @@ mod report;
 mod reward;
 mod sampling;
 mod score;
+mod score_rewards;
 mod sft;
 mod simpo;
 mod training;

@@ -26,6 +26,13 @@ pub(crate) fn command() -> Command {
                 .help("Score the assistant's turns only"),
         )
         .arg(
+            Arg::new("reward")
+                .long("reward")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["assistant-only-loss", "top-k"])
+                .help("Write the rewards of a reward model, of pairs too, and say how well it tells their sides apart"),
+        )
+        .arg(
             Arg::new("top-k")
                 .long("top-k")
                 .value_name("K")
@@ -49,6 +56,9 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    if matches.get_flag("reward") {
+        return super::score_rewards::run(matches);
+    }
     let (model, tokenizer) = model_args::open(matches)?;
     let specs: Vec<DatasetSpec> = matches
         .get_many::<String>("dataset")

@@ -87,6 +87,8 @@ pub struct Model {
     pub head_lora: Slots<Arc<HeadLora>>,
     /// What adapters put before every sequence.
     pub virtual_tokens: Slots<Arc<dyn VirtualTokens>>,
+    /// Trained beside the model and no part of it: an objective's own parameters. It saves them itself.
+    pub beside: Vec<Param>,
 }
 
 impl Model {
@@ -97,6 +99,21 @@ impl Model {
     /// # Errors
     /// A token id outside the vocabulary; those of the kernels.
     pub fn forward(&self, ctx: &Ctx, batch: &Packed, recompute: bool) -> Result<Var> {
+        Ok(self.forward_with(ctx, batch, recompute, &[])?.0)
+    }
+
+    /// As [`Model::forward`], and what comes out of the layers of these numbers, (tokens, hidden) each.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_with(
+        &self,
+        ctx: &Ctx,
+        batch: &Packed,
+        recompute: bool,
+        layers: &[usize],
+    ) -> Result<(Var, Vec<Var>)> {
+        let mut seen = vec![None; layers.len()];
         let mut x = self.embed(ctx, &batch.ids)?;
         if let Some((alpha, rows)) = ctx.embedding_noise() {
             x = elementwise::add(&x, &Var::constant(noise(&x, batch, alpha, rows)?))?;
@@ -144,11 +161,18 @@ impl Model {
                     checkpoint(tape, segment, &inputs)?.pop().expect("one output")
                 }
             };
+            for (wanted, place) in layers.iter().zip(&mut seen) {
+                if *wanted == i {
+                    *place = Some(x.clone());
+                }
+            }
         }
-        if let Some(kept) = kept {
-            x = index_select::index_select(&x, &kept)?;
-        }
-        Ok(self.norm.forward(ctx, &x)?)
+        let own = |x: Var| match &kept {
+            Some(kept) => index_select::index_select(&x, kept),
+            None => Ok(x),
+        };
+        let seen = seen.into_iter().flatten().map(own).collect::<planish_autograd::Result<Vec<_>>>()?;
+        Ok((self.norm.forward(ctx, &own(x)?)?, seen))
     }
 
     /// Virtual tokens' embeddings, times the family's factor where it is on all inputs.
@@ -296,6 +320,7 @@ impl Model {
         all.extend(self.lm_head.iter().flat_map(Weight::params).filter(|p| !p.same(&self.embed_tokens.base)).cloned());
         all.extend(self.score.iter().flat_map(Weight::params).cloned());
         all.extend(self.head_lora.iter().flat_map(|l| l.params()).cloned());
+        all.extend(self.beside.iter().cloned());
         // What two places share counts once.
         let mut once: Vec<Param> = Vec::with_capacity(all.len());
         let mut seen = std::collections::HashSet::new();

@@ -93,7 +93,8 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
     let stored = scored(dir, "builtin", "8", &[]);
     let held = [("validation_split", "0.2"), ("eval_strategy", "steps"), ("eval_steps", "2")];
     let lora = [("use_peft", "true"), ("lora_r", "4"), ("lora_dropout", "0.1"), ("beta", "0.2")];
-    let runs: [Vec<(&str, &str)>; 2] = [
+    let runs: [Vec<(&str, &str)>; 3] = [
+        [&held[..], &lora, &[("teacher_model", "builtin"), ("feature_layers", "0=1,1=0")]].concat(),
         [&held[..], &lora, &[("teacher_model", "builtin")]].concat(),
         [&held[..], &[("teacher_scores", &stored), ("hard_weight", "0.5"), ("tokens_per_pass", "40")]].concat(),
     ];
@@ -109,6 +110,25 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
             assert!(lines[1][name].as_f64().is_some_and(f64::is_finite), "{name}: {:?}", lines[1]);
         }
     }
+}
+
+/// The projections learn along, and are no part of the result.
+#[test]
+fn layers_come_to_the_teachers() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    write_data(dir);
+    let extra = [("teacher_model", "builtin"), ("feature_layers", "0=1"), ("learning_rate", "5e-3"), ("max_steps", "12")];
+    let end = result(run(dir, "out", &extra, u64::MAX));
+    let lines = metrics(&dir.join("out"));
+    let of = |step: usize, name: &str| lines[step][name].as_f64().unwrap();
+    assert!(of(11, "feature_loss") < 0.7 * of(0, "feature_loss"), "{lines:?}");
+    assert!((of(0, "loss") - of(0, "divergence") - of(0, "feature_loss")).abs() <= 1e-6, "{:?}", lines[0]);
+    let names = |dir: &Path| files(dir).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert!(names(&dir.join("out/checkpoint-4")).contains(&"projections.safetensors".to_string()));
+    assert!(!names(&end).contains(&"projections.safetensors".to_string()));
+    let text = run(dir, "none", &[("teacher_model", "builtin"), ("feature_layers", "0=99")], u64::MAX).unwrap_err();
+    assert!(text.to_string().contains("must be STUDENT=TEACHER"), "{text}");
 }
 
 /// A student that is its teacher has nothing to learn; one that is not comes nearer.

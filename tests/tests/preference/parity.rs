@@ -115,12 +115,13 @@ fn train(spec: &Value, rows: &[Value], feed: Feed) -> Vec<Vec<(String, f64)>> {
     let mut model = match spec["trainer"] == "reward" {
         false => open("smollm2", feed.dtype, !lora),
         true => {
-            let options = LoadOptions { dtype: Some(feed.dtype), trainable: true };
+            let options = LoadOptions { dtype: Some(feed.dtype), trainable: !lora };
             Pretrained::open(&fixture("preference/reward")).unwrap().load_reward(options, 0).unwrap()
         }
     };
     if lora {
-        load_adapter(&mut model, &fixture("preference/adapter")).unwrap();
+        let name = if spec["trainer"] == "reward" { "reward_adapter" } else { "adapter" };
+        load_adapter(&mut model, &fixture("preference").join(name)).unwrap();
     }
     let settings =
         AdamWSettings { beta1: 0.9, beta2: 0.999, eps: number("adam_epsilon"), weight_decay: number("weight_decay") };

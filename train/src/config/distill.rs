@@ -28,6 +28,10 @@ settings! {
         temperature: f64 = 1.0, POSITIVE;
         /// Weight of cross-entropy on the data's own tokens besides the divergence.
         hard_weight: f64 = 0.0, NOT_NEGATIVE;
+        /// Layers whose output is to become the teacher's, through a projection that is learnt along: each STUDENT=TEACHER, numbers from 0.
+        feature_layers: Vec<String> = Vec::new(), TEXT;
+        /// Weight of their squared distance, a mean over tokens and the teacher's hidden size.
+        feature_weight: f64 = 1.0, NOT_NEGATIVE;
         /// Share of steps on the student's own answers: only 0, the data's answers, is there (TRL has 0.5).
         lmbda: f64 = 0.0, SHARE;
     }
@@ -77,6 +81,9 @@ impl Recipe for DistillConfig {
         }
         if d.teacher_scores.is_none() {
             return Ok(());
+        }
+        if !d.feature_layers.is_empty() {
+            return conflict("feature_layers", "need the teacher itself; `teacher_scores` are its predictions only");
         }
         if d.teacher_adapter.is_some() {
             return conflict("teacher_adapter", "goes with `teacher_model`; `teacher_scores` have it in them already");

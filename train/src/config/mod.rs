@@ -32,6 +32,7 @@ mod preference;
 mod preference_recipes;
 mod raw;
 mod recipes;
+mod replay;
 mod schedule;
 mod setting;
 mod table;
@@ -57,6 +58,7 @@ pub use preference_recipes::{
 };
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
+pub use replay::ReplaySettings;
 pub use schedule::{Ramp, Schedule, ScheduleArgs};
 pub use setting::{Arity, Rule, Setting};
 pub use table::{Key, Settings};

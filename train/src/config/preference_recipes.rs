@@ -1,7 +1,7 @@
 //! The settings of the recipes that learn from preferences, and what must agree in them.
 
 use super::error::ConfigError;
-use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, RunSettings, TruncationMode};
+use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, PeftType, RunSettings, TruncationMode};
 use super::preference::{
     CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
     ReferenceSettings, RewardSettings, SimpoSettings,
@@ -197,8 +197,8 @@ preference_recipe! {
         c.optim.learning_rate = 1e-4;
         c.data.truncation_mode = TruncationMode::Drop;
     };
-    |c| match c.lora.use_peft || c.model.adapter.is_some() {
-        true => conflict("use_peft", "and `adapter` are not for reward models: all weights are trained"),
+    |c| match c.lora.use_peft && c.lora.peft_type != PeftType::Lora {
+        true => conflict("peft_type", "must be LORA for reward models"),
         false => Ok(()),
     }
 }

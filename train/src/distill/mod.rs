@@ -5,8 +5,10 @@
 //!       └► student (recorded) ───────────────────────────────┴► lm_head_divergence ─► backward
 //! ```
 
+mod features;
 mod objective;
 mod stored;
 
+pub use features::Features;
 pub use objective::{Distill, Guide};
 pub use stored::StoredTeacher;

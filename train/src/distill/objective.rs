@@ -1,8 +1,9 @@
 //! The objective of distillation.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use planish_autograd::Tape;
+use planish_autograd::{Tape, Var};
 use planish_autograd::ops::elementwise;
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher};
 use planish_nn::Ctx;
@@ -10,6 +11,7 @@ use planish_nn::decoder::{Model, Packed};
 use planish_tensor::rng::{Purpose, Rows, Stream};
 use planish_tensor::{DType, Tensor};
 
+use super::features::{Features, selected};
 use super::stored::StoredTeacher;
 use crate::Result;
 use crate::config::OptimSettings;
@@ -31,26 +33,33 @@ pub enum Guide {
 /// D(student, teacher) - hard_weight · log p(token)
 /// ```
 ///
-/// with the divergence D of [`planish_tensor::ops::lm_head_divergence`].
+/// with the divergence D of [`planish_tensor::ops::lm_head_divergence`], and of [`Features`] where layers are matched.
 pub struct Distill {
     guide: Guide,
     what: Divergence,
     hard_weight: f64,
+    features: Option<Features>,
 }
 
 impl Distill {
     /// An objective; `hard_weight` is that of cross-entropy on the data's own tokens.
     pub fn new(guide: Guide, what: Divergence, hard_weight: f64) -> Distill {
-        Distill { guide, what, hard_weight }
+        Distill { guide, what, hard_weight, features: None }
+    }
+
+    /// Matches layers too. The teacher is a model then.
+    #[must_use]
+    pub fn matching(self, features: Features) -> Distill {
+        Distill { features: Some(features), ..self }
     }
 
     /// What the teacher says where `rows` of a batch predict.
-    fn teacher(&self, batch: &Batch, stream: &Packed, rows: &[u32]) -> Result<Teacher> {
+    fn teacher(&self, batch: &Batch, stream: &Packed, rows: &[u32]) -> Result<(Teacher, Vec<Tensor>)> {
         match &self.guide {
             Guide::Model(model) => {
-                let ctx = Ctx::inference();
-                let hidden = model.forward(&ctx, stream, false)?;
-                Ok(model.as_teacher(&ctx, &hidden, rows)?)
+                let (ctx, layers) = (Ctx::inference(), self.features.as_ref().map_or(&[][..], |f| &f.teacher));
+                let (hidden, seen) = model.forward_with(&ctx, stream, false, layers)?;
+                Ok((model.as_teacher(&ctx, &hidden, rows)?, selected(&seen, rows, model.dtype())?))
             }
             Guide::Stored(stored) => {
                 let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
@@ -59,7 +68,7 @@ impl Distill {
                     let (example, mask) = (batch.example_indices[s], &batch.mask[range.clone()]);
                     stored.read(example, &batch.ids[range], mask, &mut ids, &mut logprobs)?;
                 }
-                Ok(Teacher::Top { ids: ids.into(), logprobs: logprobs.into(), k: stored.k() })
+                Ok((Teacher::Top { ids: ids.into(), logprobs: logprobs.into(), k: stored.k() }, Vec::new()))
             }
         }
     }
@@ -72,8 +81,9 @@ impl Distill {
             return Ok(());
         }
         // Before anything is recorded: the activations of the two are never there together.
-        let teacher = self.teacher(batch, &stream, &rows)?;
-        let hidden = model.forward(ctx, &stream, recompute)?;
+        let (teacher, theirs) = self.teacher(batch, &stream, &rows)?;
+        let layers = self.features.as_ref().map_or(&[][..], Features::layers);
+        let (hidden, seen) = model.forward_with(ctx, &stream, recompute, layers)?;
         let out = model.divergences(ctx, &hidden, &rows, &teacher, &self.what)?;
         let numbers = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_dtype(DType::F64)?.to_vec::<f64>()?) };
         let (count, divergence) = (rows.len() as f64, numbers(out.divergence.value())?.iter().sum::<f64>());
@@ -91,9 +101,22 @@ impl Distill {
             objective = elementwise::sub(&objective, &elementwise::scale(&scores.logprobs, self.hard_weight)?)?;
         }
         drop(hidden);
-        if let Some(tape) = ctx.tape().filter(|_| objective.is_tracked()) {
-            let ones = Tensor::full(1.0f64, objective.dims())?.to_dtype(objective.value().dtype())?;
-            tape.backward_from(vec![(objective, ones)])?;
+        let mut ends = vec![objective];
+        if let Some(features) = &self.features {
+            let distance = features.distance(ctx, &seen, &theirs, &rows)?;
+            let sum = numbers(distance.value())?.iter().sum::<f64>();
+            sums.loss += sum;
+            sums.measure("feature_loss", sum, count);
+            ends.push(distance);
+        }
+        drop(seen);
+        if let Some(tape) = ctx.tape() {
+            let mut seeds = Vec::new();
+            for end in ends.into_iter().filter(Var::is_tracked) {
+                let ones = Tensor::full(1.0f64, end.dims())?.to_dtype(end.value().dtype())?;
+                seeds.push((end, ones));
+            }
+            tape.backward_from(seeds)?;
         }
         Ok(())
     }
@@ -124,5 +147,13 @@ impl Objective for Distill {
             }
         }
         Ok(sums)
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.features.as_ref().map_or(Ok(()), |features| features.save(dir))
+    }
+
+    fn load(&mut self, dir: &Path) -> Result<()> {
+        self.features.as_ref().map_or(Ok(()), |features| features.load(dir))
     }
 }

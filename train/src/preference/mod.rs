@@ -8,6 +8,7 @@
 //! [`Pairs`], [`Unpaired`] and [`Rewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
 //! [`Reference`] is what they compare with.
 
+mod judged;
 mod pairs;
 mod precompute;
 mod reference;
@@ -15,6 +16,7 @@ mod rewards;
 mod unpaired;
 mod watch;
 
+pub use judged::{Bin, Judged, Judgement, Length, Share};
 pub use pairs::Pairs;
 pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};

@@ -6,6 +6,7 @@ use planish_autograd::Tape;
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Tensor};
 
+use super::judged::Judged;
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -48,14 +49,19 @@ impl Rewards {
                 drop(hidden);
                 let values = rewards.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
                 let mut slopes = Vec::with_capacity(values.len());
-                for (pair, &margin) in values.chunks_exact(2).zip(&part.batch.margins) {
+                for (k, (pair, &margin)) in values.chunks_exact(2).zip(&part.batch.margins).enumerate() {
                     let (chosen, rejected) = (pair[0], pair[1]);
+                    let judged = Judged::new([chosen, rejected], [0, 1].map(|s| part.batch.segment(2 * k + s).len()));
                     let found = self.loss.loss(chosen, rejected, margin);
                     slopes.extend([found.chosen, found.rejected]);
                     sums.loss += found.loss;
                     sums.count += 1.0;
                     sums.measure("mean_reward", chosen + rejected, 2.0);
-                    sums.measure("accuracy", f64::from(u8::from(chosen > rejected)), 1.0);
+                    sums.measure("accuracy", judged.right(), 1.0);
+                    if let Some(length) = judged.length {
+                        sums.measure(length.metric(), judged.right(), 1.0);
+                    }
+                    sums.measure("confidence", judged.confidence(), 1.0);
                     sums.measure("margin", chosen - rejected, 1.0);
                     (least, most) = (least.min(chosen).min(rejected), most.max(chosen).max(rejected));
                 }

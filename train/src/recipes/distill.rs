@@ -14,7 +14,7 @@ use planish_nn::tokenizer::Tokenizer;
 use super::inputs;
 use crate::config::{ConfigError, DistillConfig};
 use crate::data::DatasetType;
-use crate::distill::{Distill, Guide, StoredTeacher};
+use crate::distill::{Distill, Features, Guide, StoredTeacher};
 use crate::models::{self, Opened};
 use crate::preference::same_vocabulary;
 use crate::run::{Checkpoint, Observer, Outcome};
@@ -59,19 +59,30 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
     )?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let steps = total_steps(&config.optim, inputs.steps_per_epoch);
-    let (model, adapter) =
+    let (mut model, adapter) =
         adapt::build(&opened, &config.model, &config.lora, &config.optim, steps, resume.as_ref())?;
     drop(opened);
+    let d = &config.distill;
+    let features = match &guide {
+        Guide::Model(teacher) if !d.feature_layers.is_empty() => {
+            Some(Features::new(&mut model, teacher, &d.feature_layers, d.feature_weight, config.optim.seed)?)
+        }
+        _ => None,
+    };
     // The teacher is in memory by now, and so in the plan.
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     dir.write_config(&config)?;
     inputs::tell(&inputs.report, &dir, observer)?;
     let what = Divergence { beta: config.distill.beta, temperature: config.distill.temperature };
+    let mut objective = Distill::new(guide, what, config.distill.hard_weight);
+    if let Some(features) = features {
+        objective = objective.matching(features);
+    }
     Trainer {
         model,
         adapter,
-        objective: Box::new(Distill::new(guide, what, config.distill.hard_weight)),
+        objective: Box::new(objective),
         rates: adapt::rates(&config.lora, &config.optim),
         tokenizer,
         sampler: inputs.sampler,

@@ -11,7 +11,7 @@ mod state;
 
 pub use evaluate::evaluate;
 pub use objective::{CrossEntropy, Objective, Sums};
-pub(crate) use state::REFERENCE_FILE;
+pub(crate) use state::{PROJECTIONS_FILE, REFERENCE_FILE};
 pub use state::TrainerState;
 
 use std::collections::HashMap;
