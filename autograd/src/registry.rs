@@ -71,6 +71,7 @@ pub fn ops() -> &'static [&'static Op] {
         &layer_norm::OP,
         &linear::OP,
         &lm_head::OP,
+        &lm_head_divergence::OP,
         &lora_embedding::OP,
         &lora_linear::OP,
         &reduction::SUM,

@@ -9,6 +9,7 @@ a ratio is taken within a pair. Every figure is printed as median, smallest and 
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -136,6 +137,36 @@ def full(args) -> list[dict]:
     return [result]
 
 
+def pairs_of(args, scratch: str) -> Path:
+    """A file with the first pairs that differ, are not empty, and fit `max_length` by a wide margin."""
+    fit = lambda text: 0 < len(text) <= 3 * args.max_length  # noqa: E731
+    path, kept = Path(scratch) / "pairs.jsonl", []
+    for row in rows(args.dataset, 10**9):
+        common = len(os.path.commonprefix([row["chosen"], row["rejected"]]))
+        if all(fit(row[side]) and len(row[side].strip()) > common + 1 for side in ("chosen", "rejected")):
+            kept.append({side: row[side] for side in ("chosen", "rejected")})
+        if len(kept) == args.steps * args.batch:
+            break
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return path
+
+
+def dpo(args) -> list[dict]:
+    """DPO of LoRA: planish with and without shared prompts, TRL with PEFT."""
+    lora = LORA + ["--lora-r", args.lora_r, "--lora-alpha", 2 * args.lora_r]
+    with tempfile.TemporaryDirectory() as scratch:
+        data = pairs_of(args, scratch)
+        results = alternate(args.pairs, {
+            "planish": lambda: planish_sft(args, data, lora, "dpo"),
+            "planish, prompts apart": lambda: planish_sft(args, data, lora + ["--share-prompts", "false"], "dpo"),
+            "TRL and PEFT": lambda: trl_sft(args, data, [], "trl_dpo.py"),
+        })
+    title = f"DPO, LoRA r={args.lora_r}, all linear modules, f32, {args.batch} pairs a step of at most {args.max_length} tokens"
+    result = summary(title, results, "TRL and PEFT", "tokens_per_second")
+    result["notes"] = same_work(results, "planish", "TRL and PEFT")
+    return [result]
+
+
 def decode(args) -> list[dict]:
     """Greedy decoding against transformers."""
     out = []
@@ -199,7 +230,7 @@ def company() -> str:
     return f"{cores}: these figures are worth nothing, and the ratios flatter planish"
 
 
-MODES = {"sft": sft, "full": full, "decode": decode, "gemm": gemm, "llama": llama}
+MODES = {"sft": sft, "full": full, "dpo": dpo, "decode": decode, "gemm": gemm, "llama": llama}
 
 
 def main() -> None:
@@ -208,7 +239,7 @@ def main() -> None:
     parser.add_argument("mode", choices=MODES, nargs="+")
     parser.add_argument("--planish", default="target/release/planish", help="the program")
     parser.add_argument("--model", help="a Hugging Face directory, or a .gguf file")
-    parser.add_argument("--dataset", help="jsonl with the columns question and answer")
+    parser.add_argument("--dataset", help="jsonl with the columns question and answer; for dpo chosen and rejected")
     parser.add_argument("--python", default=sys.executable, help="an interpreter with the peers installed")
     parser.add_argument("--gemm-shapes", default="target/release/examples/gemm_shapes")
     parser.add_argument("--gguf", nargs="+", default=[], help="files for llama.cpp")

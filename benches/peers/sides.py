@@ -98,11 +98,11 @@ def steady(steps: list[dict]) -> list[dict]:
     return steps[1:] or steps
 
 
-def planish_sft(args, data: Path, extra: list) -> dict:
-    """One run of `planish sft`: medians over its steps, and those of its first."""
+def planish_sft(args, data: Path, extra: list, recipe: str = "sft") -> dict:
+    """One run of `planish sft`, or of another recipe: medians over its steps, and those of its first."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        command = [args.planish, "sft", "--model", args.model, "--dataset", data, "--output-dir", out]
+        command = [args.planish, recipe, "--model", args.model, "--dataset", data, "--output-dir", out]
         command += ["--no-shuffle", "--max-steps", args.steps, "--per-device-train-batch-size", args.batch]
         command += ["--max-length", args.max_length, "--learning-rate", args.learning_rate, "--dtype", "float32"]
         command += ["--threads", args.threads, "--save-strategy", "no"]
@@ -121,9 +121,9 @@ def planish_sft(args, data: Path, extra: list) -> dict:
     }
 
 
-def trl_sft(args, data: Path, extra: list) -> dict:
+def trl_sft(args, data: Path, extra: list, script: str = "trl_sft.py") -> dict:
     """One run of TRL's trainer, likewise."""
-    command = [args.python, HERE / "trl_sft.py", args.model, data, "--steps", args.steps, "--batch", args.batch]
+    command = [args.python, HERE / script, args.model, data, "--steps", args.steps, "--batch", args.batch]
     command += ["--max-length", args.max_length, "--learning-rate", args.learning_rate, "--threads", args.threads]
     command += ["--lora-r", args.lora_r] + (["--checkpointing"] if args.checkpointing else [])
     done = run(command + extra)

@@ -8,7 +8,7 @@ use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::Model;
 use planish_nn::tokenizer::Tokenizer;
 use planish_train::config::WeightDtype;
-use planish_train::models;
+use planish_train::models::{self, Opened};
 
 use crate::failure::UsageError;
 
@@ -52,6 +52,33 @@ pub(crate) fn set_threads(n: Option<usize>) -> anyhow::Result<()> {
 /// # Errors
 /// What is wrong with them.
 pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
+    let (opened, dtype) = files(matches)?;
+    let mut model = opened.load(dtype, false)?;
+    if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
+        load_adapter(&mut model, adapter)?;
+    }
+    Ok((model, opened.tokenizer))
+}
+
+/// As [`open`], a reward model: with a head of its own, or of the adapter.
+///
+/// # Errors
+/// What is wrong with them; that there is no such head.
+pub(crate) fn open_reward(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
+    let (opened, dtype) = files(matches)?;
+    let mut model = opened.load_reward(dtype, 0, false)?;
+    if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
+        load_adapter(&mut model, adapter)?;
+    }
+    let of_adapter = model.score.as_ref().is_some_and(|score| score.tuned.get(0).is_some());
+    if !of_adapter && !opened.pretrained.has_reward_head()? {
+        return Err(wrong("neither the model nor an adapter has a head of rewards; train one with `planish reward`"));
+    }
+    Ok((model, opened.tokenizer))
+}
+
+/// The model's files, and the dtype to hold them in.
+fn files(matches: &ArgMatches) -> anyhow::Result<(Opened, WeightDtype)> {
     set_threads(matches.get_one::<u64>("threads").map(|&n| n as usize))?;
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
     let opened = models::open(text("model"), text("model-revision"), &mut |_| {})?;
@@ -60,11 +87,7 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
         "bfloat16" => WeightDtype::Bfloat16,
         _ => WeightDtype::Auto,
     };
-    let mut model = opened.load(dtype, false)?;
-    if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
-        load_adapter(&mut model, adapter)?;
-    }
-    Ok((model, opened.tokenizer))
+    Ok((opened, dtype))
 }
 
 /// A mistake in the arguments, as a sentence.

@@ -78,18 +78,27 @@ fn describe(config: &mut serde_json::Value) {
     }
 }
 
+impl Pretrained {
+    /// Whether the files hold a head of rewards.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn has_reward_head(&self) -> Result<bool> {
+        Ok(self.source().names().iter().any(|name| name == SCORE))
+    }
+}
+
 impl Model {
-    /// The reward of each segment: w · h of its last token, (segments, 1). `hidden`: (tokens, hidden).
+    /// Rewards at tokens, such as the last one of each segment: w · h, (rows, 1). `hidden`: (tokens, hidden).
     ///
     /// # Errors
     /// Those of the kernels.
     ///
     /// # Panics
     /// If the model has no such head.
-    pub fn rewards(&self, ctx: &Ctx, hidden: &Var, cu_seqlens: &[u32]) -> Result<Var> {
+    pub fn rewards(&self, ctx: &Ctx, hidden: &Var, rows: &[u32]) -> Result<Var> {
         let score = self.score.as_ref().expect("a reward model has a head of one number");
-        let last: Vec<u32> = cu_seqlens[1..].iter().map(|end| end - 1).collect();
-        Ok(linear::linear(&index_select::index_select(hidden, &last)?, &score.var(ctx), None)?)
+        Ok(linear::linear(&index_select::index_select(hidden, rows)?, &score.var(ctx), None)?)
     }
 
     /// Whether it is a reward model.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use planish_train::config::{
-    Arity, CpoConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings, SftConfig,
+    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings, SftConfig,
     SimpoConfig, aliases,
 };
 use serde_json::Value as Json;
@@ -44,6 +44,7 @@ pub fn settings_page() -> String {
         ("cpo", without, CpoConfig::default().keys(), &dpo),
         ("simpo", without, SimpoConfig::default().keys(), &dpo),
         ("reward", without, RewardConfig::default().keys(), &dpo),
+        ("distill", "As `planish sft`, but for these.", DistillConfig::default().keys(), &sft),
     ] {
         put(&mut page, format_args!("\n## `planish {name}`\n\n{says}\n"));
         let own: Vec<Key> = keys.into_iter().filter(|key| !above.iter().any(|other| same(key, other))).collect();

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use planish_autograd::ops::attention::{Attention, attention};
+use planish_autograd::ops::attention::{Attention, Stem, branched};
 use planish_autograd::ops::cayley::{Cayley, cayley};
 use planish_autograd::ops::dora_linear::{dora_linear, row_norms};
 use planish_autograd::ops::lm_head::{LmHead, lm_head};
+use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
 use planish_autograd::ops::lora_embedding::lora_embedding;
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{
@@ -60,7 +61,10 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
                 softcap: c.params["softcap"].as_f64(),
             };
             let [cu_q, cu_k]: [Arc<[u32]>; 2] = ["cu_seqlens_q", "cu_seqlens_k"].map(|n| c.ids(n).into());
-            let out = attention(c.var("q"), c.var("k"), c.var("v"), &cu_q, &cu_k, &options).unwrap();
+            let stem = |s: &Value| Some(Stem { of: s[0].as_u64()? as u32, len: s[1].as_u64()? as u32 });
+            let stems = c.params["stems"].as_array().map_or(Vec::new(), |stems| stems.iter().map(stem).collect());
+            let (q, k, v) = (c.var("q"), c.var("k"), c.var("v"));
+            let out = branched(q, k, v, &cu_q, &cu_k, &stems.into(), &options).unwrap();
             Outputs::from([("out".into(), out)])
         }
         "block_rotate" => one(block_rotate::block_rotate(c.var("x"), c.var("r"))),
@@ -95,6 +99,24 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
             let options = LmHead { scale: c.number("scale"), softcap: c.params["softcap"].as_f64() };
             let scores = lm_head(c.var("hidden"), c.var("weight"), &c.ids("target"), &options).unwrap();
             Outputs::from([("logprobs".into(), scores.logprobs), ("entropy".into(), Var::constant(scores.entropy))])
+        }
+        "lm_head_divergence" => {
+            let plain = |softcap| LmHead { scale: 1.0, softcap };
+            let what = Divergence { beta: c.number("beta"), temperature: c.number("temperature") };
+            let fixed = |name: &str| c.var(name).value().clone();
+            let teacher = match c.params["k"].as_u64().unwrap() as usize {
+                0 => {
+                    let (hidden, weight) = (fixed("teacher_hidden"), fixed("teacher_weight"));
+                    Teacher::Head { hidden, weight, options: plain(None) }
+                }
+                k => {
+                    let (ids, logprobs) = (c.ids("top_ids").into(), f64s(&fixed("top_logprobs")).into());
+                    Teacher::Top { ids, logprobs, k }
+                }
+            };
+            let options = plain(c.params["softcap"].as_f64());
+            let out = lm_head_divergence(c.var("hidden"), c.var("weight"), &options, &teacher, &what).unwrap();
+            Outputs::from([("divergence".into(), out.divergence)])
         }
         "log_softmax" => one(softmax::log_softmax(c.var("x"))),
         "softmax" => one(softmax::softmax(c.var("x"))),
@@ -147,6 +169,7 @@ const TABLE: &[(&str, f64)] = &[
     ("layer_norm", 1e-13),
     ("linear", 1e-14),
     ("lm_head", 1e-13),
+    ("lm_head_divergence", 1e-13),
     // `far` stands at ±1e4, where a rounding is 2e-12 of 1; it is what is left of x - m - ln s.
     ("log_softmax", 1e-13),
     ("lora_embedding", 1e-14),

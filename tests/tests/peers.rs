@@ -179,7 +179,8 @@ fn reward_models_load_in_the_peers() {
     for (i, ids) in [vec![1u32], (3..60).collect(), (1..200).map(|i| i * 37 % 1400).collect()].iter().enumerate() {
         let batch = Packed::new(&[ids]);
         let hidden = model.forward(&ctx, &batch, false).unwrap();
-        let rewards = model.rewards(&ctx, &hidden, &batch.cu_seqlens).unwrap().into_value();
+        let last: Vec<u32> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
+        let rewards = model.rewards(&ctx, &hidden, &last).unwrap().into_value();
         tensors.push((format!("logits.{i}"), rewards.reshape([1]).unwrap()));
         let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
         tensors.push((format!("ids.{i}"), Tensor::from_vec(wide, [ids.len()]).unwrap()));

@@ -89,6 +89,24 @@ pub enum Error {
         /// How they differ.
         what: String,
     },
+    /// A teacher to which token ids mean something else.
+    #[error(
+        "the teacher {teacher} has another vocabulary than the student ({what}); distill from a model of the same tokenizer, or train on its answers with `planish sft`"
+    )]
+    TeacherVocabulary {
+        /// The teacher.
+        teacher: String,
+        /// How they differ.
+        what: String,
+    },
+    /// A file of a teacher's predictions that is none, or not of this data.
+    #[error("{}: {problem}", path.display())]
+    TeacherScores {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A pair that the precomputed log-probabilities do not have.
     #[error(
         "example {example} has no precomputed log-probabilities: the data has changed since they were made; start the run again"

@@ -6,6 +6,7 @@ pub mod ceilings;
 pub mod certify;
 pub mod config;
 pub mod data;
+pub mod distill;
 mod error;
 pub mod losses;
 pub mod models;
@@ -15,6 +16,7 @@ pub mod preference;
 pub mod recipes;
 pub mod run;
 pub mod score;
+mod sources;
 pub mod trainer;
 
 pub use error::{Error, Result};

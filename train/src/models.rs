@@ -105,12 +105,12 @@ impl Opened {
         Ok(self.pretrained.load(LoadOptions { dtype: storage(dtype), trainable })?)
     }
 
-    /// Builds a trainable reward model; a head that the files do not have is drawn by `seed`.
+    /// Builds a reward model; a head that the files do not have is drawn by `seed`.
     ///
     /// # Errors
     /// Weights that do not fit the config; a head of several numbers.
-    pub fn load_reward(&self, dtype: WeightDtype, seed: u64) -> Result<Model> {
-        Ok(self.pretrained.load_reward(LoadOptions { dtype: storage(dtype), trainable: true }, seed)?)
+    pub fn load_reward(&self, dtype: WeightDtype, seed: u64, trainable: bool) -> Result<Model> {
+        Ok(self.pretrained.load_reward(LoadOptions { dtype: storage(dtype), trainable }, seed)?)
     }
 }
 

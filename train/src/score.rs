@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 
+use planish_autograd::ops::index_select::index_select;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
+use planish_tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Example;
@@ -99,7 +101,24 @@ pub struct ScoreLine {
     pub sum: f64,
     /// Their mean.
     pub mean: f64,
+    /// The most probable tokens in each one's place, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<Top>,
 }
+
+/// The most probable tokens in the place of each supervised token, the most probable first; of equals the lower id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Top {
+    /// What the logits were divided by.
+    pub temperature: f64,
+    /// k ids a token.
+    pub ids: Vec<Vec<u32>>,
+    /// Their log-probabilities, nats.
+    pub logprobs: Vec<Vec<f64>>,
+}
+
+/// Rows of logits that are alive at once where the most probable tokens are looked for.
+const LOGIT_ROWS: usize = 16;
 
 /// Scores rows under a model.
 #[derive(Clone)]
@@ -107,12 +126,14 @@ pub struct Scorer<'a> {
     model: &'a Model,
     ctx: Ctx,
     batch_tokens: usize,
+    /// How many tokens are looked for, at what temperature.
+    top: Option<(usize, f64)>,
 }
 
 impl<'a> Scorer<'a> {
     /// With adapters on and batches of [`BATCH_TOKENS`].
     pub fn new(model: &'a Model) -> Self {
-        Scorer { model, ctx: Ctx::inference(), batch_tokens: BATCH_TOKENS }
+        Scorer { model, ctx: Ctx::inference(), batch_tokens: BATCH_TOKENS, top: None }
     }
 
     /// Runs the model in this context, e.g. without its adapters. Nothing is recorded.
@@ -124,6 +145,12 @@ impl<'a> Scorer<'a> {
     /// Packs rows up to this many tokens. A longer row is a batch of its own.
     pub fn batch_tokens(mut self, tokens: usize) -> Self {
         self.batch_tokens = tokens;
+        self
+    }
+
+    /// Also gives the `k` most probable tokens in each place, at most the vocabulary, of the logits over `temperature`.
+    pub fn top(mut self, k: usize, temperature: f64) -> Self {
+        self.top = Some((k.min(self.model.config.vocab_size), temperature));
         self
     }
 
@@ -151,13 +178,24 @@ impl<'a> Scorer<'a> {
             }
         }
         let last = first + rows.len() - 1;
-        let run = || -> planish_nn::Result<Vec<f64>> {
+        let run = || -> planish_nn::Result<(Vec<f64>, Vec<(u32, f64)>)> {
             let hidden = self.model.forward(&self.ctx, &batch, false)?;
             let scores = self.model.scores(&self.ctx, &hidden, &at, &targets)?;
-            Ok(scores.logprobs.value().to_dtype(planish_tensor::DType::F64)?.to_vec::<f64>()?)
+            let logprobs = scores.logprobs.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
+            let mut top = Vec::new();
+            if let Some((k, temperature)) = self.top {
+                for rows in at.chunks(LOGIT_ROWS) {
+                    let rows = index_select(&hidden, rows)?;
+                    let logits = self.model.logits(&self.ctx, rows.value())?.to_dtype(DType::F64)?.to_vec::<f64>()?;
+                    for z in logits.chunks_exact(self.model.config.vocab_size) {
+                        most_probable(z, k, temperature, &mut top);
+                    }
+                }
+            }
+            Ok((logprobs, top))
         };
-        let all = run().map_err(|source| ScoreError::Model { first, last, source: Box::new(source) })?;
-        let mut all = all.into_iter();
+        let (all, top) = run().map_err(|source| ScoreError::Model { first, last, source: Box::new(source) })?;
+        let (mut all, mut top) = (all.into_iter(), top.chunks_exact(self.top.map_or(1, |(k, _)| k)));
         let lines = rows.into_iter().enumerate().map(|(i, row)| {
             let positions: Vec<usize> = supervised(&row).collect();
             let logprobs: Vec<f64> = all.by_ref().take(positions.len()).collect();
@@ -167,10 +205,29 @@ impl<'a> Scorer<'a> {
             }
             let sum: f64 = logprobs.iter().sum();
             let mean = sum / logprobs.len() as f64;
-            Ok(ScoreLine { index, ids: row.ids, n_prompt: row.n_prompt, logprobs, sum, mean })
+            let top = self.top.map(|(_, temperature)| {
+                let of = top.by_ref().take(positions.len());
+                let (ids, logprobs) = of.map(|k| k.iter().copied().unzip()).unzip();
+                Top { temperature, ids, logprobs }
+            });
+            Ok(ScoreLine { index, ids: row.ids, n_prompt: row.n_prompt, logprobs, sum, mean, top })
         });
         lines.collect()
     }
+}
+
+/// Appends the `k` most probable tokens of a row of logits with their log-probabilities at a temperature.
+fn most_probable(z: &[f64], k: usize, temperature: f64, out: &mut Vec<(u32, f64)>) {
+    let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = z.iter().map(|z| ((z - most) / temperature).exp()).sum();
+    let mut order: Vec<u32> = (0..z.len() as u32).collect();
+    let by = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
+    if k < order.len() {
+        order.select_nth_unstable_by(k, by);
+        order.truncate(k);
+    }
+    order.sort_unstable_by(by);
+    out.extend(order.into_iter().map(|id| (id, (z[id as usize] - most) / temperature - sum.ln())));
 }
 
 /// Places of the supervised tokens.

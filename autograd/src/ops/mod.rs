@@ -16,6 +16,7 @@ pub mod index_select;
 pub mod layer_norm;
 pub mod linear;
 pub mod lm_head;
+pub mod lm_head_divergence;
 pub mod lora_embedding;
 pub mod lora_linear;
 pub mod reduction;

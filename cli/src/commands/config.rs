@@ -2,7 +2,7 @@
 
 use clap::{ArgMatches, Command};
 use planish_train::config::{
-    CpoConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig, SimpoConfig, to_yaml,
+    CpoConfig, DistillConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig, SimpoConfig, to_yaml,
 };
 
 use super::json_flag;
@@ -30,6 +30,7 @@ pub(crate) fn command() -> Command {
         .subcommand(recipe(CpoConfig::NAME, "Settings of CPO", settings::with_flags::<CpoConfig>))
         .subcommand(recipe(SimpoConfig::NAME, "Settings of SimPO", settings::with_flags::<SimpoConfig>))
         .subcommand(recipe(RewardConfig::NAME, "Settings of reward models", settings::with_flags::<RewardConfig>))
+        .subcommand(recipe(DistillConfig::NAME, "Settings of distillation", settings::with_flags::<DistillConfig>))
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
@@ -42,6 +43,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         CpoConfig::NAME => print::<CpoConfig>(matches),
         SimpoConfig::NAME => print::<SimpoConfig>(matches),
         RewardConfig::NAME => print::<RewardConfig>(matches),
+        DistillConfig::NAME => print::<DistillConfig>(matches),
         _ => print::<PretrainConfig>(matches),
     }
 }

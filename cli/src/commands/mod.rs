@@ -5,6 +5,7 @@ mod combine;
 mod config;
 mod cpo;
 mod data;
+mod distill;
 mod doctor;
 mod dpo;
 mod export;
@@ -20,6 +21,7 @@ mod report;
 mod reward;
 mod sampling;
 mod score;
+mod score_rewards;
 mod sft;
 mod simpo;
 mod training;
@@ -42,6 +44,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: cpo::command, run: cpo::run },
     Entry { command: simpo::command, run: simpo::run },
     Entry { command: reward::command, run: reward::run },
+    Entry { command: distill::command, run: distill::run },
     Entry { command: generate::command, run: generate::run },
     Entry { command: chat::command, run: chat::run },
     Entry { command: score::command, run: score::run },

@@ -25,10 +25,40 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Score the assistant's turns only"),
         )
+        .arg(
+            Arg::new("reward")
+                .long("reward")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["assistant-only-loss", "top-k"])
+                .help("Write the rewards of a reward model, of pairs too, and say how well it tells their sides apart"),
+        )
+        .arg(
+            Arg::new("top-k")
+                .long("top-k")
+                .value_name("K")
+                .value_parser(value_parser!(u32).range(1..))
+                .help("Also write the K most probable tokens in each place, for `planish distill`"),
+        )
+        .arg(
+            Arg::new("temperature")
+                .long("temperature")
+                .value_name("T")
+                .value_parser(positive)
+                .requires("top-k")
+                .help("Divide the logits by this for --top-k [1]"),
+        )
         .arg(json_flag())
 }
 
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|t| *t > 0.0 && t.is_finite());
+    number.ok_or_else(|| "must be a number above 0".to_owned())
+}
+
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    if matches.get_flag("reward") {
+        return super::score_rewards::run(matches);
+    }
     let (model, tokenizer) = model_args::open(matches)?;
     let specs: Vec<DatasetSpec> = matches
         .get_many::<String>("dataset")
@@ -50,10 +80,14 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         let encoded = encoder.encode(&row, source)?;
         encoded.example.map(ScoreRow::from).map_err(|why| anyhow::anyhow!("row {i} was dropped: {why:?}"))
     });
+    let mut scorer = Scorer::new(&model);
+    if let Some(&k) = matches.get_one::<u32>("top-k") {
+        scorer = scorer.top(k as usize, matches.get_one::<f64>("temperature").copied().unwrap_or(1.0));
+    }
     let path = matches.get_one::<PathBuf>("output").expect("required");
     let (mut sum, mut tokens, mut lines, mut failed) = (0.0, 0, 0, None);
     let written = atomic_write(path, |to| {
-        for line in Scorer::new(&model).score(rows) {
+        for line in scorer.score(rows) {
             match line {
                 Ok(line) => {
                     sum += line.sum;

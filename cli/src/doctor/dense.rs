@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use planish_autograd::Result;
-use planish_autograd::ops::attention::{Attention, attention};
+use planish_autograd::ops::attention::{Attention, Stem, branched};
 use planish_autograd::ops::lm_head::{LmHead, lm_head};
+use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{embedding, linear};
 use planish_tensor::{DType, Tensor};
@@ -18,6 +19,7 @@ pub(super) fn cases(name: &str) -> Option<Make> {
         "linear" => linears,
         "lora_linear" => lora_linears,
         "lm_head" => lm_heads,
+        "lm_head_divergence" => lm_head_divergences,
         "attention" => attentions,
         "embedding" => embeddings,
         _ => return None,
@@ -104,16 +106,43 @@ fn lm_heads(s: &Sizes) -> Result<Vec<Case>> {
         .collect()
 }
 
+/// As the LM head, of two models, twice.
+fn lm_head_divergences(s: &Sizes) -> Result<Vec<Case>> {
+    let case = |(variant, beta, kind): (&'static str, f64, Kind)| {
+        let flops = 2.0 * (s.tokens * s.vocabulary * s.hidden) as f64;
+        let backward = if kind == Kind::Weight { 4.0 } else { 3.0 };
+        let inputs = vec![
+            activation(s.normal(1, &[s.tokens, s.hidden])?),
+            Input { tensor: s.weight(DType::F32, 2, &[s.vocabulary, s.hidden])?, kind },
+            frozen(s.normal(3, &[s.tokens, s.hidden])?),
+            frozen(s.weight(DType::F32, 4, &[s.vocabulary, s.hidden])?),
+        ];
+        let terms = Rounding::Terms(s.hidden + s.vocabulary);
+        let what = Divergence { beta, temperature: 1.0 };
+        Ok(Case::new(variant, inputs, terms, Work::Flops(4.0 * flops, backward * flops), move |v| {
+            let (hidden, weight) = (v[2].value().clone(), v[3].value().clone());
+            let teacher = Teacher::Head { hidden, weight, options: LmHead::default() };
+            Ok(lm_head_divergence(&v[0], &v[1], &LmHead::default(), &teacher, &what)?.divergence)
+        }))
+    };
+    [("forward KL", 0.0, Kind::Frozen), ("reverse KL", 1.0, Kind::Frozen), ("Jensen-Shannon, trained", 0.5, Kind::Weight)]
+        .into_iter()
+        .map(case)
+        .collect()
+}
+
 /// A score is a chain over the head's size and enters an exponential, which turns its absolute error,
 /// some 4 times u a term, into a relative one; then a chain over the keys.
 fn attentions(s: &Sizes) -> Result<Vec<Case>> {
     let plain = Attention::causal((s.head as f64).powf(-0.5));
-    let case = |(variant, options): (&'static str, Attention)| {
-        // Two segments, the first a third of the tokens.
+    let case = |(variant, options, shared): (&'static str, Attention, bool)| {
+        // Two segments, the first a third of the tokens; or the second goes on from half of the first.
         let first = s.tokens / 3;
         let cu: Arc<[u32]> = [0, first as u32, s.tokens as u32].into();
         let seen = |n: usize| (1..=n).map(|at| at.min(options.window.unwrap_or(n))).sum::<usize>();
-        let pairs = seen(first) + seen(s.tokens - first);
+        let stem = if shared { first / 2 } else { 0 };
+        let stems: Arc<[Option<Stem>]> = [None, shared.then_some(Stem { of: 0, len: stem as u32 })].into();
+        let pairs = seen(first) + seen(s.tokens - first + stem) - seen(stem);
         let flops = 4.0 * (pairs * s.heads * s.head) as f64;
         let inputs = vec![
             activation(s.normal(1, &[s.tokens, s.heads, s.head])?),
@@ -122,11 +151,14 @@ fn attentions(s: &Sizes) -> Result<Vec<Case>> {
         ];
         let terms = Rounding::Terms(4 * s.head + s.tokens);
         Ok(Case::new(variant, inputs, terms, Work::Flops(flops, 2.5 * flops), move |v| {
-            attention(&v[0], &v[1], &v[2], &cu, &cu, &options)
+            branched(&v[0], &v[1], &v[2], &cu, &cu, &stems, &options)
         }))
     };
     let other = Attention { window: Some(17), softcap: Some(5.0), ..plain };
-    [("causal", plain), ("window, soft-cap", other)].into_iter().map(case).collect()
+    [("causal", plain, false), ("window, soft-cap", other, false), ("shared beginning", plain, true)]
+        .into_iter()
+        .map(case)
+        .collect()
 }
 
 /// Rows are moved forward; backward adds those of one token in order.

@@ -58,6 +58,15 @@ pub(super) fn modules_to_save(to: &mut Attach<'_>, modules: &[String], ensure_we
         copy(to, format!("{PREFIX}{}.weight", norm.name), &mut norm.weight)?;
         to.model.norm = norm;
     }
+    if let Some(mut score) = to.model.score.clone() {
+        // PEFT names every classifier's head that there might be.
+        note("classifier");
+        if wanted("score") {
+            note("score");
+            copy(to, format!("{PREFIX}score.weight"), &mut score)?;
+            to.model.score = Some(score);
+        }
+    }
     let mut layers = std::mem::take(&mut to.model.layers);
     let mut all = || -> Result<()> {
         for layer in &mut layers {

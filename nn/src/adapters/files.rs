@@ -91,6 +91,7 @@ pub fn adapter_params(model: &Model, slot: usize) -> Vec<Param> {
     }
     tuned(&mut all, slot, &model.norm.weight);
     model.lm_head.iter().for_each(|w| tuned(&mut all, slot, w));
+    model.score.iter().for_each(|w| tuned(&mut all, slot, w));
     all.extend(model.head_lora.get(slot).iter().flat_map(|l| l.params()).cloned());
     let mut seen = HashSet::new();
     all.retain(|p| !p.name().starts_with(super::init::RESIDUAL) && seen.insert(p.name().to_string()));

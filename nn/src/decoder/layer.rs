@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use planish_autograd::ops::attention::{Attention, attention};
+use planish_autograd::ops::attention::{Attention, Stem, branched};
 use planish_autograd::ops::{elementwise, glu, view};
 use planish_autograd::{Result, Var};
 use planish_tensor::ops::attention::forward_segments;
@@ -51,8 +51,8 @@ pub struct Layer {
 
 /// Which keys the queries of a pass see.
 pub(super) enum Mixing<'a, 'b> {
-    /// Those of their own segment, after the adapter's prefix if there is one.
-    Packed { cu: &'a Arc<[u32]>, prefix: Option<&'a Prefix> },
+    /// Those of their stem and of their own segment, after the adapter's prefix if there is one.
+    Packed { cu: &'a Arc<[u32]>, stems: &'a Arc<[Option<Stem>]>, prefix: Option<&'a Prefix> },
     /// Those of their sequence's cache, to which their own are added first; in a new cache after the prefix.
     Cached { layer: usize, cu: &'a [u32], caches: &'a mut [&'b mut SequenceCache], prefix: Option<&'a Prefix> },
 }
@@ -98,9 +98,9 @@ impl Layer {
         let options =
             Attention { scale: c.attention_scale, causal: true, window: layer.window, softcap: c.attention_softcap };
         let out = match mixing {
-            Mixing::Packed { cu, prefix: None } => attention(&q, &k, &v, cu, cu, &options)?,
-            Mixing::Packed { cu, prefix: Some(p) } => {
-                attention(&q, &p.before(&p.k, &k)?, &p.before(&p.v, &v)?, cu, &p.cu, &options)?
+            Mixing::Packed { cu, stems, prefix: None } => branched(&q, &k, &v, cu, cu, stems, &options)?,
+            Mixing::Packed { cu, stems, prefix: Some(p) } => {
+                branched(&q, &p.before(&p.k, &k)?, &p.before(&p.v, &v)?, cu, &p.cu, stems, &options)?
             }
             Mixing::Cached { layer, cu, caches, prefix } => {
                 for (s, cache) in caches.iter_mut().enumerate() {

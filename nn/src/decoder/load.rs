@@ -162,6 +162,7 @@ impl Model {
             embed_lora: Slots::default(),
             head_lora: Slots::default(),
             virtual_tokens: Slots::default(),
+            beside: Vec::new(),
         })
     }
 }

@@ -1,6 +1,8 @@
 //! The decoder: one transformer for every family, driven by [`ModelConfig`].
 
+mod branch;
 mod cache;
+mod head;
 mod layer;
 mod lead;
 mod load;
@@ -13,6 +15,7 @@ pub use load::{LoadOptions, TensorSource};
 
 use std::sync::Arc;
 
+use planish_autograd::ops::attention::Stem;
 use planish_autograd::ops::lm_head::{LmHead, Scores, lm_head};
 use planish_autograd::ops::{elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
@@ -36,6 +39,8 @@ pub struct Packed {
     pub positions: Arc<[u32]>,
     /// Segment s is tokens `cu_seqlens[s]..cu_seqlens[s + 1]`.
     pub cu_seqlens: Arc<[u32]>,
+    /// For each segment the tokens of another that it goes on from, if any; empty if none does.
+    pub stems: Arc<[Option<Stem>]>,
 }
 
 impl Packed {
@@ -47,7 +52,7 @@ impl Packed {
             positions.extend(0..s.as_ref().len() as u32);
             cu.push(ids.len() as u32);
         }
-        Packed { ids: ids.into(), positions: positions.into(), cu_seqlens: cu.into() }
+        Packed { ids: ids.into(), positions: positions.into(), cu_seqlens: cu.into(), stems: Arc::new([]) }
     }
 
     /// Number of tokens.
@@ -82,6 +87,8 @@ pub struct Model {
     pub head_lora: Slots<Arc<HeadLora>>,
     /// What adapters put before every sequence.
     pub virtual_tokens: Slots<Arc<dyn VirtualTokens>>,
+    /// Trained beside the model and no part of it: an objective's own parameters. It saves them itself.
+    pub beside: Vec<Param>,
 }
 
 impl Model {
@@ -92,19 +99,39 @@ impl Model {
     /// # Errors
     /// A token id outside the vocabulary; those of the kernels.
     pub fn forward(&self, ctx: &Ctx, batch: &Packed, recompute: bool) -> Result<Var> {
+        Ok(self.forward_with(ctx, batch, recompute, &[])?.0)
+    }
+
+    /// As [`Model::forward`], and what comes out of the layers of these numbers, (tokens, hidden) each.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_with(
+        &self,
+        ctx: &Ctx,
+        batch: &Packed,
+        recompute: bool,
+        layers: &[usize],
+    ) -> Result<(Var, Vec<Var>)> {
+        let mut seen = vec![None; layers.len()];
         let mut x = self.embed(ctx, &batch.ids)?;
         if let Some((alpha, rows)) = ctx.embedding_noise() {
-            x = elementwise::add(&x, &Var::constant(noise(&x, &batch.cu_seqlens, alpha, rows)?))?;
+            x = elementwise::add(&x, &Var::constant(noise(&x, batch, alpha, rows)?))?;
         }
         let (mut cu, mut positions) = (batch.cu_seqlens.clone(), batch.positions.clone());
-        let (mut prefixes, mut kept) = (Vec::new(), None);
+        let (mut stems, mut prefixes, mut kept) = (batch.stems.clone(), Vec::new(), None);
         if let Some(lead) = self.virtual_tokens.active(ctx) {
-            let table = Lengthened::new(&cu, lead.count(), |_| true);
+            // What goes on from another segment has its virtual tokens there.
+            let leads = |s: usize| batch.stems.get(s).is_none_or(Option::is_none);
+            let table = Lengthened::new(&cu, lead.count(), leads);
             let n = lead.count() as u32;
+            stems = batch.longer_stems(lead.count());
             match lead.place() {
                 Place::Embeddings => {
                     x = table.stream(&self.inputs(lead.values(ctx)?)?, &x)?;
-                    positions = table.cu.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
+                    let own = |s: usize| positions[cu[s] as usize..cu[s + 1] as usize].iter().map(|p| p + n);
+                    let leading = |s: usize| 0..if leads(s) { n } else { 0 };
+                    positions = (0..cu.len() - 1).flat_map(|s| leading(s).chain(own(s))).collect();
                     (cu, kept) = (table.cu, Some(table.kept));
                 }
                 Place::KeysAndValues => {
@@ -117,16 +144,16 @@ impl Model {
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
             x = match ctx.tape().filter(|_| recompute) {
-                None => layer.forward(ctx, &x, &rotations, Mixing::Packed { cu: &cu, prefix })?,
+                None => layer.forward(ctx, &x, &rotations, Mixing::Packed { cu: &cu, stems: &stems, prefix })?,
                 Some(tape) => {
                     let (layer, ctx) = (layer.clone(), ctx.clone());
-                    let (rotations, cu) = (rotations.clone(), cu.clone());
+                    let (rotations, cu, stems) = (rotations.clone(), cu.clone(), stems.clone());
                     // The prefix comes in as inputs, so that its gradient finds its way out.
                     let tables = prefix.map(|p| (p.cu.clone(), p.index.clone()));
                     let segment = move |tape: Option<&planish_autograd::Tape>, x: &[Var]| {
                         let own =
                             tables.clone().map(|(cu, index)| Prefix { k: x[1].clone(), v: x[2].clone(), cu, index });
-                        let mixing = Mixing::Packed { cu: &cu, prefix: own.as_ref() };
+                        let mixing = Mixing::Packed { cu: &cu, stems: &stems, prefix: own.as_ref() };
                         Ok(vec![layer.forward(&ctx.on(tape), &x[0], &rotations, mixing)?])
                     };
                     let inputs: Vec<&Var> =
@@ -134,11 +161,18 @@ impl Model {
                     checkpoint(tape, segment, &inputs)?.pop().expect("one output")
                 }
             };
+            for (wanted, place) in layers.iter().zip(&mut seen) {
+                if *wanted == i {
+                    *place = Some(x.clone());
+                }
+            }
         }
-        if let Some(kept) = kept {
-            x = index_select::index_select(&x, &kept)?;
-        }
-        Ok(self.norm.forward(ctx, &x)?)
+        let own = |x: Var| match &kept {
+            Some(kept) => index_select::index_select(&x, kept),
+            None => Ok(x),
+        };
+        let seen = seen.into_iter().flatten().map(own).collect::<planish_autograd::Result<Vec<_>>>()?;
+        Ok((self.norm.forward(ctx, &own(x)?)?, seen))
     }
 
     /// Virtual tokens' embeddings, times the family's factor where it is on all inputs.
@@ -286,6 +320,7 @@ impl Model {
         all.extend(self.lm_head.iter().flat_map(Weight::params).filter(|p| !p.same(&self.embed_tokens.base)).cloned());
         all.extend(self.score.iter().flat_map(Weight::params).cloned());
         all.extend(self.head_lora.iter().flat_map(|l| l.params()).cloned());
+        all.extend(self.beside.iter().cloned());
         // What two places share counts once.
         let mut once: Vec<Param> = Vec::with_capacity(all.len());
         let mut seen = std::collections::HashSet::new();
@@ -327,7 +362,7 @@ impl Model {
 
 /// NEFTune: uniform in ±alpha / sqrt(length · hidden) for each segment (arXiv:2310.05914, algorithm 1),
 /// token t drawing from row t.
-fn noise(x: &Var, cu: &[u32], alpha: f64, rows: &Rows) -> Result<Tensor> {
+fn noise(x: &Var, batch: &Packed, alpha: f64, rows: &Rows) -> Result<Tensor> {
     let (tokens, hidden) = (x.dims()[0], x.dims()[1]);
     if rows.len() != tokens {
         let (lhs, rhs) = (x.dims().to_vec(), vec![rows.len()]);
@@ -335,8 +370,9 @@ fn noise(x: &Var, cu: &[u32], alpha: f64, rows: &Rows) -> Result<Tensor> {
         return Err(planish_tensor::Error::ShapeMismatch { op: "embedding noise", what, lhs, rhs }.into());
     }
     let mut values = Vec::with_capacity(x.value().numel());
-    for segment in cu.windows(2) {
-        let length = (segment[1] - segment[0]) as usize;
+    for (s, segment) in batch.cu_seqlens.windows(2).enumerate() {
+        let stem = batch.stems.get(s).copied().flatten().map_or(0, |stem| stem.len);
+        let length = (segment[1] - segment[0] + stem) as usize;
         let bound = alpha / ((length * hidden).max(1) as f64).sqrt();
         for t in segment[0]..segment[1] {
             let row = rows.row(t as usize);

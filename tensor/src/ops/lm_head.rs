@@ -63,7 +63,7 @@ pub struct LmHeadOutput {
 #[derive(Default)]
 struct Logits<R>(Vec<R>);
 
-fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
+pub(super) fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
     for t in [hidden, weight] {
         if t.rank() != 2 {
             return Err(Error::Rank { op: OP, expected: 2, shape: t.dims().to_vec() });
@@ -93,21 +93,21 @@ fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead)
 
 /// Running state of one row's softmax over the vocabulary.
 #[derive(Debug, Clone, Copy)]
-struct Running<R> {
-    maximum: R,
-    sum: R,
+pub(super) struct Running<R> {
+    pub(super) maximum: R,
+    pub(super) sum: R,
     /// Σ z exp(z - maximum), for the entropy.
     weighted: R,
     target: R,
-    argmax: usize,
+    pub(super) argmax: usize,
 }
 
 impl<R: Real> Running<R> {
-    const NEW: Self =
+    pub(super) const NEW: Self =
         Running { maximum: R::NEG_INFINITY, sum: R::ZERO, weighted: R::ZERO, target: R::ZERO, argmax: usize::MAX };
 
     /// (log-probability, entropy, log-sum-exp).
-    fn finish(&self) -> (R, R, R) {
+    pub(super) fn finish(&self) -> (R, R, R) {
         let lse = self.maximum + self.sum.ln();
         (self.target - lse, lse - self.weighted / self.sum, lse)
     }
@@ -115,7 +115,7 @@ impl<R: Real> Running<R> {
 
 crate::simd::simd_fn! {
     /// Takes in one tile of a row: `z` raw logits of tokens `v0..`, capped and scaled in place.
-    fn take_tile<R: Real>(state: &mut Running<R>, z: &mut [R], v0: usize, target: usize, scale: R, softcap: Option<R>) {
+    pub(super) fn take_tile<R: Real>(state: &mut Running<R>, z: &mut [R], v0: usize, target: usize, scale: R, softcap: Option<R>) {
         let mut top = R::NEG_INFINITY;
         for z in z.iter_mut() {
             *z = super::attention::cap(*z, scale, softcap);
@@ -275,7 +275,7 @@ fn forward_typed<R: Real, W: Float>(
 
 /// cap'(raw) · scale, from the capped value.
 #[inline(always)]
-fn slope<R: Real>(capped: R, scale: R, softcap: Option<R>) -> R {
+pub(super) fn slope<R: Real>(capped: R, scale: R, softcap: Option<R>) -> R {
     match softcap {
         None => scale,
         Some(c) => scale * (R::ONE - (capped / c) * (capped / c)),

@@ -20,6 +20,7 @@ mod index_select;
 mod layer_norm;
 mod linear;
 mod lm_head;
+mod lm_head_divergence;
 mod lora_embedding;
 mod lora_linear;
 mod reduction;
@@ -51,6 +52,7 @@ fn covered() -> Vec<&'static str> {
         layer_norm::COVERS,
         linear::COVERS,
         lm_head::COVERS,
+        lm_head_divergence::COVERS,
         lora_embedding::COVERS,
         lora_linear::COVERS,
         reduction::COVERS,

@@ -3,6 +3,7 @@
 mod parity;
 mod refused;
 mod runs;
+mod shared;
 mod tokens;
 
 use std::fmt::Write as _;

@@ -143,7 +143,7 @@ fn the_program_refuses_what_contradicts_itself() {
     run("kto", &["--per-device-train-batch-size", "1"], "must be at least 2");
     run("kto", &["--precompute-ref-log-probs"], "cannot be used with kto");
     run("simpo", &["--loss-type", "ipo"], "there is no flag `--loss-type`");
-    run("reward", &["--use-peft"], "all weights are trained");
+    run("reward", &["--use-peft", "--peft-type", "IA3"], "must be LORA");
     run("cpo", &["--beta", "0"], "`beta` must be a number above 0");
 
     let done = planish(&["config", "dpo", "--model", "builtin", "--dataset", &pairs, "--output-dir", &out]);

@@ -43,6 +43,7 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
         ("cpo", LORA.to_vec()),
         ("simpo", LORA.to_vec()),
         ("reward", held.to_vec()),
+        ("reward", [&LORA[..], &held].concat()),
     ];
     for (i, (recipe, extra)) in runs.iter().enumerate() {
         let (whole, cut) = (format!("whole{i}"), format!("cut{i}"));

@@ -24,6 +24,7 @@
 //! # Ok::<(), planish_train::config::ConfigError>(())
 //! ```
 
+mod distill;
 mod error;
 mod groups;
 mod load;
@@ -31,6 +32,7 @@ mod preference;
 mod preference_recipes;
 mod raw;
 mod recipes;
+mod replay;
 mod schedule;
 mod setting;
 mod table;
@@ -38,6 +40,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use distill::{DistillConfig, DistillSettings};
 pub use error::{ConfigError, Origin};
 pub use groups::{
     ArchitectureSettings, BiasChoice, DataSettings, DeviceChoice, EvalSettings, FinetuningType, Interval, LoraSettings,
@@ -49,9 +52,13 @@ pub use preference::{
     CpoLossType, CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings,
     PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings,
 };
-pub use preference_recipes::{CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, RewardConfig, SimpoConfig};
+pub use preference_recipes::{
+    CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, PairSettings, PreferenceBlocks, PreferenceRecipe,
+    RewardConfig, SimpoConfig,
+};
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
+pub use replay::ReplaySettings;
 pub use schedule::{Ramp, Schedule, ScheduleArgs};
 pub use setting::{Arity, Rule, Setting};
 pub use table::{Key, Settings};

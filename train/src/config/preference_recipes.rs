@@ -1,7 +1,7 @@
 //! The settings of the recipes that learn from preferences, and what must agree in them.
 
 use super::error::ConfigError;
-use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, RunSettings, TruncationMode};
+use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, PeftType, RunSettings, TruncationMode};
 use super::preference::{
     CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
     ReferenceSettings, RewardSettings, SimpoSettings,
@@ -16,6 +16,38 @@ settings! {
         /// No dropout while training, as the reference has none.
         disable_dropout: bool = true, SWITCH;
     }
+}
+
+settings! {
+    /// How pairs are computed.
+    pub struct PairSettings ("Training") {
+        /// Compute the tokens that both sides of a pair begin with once; changes gradients by rounding only. Without effect where dropout or noise must differ between the sides.
+        share_prompts: bool = true, SWITCH;
+    }
+}
+
+/// The blocks that every recipe on preferences has.
+pub struct PreferenceBlocks<'a> {
+    /// The model to start from.
+    pub model: &'a ModelSettings,
+    /// The examples.
+    pub data: &'a mut PreferenceDataSettings,
+    /// Batches and the optimizer.
+    pub optim: &'a mut OptimSettings,
+    /// Dropout.
+    pub dropout: &'a DropoutSettings,
+    /// Adapters.
+    pub lora: &'a LoraSettings,
+    /// Evaluation.
+    pub eval: &'a EvalSettings,
+    /// The run directory and the machine.
+    pub run: &'a RunSettings,
+}
+
+/// A configuration of a recipe on preferences.
+pub trait PreferenceRecipe: Recipe + Clone {
+    /// Its common blocks.
+    fn blocks(&mut self) -> PreferenceBlocks<'_>;
 }
 
 /// A recipe on preferences: its own block, and for those that have one the reference.
@@ -61,6 +93,20 @@ macro_rules! preference_recipe {
             }
         }
 
+        impl PreferenceRecipe for $name {
+            fn blocks(&mut self) -> PreferenceBlocks<'_> {
+                PreferenceBlocks {
+                    model: &self.model,
+                    data: &mut self.data,
+                    optim: &mut self.optim,
+                    dropout: &self.dropout,
+                    lora: &self.lora,
+                    eval: &self.eval,
+                    run: &self.run,
+                }
+            }
+        }
+
         impl Recipe for $name {
             const NAME: &'static str = $command;
 
@@ -83,6 +129,7 @@ preference_recipe! {
     /// Direct preference optimization and its family (`planish dpo`).
     DpoConfig, "dpo",
     (dpo: DpoSettings, "The loss."),
+    (pairs: PairSettings, "How pairs are computed."),
     (reference: ReferenceSettings, "What it compares with.");
     |_| {};
     |c| {
@@ -117,7 +164,8 @@ preference_recipe! {
 preference_recipe! {
     /// Cross-entropy and the odds ratio of pairs (`planish orpo`).
     OrpoConfig, "orpo",
-    (orpo: OrpoSettings, "The loss.");
+    (orpo: OrpoSettings, "The loss."),
+    (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
 }
@@ -125,7 +173,8 @@ preference_recipe! {
 preference_recipe! {
     /// Contrastive preference optimization (`planish cpo`).
     CpoConfig, "cpo",
-    (cpo: CpoSettings, "The loss.");
+    (cpo: CpoSettings, "The loss."),
+    (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
 }
@@ -133,7 +182,8 @@ preference_recipe! {
 preference_recipe! {
     /// SimPO (`planish simpo`).
     SimpoConfig, "simpo",
-    (simpo: SimpoSettings, "The loss.");
+    (simpo: SimpoSettings, "The loss."),
+    (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
 }
@@ -141,13 +191,14 @@ preference_recipe! {
 preference_recipe! {
     /// Reward models (`planish reward`).
     RewardConfig, "reward",
-    (reward: RewardSettings, "The loss.");
+    (reward: RewardSettings, "The loss."),
+    (pairs: PairSettings, "How pairs are computed.");
     |c| {
         c.optim.learning_rate = 1e-4;
         c.data.truncation_mode = TruncationMode::Drop;
     };
-    |c| match c.lora.use_peft || c.model.adapter.is_some() {
-        true => conflict("use_peft", "and `adapter` are not for reward models: all weights are trained"),
+    |c| match c.lora.use_peft && c.lora.peft_type != PeftType::Lora {
+        true => conflict("peft_type", "must be LORA for reward models"),
         false => Ok(()),
     }
 }

@@ -4,6 +4,7 @@ use super::error::ConfigError;
 use super::groups::{
     ArchitectureSettings, DataSettings, EvalSettings, Interval, LoraSettings, ModelSettings, OptimSettings, RunSettings,
 };
+use super::replay::ReplaySettings;
 use super::schedule::Schedule;
 use super::table::{Settings, recipe_settings};
 
@@ -45,6 +46,8 @@ recipe_settings! {
         model: ArchitectureSettings,
         /// The examples.
         data: DataSettings,
+        /// Examples shown again.
+        replay: ReplaySettings,
         /// Batches and the optimizer.
         optim: OptimSettings,
         /// Evaluation.
@@ -60,6 +63,7 @@ impl Default for PretrainConfig {
         let mut config = PretrainConfig {
             model: ArchitectureSettings::default(),
             data: DataSettings::default(),
+            replay: ReplaySettings::default(),
             optim: OptimSettings::default(),
             eval: EvalSettings::default(),
             run: RunSettings::default(),
@@ -102,6 +106,9 @@ impl Recipe for PretrainConfig {
                 });
             }
             _ => {}
+        }
+        if self.replay.replay_dataset.is_empty() != (self.replay.replay_share == 0.0) {
+            return conflict("replay_share", "and `replay_dataset` go together: files, and their share of the examples");
         }
         check_data(&self.data)?;
         check_run(&self.optim, &self.run)?;

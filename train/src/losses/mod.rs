@@ -24,7 +24,8 @@ pub use kto::{Kto, LabelSlope};
 pub use orpo::Orpo;
 pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
 pub use reward::BradleyTerry;
-pub use tokens::{TokenScores, Want, token_scores};
+pub(crate) use tokens::predicted;
+pub use tokens::{Laid, TokenScores, Want, token_scores};
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,39 @@ pub struct Want {
     pub recompute: bool,
     /// [`TokenScores::log_collision`].
     pub log_collision: bool,
+    /// [`TokenScores::mean_logits`].
+    pub mean_logits: bool,
+    /// The segments are pairs, two and two, whose common first tokens are to be computed once ([`Laid`]).
+    pub share: bool,
+}
+
+/// A batch as it goes through the decoder: as it is, or with the tokens that both segments of a pair begin with
+/// once. A token's numbers have the same bits either way; gradients differ by rounding.
+///
+/// Tokens that are shared have one dropout mask and one noise: with either, and for a model whose rotations depend
+/// on a segment's length, the batch goes through as it is.
+pub struct Laid {
+    whole: Packed,
+    branched: Option<(Packed, Vec<u32>)>,
+}
+
+impl Laid {
+    /// Lays out a batch whose segments are pairs, if `share`.
+    pub fn new(model: &Model, ctx: &Ctx, whole: Packed, share: bool) -> Laid {
+        let random = ctx.dropout().is_some() || ctx.embedding_noise().is_some();
+        let branched = if share && !random && model.can_branch() { whole.branched() } else { None };
+        Laid { whole, branched }
+    }
+
+    /// What goes through the decoder.
+    pub fn stream(&self) -> &Packed {
+        self.branched.as_ref().map_or(&self.whole, |(stream, _)| stream)
+    }
+
+    /// The row of the stream that token `i` of the batch has.
+    pub fn at(&self, i: u32) -> u32 {
+        self.branched.as_ref().map_or(i, |(_, at)| at[i as usize])
+    }
 }
 
 /// Scores of the chosen tokens, in the order of the batch.
@@ -38,6 +71,9 @@ pub struct TokenScores {
     /// log Σ_v p(v)², nats, if wanted: what a token sampled by itself would have on average, as a
     /// log-probability. No gradient flows through it.
     pub log_collision: Option<Vec<f64>>,
+    /// Mean over the vocabulary of the logits that predicted it, if wanted and logits are not capped. No gradient
+    /// flows through it.
+    pub mean_logits: Option<Vec<f64>>,
     /// Scores of segment s are `starts[s]..starts[s + 1]`.
     starts: Vec<usize>,
     tracked: Option<Var>,
@@ -49,17 +85,20 @@ pub struct TokenScores {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn token_scores(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], want: Want) -> Result<TokenScores> {
-    let (rows, targets, starts) = chosen(batch, mask);
+    let (mut rows, targets, starts) = predicted(batch, mask);
     if rows.is_empty() {
-        let log_collision = want.log_collision.then(Vec::new);
+        let (log_collision, mean_logits) = (want.log_collision.then(Vec::new), None);
         let (logprobs, entropy, correct) = (Vec::new(), Vec::new(), Vec::new());
-        return Ok(TokenScores { logprobs, entropy, correct, log_collision, starts, tracked: None });
+        return Ok(TokenScores { logprobs, entropy, correct, log_collision, mean_logits, starts, tracked: None });
     }
-    let hidden = model.forward(ctx, batch, want.recompute)?;
+    let laid = Laid::new(model, ctx, batch.clone(), want.share);
+    rows.iter_mut().for_each(|row| *row = laid.at(*row));
+    let hidden = model.forward(ctx, laid.stream(), want.recompute)?;
     let log_collision = match want.log_collision {
         true => Some(log_collision(model, ctx, &hidden, &rows)?),
         false => None,
     };
+    let mean_logits = if want.mean_logits { model.mean_logits(ctx, &hidden, &rows)? } else { None };
     let scores = model.scores(ctx, &hidden, &rows, &targets)?;
     drop(hidden);
     Ok(TokenScores {
@@ -67,6 +106,7 @@ pub fn token_scores(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], wan
         entropy: numbers(&scores.entropy)?,
         correct: scores.correct,
         log_collision,
+        mean_logits,
         starts,
         tracked: scores.logprobs.is_tracked().then_some(scores.logprobs),
     })
@@ -121,7 +161,7 @@ fn log_collision(model: &Model, ctx: &Ctx, hidden: &Var, rows: &[u32]) -> Result
 }
 
 /// (row that predicts, target) of each chosen token, and where each segment's begin.
-fn chosen(batch: &Packed, mask: &[bool]) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
+pub(crate) fn predicted(batch: &Packed, mask: &[bool]) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
     let (mut rows, mut targets, mut starts) = (Vec::new(), Vec::new(), vec![0]);
     for segment in batch.cu_seqlens.windows(2) {
         for i in segment[0] + 1..segment[1] {

@@ -8,6 +8,7 @@
 //! [`Pairs`], [`Unpaired`] and [`Rewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
 //! [`Reference`] is what they compare with.
 
+mod judged;
 mod pairs;
 mod precompute;
 mod reference;
@@ -15,8 +16,9 @@ mod rewards;
 mod unpaired;
 mod watch;
 
+pub use judged::{Bin, Judged, Judgement, Length, Share};
 pub use pairs::Pairs;
-pub use precompute::{Known, precompute};
+pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};
 pub use rewards::Rewards;
 pub use unpaired::Unpaired;

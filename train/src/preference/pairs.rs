@@ -26,6 +26,7 @@ pub struct Pairs {
     loss: Box<dyn PairLoss>,
     reference: Reference,
     dropout: bool,
+    share: bool,
     watch: Watch,
 }
 
@@ -67,7 +68,13 @@ impl Pairs {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: Box<dyn PairLoss>, reference: Reference, dropout: bool) -> Pairs {
         let watch = Watch::new(loss.has_reference());
-        Pairs { loss, reference, dropout, watch }
+        Pairs { loss, reference, dropout, share: false, watch }
+    }
+
+    /// Lets the sides of a pair share what they begin with ([`Want::share`]).
+    #[must_use]
+    pub fn sharing(self, share: bool) -> Pairs {
+        Pairs { share, ..self }
     }
 
     fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Totals> {
@@ -102,7 +109,12 @@ impl Pairs {
     ) -> Result<()> {
         // Before anything is recorded: the reference's activations and the model's are never there together.
         let prepared = parts.iter().map(|p| self.prepare(model, &p.batch, mode)).collect::<Result<Vec<_>>>()?;
-        let want = Want { recompute: optim.gradient_checkpointing, log_collision: self.loss.weighs() };
+        let want = Want {
+            recompute: optim.gradient_checkpointing,
+            log_collision: self.loss.weighs(),
+            mean_logits: true,
+            share: self.share,
+        };
         let score = |i: usize, recorded: bool| -> Result<TokenScores> {
             let tape = (recorded && mode != Mode::HeldOut).then(Tape::new);
             let ctx = mode.ctx(optim, &parts[i].keys, tape.as_ref());
@@ -144,7 +156,7 @@ impl Pairs {
             }
         }
         let of_completions = token_weights(batch, self.loss.verbose_weight());
-        let compared = self.reference.compare(model, batch, &of_completions, mode == Mode::HeldOut)?;
+        let compared = self.reference.compare(model, batch, &of_completions, mode == Mode::HeldOut, self.share)?;
         let mut of_completions = of_completions.into_iter();
         let weight = |&is: &bool| if is { of_completions.next().expect("one a token") } else { 0.0 };
         let weights = completion.iter().map(weight).collect();
@@ -168,6 +180,10 @@ impl Pairs {
             let completion = || scores.of(s).filter(of_completions);
             let tokens = completion().count() as f64;
             to.sums.measure("entropy", completion().map(|i| scores.entropy[i]).sum(), tokens);
+            if let Some(means) = &scores.mean_logits {
+                let name = ["logits/chosen", "logits/rejected"][s % 2];
+                to.sums.measure(name, completion().map(|i| means[i]).sum(), tokens);
+            }
             if s % 2 == 0 {
                 let correct = completion().filter(|&i| scores.correct[i]).count();
                 to.sums.measure("mean_token_accuracy", correct as f64, tokens);

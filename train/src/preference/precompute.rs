@@ -36,6 +36,17 @@ impl Known {
 /// Pairs of one pass, as tokens.
 const CHUNK: u64 = 256;
 
+/// How the reference scores pairs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scoring {
+    /// What a token beyond the length of the shorter side counts (LD-DPO).
+    pub verbose_weight: f64,
+    /// Tokens of a pass; 0 for no limit.
+    pub tokens_per_pass: u64,
+    /// Whether pairs share their prompts, which changes no bit.
+    pub share: bool,
+}
+
 /// Takes the log-probabilities of all pairs from `dir`, or computes them and leaves them there. `Reference::Base`
 /// is that of `policy`. `note` hears what is done.
 ///
@@ -49,8 +60,7 @@ pub fn precompute(
     reference: &Reference,
     policy: &Model,
     samplers: (&Sampler, Option<&Sampler>),
-    verbose_weight: f64,
-    tokens_per_pass: u64,
+    how: Scoring,
     dir: &Path,
     note: &mut dyn FnMut(&str),
 ) -> Result<Known> {
@@ -69,7 +79,7 @@ pub fn precompute(
         let mut hash = Sha256::new();
         hash.update(b"planish reference 1");
         hash.update(weights);
-        hash.update(verbose_weight.to_le_bytes());
+        hash.update(how.verbose_weight.to_le_bytes());
         each_batch(sampler, u64::MAX, |batch| {
             for s in 0..batch.segments() {
                 let range = batch.segment(s);
@@ -88,7 +98,7 @@ pub fn precompute(
                 read(&path)?
             }
             false => {
-                let table = compute(reference, policy, sampler, verbose_weight, tokens_per_pass)?;
+                let table = compute(reference, policy, sampler, how)?;
                 write(&path, &table)?;
                 note(&format!("the reference's log-probabilities are in {}", path.display()));
                 table
@@ -103,12 +113,12 @@ fn compute(
     reference: &Reference,
     policy: &Model,
     sampler: &Sampler,
-    verbose_weight: f64,
-    tokens_per_pass: u64,
+    how: Scoring,
 ) -> Result<HashMap<usize, [f64; 2]>> {
     let mut table = HashMap::new();
-    each_batch(sampler, tokens_per_pass, |batch| {
-        let sums = reference.compare(policy, &batch, &token_weights(&batch, verbose_weight), false)?.sums;
+    each_batch(sampler, how.tokens_per_pass, |batch| {
+        let weights = token_weights(&batch, how.verbose_weight);
+        let sums = reference.compare(policy, &batch, &weights, false, how.share)?.sums;
         for (pair, sides) in sums.chunks_exact(2).enumerate() {
             table.insert(batch.example_indices[2 * pair], [sides[0], sides[1]]);
         }

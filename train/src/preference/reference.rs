@@ -55,14 +55,22 @@ pub(super) struct Compared {
 
 impl Reference {
     /// Log-probabilities of the completions of a batch, whose tokens weigh `weights`. Nothing is recorded.
-    pub(super) fn compare(&self, policy: &Model, batch: &Batch, weights: &[f64], held: bool) -> Result<Compared> {
+    /// `share`: pairs share their prompts.
+    pub(super) fn compare(
+        &self,
+        policy: &Model,
+        batch: &Batch,
+        weights: &[f64],
+        held: bool,
+        share: bool,
+    ) -> Result<Compared> {
         let (model, ctx) = match self {
             Reference::Free => return Ok(Compared { sums: vec![0.0; batch.segments()], tokens: None }),
             Reference::Known(known) => return Ok(Compared { sums: known.sums(batch, held)?, tokens: None }),
             Reference::Base => (policy, Ctx::inference().without_adapters()),
             Reference::Model { model, .. } => (&**model, Ctx::inference()),
         };
-        let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, Want::default())?;
+        let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, Want { share, ..Want::default() })?;
         let sum = |s: usize| scores.of(s).map(|i| weights[i] * scores.logprobs[i]).sum();
         Ok(Compared { sums: (0..scores.segments()).map(sum).collect(), tokens: Some(scores.logprobs) })
     }

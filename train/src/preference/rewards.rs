@@ -6,11 +6,12 @@ use planish_autograd::Tape;
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Tensor};
 
+use super::judged::Judged;
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
-use crate::losses::BradleyTerry;
+use crate::losses::{BradleyTerry, Laid};
 use crate::trainer::{Objective, Sums, packed};
 
 /// Minimises [`BradleyTerry`] over pairs, divided by their number. A side's reward is read at its last token, by
@@ -19,12 +20,19 @@ use crate::trainer::{Objective, Sums, packed};
 pub struct Rewards {
     loss: BradleyTerry,
     dropout: bool,
+    share: bool,
 }
 
 impl Rewards {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: BradleyTerry, dropout: bool) -> Rewards {
-        Rewards { loss, dropout }
+        Rewards { loss, dropout, share: false }
+    }
+
+    /// Lets the sides of a pair share what they begin with: [`crate::losses::Want::share`] says when.
+    #[must_use]
+    pub fn sharing(self, share: bool) -> Rewards {
+        Rewards { share, ..self }
     }
 
     fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
@@ -34,20 +42,26 @@ impl Rewards {
             for part in &parts {
                 let tape = (mode != Mode::HeldOut).then(Tape::new);
                 let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
-                let packed = packed(&part.batch);
-                let hidden = model.forward(&ctx, &packed, optim.gradient_checkpointing)?;
-                let rewards = model.rewards(&ctx, &hidden, &packed.cu_seqlens)?;
+                let laid = Laid::new(model, &ctx, packed(&part.batch), self.share);
+                let hidden = model.forward(&ctx, laid.stream(), optim.gradient_checkpointing)?;
+                let last: Vec<u32> = part.batch.cu_seqlens[1..].iter().map(|end| laid.at(end - 1)).collect();
+                let rewards = model.rewards(&ctx, &hidden, &last)?;
                 drop(hidden);
                 let values = rewards.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
                 let mut slopes = Vec::with_capacity(values.len());
-                for (pair, &margin) in values.chunks_exact(2).zip(&part.batch.margins) {
+                for (k, (pair, &margin)) in values.chunks_exact(2).zip(&part.batch.margins).enumerate() {
                     let (chosen, rejected) = (pair[0], pair[1]);
+                    let judged = Judged::new([chosen, rejected], [0, 1].map(|s| part.batch.segment(2 * k + s).len()));
                     let found = self.loss.loss(chosen, rejected, margin);
                     slopes.extend([found.chosen, found.rejected]);
                     sums.loss += found.loss;
                     sums.count += 1.0;
                     sums.measure("mean_reward", chosen + rejected, 2.0);
-                    sums.measure("accuracy", f64::from(u8::from(chosen > rejected)), 1.0);
+                    sums.measure("accuracy", judged.right(), 1.0);
+                    if let Some(length) = judged.length {
+                        sums.measure(length.metric(), judged.right(), 1.0);
+                    }
+                    sums.measure("confidence", judged.confidence(), 1.0);
                     sums.measure("margin", chosen - rejected, 1.0);
                     (least, most) = (least.min(chosen).min(rejected), most.max(chosen).max(rejected));
                 }

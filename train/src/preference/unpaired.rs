@@ -47,10 +47,11 @@ impl Unpaired {
             for part in &parts {
                 let batch = &part.batch;
                 let ones = vec![1.0; batch.supervised()];
-                let reference = self.reference.compare(model, batch, &ones, mode == Mode::HeldOut)?.sums;
+                let reference = self.reference.compare(model, batch, &ones, mode == Mode::HeldOut, false)?.sums;
                 let tape = (mode != Mode::HeldOut).then(Tape::new);
                 let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
-                let want = Want { recompute: optim.gradient_checkpointing, ..Want::default() };
+                let recompute = optim.gradient_checkpointing;
+                let want = Want { recompute, mean_logits: true, ..Want::default() };
                 let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
                 sums.measure("entropy", scores.entropy.iter().sum(), scores.entropy.len() as f64);
                 let mut slopes = vec![0.0; scores.logprobs.len()];
@@ -65,6 +66,10 @@ impl Unpaired {
                     let side = if label { "chosen" } else { "rejected" };
                     sums.measure(&format!("rewards/{side}"), self.loss.beta * logratio, 1.0);
                     sums.measure(&format!("logps/{side}"), logp, 1.0);
+                    if let Some(means) = &scores.mean_logits {
+                        let sum = scores.of(s).map(|i| means[i]).sum();
+                        sums.measure(&format!("logits/{side}"), sum, scores.of(s).len() as f64);
+                    }
                 }
                 if mode != Mode::HeldOut {
                     scores.backward(&slopes)?;
@@ -79,7 +84,7 @@ impl Unpaired {
         let mut sum = 0.0;
         for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
             let ones = vec![1.0; part.supervised()];
-            let reference = self.reference.compare(model, &part, &ones, false)?.sums;
+            let reference = self.reference.compare(model, &part, &ones, false, false)?.sums;
             let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
             sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
         }

@@ -4,7 +4,7 @@
 //! each micro-batch; prompts and completions are tokenised as for DPO; `loss_type: alphapo` is `planish simpo` with
 //! an `alpha`.
 
-use super::preference::{Blocks, ready};
+use super::preference;
 use crate::Result;
 use crate::config::{CpoConfig, CpoSettings};
 use crate::data::DatasetType;
@@ -20,20 +20,10 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &CpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let mut config = config.clone();
-    let blocks = Blocks {
-        model: &config.model,
-        data: &mut config.data,
-        optim: &config.optim,
-        lora: &config.lora,
-        eval: &config.eval,
-        run: &config.run,
-    };
-    let ready = ready(blocks, ACCEPTED, observer)?;
-    let dropout = !config.dropout.disable_dropout;
-    let objective = Pairs::new(Box::new(loss(&config.cpo)), Reference::Free, dropout);
-    let (eval, run) = (config.eval.clone(), config.run.clone());
-    ready.train(&mut config, |c| &mut c.optim, (&eval, &run), Box::new(objective), observer)
+    preference::run(config, ACCEPTED, observer, |c, _, _| {
+        let pairs = Pairs::new(Box::new(loss(&c.cpo)), Reference::Free, !c.dropout.disable_dropout);
+        Ok(Box::new(pairs.sharing(c.pairs.share_prompts)))
+    })
 }
 
 /// The loss that the settings ask for.

@@ -6,7 +6,7 @@
 //! the whole step, not of each micro-batch; the losses `aot` and `aot_unpaired` sort within a micro-batch, as there;
 //! `label_smoothing` reaches `sigmoid` (cDPO); a pair that teaches nothing is an error unless `drop_unsupervised`.
 
-use super::preference::{Blocks, ready};
+use super::preference;
 use crate::Result;
 use crate::config::{DpoConfig, DpoLossType, DpoSettings};
 use crate::data::DatasetType;
@@ -23,22 +23,13 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// Settings, data, models or run directory that are wrong: nothing has been written then, but perhaps the
 /// reference's log-probabilities. Later: a full disk, a loss that is no number any more.
 pub fn run(config: &DpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let mut config = config.clone();
-    let blocks = Blocks {
-        model: &config.model,
-        data: &mut config.data,
-        optim: &config.optim,
-        lora: &config.lora,
-        eval: &config.eval,
-        run: &config.run,
-    };
-    let ready = ready(blocks, ACCEPTED, observer)?;
-    let loss = loss(&config.dpo, config.reference.reference_free);
-    let c = &config;
-    let reference = ready.reference(&c.reference, &c.model, &c.run, &c.optim, loss.verbose_weight(), observer)?;
-    let objective = Pairs::new(Box::new(loss), reference, !config.dropout.disable_dropout);
-    let (eval, run) = (config.eval.clone(), config.run.clone());
-    ready.train(&mut config, |c| &mut c.optim, (&eval, &run), Box::new(objective), observer)
+    preference::run(config, ACCEPTED, observer, |c, ready, observer| {
+        let (loss, share) = (loss(&c.dpo, c.reference.reference_free), c.pairs.share_prompts);
+        let verbose = loss.verbose_weight();
+        let reference = ready.reference(&c.reference, (&c.model, &c.run, &c.optim), verbose, share, observer)?;
+        let pairs = Pairs::new(Box::new(loss), reference, !c.dropout.disable_dropout);
+        Ok(Box::new(pairs.sharing(share)))
+    })
 }
 
 /// The loss that the settings ask for.

@@ -140,13 +140,7 @@ pub(super) fn open(
         ..EncodeOptions::default()
     };
     let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
-    let columns = Columns {
-        prompt: data.prompt_column.clone(),
-        completion: data.completion_column.clone(),
-        text: data.dataset_text_field.clone(),
-        messages: data.messages_column.clone(),
-        kind: data.dataset_type.map(row_type),
-    };
+    let columns = columns(data);
     let seed = optim.data_seed.unwrap_or(optim.seed);
     let train = Arc::new(Dataset::open(
         &specs(&data.dataset, &data.dataset_weights, builtin::instructions())?,
@@ -190,6 +184,17 @@ pub(super) fn open(
     Ok(Inputs { sampler, held_out, report, lengths, steps_per_epoch })
 }
 
+/// What the columns of the files mean.
+pub(super) fn columns(data: &DataSettings) -> Columns {
+    Columns {
+        prompt: data.prompt_column.clone(),
+        completion: data.completion_column.clone(),
+        text: data.dataset_text_field.clone(),
+        messages: data.messages_column.clone(),
+        kind: data.dataset_type.map(row_type),
+    }
+}
+
 /// The time that chat templates see: the one set, else that of the run which is resumed, else (`None`) now.
 pub(super) fn template_time(data: &DataSettings, resume: Option<&Checkpoint>) -> Result<Option<u64>> {
     match (data.template_time, resume) {
@@ -220,7 +225,7 @@ fn row_type(named: RowType) -> DatasetType {
 }
 
 /// The files, `builtin` standing for those inside the program.
-fn specs(files: &[String], weights: &[f64], own: &str) -> Result<Vec<DatasetSpec>> {
+pub(super) fn specs(files: &[String], weights: &[f64], own: &str) -> Result<Vec<DatasetSpec>> {
     let mut specs = Vec::new();
     for (i, file) in files.iter().enumerate() {
         let mut spec = match file.as_str() {

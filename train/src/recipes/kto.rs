@@ -6,7 +6,7 @@
 //! `shuffle` is false, where TRL goes through the data in order; a pair is one row of two completions of a micro-batch,
 //! where TRL makes two rows of it.
 
-use super::preference::{Blocks, ready};
+use super::preference;
 use crate::Result;
 use crate::config::{KtoConfig, KtoSettings};
 use crate::data::DatasetType;
@@ -22,22 +22,11 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Labelled, DatasetType::Prefe
 /// # Errors
 /// As [`super::dpo::run`].
 pub fn run(config: &KtoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let mut config = config.clone();
-    let blocks = Blocks {
-        model: &config.model,
-        data: &mut config.data,
-        optim: &config.optim,
-        lora: &config.lora,
-        eval: &config.eval,
-        run: &config.run,
-    };
-    let ready = ready(blocks, ACCEPTED, observer)?;
-    let c = &config;
-    let reference = ready.reference(&c.reference, &c.model, &c.run, &c.optim, 1.0, observer)?;
-    let dropout = !config.dropout.disable_dropout;
-    let objective = Unpaired::new(loss(&config.kto), reference, dropout, ready.max_length());
-    let (eval, run) = (config.eval.clone(), config.run.clone());
-    ready.train(&mut config, |c| &mut c.optim, (&eval, &run), Box::new(objective), observer)
+    preference::run(config, ACCEPTED, observer, |c, ready, observer| {
+        let reference = ready.reference(&c.reference, (&c.model, &c.run, &c.optim), 1.0, false, observer)?;
+        let dropout = !c.dropout.disable_dropout;
+        Ok(Box::new(Unpaired::new(loss(&c.kto), reference, dropout, ready.max_length())))
+    })
 }
 
 /// The loss that the settings ask for.

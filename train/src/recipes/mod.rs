@@ -1,6 +1,7 @@
 //! Recipes: from a configuration to a trained model, each in one file, read top to bottom.
 
 pub mod cpo;
+pub mod distill;
 pub mod dpo;
 pub mod kto;
 pub mod orpo;

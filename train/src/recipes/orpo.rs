@@ -3,7 +3,7 @@
 //! Deviations from TRL's `ORPOTrainer`: cross-entropy is a mean over the tokens of the whole optimizer step, not of
 //! each micro-batch; prompts and completions are tokenised as for DPO.
 
-use super::preference::{Blocks, ready};
+use super::preference;
 use crate::Result;
 use crate::config::{OrpoConfig, OrpoSettings};
 use crate::data::DatasetType;
@@ -19,20 +19,10 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &OrpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let mut config = config.clone();
-    let blocks = Blocks {
-        model: &config.model,
-        data: &mut config.data,
-        optim: &config.optim,
-        lora: &config.lora,
-        eval: &config.eval,
-        run: &config.run,
-    };
-    let ready = ready(blocks, ACCEPTED, observer)?;
-    let dropout = !config.dropout.disable_dropout;
-    let objective = Pairs::new(Box::new(loss(&config.orpo)), Reference::Free, dropout);
-    let (eval, run) = (config.eval.clone(), config.run.clone());
-    ready.train(&mut config, |c| &mut c.optim, (&eval, &run), Box::new(objective), observer)
+    preference::run(config, ACCEPTED, observer, |c, _, _| {
+        let pairs = Pairs::new(Box::new(loss(&c.orpo)), Reference::Free, !c.dropout.disable_dropout);
+        Ok(Box::new(pairs.sharing(c.pairs.share_prompts)))
+    })
 }
 
 /// The loss that the settings ask for.

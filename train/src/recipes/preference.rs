@@ -6,26 +6,45 @@ use planish_nn::adapters::{AdapterConfig, load_adapter};
 use planish_nn::decoder::Model;
 
 use super::inputs;
-use crate::config::{
-    EvalSettings, LoraSettings, ModelSettings, OptimSettings, PreferenceDataSettings, ReferenceSettings, RunSettings,
-    Settings,
-};
+use crate::config::{ModelSettings, OptimSettings, PreferenceBlocks, PreferenceRecipe, ReferenceSettings, RunSettings};
 use crate::data::{DatasetType, Packing};
 use crate::models::{self, Opened};
 use crate::optim::Rates;
-use crate::preference::{Follow, Reference, precompute, same_vocabulary};
+use crate::preference::{Follow, Reference, Scoring, precompute, same_vocabulary};
 use crate::run::{Checkpoint, Observer, Outcome};
 use crate::trainer::{Objective, Trainer, total_steps};
 use crate::{Result, adapt};
 
-/// The blocks that every recipe on preferences has.
-pub(super) struct Blocks<'a> {
-    pub(super) model: &'a ModelSettings,
-    pub(super) data: &'a mut PreferenceDataSettings,
-    pub(super) optim: &'a OptimSettings,
-    pub(super) lora: &'a LoraSettings,
-    pub(super) eval: &'a EvalSettings,
-    pub(super) run: &'a RunSettings,
+/// Runs a recipe on preferences with the objective that `objective` makes of the settings, and of what the run
+/// begins with.
+pub(super) fn run<C: PreferenceRecipe>(
+    config: &C,
+    accepted: &[DatasetType],
+    observer: &mut dyn Observer,
+    objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
+) -> Result<Outcome> {
+    let mut settings = config.clone();
+    let blocks = settings.blocks();
+    let (model, lora, optim) = (blocks.model.clone(), blocks.lora.clone(), blocks.optim.clone());
+    let build: Build<'_> = Box::new(|opened, steps_per_epoch, resume| {
+        let steps = total_steps(&optim, steps_per_epoch);
+        adapt::build(opened, &model, &lora, &optim, steps, resume)
+    });
+    run_with(config, accepted, observer, build, objective)
+}
+
+/// As [`run`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.
+pub(super) fn run_with<C: PreferenceRecipe>(
+    config: &C,
+    accepted: &[DatasetType],
+    observer: &mut dyn Observer,
+    build: Build<'_>,
+    objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
+) -> Result<Outcome> {
+    let mut config = config.clone();
+    let ready = ready(config.blocks(), accepted, observer, build)?;
+    let objective = objective(&config, &ready, observer)?;
+    ready.train(&mut config, objective, observer)
 }
 
 /// What a run begins with, before anything is written.
@@ -41,21 +60,15 @@ pub(super) struct Ready {
 /// A model, and the settings of its adapter if it has one.
 type Built = (Model, Option<AdapterConfig>);
 
-/// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
-pub(super) fn ready(b: Blocks<'_>, accepted: &[DatasetType], observer: &mut dyn Observer) -> Result<Ready> {
-    let (model, lora, optim) = (b.model.clone(), b.lora.clone(), b.optim.clone());
-    ready_with(b, accepted, observer, |opened, steps_per_epoch, resume| {
-        let steps = total_steps(&optim, steps_per_epoch);
-        adapt::build(opened, &model, &lora, &optim, steps, resume)
-    })
-}
+/// Makes the model: of the files that were opened, with the optimizer steps of an epoch, or of a checkpoint.
+pub(super) type Build<'a> = Box<dyn FnOnce(&Opened, u64, Option<&Checkpoint>) -> Result<Built> + 'a>;
 
-/// As [`ready`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.
-pub(super) fn ready_with(
-    b: Blocks<'_>,
+/// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
+fn ready(
+    b: PreferenceBlocks<'_>,
     accepted: &[DatasetType],
     observer: &mut dyn Observer,
-    build: impl FnOnce(&Opened, u64, Option<&Checkpoint>) -> Result<Built>,
+    build: Build<'_>,
 ) -> Result<Ready> {
     inputs::check_device(b.run)?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
@@ -74,14 +87,14 @@ pub(super) fn ready_with(
 }
 
 impl Ready {
-    /// The reference that the settings ask for. `verbose` is LD-DPO's weight.
+    /// The reference that the settings ask for. `verbose` is LD-DPO's weight; `share` is whether
+    /// pairs share their prompts where it computes.
     pub(super) fn reference(
         &self,
         settings: &ReferenceSettings,
-        model: &ModelSettings,
-        run: &RunSettings,
-        optim: &OptimSettings,
+        (model, run, optim): (&ModelSettings, &RunSettings, &OptimSettings),
         verbose: f64,
+        share: bool,
         observer: &mut dyn Observer,
     ) -> Result<Reference> {
         let reference = self.open_reference(settings, model, observer)?;
@@ -94,7 +107,8 @@ impl Ready {
         };
         let samplers = (&*self.inputs.sampler, self.inputs.held_out.as_deref());
         let note = &mut |sentence: &str| observer.note(sentence);
-        let known = precompute(&reference, &self.model, samplers, verbose, optim.tokens_per_pass, &dir, note)?;
+        let how = Scoring { verbose_weight: verbose, tokens_per_pass: optim.tokens_per_pass, share };
+        let known = precompute(&reference, &self.model, samplers, how, &dir, note)?;
         Ok(Reference::Known(known))
     }
 
@@ -144,23 +158,21 @@ impl Ready {
         self.inputs.sampler.encoder().options().max_length
     }
 
-    /// Trains. `config` is written down with the `optim` that it was given by `optim_of`.
-    pub(super) fn train<C: Settings + Clone>(
+    /// Trains; the settings are written down as they then are.
+    fn train<C: PreferenceRecipe>(
         self,
         config: &mut C,
-        optim_of: fn(&mut C) -> &mut OptimSettings,
-        (eval, run): (&EvalSettings, &RunSettings),
         objective: Box<dyn Objective>,
         observer: &mut dyn Observer,
     ) -> Result<Outcome> {
         let Ready { opened, model, adapter, rates, inputs, resume } = self;
         let tokenizer = opened.tokenizer.clone();
         drop(opened);
-        inputs::fit(&inputs, &model, optim_of(config), resume.as_ref())?;
-        let (dir, resume) = inputs::run_dir(run)?;
+        inputs::fit(&inputs, &model, config.blocks().optim, resume.as_ref())?;
+        let (dir, resume) = inputs::run_dir(config.blocks().run)?;
         dir.write_config(config)?;
         inputs::tell(&inputs.report, &dir, observer)?;
-        let optim = optim_of(config).clone();
+        let PreferenceBlocks { optim, eval, run, .. } = config.blocks();
         Trainer {
             model,
             adapter,
@@ -170,7 +182,7 @@ impl Ready {
             sampler: inputs.sampler,
             held_out: inputs.held_out,
             steps_per_epoch: inputs.steps_per_epoch,
-            optim: &optim,
+            optim,
             eval,
             run,
             dir,

@@ -14,11 +14,13 @@ use std::path::Path;
 
 use super::inputs;
 use crate::Result;
-use crate::config::PretrainConfig;
-use crate::data::DatasetType;
+use crate::builtin;
+use crate::config::{DataSettings, PretrainConfig};
+use crate::data::{Dataset, DatasetSpec, DatasetType};
 use crate::models;
 use crate::run::{Checkpoint, Observer, Outcome};
-use crate::trainer::{CrossEntropy, Trainer};
+use crate::sources::BySource;
+use crate::trainer::Trainer;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages, DatasetType::Tokenized];
@@ -47,7 +49,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         new_model(Path::new(&named(&m.config_name)), Path::new(&named(&m.tokenizer_name)), &config)?
     };
     let inputs = inputs::open(
-        &config.data,
+        &with_replay(&config)?,
         &config.optim,
         config.eval.per_device_eval_batch_size,
         &tokenizer,
@@ -63,7 +65,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
     Trainer {
         model,
         adapter: None,
-        objective: Box::new(CrossEntropy),
+        objective: Box::new(BySource),
         rates: crate::optim::Rates::default(),
         tokenizer,
         sampler: inputs.sampler,
@@ -75,6 +77,28 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         dir,
     }
     .train(resume.as_ref(), observer)
+}
+
+/// The settings of the data with the replayed files among it, weighted so that they have their share of an epoch.
+fn with_replay(config: &PretrainConfig) -> Result<DataSettings> {
+    let mut data = config.data.clone();
+    if config.replay.replay_dataset.is_empty() {
+        return Ok(data);
+    }
+    let draws = |files: &[String], weights: &[f64]| -> Result<f64> {
+        let columns = inputs::columns(&data);
+        let opened = Dataset::open(&inputs::specs(files, weights, builtin::instructions())?, &columns, ACCEPTED)?;
+        Ok(opened.files().iter().map(|file| file.rows as f64 * file.weight).sum())
+    };
+    let own = draws(&data.dataset, &data.dataset_weights)?;
+    let replayed = draws(&config.replay.replay_dataset, &[])?;
+    let share = config.replay.replay_share;
+    let factor = share / (1.0 - share) * own / replayed;
+    for name in &config.replay.replay_dataset {
+        let spec = DatasetSpec::parse(name)?;
+        data.dataset.push(format!("{}@{}", spec.path.display(), spec.weight * factor));
+    }
+    Ok(data)
 }
 
 fn new_model(config_path: &Path, tokenizer: &Path, config: &PretrainConfig) -> Result<(Model, Tokenizer)> {

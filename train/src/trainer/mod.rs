@@ -11,7 +11,7 @@ mod state;
 
 pub use evaluate::evaluate;
 pub use objective::{CrossEntropy, Objective, Sums};
-pub(crate) use state::REFERENCE_FILE;
+pub(crate) use state::{PROJECTIONS_FILE, REFERENCE_FILE};
 pub use state::TrainerState;
 
 use std::collections::HashMap;
@@ -340,5 +340,6 @@ pub fn packed(batch: &Batch) -> Packed {
         ids: batch.ids.as_slice().into(),
         positions: batch.positions.as_slice().into(),
         cu_seqlens: batch.cu_seqlens.as_slice().into(),
+        stems: Arc::new([]),
     }
 }

@@ -18,6 +18,9 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Weights of a reference that follows the model.
 pub(crate) const REFERENCE_FILE: &str = "reference.safetensors";
 
+/// Projections between a student's layers and a teacher's.
+pub(crate) const PROJECTIONS_FILE: &str = "projections.safetensors";
+
 /// Where a run stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,7 +89,7 @@ pub(super) fn copy_model(from: &Path, to: &Path) -> Result<()> {
         let entry = entry.map_err(listed)?;
         let (name, path) = (entry.file_name(), entry.path());
         let not_the_model =
-            [STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE].iter().any(|f| name == *f) || is_training_file(&name);
+            [STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE, PROJECTIONS_FILE].iter().any(|f| name == *f) || is_training_file(&name);
         if !not_the_model && path.is_file() {
             let mut file = File::open(&path).map_err(|source| RunError::io("read", &path, source))?;
             atomic_write(to.join(&name), |out| std::io::copy(&mut file, out).map(drop))?;

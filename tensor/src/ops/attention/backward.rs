@@ -2,10 +2,11 @@
 //!
 //! With P the probabilities (recomputed from the saved log-denominators), dP = dO Vᵀ and
 //! δ_i = dO_i·O_i: dS = P ∘ (dP - δ), times cap'(s); dV = Pᵀ dO, dQ = scale · dS K,
-//! dK = scale · dSᵀ Q. A task owns one key/value head of one segment, so every sum is made by one
-//! task in one order: gradients are deterministic on any number of threads.
+//! dK = scale · dSᵀ Q. A task owns one key/value head of one segment and of those that have it for a stem, so every
+//! sum is made by one task in one order: gradients are deterministic on any number of threads. To the gradient of
+//! shared keys the segments add theirs one after the other.
 
-use super::{Attention, OP, Sizes, TILE, cap, gather, validate};
+use super::{Attention, OP, Segments, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::reduce::dot;
@@ -32,7 +33,24 @@ pub fn backward(
     cu_k: &[u32],
     options: &Attention,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let sizes = validate(q, k, v, cu_q, cu_k, options)?;
+    backward_branched(dout, q, k, v, out, lse, &Segments { cu_q, cu_k, stems: &[] }, options)
+}
+
+/// As [`backward`], with stems.
+///
+/// # Errors
+/// As the forward pass.
+pub fn backward_branched(
+    dout: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    table: &Segments<'_>,
+    options: &Attention,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let sizes = validate(q, k, v, table, options)?;
     for t in [dout, out] {
         if t.dims() != q.dims() {
             let (lhs, rhs) = (t.dims().to_vec(), q.dims().to_vec());
@@ -52,31 +70,55 @@ pub fn backward(
             q: q.as_slice::<R>()?, k: k.as_slice::<R>()?, v: v.as_slice::<R>()?,
             out: out.as_slice::<R>()?, dout: dout.as_slice::<R>()?, lse: lse.as_slice::<R>()?,
         };
-        let tasks: Vec<(usize, usize)> =
-            (0..cu_q.len() - 1).flat_map(|s| (0..sizes.kv_heads).map(move |g| (s, g))).collect();
+        let families = families(table);
+        let tasks: Vec<(&[usize], usize)> =
+            families.iter().flat_map(|family| (0..sizes.kv_heads).map(move |g| (&family[..], g))).collect();
         let Sizes { heads, kv_heads, group, size } = sizes;
-        let outs = [
-            Disjoint::new(dq.as_slice_mut::<R>()?),
-            Disjoint::new(dk.as_slice_mut::<R>()?),
-            Disjoint::new(dv.as_slice_mut::<R>()?),
-        ];
+        let all_dq = Disjoint::new(dq.as_slice_mut::<R>()?);
+        let all = [Disjoint::new(dk.as_slice_mut::<R>()?), Disjoint::new(dv.as_slice_mut::<R>()?)];
         team::for_each(tasks.len(), |i| scratch::with(|scratch: &mut Scratch<R>| {
-            let (s, g) = tasks[i];
-            let range = |cu: &[u32]| cu[s] as usize..cu[s + 1] as usize;
-            head(&inputs, range(cu_q), range(cu_k), g, sizes, options, scratch);
-            let Scratch { dq, dk, dv, .. } = scratch;
-            for (out, (grad, cu, all, each)) in
-                outs.iter().zip([(dq, cu_q, heads, group), (dk, cu_k, kv_heads, 1), (dv, cu_k, kv_heads, 1)])
-            {
-                for (n, row) in grad.chunks(each * size).enumerate() {
-                    let at = ((cu[s] as usize + n) * all + g * each) * size;
-                    // SAFETY: a task owns its segment's heads of group g.
-                    unsafe { out.part(at, row.len()).copy_from_slice(row) }
+            let (family, g) = tasks[i];
+            for &s in family {
+                let queries = table.cu_q[s] as usize..table.cu_q[s + 1] as usize;
+                let keys = table.keys(s);
+                head(&inputs, queries.clone(), keys.clone(), g, sizes, options, scratch);
+                let Scratch { dq, dk, dv, .. } = scratch;
+                for (row, t) in dq.chunks(group * size).zip(queries) {
+                    // SAFETY: a task owns its segments' heads of group g.
+                    unsafe { all_dq.part((t * heads + g * group) * size, row.len()).copy_from_slice(row) }
+                }
+                for (all, grad) in all.iter().zip([dk, dv]) {
+                    let shared = keys[0].len();
+                    for (n, (row, t)) in grad.chunks(size).zip(keys.clone().into_iter().flatten()).enumerate() {
+                        // SAFETY: a task owns its segments' heads of group g, the stem's among them.
+                        let place = unsafe { all.part((t * kv_heads + g) * size, row.len()) };
+                        if n < shared {
+                            place.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
+                        } else {
+                            place.copy_from_slice(row);
+                        }
+                    }
                 }
             }
         }));
     });
     Ok((dq, dk, dv))
+}
+
+/// Each segment without a stem, with those that it is the stem of behind it.
+fn families(table: &Segments<'_>) -> Vec<Vec<usize>> {
+    let segments = table.cu_q.len() - 1;
+    let (mut families, mut of) = (Vec::new(), vec![0; segments]);
+    for s in 0..segments {
+        match table.stems.get(s).copied().flatten() {
+            None => {
+                of[s] = families.len();
+                families.push(vec![s]);
+            }
+            Some(stem) => families[of[stem.of as usize]].push(s),
+        }
+    }
+    families
 }
 
 /// Buffers that a thread reuses from task to task; `dq`, `dk` and `dv` are a task's output, dense.
@@ -110,21 +152,24 @@ struct Inputs<'a, R> {
 fn head<R: Real>(
     x: &Inputs<'_, R>,
     queries: std::ops::Range<usize>,
-    keys: std::ops::Range<usize>,
+    keys: [std::ops::Range<usize>; 2],
     g: usize,
     sizes: Sizes,
     options: &Attention,
     scratch: &mut Scratch<R>,
 ) {
     let Sizes { heads, kv_heads, group, size } = sizes;
-    let (lq, lk) = (queries.len(), keys.len());
+    let (lq, lk) = (queries.len(), keys[0].len() + keys[1].len());
     let Scratch { q, k, v, out, dout, lse, delta, p, dp, dq, dk, dv, gemm } = scratch;
     for (block, src) in [(&mut *q, x.q), (&mut *out, x.out), (&mut *dout, x.dout)] {
+        block.clear();
         gather(block, src, queries.clone(), heads, g * group, group, size);
     }
     for (block, src) in [(&mut *k, x.k), (&mut *v, x.v)] {
-        gather(block, src, keys.clone(), kv_heads, g, 1, size);
+        block.clear();
+        keys.iter().for_each(|keys| gather(block, src, keys.clone(), kv_heads, g, 1, size));
     }
+    lse.clear();
     gather(lse, x.lse, queries, heads, g * group, group, 1);
     delta.clear();
     delta.extend(dout.chunks(size.max(1)).zip(out.chunks(size.max(1))).map(|(d, o)| dot(d, o)));

@@ -1,6 +1,6 @@
 //! Forward pass.
 
-use super::{Attention, BLOCK, OP, Sizes, TILE, cap, gather, validate};
+use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, gather, validate};
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::scratch::{self, fill};
@@ -19,15 +19,30 @@ pub fn forward(
     cu_k: &[u32],
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
-    let sizes = validate(q, k, v, cu_q, cu_k, options)?;
+    forward_branched(q, k, v, &Segments { cu_q, cu_k, stems: &[] }, options)
+}
+
+/// As [`forward`], with stems. A query's result has the bits that it has where its stem is part of its segment.
+///
+/// # Errors
+/// As [`forward`]; a stem that is no earlier segment without one, or is longer than it.
+pub fn forward_branched(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    table: &Segments<'_>,
+    options: &Attention,
+) -> Result<(Tensor, Tensor)> {
+    let sizes = validate(q, k, v, table, options)?;
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let (kd, vd) = (k.as_slice::<R>()?, v.as_slice::<R>()?);
         let width = sizes.kv_heads * sizes.size;
-        let segments: Vec<Segment<'_, R>> = cu_q.windows(2).zip(cu_k.windows(2)).map(|(q, k)| {
-            let (start, end) = (k[0] as usize, k[1] as usize);
-            Segment { q0: q[0] as usize, queries: (q[1] - q[0]) as usize, keys: end - start,
-                k: &kd[start * width..end * width], v: &vd[start * width..end * width] }
+        let segments: Vec<Segment<'_, R>> = table.cu_q.windows(2).enumerate().map(|(s, q)| {
+            let keys = table.keys(s);
+            let [k, v] = [kd, vd].map(|x| keys.clone().map(|rows| &x[rows.start * width..rows.end * width]));
+            Segment { q0: q[0] as usize, queries: (q[1] - q[0]) as usize, stem: keys[0].len(),
+                keys: keys[0].len() + keys[1].len(), k, v }
         }).collect();
         run::<R>(&q, &segments, sizes, options)
     })
@@ -65,7 +80,8 @@ pub fn forward_segments(
         let part = q.narrow(0, start, end.saturating_sub(start))?;
         let (k, v) = (k.narrow(0, 0, keys)?, v.narrow(0, 0, keys)?);
         let table = [0, part.dims()[0] as u32];
-        sizes = Some(validate(&part, &k, &v, &table, &[0, keys as u32], options)?);
+        let table = Segments { cu_q: &table, cu_k: &[0, keys as u32], stems: &[] };
+        sizes = Some(validate(&part, &k, &v, &table, options)?);
     }
     let sizes = sizes.expect("there is a first cache");
     if cu_q[caches.len()] as usize != q.dims()[0] {
@@ -80,22 +96,49 @@ pub fn forward_segments(
             segments.push(Segment {
                 q0: cu_q[s] as usize,
                 queries: (cu_q[s + 1] - cu_q[s]) as usize,
+                stem: 0,
                 keys: *keys,
-                k: &k.as_slice::<R>()?[..keys * width],
-                v: &v.as_slice::<R>()?[..keys * width],
+                k: [&[], &k.as_slice::<R>()?[..keys * width]],
+                v: [&[], &v.as_slice::<R>()?[..keys * width]],
             });
         }
         run::<R>(&q, &segments, sizes, options)
     })
 }
 
-/// One sequence: where its queries lie, and its keys and values, (keys, kv_heads, size).
+/// One sequence: where its queries lie, and its keys and values, (keys, kv_heads, size), the first `stem` of them in
+/// one place and the others in another.
 struct Segment<'a, R> {
     q0: usize,
     queries: usize,
+    stem: usize,
     keys: usize,
-    k: &'a [R],
-    v: &'a [R],
+    k: [&'a [R]; 2],
+    v: [&'a [R]; 2],
+}
+
+/// Keys or values `tokens` of head `g`: where they lie, or copied together if that is two places.
+fn tile<'t, R: Real>(
+    parts: [&'t [R]; 2],
+    stem: usize,
+    tokens: std::ops::Range<usize>,
+    g: usize,
+    sizes: Sizes,
+    buffer: &'t mut Vec<R>,
+) -> Mat<'t, R> {
+    let Sizes { kv_heads, size, .. } = sizes;
+    let (n, stride) = (tokens.len(), kv_heads * size);
+    let lying = |part: &'t [R], first: usize| Mat::strided(&part[first * stride + g * size..], n, size, stride, 1);
+    if tokens.start >= stem {
+        return lying(parts[1], tokens.start - stem);
+    }
+    if tokens.end <= stem {
+        return lying(parts[0], tokens.start);
+    }
+    buffer.clear();
+    gather(buffer, parts[0], tokens.start..stem, kv_heads, g, 1, size);
+    gather(buffer, parts[1], 0..tokens.end - stem, kv_heads, g, 1, size);
+    Mat::new(&*buffer, n, size)
 }
 
 fn run<R: Real>(
@@ -141,6 +184,8 @@ struct Scratch<R> {
     scores: Vec<R>,
     maximum: Vec<R>,
     denominator: Vec<R>,
+    k: Vec<R>,
+    v: Vec<R>,
     gemm: Vec<R>,
 }
 
@@ -154,10 +199,11 @@ fn block<R: Real>(
     options: &Attention,
     scratch: &mut Scratch<R>,
 ) {
-    let Sizes { heads, kv_heads, group, size } = sizes;
+    let Sizes { heads, group, size, .. } = sizes;
     let i1 = seg.queries.min(i0 + BLOCK);
     let rows = (i1 - i0) * group;
-    let Scratch { out, lse, q, scores, maximum, denominator, gemm } = scratch;
+    let Scratch { out, lse, q, scores, maximum, denominator, k: k_tile, v: v_tile, gemm } = scratch;
+    q.clear();
     gather(q, data, seg.q0 + i0..seg.q0 + i1, heads, g * group, group, size);
     fill(scores, rows * TILE, R::ZERO);
     fill(maximum, rows, R::NEG_INFINITY);
@@ -171,13 +217,11 @@ fn block<R: Real>(
     let (_, last) = options.visible(position(rows - 1), seg.keys);
     let scale = R::from_f64(options.scale);
     let softcap = options.softcap.map(R::from_f64);
-    let stride = kv_heads * size;
     for j0 in (first / TILE * TILE..last).step_by(TILE) {
         // Keys that no query of the block sees are left out: they add 0 to sums whose order goes by place.
         let n = TILE.min(last - j0);
-        let at = j0 * stride + g * size;
-        let k = Mat::strided(&seg.k[at..], n, size, stride, 1);
-        let v = Mat::strided(&seg.v[at..], n, size, stride, 1);
+        let k = tile(seg.k, seg.stem, j0..j0 + n, g, sizes, k_tile);
+        let v = tile(seg.v, seg.stem, j0..j0 + n, g, sizes, v_tile);
         let scores = &mut scores[..rows * n];
         gemm_serial(Mat::new(q, rows, size), k.t(), scores, Store::Set, gemm);
         for r in 0..rows {

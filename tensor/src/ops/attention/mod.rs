@@ -12,8 +12,12 @@
 //! out: (queries, heads, size), lse: (queries, heads), the log of the softmax's denominator (nats).
 //! Segment s has queries `cu_q[s]..cu_q[s + 1]` and keys `cu_k[s]..cu_k[s + 1]`.
 //!
+//! A segment may go on from the first keys of an earlier one, its [`Stem`]: they come before its own and count as
+//! its keys in all of the above. Sequences that begin alike so have their beginning in the stream once.
+//!
 //! # Order of the sum
-//! Keys are taken in tiles of [`TILE`] counted from the segment's first key, with a running maximum.
+//! Keys are taken in tiles of [`TILE`] counted from the segment's first key, which is its stem's if it has one, with
+//! a running maximum.
 //! A query's result depends on its own keys alone: the same bits in training, in prefill and in
 //! decoding, whatever the rest of the batch (law 5 of the design).
 //!
@@ -25,8 +29,8 @@
 mod backward;
 mod forward;
 
-pub use backward::backward;
-pub use forward::{forward, forward_segments};
+pub use backward::{backward, backward_branched};
+pub use forward::{forward, forward_branched, forward_segments};
 
 use crate::{Error, Real, Result, Tensor};
 
@@ -81,6 +85,58 @@ impl Attention {
     }
 }
 
+/// Keys that a segment sees before its own: the first `len` of segment `of`, which comes before it and has no stem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stem {
+    /// Number of the segment.
+    pub of: u32,
+    /// How many of its keys.
+    pub len: u32,
+}
+
+/// Where the segments of a stream lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Segments<'a> {
+    /// Segment s has queries `cu_q[s]..cu_q[s + 1]`: (segments + 1).
+    pub cu_q: &'a [u32],
+    /// And keys `cu_k[s]..cu_k[s + 1]` of its own: (segments + 1).
+    pub cu_k: &'a [u32],
+    /// And before these the keys of its stem: (segments), or empty if no segment has one.
+    pub stems: &'a [Option<Stem>],
+}
+
+impl Segments<'_> {
+    /// The rows of the keys of segment `s`: of its stem, and its own.
+    pub(crate) fn keys(&self, s: usize) -> [std::ops::Range<usize>; 2] {
+        let own = self.cu_k[s] as usize..self.cu_k[s + 1] as usize;
+        let Some(stem) = self.stems.get(s).copied().flatten() else { return [own.start..own.start, own] };
+        let start = self.cu_k[stem.of as usize] as usize;
+        [start..start + stem.len as usize, own]
+    }
+
+    fn check_stems(&self) -> Result<()> {
+        let bad = |what, lhs: usize, rhs: usize| {
+            Err(Error::ShapeMismatch { op: OP, what, lhs: vec![lhs], rhs: vec![rhs] })
+        };
+        let segments = self.cu_k.len() - 1;
+        if !self.stems.is_empty() && self.stems.len() != segments {
+            return bad("stems against segments", self.stems.len(), segments);
+        }
+        for (s, stem) in self.stems.iter().enumerate() {
+            let Some(stem) = stem else { continue };
+            let of = stem.of as usize;
+            if of >= s || self.stems[of].is_some() {
+                return bad("a stem must be an earlier segment without a stem", s, of);
+            }
+            let keys = (self.cu_k[of + 1] - self.cu_k[of]) as usize;
+            if stem.len as usize > keys {
+                return bad("a stem against the keys of its segment", stem.len as usize, keys);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Sizes of one call, validated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
@@ -110,10 +166,10 @@ pub(crate) fn validate(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    cu_q: &[u32],
-    cu_k: &[u32],
+    table: &Segments<'_>,
     options: &Attention,
 ) -> Result<Sizes> {
+    let Segments { cu_q, cu_k, .. } = *table;
     options.validate()?;
     for t in [q, k, v] {
         if t.rank() != 3 {
@@ -137,10 +193,11 @@ pub(crate) fn validate(
         let (lhs, rhs) = (vec![cu_q.len()], vec![cu_k.len()]);
         return Err(Error::ShapeMismatch { op: OP, what: "segments of queries and keys", lhs, rhs });
     }
-    for (q, k) in cu_q.windows(2).zip(cu_k.windows(2)) {
-        let (lq, lk) = (q[1] - q[0], k[1] - k[0]);
+    table.check_stems()?;
+    for (s, q) in cu_q.windows(2).enumerate() {
+        let (lq, lk) = ((q[1] - q[0]) as usize, table.keys(s).map(|keys| keys.len()).iter().sum());
         if options.causal && lq > lk {
-            let (lhs, rhs) = (vec![lq as usize], vec![lk as usize]);
+            let (lhs, rhs) = (vec![lq], vec![lk]);
             return Err(Error::ShapeMismatch { op: OP, what: "a causal segment has more queries than keys", lhs, rhs });
         }
     }
@@ -172,8 +229,8 @@ pub(crate) fn cap<R: Real>(s: R, scale: R, softcap: Option<R>) -> R {
     }
 }
 
-/// Copies rows `(token, head)` of the heads `h0..h0 + heads` of a (tokens, all_heads, size) slice
-/// into a dense block, token by token.
+/// Appends rows `(token, head)` of the heads `h0..h0 + heads` of a (tokens, all_heads, size) slice
+/// to a dense block, token by token.
 pub(crate) fn gather<R: Real>(
     out: &mut Vec<R>,
     src: &[R],
@@ -183,7 +240,6 @@ pub(crate) fn gather<R: Real>(
     heads: usize,
     size: usize,
 ) {
-    out.clear();
     for t in tokens {
         let at = (t * all_heads + h0) * size;
         out.extend_from_slice(&src[at..at + heads * size]);

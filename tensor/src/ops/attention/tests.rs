@@ -128,3 +128,77 @@ fn wrong_input_is_refused() {
     assert!(forward_segments(&q, &[(&k, &k, 4)], &[0, 3], &o).is_err(), "a cache shorter than its length");
     assert!(forward_segments(&q, &[(&k, &k, 3)], &[0, 2], &o).is_err());
 }
+
+/// Law 5: queries that go on from another segment's keys have the bits that they have behind keys of their own, and
+/// gradients are the sums over those who share, wherever the segments part within a tile.
+#[test]
+fn branches_equal_whole_segments() {
+    for (window, softcap) in [(None, None), (Some(40), Some(3.0))] {
+        for shared in [0usize, 1, 63, 64, 65, 100] {
+            let o = Attention { scale: 0.125, causal: true, window, softcap };
+            let (a, b) = (130usize, shared + 45);
+            let part = |t: &Tensor, start: usize, len: usize| t.narrow(0, start, len).unwrap();
+            let join = |parts: &[Tensor]| {
+                let all: Vec<&Tensor> = parts.iter().collect();
+                crate::ops::concat::forward(&all, 0).unwrap()
+            };
+            // The whole segments begin alike.
+            let both = |heads: usize, salt: u64| {
+                let (first, second) = (random([a, heads, 16], salt, DType::F64), random([45, heads, 16], salt + 9, DType::F64));
+                (join(&[first.clone(), part(&first, 0, shared), second.clone()]), join(&[first, second]))
+            };
+            let ((q, bq), (k, bk), (v, bv)) = (both(6, 0), both(2, 1), both(2, 2));
+            let cu = [0, a as u32, (a + b) as u32];
+            let (branched, own) = ([0, a as u32, (a + 45) as u32], [0, 1].map(|s| (s == 1).then_some(Stem { of: 0, len: shared as u32 })));
+            let table = Segments { cu_q: &branched, cu_k: &branched, stems: &own };
+            for dtype in [DType::F32, DType::F64] {
+                let [q, k, v, bq, bk, bv] = [&q, &k, &v, &bq, &bk, &bv].map(|t| t.to_dtype(dtype).unwrap());
+                let (out, lse) = forward(&q, &k, &v, &cu, &cu, &o).unwrap();
+                let (bout, blse) = forward_branched(&bq, &bk, &bv, &table, &o).unwrap();
+                for (whole, found) in [(&out, &bout), (&lse, &blse)] {
+                    let want = join(&[part(whole, 0, a), part(whole, a + shared, 45)]);
+                    let bits = |t: &Tensor| -> Vec<u64> {
+                        t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().iter().map(|x| x.to_bits()).collect()
+                    };
+                    assert_eq!(bits(&want), bits(found), "{shared} shared, {o:?}");
+                }
+                if dtype == DType::F32 {
+                    continue;
+                }
+                let upstream = random([a + 45, 6, 16], 7, DType::F64);
+                // What is shared is asked for once.
+                let nothing = Tensor::zeros([shared, 6, 16], DType::F64).unwrap();
+                let whole = join(&[part(&upstream, 0, a), nothing, part(&upstream, a, 45)]);
+                let (dq, dk, dv) = backward(&whole, &q, &k, &v, &out, &lse, &cu, &cu, &o).unwrap();
+                let (bdq, bdk, bdv) = backward_branched(&upstream, &bq, &bk, &bv, &bout, &blse, &table, &o).unwrap();
+                for (what, whole, found) in [("dq", dq, bdq), ("dk", dk, bdk), ("dv", dv, bdv)] {
+                    let (whole, found) = (whole.to_vec::<f64>().unwrap(), found.to_vec::<f64>().unwrap());
+                    let width = found.len() / (a + 45);
+                    for (i, found) in found.iter().enumerate() {
+                        let mut want = whole[if i < a * width { i } else { i + shared * width }];
+                        if i < shared * width {
+                            want += whole[i + a * width];
+                        }
+                        // Two orders of a sum of at most 175 terms of order 1 in f64.
+                        assert!((found - want).abs() <= 1e-13, "{what} {i} of {shared} shared: {found}, not {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_stems_are_refused() {
+    let (q, k) = (random([4, 2, 2], 0, DType::F32), random([4, 2, 2], 1, DType::F32));
+    let stem = |of, len| Some(Stem { of, len });
+    let run = |cu: &[u32], stems: &[Option<Stem>]| {
+        forward_branched(&q, &k, &k, &Segments { cu_q: cu, cu_k: cu, stems }, &Attention::causal(1.0))
+    };
+    assert!(run(&[0, 2, 4], &[None, stem(0, 2)]).is_ok());
+    assert!(run(&[0, 2, 4], &[None, stem(0, 3)]).is_err(), "longer than its segment");
+    assert!(run(&[0, 2, 4], &[stem(1, 1), None]).is_err(), "a later segment");
+    assert!(run(&[0, 2, 4], &[None, stem(1, 1)]).is_err(), "itself");
+    assert!(run(&[0, 1, 2, 4], &[None, stem(0, 1), stem(1, 1)]).is_err(), "a segment with a stem");
+    assert!(run(&[0, 2, 4], &[None]).is_err(), "one entry for two segments");
+}
