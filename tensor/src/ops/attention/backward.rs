@@ -6,6 +6,7 @@
 //! task in one order: gradients are deterministic on any number of threads.
 
 use super::{Attention, OP, Sizes, TILE, cap, gather, validate};
+use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::reduce::dot;
@@ -37,6 +38,10 @@ pub fn backward(
             let (lhs, rhs) = (t.dims().to_vec(), q.dims().to_vec());
             return Err(Error::ShapeMismatch { op: OP, what: "output and its gradient against q", lhs, rhs });
         }
+    }
+    if let Some(on) = device::of(OP, [dout, q, k, v, out, lse])? {
+        let tables = [cu_q, cu_k];
+        return device::ops::attention::backward(&on, dout, [q, k, v], out, lse, tables, sizes, options);
     }
     let tensors = [q, k, v, out, dout, lse].map(|t| t.contiguous());
     let [q, k, v, out, dout, lse] = tensors;

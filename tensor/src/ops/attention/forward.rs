@@ -1,6 +1,7 @@
 //! Forward pass.
 
 use super::{Attention, BLOCK, OP, Sizes, TILE, cap, gather, validate};
+use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::scratch::{self, fill};
@@ -20,6 +21,9 @@ pub fn forward(
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
     let sizes = validate(q, k, v, cu_q, cu_k, options)?;
+    if let Some(on) = device::of(OP, [q, k, v])? {
+        return device::ops::attention::forward(&on, [q, k, v], [cu_q, cu_k], sizes, options);
+    }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let (kd, vd) = (k.as_slice::<R>()?, v.as_slice::<R>()?);
@@ -47,7 +51,7 @@ pub fn forward_segments(
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
     let Some((first, _, _)) = caches.first() else {
-        let empty = Tensor::zeros([0, 1, q.dims().last().copied().unwrap_or(1)], q.dtype())?;
+        let empty = q.scratch_beside(OP, [0, 1, q.dims().last().copied().unwrap_or(1)], q.dtype())?;
         return forward(q, &empty, &empty, cu_q, cu_q, options);
     };
     if cu_q.len() != caches.len() + 1 {
@@ -71,6 +75,9 @@ pub fn forward_segments(
     if cu_q[caches.len()] as usize != q.dims()[0] {
         let (lhs, rhs) = (vec![cu_q[caches.len()] as usize], q.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the queries", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [q].into_iter().chain(caches.iter().flat_map(|c| [c.0, c.1])))? {
+        return device::ops::attention::forward_segments(&on, q, caches, cu_q, sizes, options);
     }
     let q = q.contiguous()?;
     dispatch_real!(OP, q.dtype(), R => {
