@@ -15,6 +15,14 @@ pub enum Error {
     /// Recording or differentiating failed.
     #[error(transparent)]
     Autograd(#[from] planish_autograd::Error),
+    /// A weight could not be put on a device.
+    #[error("{name}: {source}")]
+    Placing {
+        /// The parameter.
+        name: String,
+        /// Why.
+        source: planish_tensor::Error,
+    },
     /// config.json is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),

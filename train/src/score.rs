@@ -154,7 +154,8 @@ impl<'a> Scorer<'a> {
         let run = || -> planish_nn::Result<Vec<f64>> {
             let hidden = self.model.forward(&self.ctx, &batch, false)?;
             let scores = self.model.scores(&self.ctx, &hidden, &at, &targets)?;
-            Ok(scores.logprobs.value().to_dtype(planish_tensor::DType::F64)?.to_vec::<f64>()?)
+            let logprobs = scores.logprobs.value().to_device(planish_tensor::Device::Cpu)?;
+            Ok(logprobs.to_dtype(planish_tensor::DType::F64)?.to_vec::<f64>()?)
         };
         let all = run().map_err(|source| ScoreError::Model { first, last, source: Box::new(source) })?;
         let mut all = all.into_iter();

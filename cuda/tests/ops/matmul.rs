@@ -68,10 +68,12 @@ shapes! {
 fn the_plain_kernels_tiles_do_not_change_a_bit() {
     let Some(device) = device() else { return };
     let (queue, f32) = (device.queue(), DType::F32);
-    for (layout, t) in [(Layout::FORWARD, DType::BF16), (Layout::INPUT_GRADIENT, DType::F16), (Layout::WEIGHT_GRADIENT, f32)]
+    for (layout, t) in
+        [(Layout::FORWARD, DType::BF16), (Layout::INPUT_GRADIENT, DType::F16), (Layout::WEIGHT_GRADIENT, f32)]
     {
         let (m, n, k, k2) = (70, 67, 37, 5);
-        let (a, b, a2, b2) = (random(m * k, f32, 1), random(n * k, t, 2), random(m * k2, f32, 3), random(n * k2, f32, 4));
+        let (a, b, a2, b2) =
+            (random(m * k, f32, 1), random(n * k, t, 2), random(m * k2, f32, 3), random(n * k2, f32, 4));
         let [pa, pa2, pb2] = [&a, &a2, &b2].map(|x| put(queue, x, f32));
         let pb = put(queue, &b, t);
         let terms = [

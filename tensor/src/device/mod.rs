@@ -18,6 +18,7 @@ mod context;
 mod kept;
 mod memory;
 pub(crate) mod ops;
+pub mod optim;
 #[cfg(test)]
 mod tests;
 

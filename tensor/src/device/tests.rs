@@ -175,10 +175,12 @@ fn tables_are_kept_and_copies_counted() {
     assert_eq!(back(&first), back(&second));
     let after = device.transfers().unwrap();
     assert_eq!((after.downloads - before.downloads, after.download_bytes - before.download_bytes), (2, 2 * 5 * 16 * 4));
-    let (kept, peak) = device.peak_of(|| {
-        drop(Tensor::zeros_on(device, [1000], DType::F32));
-        Tensor::zeros_on(device, [10], DType::F32)
-    }).unwrap();
+    let (kept, peak) = device
+        .peak_of(|| {
+            drop(Tensor::zeros_on(device, [1000], DType::F32));
+            Tensor::zeros_on(device, [10], DType::F32)
+        })
+        .unwrap();
     assert_eq!((kept.unwrap().numel(), peak), (10, 4096));
     let memory = device.memory().unwrap().unwrap();
     assert!(memory.in_use > 0 && memory.free < memory.total && memory.peak >= memory.in_use);

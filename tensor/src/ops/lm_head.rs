@@ -17,8 +17,8 @@
 //! frozen, [`forward_with_gradient`] makes the gradient of h in the same pass, 2 V size more; where it is
 //! trained, [`backward`] recomputes the logits: 6 V size.
 
-use crate::device::{self, ops::lm_head as on_device};
 use super::check;
+use crate::device::{self, ops::lm_head as on_device};
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
 use crate::parallel::Disjoint;

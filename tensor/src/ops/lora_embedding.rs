@@ -8,8 +8,8 @@
 //! Hu et al., "LoRA", arXiv:2106.09685, equation 3, with a one-hot input; layout as in PEFT.
 
 use super::elementwise::{add_assign, scale as scaled};
-use super::{embedding, index_select};
 use super::linear::{matmul, matmul_into};
+use super::{embedding, index_select};
 use crate::device;
 use crate::gemm::Store;
 use crate::{Element, Error, Result, Tensor, dispatch_real, parallel};

@@ -39,13 +39,7 @@ impl Results {
 }
 
 /// Log-probabilities of the targets.
-pub(crate) fn forward(
-    on: &On,
-    hidden: &Tensor,
-    weight: &Tensor,
-    targets: &[u32],
-    of: &LmHead,
-) -> Result<LmHeadOutput> {
+pub(crate) fn forward(on: &On, hidden: &Tensor, weight: &Tensor, targets: &[u32], of: &LmHead) -> Result<LmHeadOutput> {
     let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
     let mut out = Results::new(on, targets.len())?;
     if !targets.is_empty() {
