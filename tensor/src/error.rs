@@ -147,7 +147,15 @@ pub enum Error {
         /// The device.
         device: Device,
     },
-    /// A device failed, has no room, or cannot be opened.
+    /// A device that cannot be used on this machine.
+    #[error("--device {device} cannot be used: {why}")]
+    NoDevice {
+        /// The device.
+        device: Device,
+        /// What is missing and how to get it.
+        why: String,
+    },
+    /// A device failed or has no room.
     #[error(transparent)]
     Device(#[from] planish_cuda::Error),
 }

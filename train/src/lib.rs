@@ -6,6 +6,7 @@ pub mod ceilings;
 pub mod certify;
 pub mod config;
 pub mod data;
+pub mod device;
 mod error;
 pub mod losses;
 pub mod models;

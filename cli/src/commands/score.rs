@@ -25,6 +25,7 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Score the assistant's turns only"),
         )
+        .arg(model_args::device())
         .arg(json_flag())
 }
 

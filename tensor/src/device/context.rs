@@ -62,13 +62,21 @@ pub(super) fn get(device: Device) -> Result<Arc<Context>> {
     if let Some(found) = open.get(&device) {
         return Ok(found.clone());
     }
+    if matches!(device, Device::Cuda(_))
+        && let Some(why) = planish_cuda::probe().unavailable()
+    {
+        return Err(Error::NoDevice { device, why });
+    }
     let driver: Arc<dyn Driver> = match device {
         Device::Cpu => unreachable!("the processor has no context"),
-        Device::Cuda(number) => Arc::new(Nvidia::open(i32::try_from(number).unwrap_or(i32::MAX))?),
+        Device::Cuda(number) => {
+            let opened = Nvidia::open(i32::try_from(number).unwrap_or(i32::MAX));
+            Arc::new(opened.map_err(|error| Error::NoDevice { device, why: error.to_string() })?)
+        }
         Device::Emulator(_) => Arc::new(Emulator::new(EMULATED)?),
     };
     let cache = KernelCache::of_user();
-    cache.compiler()?;
+    cache.compiler().map_err(|error| Error::NoDevice { device, why: error.to_string() })?;
     let made = Arc::new(Context::new(device, planish_cuda::Device::new(driver, Arc::new(cache))));
     open.insert(device, made.clone());
     Ok(made)

@@ -14,8 +14,8 @@ use planish_cuda::ops::attention::Segments;
 use super::Context;
 use crate::Result;
 
-/// Tables of each kind: those of a micro-batch (ids, targets, rows of the head, keys) and some room.
-const MOST: usize = 8;
+/// Tables of each kind: those of a micro-batch (ids, targets, rows of the head, keys), and one for each sequence that is decoded.
+const MOST: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Kept {

@@ -72,10 +72,18 @@ impl Device {
         self == Device::Cpu
     }
 
+    /// The first GPU if there is one that can be used, or else the processor.
+    pub fn best() -> Device {
+        match planish_cuda::probe().unavailable() {
+            None if Device::Cuda(0).open().is_ok() => Device::Cuda(0),
+            _ => Device::Cpu,
+        }
+    }
+
     /// Opens the device, if it is not open yet: loads the driver and finds the compiler of kernels.
     ///
     /// # Errors
-    /// [`Error::Device`]: no driver, no such GPU, no compiler; says what is missing.
+    /// [`Error::NoDevice`]: no driver, no such GPU, no compiler; says what is missing and how to get it.
     pub fn open(self) -> Result<()> {
         if self.is_cpu() {
             return Ok(());

@@ -74,7 +74,11 @@ impl AdamW {
             let value = param.value();
             let dtype = param.grad_dtype();
             let master = if value.dtype() == dtype { None } else { Some(value.to_dtype(dtype)?) };
-            let zeros = || Tensor::zeros_on(value.device(), value.shape(), dtype);
+            let zeros = || {
+                let made = Tensor::zeros_on(value.device(), value.shape(), dtype);
+                let name = || format!("AdamW's moments of {}", param.name());
+                made.map_err(|source| planish_nn::Error::Placing { name: name(), source })
+            };
             let (m, v) = (zeros()?, zeros()?);
             let (decay, rate) = (decays(param.name()), rates.of(param));
             states.push(State { decay, rate, param: param.clone(), m, v, master });

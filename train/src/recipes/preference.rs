@@ -11,6 +11,7 @@ use crate::config::{
     Settings,
 };
 use crate::data::{DatasetType, Packing};
+use crate::device::{self, Demands};
 use crate::models::{self, Opened};
 use crate::optim::Rates;
 use crate::preference::{Follow, Reference, precompute, same_vocabulary};
@@ -57,7 +58,7 @@ pub(super) fn ready_with(
     observer: &mut dyn Observer,
     build: impl FnOnce(&Opened, u64, Option<&Checkpoint>) -> Result<Built>,
 ) -> Result<Ready> {
-    inputs::check_device(b.run)?;
+    device::choose(b.run.device, &Demands::none().lacks("preference tuning"))?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
     let resume = match &b.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, b.run.output_dir.as_ref())?),

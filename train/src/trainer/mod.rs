@@ -147,7 +147,7 @@ impl Trainer<'_> {
                 num_tokens: state.num_tokens,
                 tokens_per_second: step.tokens as f64 / seconds,
                 step_seconds: seconds,
-                peak_memory_bytes: memory_use().map_or(0, |m| m.peak),
+                peak_memory_bytes: self.peak_memory()?,
                 extra: sum.means(),
             };
             self.objective.advice(&sum).iter().for_each(|sentence| observer.note(sentence));
@@ -181,6 +181,14 @@ impl Trainer<'_> {
         let outcome = Outcome::Finished { result };
         observer.finished(&outcome);
         Ok(outcome)
+    }
+
+    /// The most bytes ever in use: on the device by tensors, or by this process.
+    fn peak_memory(&self) -> Result<u64> {
+        Ok(match self.model.device().memory()? {
+            Some(memory) => memory.peak,
+            None => memory_use().map_or(0, |m| m.peak),
+        })
     }
 
     fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
