@@ -3,6 +3,7 @@
 //! Without NVRTC these tests say that they skip; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
 
 mod law5;
+mod ops;
 mod program;
 mod training;
 

@@ -2,7 +2,7 @@
 
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::Model;
-use planish_tensor::Device;
+use planish_tensor::{DType, Device};
 use planish_train::config::{DeviceChoice, OptimSettings};
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::device::{Demands, choose};
@@ -67,15 +67,20 @@ fn trajectory(model: &Model, recompute: bool) -> Vec<[f64; 2]> {
 /// which go by the gradient's sign at first, carry the differences on. Something computed wrongly, such as a mask or one
 /// term of a sum, is off by 1e-3 and more.
 const BOUNDS: [f64; 2] = [5e-6, 1e-4];
+/// The same where masters are rounded to bf16 weights: of two masters that differ by a rounding of f32 some lie on the two
+/// sides of a tie, and these weights then differ by 2⁻⁸ of themselves.
+const BOUNDS_OF_BF16: [f64; 2] = [2e-4, 2e-3];
 
 fn compare(what: &str, here: &Model, there: &Model, device: Device, recompute: bool) {
     there.to_device(device).unwrap();
     assert!(there.params().iter().all(|p| p.value().device() == device));
+    let bf16 = here.params().iter().any(|p| p.is_trainable() && p.value().dtype() == DType::BF16);
+    let bounds = if bf16 { BOUNDS_OF_BF16 } else { BOUNDS };
     let (want, got) = (trajectory(here, recompute), trajectory(there, recompute));
     for (step, (want, got)) in want.iter().zip(&got).enumerate() {
         for (i, name) in ["loss", "norm"].iter().enumerate() {
             let off = (want[i] - got[i]).abs() / want[i].abs();
-            assert!(off <= BOUNDS[i], "{what}, step {step}: {name} {} for {}, off by {off:.1e}", got[i], want[i]);
+            assert!(off <= bounds[i], "{what}, step {step}: {name} {} for {}, off by {off:.1e}", got[i], want[i]);
         }
     }
     assert!(want[STEPS - 1] != want[0], "{what}: nothing was trained");
