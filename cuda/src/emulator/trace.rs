@@ -109,7 +109,7 @@ fn is_wide(text: &str) -> bool {
     let words: Vec<&str> = opcode.split('.').collect();
     let types = words.iter().filter(|word| word.len() <= 4 && word.ends_with(|c: char| c.is_ascii_digit()));
     let result = if opcode.starts_with("cvt") { types.clone().next() } else { types.clone().next_back() };
-    words.contains(&"wide") || result.is_some_and(|word| of_64(&word))
+    words.contains(&"wide") || result.is_some_and(of_64)
 }
 
 impl Common<'_> {
