@@ -11,8 +11,12 @@ fn random(shape: &[usize], salt: u64) -> Tensor {
     Tensor::from_vec((0..n).map(|i| s.normal(i as u64)).collect(), shape).unwrap()
 }
 
-static TOY: Op =
-    Op { name: "toy", backward: Backward::Rule, cuda: Cuda::CpuOnly("a test"), fixture: Fixture::None("only in this test") };
+static TOY: Op = Op {
+    name: "toy",
+    backward: Backward::Rule,
+    cuda: Cuda::CpuOnly("a test"),
+    fixture: Fixture::None("only in this test"),
+};
 static RULELESS: Op = Op {
     name: "ruleless",
     backward: Backward::None("of the test"),

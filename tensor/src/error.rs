@@ -141,6 +141,12 @@ pub enum Error {
         /// Where the other is.
         rhs: Device,
     },
+    /// What is for tensors on a device was given tensors of the processor.
+    #[error("{op}: this is for tensors on a device, and these are on the processor")]
+    OnlyOnDevice {
+        /// What was called.
+        op: &'static str,
+    },
     /// A device that is open already, so that none can be put in its place.
     #[error("{device} is open already")]
     DeviceOpen {

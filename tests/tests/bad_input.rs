@@ -243,7 +243,10 @@ fn adapters_and_targets() {
     if planish_cuda::probe().unavailable().is_some() {
         place.refuses_with(&["--device", "cuda"], "--device cuda:0 cannot be used: ");
     }
-    place.refuses_with(&["--device", "tpu"], "must be cpu, cuda, cuda:N (GPU number N), emulator or auto, found `tpu`");
+    place.refuses_with(
+        &["--device", "tpu"],
+        "must be one of cpu, cuda, cuda:N (GPU number N), emulator, auto, found `tpu`",
+    );
     let lion = ["--device", "emulator", "--optim", "lion"];
     place.refuses_with(&lion, "--device emulator: the optimizer lion_32bit is not supported there yet");
 }

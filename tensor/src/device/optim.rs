@@ -12,7 +12,7 @@ use crate::{DType, Device, Error, Result, Tensor};
 /// of one shape. `weight`, if the model's is narrower, becomes p rounded. For the formula see `cuda/kernels/adamw.cu`.
 ///
 /// # Errors
-/// [`Error::NotHere`] for tensors of the processor; shapes, dtypes or devices that do not agree.
+/// [`Error::OnlyOnDevice`] for tensors of the processor; shapes, dtypes or devices that do not agree.
 pub fn adamw(
     [p, m, v]: [&mut Tensor; 3],
     weight: Option<&mut Tensor>,
@@ -26,7 +26,7 @@ pub fn adamw(
         crate::ops::check::shape(OP, "weight and moments against the gradient", t, g.dims())?;
     }
     let Some(on) = of(OP, [&*p, &*m, &*v, g].into_iter().chain(weight.as_deref()))? else {
-        return Err(Error::NotHere { op: OP, device: Device::Cpu });
+        return Err(Error::OnlyOnDevice { op: OP });
     };
     if g.numel() == 0 {
         return Ok(());
@@ -41,13 +41,13 @@ pub fn adamw(
 /// Σ x² over all the tensors, in f64 and in a fixed order: for the norm of a gradient. One copy from the device.
 ///
 /// # Errors
-/// [`Error::NotHere`] for tensors of the processor; tensors of different devices.
+/// [`Error::OnlyOnDevice`] for tensors of the processor; tensors of different devices.
 pub fn squares(of_all: &[Tensor]) -> Result<f64> {
     const OP: &str = "grad_norm";
     if of_all.is_empty() {
         return Ok(0.0);
     }
-    let Some(on) = of(OP, of_all)? else { return Err(Error::NotHere { op: OP, device: Device::Cpu }) };
+    let Some(on) = of(OP, of_all)? else { return Err(Error::OnlyOnDevice { op: OP }) };
     let mut sum = on.zeros(OP, [1], DType::F64)?;
     for t in of_all.iter().filter(|t| t.numel() > 0) {
         let t = t.contiguous()?;

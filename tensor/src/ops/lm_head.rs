@@ -340,11 +340,10 @@ crate::simd::simd_fn! {
 }
 
 /// Log-probability of each row's target, (rows), from rows of logits, (rows, vocabulary), that [`logits`] has capped
-/// and scaled: the bits that [`forward`] computes within. The logits are on a device; on the processor
-/// [`from_logits`] does it row by row.
+/// and scaled: the bits that [`forward`] computes within.
 ///
 /// # Errors
-/// [`Error::NotHere`] for logits of the processor; a target outside the vocabulary; shapes that do not agree.
+/// A target outside the vocabulary; shapes that do not agree; a dtype other than f32 and f64.
 pub fn logprobs_of_logits(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (rows, vocabulary) = logits.rows(OP)?;
     check::indices(OP, "target token id", targets, vocabulary)?;
@@ -352,10 +351,15 @@ pub fn logprobs_of_logits(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
         let (lhs, rhs) = (logits.dims().to_vec(), vec![targets.len()]);
         return Err(Error::ShapeMismatch { op: OP, what: "logits (rows, vocabulary) against targets", lhs, rhs });
     }
-    match device::of(OP, [logits])? {
-        Some(on) => on_device::from_logits(&on, logits, targets, &LmHead::default()),
-        None => Err(Error::NotHere { op: OP, device: crate::Device::Cpu }),
+    if let Some(on) = device::of(OP, [logits])? {
+        return on_device::from_logits(&on, logits, targets, &LmHead::default());
     }
+    let mut logits = logits.copied()?;
+    dispatch_real!(OP, logits.dtype(), R => {
+        let rows = logits.as_slice_mut::<R>()?.chunks_exact_mut(vocabulary.max(1));
+        let all = rows.zip(targets).map(|(row, &target)| from_logits(row, target, &LmHead::default()).0);
+        Tensor::from_vec(all.collect::<Vec<R>>(), [targets.len()])
+    })
 }
 
 /// (log-probability of `target`, entropy) from one row of raw logits W h, in the same order and so with

@@ -44,7 +44,8 @@ fn same(device: Device, what: &str, f: impl Fn(&dyn Fn(Tensor) -> Tensor) -> Res
 #[test]
 fn nothing_is_computed_of_nothing() {
     let Some(device) = emulator(21) else { return };
-    let all: [(&str, &[usize]); 4] = [("no rows", &[0, 5]), ("no columns", &[3, 0]), ("one", &[1, 1]), ("odd", &[3, 7])];
+    let all: [(&str, &[usize]); 4] =
+        [("no rows", &[0, 5]), ("no columns", &[3, 0]), ("one", &[1, 1]), ("odd", &[3, 7])];
     for (what, dims) in all {
         same(device, &format!("elementwise, {what}"), |put| {
             let (a, b) = (put(random(dims, 1)), put(random(&dims[1..], 2)));
@@ -109,7 +110,9 @@ fn nothing_is_computed_of_nothing() {
             let options = LmHead { scale: 0.5, softcap: Some(3.0) };
             let (out, gradient) = lm_head::forward_with_gradient(&a, &w, &targets, &options)?;
             let dx = linear::backward_input(&y, &w)?;
-            Ok(vec![y, dw, dx, out.logprobs, out.entropy, gradient, lm_head::logits(&a, &w, &options)?])
+            let logits = lm_head::logits(&a, &w, &options)?;
+            let again = lm_head::logprobs_of_logits(&logits, &targets)?;
+            Ok(vec![y, dw, dx, out.logprobs, out.entropy, gradient, logits, again])
         });
     }
 }
@@ -153,17 +156,11 @@ fn views_go_in_as_they_are() {
 fn attention_and_rotation_at_the_edges() {
     let Some(device) = emulator(23) else { return };
     let causal = Attention::causal(0.4);
-    let kinds = [
-        causal,
-        Attention { window: Some(2), ..causal },
-        Attention { causal: false, softcap: Some(1.5), ..causal },
-    ];
-    for (cu_q, cu_k) in [
-        (&[0u32, 0, 1, 4][..], &[0u32, 0, 3, 6][..]),
-        (&[0, 5], &[0, 5]),
-        (&[0, 0], &[0, 2]),
-        (&[0], &[0]),
-    ] {
+    let kinds =
+        [causal, Attention { window: Some(2), ..causal }, Attention { causal: false, softcap: Some(1.5), ..causal }];
+    for (cu_q, cu_k) in
+        [(&[0u32, 0, 1, 4][..], &[0u32, 0, 3, 6][..]), (&[0, 5], &[0, 5]), (&[0, 0], &[0, 2]), (&[0], &[0])]
+    {
         let (queries, keys) = (cu_q[cu_q.len() - 1] as usize, cu_k[cu_k.len() - 1] as usize);
         for kind in kinds {
             same(device, &format!("{cu_q:?} {cu_k:?} {kind:?}"), |put| {

@@ -19,7 +19,7 @@ pub enum DeviceChoice {
 impl DeviceChoice {
     /// All values in words.
     pub const RULE: Rule<DeviceChoice> =
-        Rule { accepts: "cpu, cuda, cuda:N (GPU number N), emulator or auto", test: |_| true };
+        Rule { accepts: "one of cpu, cuda, cuda:N (GPU number N), emulator, auto", test: |_| true };
 
     /// Reads `auto` or the name of a device.
     pub fn from_text(text: &str) -> Option<DeviceChoice> {
