@@ -2,7 +2,7 @@
 
 use planish_tensor::Tensor;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Tape, Var};
 
@@ -10,7 +10,7 @@ use crate::{Result, Tape, Var};
 pub static OP: Op = Op {
     name: "checkpoint",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Composed("it runs the ops of its segment again"),
     fixture: Fixture::None("it computes nothing of its own: gradients are compared with the segment recorded as it is"),
 };
 

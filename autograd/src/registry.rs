@@ -12,8 +12,10 @@ pub enum Backward {
 /// Whether an op runs on CUDA devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cuda {
-    /// By the kernel file of this stem in `cuda/kernels/`.
+    /// By the kernel file of this stem in `cuda/kernels/`, among others.
     Kernel(&'static str),
+    /// By the kernels of other ops, as this says.
+    Composed(&'static str),
     /// Not, for this reason.
     CpuOnly(&'static str),
 }
@@ -39,9 +41,6 @@ pub struct Op {
     /// Its fixture.
     pub fixture: Fixture,
 }
-
-/// Why no op has a CUDA kernel yet.
-pub(crate) const CUDA_LATER: Cuda = Cuda::CpuOnly("the CUDA backend is not built yet");
 
 /// Every op there is.
 pub fn ops() -> &'static [&'static Op] {

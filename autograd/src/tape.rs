@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use crate::param::{Param, accumulate, grad_dtype};
 use crate::registry::{Backward, Op};
@@ -30,6 +30,7 @@ struct Inner {
 struct Slot {
     shape: Vec<usize>,
     dtype: DType,
+    device: Device,
     param: Option<Param>,
 }
 
@@ -139,7 +140,8 @@ impl Tape {
 
     fn track(&self, value: Tensor, param: Option<Param>) -> Var {
         let mut slots = self.0.slots.borrow_mut();
-        slots.push(Slot { shape: value.dims().to_vec(), dtype: value.dtype(), param });
+        let (shape, dtype, device) = (value.dims().to_vec(), value.dtype(), value.device());
+        slots.push(Slot { shape, dtype, device, param });
         Var { value, place: Some((self.clone(), slots.len() - 1)), recipe: None }
     }
 
@@ -187,6 +189,7 @@ impl Tape {
             return Err(Error::NotScalar { shape: loss.dims().to_vec() });
         }
         let one = Tensor::full(1.0f64, loss.dims())?.to_dtype(loss.value.dtype())?;
+        let one = one.to_device(loss.value.device())?;
         self.backward_from(vec![(loss.clone(), one)])
     }
 
@@ -301,7 +304,7 @@ impl Grads<'_> {
         let run = |place: &mut Option<Tensor>| -> Result<()> {
             let mut buffer = match place.take() {
                 Some(buffer) => buffer,
-                None => Tensor::zeros(info.shape.as_slice(), grad_dtype(info.dtype))?,
+                None => Tensor::zeros_on(info.device, info.shape.as_slice(), grad_dtype(info.dtype))?,
             };
             f(&mut buffer)?;
             *place = Some(buffer);

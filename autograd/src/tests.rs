@@ -2,7 +2,7 @@ use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor, bf16};
 
 use crate::ops::linear::linear;
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::*;
 
 fn random(shape: &[usize], salt: u64) -> Tensor {
@@ -11,12 +11,16 @@ fn random(shape: &[usize], salt: u64) -> Tensor {
     Tensor::from_vec((0..n).map(|i| s.normal(i as u64)).collect(), shape).unwrap()
 }
 
-static TOY: Op =
-    Op { name: "toy", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::None("only in this test") };
+static TOY: Op = Op {
+    name: "toy",
+    backward: Backward::Rule,
+    cuda: Cuda::CpuOnly("a test"),
+    fixture: Fixture::None("only in this test"),
+};
 static RULELESS: Op = Op {
     name: "ruleless",
     backward: Backward::None("of the test"),
-    cuda: CUDA_LATER,
+    cuda: Cuda::CpuOnly("a test"),
     fixture: Fixture::None("a test"),
 };
 

@@ -91,7 +91,7 @@ fn is_bad_input(error: &anyhow::Error) -> bool {
             || cause.is::<ConfigError>()
             || cause.is::<RunError>()
             || cause.is::<WeightsError>()
-            || cause.is::<planish_nn::Error>()
+            || cause.downcast_ref::<planish_nn::Error>().is_some_and(|e| !e.is_of_device())
             || cause.is::<planish_train::data::DataError>()
             || cause.downcast_ref::<planish_train::Error>().is_some_and(planish_train::Error::is_usage)
     })

@@ -7,7 +7,8 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::Model;
 use planish_nn::tokenizer::Tokenizer;
-use planish_train::config::WeightDtype;
+use planish_train::config::{DeviceChoice, WeightDtype};
+use planish_train::device::{self, Demands};
 use planish_train::models::{self, Opened};
 
 use crate::failure::UsageError;
@@ -29,6 +30,19 @@ pub(crate) fn with_flags(command: Command) -> Command {
                 .help("Dtype of the weights in memory; auto is that of the file"),
         )
         .arg(threads())
+}
+
+/// `--device`, of commands that compute on one.
+pub(crate) fn device() -> Arg {
+    let parse = |text: &str| {
+        DeviceChoice::from_text(text).ok_or_else(|| format!("must be {}, found `{text}`", DeviceChoice::RULE.accepts))
+    };
+    Arg::new("device")
+        .long("device")
+        .value_name("DEVICE")
+        .default_value("cpu")
+        .value_parser(parse)
+        .help("Where to compute: cpu, cuda, cuda:N, emulator, or auto for a GPU if there is one")
 }
 
 /// `--threads`.
@@ -54,8 +68,12 @@ pub(crate) fn set_threads(n: Option<usize>) -> anyhow::Result<()> {
 pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
     let (opened, dtype) = files(matches)?;
     let mut model = opened.load(dtype, false)?;
-    if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
-        load_adapter(&mut model, adapter)?;
+    let adapter = match matches.get_one::<PathBuf>("adapter") {
+        Some(adapter) => Some(load_adapter(&mut model, adapter)?),
+        None => None,
+    };
+    if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
+        model.to_device(device::choose(choice, &Demands::none().adapter(adapter.as_ref()))?)?;
     }
     Ok((model, opened.tokenizer))
 }
@@ -66,6 +84,11 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
 /// What is wrong with them; that there is no such head.
 pub(crate) fn open_reward(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
     let (opened, dtype) = files(matches)?;
+    if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device")
+        && !device::choose(choice, &Demands::none())?.is_cpu()
+    {
+        return Err(wrong("rewards are computed on the CPU only; leave --device out"));
+    }
     let mut model = opened.load_reward(dtype, 0, false)?;
     if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
         load_adapter(&mut model, adapter)?;

@@ -39,7 +39,47 @@ fn mistakes_are_named() {
     }
 }
 
-/// Skipped, and said so, without NVRTC; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
+/// Whether the program found no compiler: a test is then skipped, and says so. With `PLANISH_REQUIRE_NVRTC=1` that is
+/// a failure.
+fn skipped(output: &Output) -> bool {
+    if !stderr(output).contains("NVRTC") {
+        return false;
+    }
+    let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
+    assert!(!required, "{}", stderr(output));
+    assert_eq!(output.status.code(), Some(1));
+    eprintln!("skipped: {}", stderr(output));
+    true
+}
+
+#[test]
+fn a_kernel_is_stepped_through() {
+    let place = tempfile::tempdir().unwrap();
+    let cache = place.path().join("kernels");
+    let fixed = ["kernels", "step", "elementwise", "--cache-dir", cache.to_str().unwrap()];
+    let step = |flags: &[&str]| planish(&[&fixed[..], flags].concat());
+    let output = step(&["--kernel", "elementwise_axpby", "--count", "400", "--json"]);
+    if skipped(&output) {
+        return;
+    }
+    assert!(output.status.success(), "{}", stderr(&output));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["kernel"], "elementwise_axpby");
+    let steps = found["steps"].as_array().unwrap();
+    assert!(steps.len() > 20 && steps.last().unwrap()["ptx"].as_str().unwrap().starts_with("ret"), "{steps:?}");
+    // Every lane knows who it is, and the line of CUDA C++ is there.
+    let thread = steps.iter().find(|step| step["ptx"].as_str().unwrap().contains("%tid.x")).unwrap();
+    assert_eq!(thread["written"][0]["lanes"][17], "17");
+    assert!(thread["source"]["text"].as_str().unwrap().contains("threadIdx.x"), "{thread}");
+    let plain = step(&["--from", "3", "--count", "2", "--lane", "5"]);
+    let text = String::from_utf8_lossy(&plain.stdout).into_owned();
+    assert!(text.starts_with("elementwise_add, block 0, warp 0; values of lane 5"), "{text}");
+    assert!(text.contains("\n     3  ") && text.contains("\n     4  ") && text.ends_with("--from 5\n"), "{text}");
+    let unknown = step(&["--kernel", "elementwise_div"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("these do: elementwise_add, elementwise_axpby"), "{}", stderr(&unknown));
+}
+
 #[test]
 fn a_kernel_is_inspected() {
     let place = tempfile::tempdir().unwrap();
@@ -47,11 +87,7 @@ fn a_kernel_is_inspected() {
     let arguments =
         ["kernels", "inspect", "elementwise", "--arch", "sm_80", "--cache-dir", cache.to_str().unwrap(), "--json"];
     let output = planish(&arguments);
-    if stderr(&output).contains("NVRTC") {
-        let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
-        assert!(!required, "{}", stderr(&output));
-        assert_eq!(output.status.code(), Some(1));
-        eprintln!("skipped: {}", stderr(&output));
+    if skipped(&output) {
         return;
     }
     assert!(output.status.success(), "{}", stderr(&output));

@@ -14,12 +14,12 @@
 // p is rounded to T before it multiplies v; its sum is of the unrounded.
 // Contract: written (=). Bound by arithmetic, 4 D a pair of query and key, in training; by reading k and v in decoding.
 //
-// Macros: T (bf16 or f16; the naive kernel f32 too), D (size of a head; a multiple of 16, for the naive one of 32).
+// Macros: T (bf16 or f16; the naive kernel f32 too), D (size of a head; 64 or 128, for the naive one any).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; soft-cap: Gemma 2, arXiv:2408.00118.
 #include "attention.cuh"
 #include "mma.cuh"
 
-// Rung 0: a warp a query and head; a lane has D / 32 elements, each score is a sum over the warp.
+// Rung 0: a warp a query and head; a lane has every 32nd element, each score is a sum over the warp. Also what does f32.
 extern "C" __global__ void attention_forward_naive(
     T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
     const u32* pages, Options o) {
@@ -29,19 +29,22 @@ extern "C" __global__ void attention_forward_naive(
     const u64 row = (u64)(s.q_start + i) * o.heads + h;
     const u32 g = h / (o.heads / o.kv_heads);
     const Span span = visible(s, o, i);
-    f32 query[D / 32], sum[D / 32] = {}, top = -INFINITY_F32, total = 0.0f;
-    for (int e = 0; e < D / 32; ++e) query[e] = widen(q[row * D + lane + 32 * e]);
+    f32 query[SHARE], sum[SHARE] = {}, top = -INFINITY_F32, total = 0.0f;
+    for (u32 e = 0; e < SHARE; ++e) query[e] = lane + 32 * e < D ? widen(q[row * D + lane + 32 * e]) : 0.0f;
     for (u32 j = span.first; j < span.last; ++j) {
         const u64 at = (s.key(j) * o.kv_heads + g) * D + lane;
         f32 score = 0.0f;
-        for (int e = 0; e < D / 32; ++e) score += query[e] * widen(k[at + 32 * e]);
+        for (u32 e = 0; e < SHARE; ++e)
+            if (lane + 32 * e < D) score += query[e] * widen(k[at + 32 * e]);
         score = capped(warp_sum(score), o);
         const f32 next = fmaxf(top, score), shrink = expf(top - next), p = expf(score - next);
         total = total * shrink + p;
-        for (int e = 0; e < D / 32; ++e) sum[e] = sum[e] * shrink + p * widen(v[at + 32 * e]);
+        for (u32 e = 0; e < SHARE; ++e)
+            if (lane + 32 * e < D) sum[e] = sum[e] * shrink + p * widen(v[at + 32 * e]);
         top = next;
     }
-    for (int e = 0; e < D / 32; ++e) out[row * D + lane + 32 * e] = narrow<T>(total > 0.0f ? sum[e] / total : 0.0f);
+    for (u32 e = 0; e < SHARE; ++e)
+        if (lane + 32 * e < D) out[row * D + lane + 32 * e] = narrow<T>(total > 0.0f ? sum[e] / total : 0.0f);
     if (lane == 0) lse[row] = total > 0.0f ? top + logf(total) : -INFINITY_F32;
 }
 

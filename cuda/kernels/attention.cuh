@@ -11,6 +11,9 @@
 
 const u32 TILE = 64;  // keys in a tile, counted from the segment's first: part of the arithmetic
 
+// What a lane of the naive kernels has of a head: elements lane, lane + 32, … below D.
+const u32 SHARE = (D + 31) / 32;
+
 struct Options {
     f32 scale, softcap;  // softcap 0: none
     u32 causal, window;  // window 0: none

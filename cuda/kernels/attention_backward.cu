@@ -13,7 +13,7 @@
 // onto one accumulator in f32. P and dS are rounded to T before they multiply.
 // Contract: written (=). Bound by arithmetic: 14 D a pair of query and key.
 //
-// Macros: T (bf16 or f16; the naive kernels f32 too), D (a multiple of 16, for the naive ones of 32), QB.
+// Macros: T (bf16 or f16; the naive kernels f32 too), D (64 or 128, for the naive ones any), QB.
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 2, split in two.
 #include "attention.cuh"
 #include "mma.cuh"
@@ -51,14 +51,16 @@ extern "C" __global__ void attention_dq_naive(
     if (i >= s.queries) return;
     const u64 row = (u64)(s.q_start + i) * o.heads + h;
     const Span span = visible(s, o, i);
-    f32 sum[D / 32] = {};
+    f32 sum[SHARE] = {};
     for (u32 j = span.first; j < span.last; ++j) {
         const u64 at = (s.key(j) * o.kv_heads + h / (o.heads / o.kv_heads)) * D;
         f32 p, ds;
         pair_gradient(p, ds, q + row * D, k + at, v + at, dout + row * D, lse[row], delta[row], o);
-        for (int e = 0; e < D / 32; ++e) sum[e] += ds * widen(k[at + lane + 32 * e]);
+        for (u32 e = 0; e < SHARE; ++e)
+            if (lane + 32 * e < D) sum[e] += ds * widen(k[at + lane + 32 * e]);
     }
-    for (int e = 0; e < D / 32; ++e) dq[row * D + lane + 32 * e] = narrow<T>(sum[e]);
+    for (u32 e = 0; e < SHARE; ++e)
+        if (lane + 32 * e < D) dq[row * D + lane + 32 * e] = narrow<T>(sum[e]);
 }
 
 // Rung 0 of dK and dV: a warp a key and its head.
@@ -70,7 +72,7 @@ extern "C" __global__ void attention_dkv_naive(
     if (j >= s.keys) return;
     const u64 at = (s.key(j) * o.kv_heads + g) * D;
     const u32 group = o.heads / o.kv_heads;
-    f32 sk[D / 32] = {}, sv[D / 32] = {};
+    f32 sk[SHARE] = {}, sv[SHARE] = {};
     for (u32 i = 0; i < s.queries; ++i) {
         const Span span = visible(s, o, i);
         if (j < span.first || j >= span.last) continue;
@@ -78,13 +80,15 @@ extern "C" __global__ void attention_dkv_naive(
             const u64 row = (u64)(s.q_start + i) * o.heads + h;
             f32 p, ds;
             pair_gradient(p, ds, q + row * D, k + at, v + at, dout + row * D, lse[row], delta[row], o);
-            for (int e = 0; e < D / 32; ++e) {
+            for (u32 e = 0; e < SHARE; ++e) {
+                if (lane + 32 * e >= D) continue;
                 sk[e] += ds * widen(q[row * D + lane + 32 * e]);
                 sv[e] += p * widen(dout[row * D + lane + 32 * e]);
             }
         }
     }
-    for (int e = 0; e < D / 32; ++e) {
+    for (u32 e = 0; e < SHARE; ++e) {
+        if (lane + 32 * e >= D) continue;
         dk[at + lane + 32 * e] = narrow<T>(sk[e]);
         dv[at + lane + 32 * e] = narrow<T>(sv[e]);
     }

@@ -41,3 +41,19 @@ extern "C" __global__ void elementwise_axpby(T* y, const T* x, f32 a, f32 b, u64
     for (int k = 0; k < 8; ++k) u[k] = a * u[k] + b * v[k];
     store8(y + i, u, n - i);
 }
+
+// y = x + number.
+extern "C" __global__ void elementwise_add_scalar(T* y, const T* x, f32 number, u64 n) {
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
+    if (i >= n) return;
+    f32 v[8];
+    load8(v, x + i, n - i);
+    for (int k = 0; k < 8; ++k) v[k] += number;
+    store8(y + i, v, n - i);
+}
+
+// Every row of y += row; row (width) f32.
+extern "C" __global__ void elementwise_add_row(T* y, const f32* row, u64 n, u32 width) {
+    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = narrow<T>(widen(y[i]) + row[i % width]);
+}

@@ -130,3 +130,9 @@ extern "C" __global__ void lm_head_gradient(
         store8(dz + row + i, v, width - i);
     }
 }
+
+// logits = cap(scale logits), in place: for sampling, which wants them all.
+extern "C" __global__ void lm_head_cap(f32* logits, f32 scale, f32 softcap, u64 n) {
+    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) logits[i] = capped(logits[i], scale, softcap);
+}

@@ -12,9 +12,17 @@
 // Contract: C is written (=), or added to (+=) with ADD = 1.
 // Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence two tiles.
 //
-// Macros: T (bf16 or f16; the naive kernel f32 too), O (type of C), A_T, B_T, ADD; tile BM x BN x BK of WM x WN warps,
-// STAGES tiles on their way.
+// Macros: T (bf16 or f16; without tensor cores f32 too), O (type of C), A_T, B_T, ADD; tile BM x BN x BK of WM x WN warps,
+// STAGES tiles on their way. Without tensor cores TB and TB2, the types of B and B2, may differ from T (f32 activations,
+// bf16 weights), and PM is the rows of a block.
 #include "mma.cuh"
+
+#ifndef TB
+#define TB T
+#endif
+#ifndef TB2
+#define TB2 T
+#endif
 
 // What becomes of a sum: the new value of *c.
 __device__ __forceinline__ f32 finished(const O* c, f32 sum, u32 column, const T* bias, f32 alpha) {
@@ -24,10 +32,9 @@ __device__ __forceinline__ f32 finished(const O* c, f32 sum, u32 column, const T
     return v;
 }
 
-// Rung 0: an element of C a thread, one fused multiply-add after another. Also what does f32, and sizes that are no
-// multiples of 8.
+// Rung 0: an element of C a thread, one fused multiply-add after another.
 extern "C" __global__ void matmul_naive(
-    O* c, const T* a, const T* b, const T* a2, const T* b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2,
+    O* c, const T* a, const TB* b, const T* a2, const TB2* b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2,
     u32 lda, u32 ldb, u32 lda2, u32 ldb2, u32 ldc) {
     const u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     const u64 i = at / n, j = at % n;
@@ -40,6 +47,73 @@ extern "C" __global__ void matmul_naive(
     O* to = c + i * ldc + j;
     *to = narrow<O>(finished(to, sum, j, bias, alpha));
 }
+
+#ifdef PM
+// Rung 1 without tensor cores: for f32, two types, and sizes that are no multiples of 8. A block has PM x 64 of C, a thread
+// PM / 16 x 4; PLAIN_K steps of both factors at a time lie in shared memory, widened. The chains are those of the naive
+// kernel, bit for bit: beyond the edges 0 is added to them.
+const u32 PLAIN_N = 64, PLAIN_K = 16, PAD = 4;  // the padding keeps 16-byte alignment and parts the banks
+
+// R x PLAIN_K elements from (row, x) of a matrix of `rows` rows and `depth` columns, to tile[column][row].
+template <u32 R, bool TRANSPOSED, class From> __device__ __forceinline__ void fetch_plain(
+    f32 (*tile)[R + PAD], const From* from, u32 ld, u32 row, u32 rows, u32 x, u32 depth) {
+#pragma unroll
+    for (u32 e = 0; e < R * PLAIN_K / 256; ++e) {
+        const u32 i = threadIdx.x + 256 * e;  // neighbours read neighbours
+        const u32 r = TRANSPOSED ? i % R : i / PLAIN_K, d = TRANSPOSED ? i / R : i % PLAIN_K;
+        const bool valid = row + r < rows && x + d < depth;
+        const u64 at = TRANSPOSED ? (u64)(x + d) * ld + row + r : (u64)(row + r) * ld + x + d;
+        tile[d][r] = valid ? widen(from[at]) : 0.0f;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) matmul_plain(
+    O* c, const T* a, const TB* b, const T* a2, const TB2* b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2,
+    u32 lda, u32 ldb, u32 lda2, u32 ldb2, u32 ldc) {
+    __shared__ __align__(16) f32 ta[PLAIN_K][PM + PAD];
+    __shared__ __align__(16) f32 tb[PLAIN_K][PLAIN_N + PAD];
+    const u32 across = (n + PLAIN_N - 1) / PLAIN_N;
+    const u32 row = blockIdx.x / across * PM, column = blockIdx.x % across * PLAIN_N;
+    const u32 ty = threadIdx.x / 16 * (PM / 16), tx = threadIdx.x % 16 * 4;
+    f32 sums[PM / 16][4] = {};
+    auto take = [&]() {
+        __syncthreads();  // the tiles are there
+#pragma unroll
+        for (u32 d = 0; d < PLAIN_K; ++d) {
+            f32 u[PM / 16];
+            for (u32 i = 0; i < PM / 16; ++i) u[i] = ta[d][ty + i];
+            const float4 v = *(const float4*)&tb[d][tx];
+#pragma unroll
+            for (u32 i = 0; i < PM / 16; ++i) {
+                sums[i][0] = fmaf(u[i], v.x, sums[i][0]);
+                sums[i][1] = fmaf(u[i], v.y, sums[i][1]);
+                sums[i][2] = fmaf(u[i], v.z, sums[i][2]);
+                sums[i][3] = fmaf(u[i], v.w, sums[i][3]);
+            }
+        }
+        __syncthreads();  // and nobody reads them any more
+    };
+    for (u32 x = 0; x < k; x += PLAIN_K) {
+        fetch_plain<PM, A_T>(ta, a, lda, row, m, x, k);
+        fetch_plain<PLAIN_N, B_T>(tb, b, ldb, column, n, x, k);
+        take();
+    }
+    for (u32 x = 0; x < k2; x += PLAIN_K) {
+        fetch_plain<PM, A_T>(ta, a2, lda2, row, m, x, k2);
+        fetch_plain<PLAIN_N, B_T>(tb, b2, ldb2, column, n, x, k2);
+        take();
+    }
+#pragma unroll
+    for (u32 i = 0; i < PM / 16; ++i)
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            const u32 r = row + ty + i, q = column + tx + j;
+            if (r >= m || q >= n) continue;
+            O* to = c + (u64)r * ldc + q;
+            *to = narrow<O>(finished(to, sums[i][j], q, bias, alpha));
+        }
+}
+#endif
 
 #ifdef BM
 const u32 THREADS = WM * WN * 32;
@@ -57,7 +131,7 @@ template <int ROWS, int COLS> __device__ __forceinline__ void fetch(
     }
 }
 
-// Rung 1: a block a tile of C; tiles of A and B for the next STAGES - 1 steps are fetched while this one is multiplied.
+// Rung 2: a block a tile of C; tiles of A and B for the next STAGES - 1 steps are fetched while this one is multiplied.
 extern "C" __global__ void __launch_bounds__(WM * WN * 32) matmul(
     O* c, const T* a, const T* b, const T* a2, const T* b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2,
     u32 lda, u32 ldb, u32 lda2, u32 ldb2, u32 ldc) {

@@ -5,8 +5,8 @@
 //! launchers of the kernels in `cuda/kernels`, which [`kernels`] lists. There are no tensors here: launchers take
 //! device [slices](memory::Slice) and sizes.
 //!
-//! [`probe()`] finds out, on any machine and without ever failing, what a CUDA backend would find. Programs do not
-//! compute on a GPU with this yet; those that are asked to should say so with [`CudaReport::why_unavailable`].
+//! [`probe()`] finds out, on any machine and without ever failing, what a CUDA backend would find;
+//! [`CudaReport::unavailable`] says what is missing.
 
 pub mod cache;
 mod device;

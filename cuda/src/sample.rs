@@ -16,7 +16,7 @@ use crate::ops::rope::{self, Heads};
 use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
-use crate::ops::{Runs, activation, adamw, cast, embedding, gather, grad_norm, layer_norm, nf4, reduction};
+use crate::ops::{Runs, activation, adamw, cast, copy, embedding, gather, grad_norm, layer_norm, nf4, reduction};
 use crate::{DType, Queue, Result};
 
 const TOKENS: usize = 64;
@@ -129,6 +129,13 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let update = settings.update(1, 1.0, None);
             let (p, w, m, v) = (p.slice_mut(F32), Some(y.slice_mut(T)), m.slice_mut(F32), v.slice_mut(F32));
             adamw::step(queue, p, w, m, v, g.slice(F32), None, &update)?;
+        }
+        "copy" => {
+            let transposed = |n, m| [(n, 1, m), (m, n, 1)].map(|(size, x, y)| copy::Dim { size, x, y });
+            copy::strided(queue, y.slice_mut(T), x, &transposed(HIDDEN, TOKENS))?;
+            copy::fill(queue, y.slice_mut(T), 0x3f80)?;
+            let mut dx = zeros(TOKENS * HIDDEN)?;
+            copy::add(queue, dx.slice_mut(F32), dy, &transposed(HIDDEN, TOKENS))?;
         }
         "cast" => {
             let mut wide = room(TOKENS * HIDDEN, F32)?;

@@ -5,7 +5,7 @@ mod emulator_support;
 use emulator_support::{Device, STREAM, kernel};
 use planish_cuda::Error;
 use planish_cuda::driver::{Arg, DevicePtr, Driver, Event, Function, Graph, Image, Launch, Module, Stream};
-use planish_cuda::emulator::Emulator;
+use planish_cuda::emulator::{Emulator, Watch};
 
 /// x[i] += by, in blocks of 32.
 fn adder() -> String {
@@ -16,6 +16,31 @@ fn adder() -> String {
          mad.lo.u32 %r4, %r2, 32, %r3; mul.wide.u32 %d, %r4, 4; add.u64 %x, %x, %d;
          ld.global.u32 %r5, [%x]; add.u32 %r5, %r5, %r1; st.global.u32 [%x], %r5; mov.u32 %r5, unused; ret;",
     )
+}
+
+#[test]
+fn a_warp_can_be_watched() {
+    let emulator = Emulator::new((9, 0)).unwrap().with_watch(Watch { block: [1, 0, 0], warp: 0, most: 9 });
+    let add = emulator.function(emulator.load(Image::Ptx(&adder())).unwrap(), "k").unwrap();
+    let x = emulator.alloc(256, STREAM).unwrap();
+    emulator.upload(x, &[2; 256], STREAM).unwrap();
+    let launch = Launch { grid: [2, 1, 1], block: [32, 1, 1], cluster: [1; 3], shared_bytes: 0 };
+    emulator.launch(add, &launch, &[Arg::Ptr(x), Arg::U32(5)], STREAM).unwrap();
+    let traces = emulator.take_traces();
+    assert_eq!(traces.len(), 1);
+    let (kernel, steps) = (&traces[0].kernel, &traces[0].steps);
+    assert!(kernel == "k" && steps.len() == 9 && traces[0].cut);
+    let wrote = |opcode: &str| {
+        let step = steps.iter().find(|step| step.at.text.starts_with(opcode)).unwrap();
+        assert_eq!(step.lanes, u32::MAX);
+        (step.written[0].name.clone(), step.written[0].value(3))
+    };
+    // Lane 3 of block 1 is element 35.
+    assert_eq!(wrote("mad.lo.u32"), ("%r4".into(), "35".into()));
+    assert_eq!(wrote("mul.wide.u32"), ("%d".into(), "140".into()));
+    assert_eq!(wrote("add.u64"), ("%x".into(), format!("{:#x}", x.0 + 140)));
+    assert_eq!(wrote("add.u32"), ("%r5".into(), "0x2020207".into()));
+    assert!(emulator.take_traces().is_empty());
 }
 
 #[test]

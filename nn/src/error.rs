@@ -15,6 +15,14 @@ pub enum Error {
     /// Recording or differentiating failed.
     #[error(transparent)]
     Autograd(#[from] planish_autograd::Error),
+    /// A weight could not be put on a device.
+    #[error("{name}: {source}")]
+    Placing {
+        /// The parameter.
+        name: String,
+        /// Why.
+        source: planish_tensor::Error,
+    },
     /// config.json is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
@@ -152,6 +160,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a device failed or has no room, of which neither the files nor the settings are to blame.
+    pub fn is_of_device(&self) -> bool {
+        let tensor = match self {
+            Error::Tensor(e) | Error::Placing { source: e, .. } => e,
+            Error::Autograd(planish_autograd::Error::Tensor(e)) => e,
+            _ => return false,
+        };
+        matches!(tensor, planish_tensor::Error::Device(_))
+    }
+
     /// Adds which model is meant, where the message does not name a file yet.
     pub(crate) fn of_model(self, path: &std::path::Path) -> Error {
         match self {

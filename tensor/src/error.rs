@@ -1,6 +1,6 @@
 //! Errors of the tensor layer: every variant carries the op, the shapes and the dtypes it is about.
 
-use crate::DType;
+use crate::{DType, Device};
 
 /// Result of a tensor operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -115,4 +115,53 @@ pub enum Error {
         /// Bytes in the mapping.
         len: usize,
     },
+    /// An op that has no kernel was applied to tensors on a device.
+    #[error("{op}: not supported on {device} yet; use --device cpu")]
+    NotOnDevice {
+        /// Op that was called.
+        op: &'static str,
+        /// Where the tensors are.
+        device: Device,
+    },
+    /// Elements that are on a device were asked for as if they were in the processor's memory.
+    #[error("{op}: the tensor is on {device}; copy it with to_device(Device::Cpu) first")]
+    NotHere {
+        /// What was called.
+        op: &'static str,
+        /// Where the tensor is.
+        device: Device,
+    },
+    /// Tensors of two devices in one op.
+    #[error("{op}: one tensor is on {lhs} and another on {rhs}; copy one of them with to_device first")]
+    MixedDevices {
+        /// Op that was called.
+        op: &'static str,
+        /// Where the first is.
+        lhs: Device,
+        /// Where the other is.
+        rhs: Device,
+    },
+    /// What is for tensors on a device was given tensors of the processor.
+    #[error("{op}: this is for tensors on a device, and these are on the processor")]
+    OnlyOnDevice {
+        /// What was called.
+        op: &'static str,
+    },
+    /// A device that is open already, so that none can be put in its place.
+    #[error("{device} is open already")]
+    DeviceOpen {
+        /// The device.
+        device: Device,
+    },
+    /// A device that cannot be used on this machine.
+    #[error("--device {device} cannot be used: {why}")]
+    NoDevice {
+        /// The device.
+        device: Device,
+        /// What is missing and how to get it.
+        why: String,
+    },
+    /// A device failed or has no room.
+    #[error(transparent)]
+    Device(#[from] planish_cuda::Error),
 }

@@ -8,6 +8,7 @@
 //! are widened as they are read.
 
 mod convert;
+mod device;
 mod dispatch;
 mod dtype;
 mod error;
@@ -26,6 +27,7 @@ mod storage;
 mod team;
 mod tensor;
 
+pub use device::{Device, MemoryUse, Transfers, optim};
 pub use dtype::{Bool, DType, Element, Float, Real, ViaF32, bf16, f16};
 pub use error::{Error, Result};
 pub use shape::{Shape, broadcast_shapes};

@@ -54,6 +54,11 @@ impl Stream {
         Stream { seed, purpose, step }
     }
 
+    /// Seed, purpose and step: for who draws the same numbers elsewhere.
+    pub(crate) fn parts(&self) -> (u64, Purpose, u64) {
+        (self.seed, self.purpose, self.step)
+    }
+
     /// A stream of its own for `id` (a layer, a sample, …) under this one.
     pub fn substream(self, id: u64) -> Stream {
         let [a, b, c, d] = self.block(id ^ 0x5bd1_e995_0000_0000);
@@ -145,6 +150,16 @@ impl Rows {
     /// A row out of range.
     pub fn select(&self, which: &[u32]) -> Rows {
         Rows { stream: self.stream, keys: which.iter().map(|&r| self.keys[r as usize]).collect() }
+    }
+
+    /// What the numbers are drawn from.
+    pub(crate) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    /// The key of each row.
+    pub(crate) fn keys(&self) -> &[u64] {
+        &self.keys
     }
 
     /// Number of rows.

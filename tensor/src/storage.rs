@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use crate::device::Memory;
 use crate::pool::{self, Block, Line};
 use crate::{Error, Result};
 
@@ -79,13 +80,20 @@ pub(crate) enum Storage {
     Owned(Buffer),
     /// Part of a file, mapped read-only.
     Mapped { map: Arc<Mmap>, offset: usize, len: usize },
+    /// Memory of a device.
+    Device(Memory),
 }
 
 impl Storage {
+    /// The bytes in the processor's memory.
+    ///
+    /// # Panics
+    /// If they are on a device: ops ask where their operands are before they read.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Storage::Owned(buffer) => buffer.bytes(),
             Storage::Mapped { map, offset, len } => &map[*offset..*offset + *len],
+            Storage::Device(memory) => panic!("an op read a tensor on {} as if it were here", memory.on().device()),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use crate::device::{self, Memory};
 use crate::shape::broadcast_shapes;
 use crate::storage::{Buffer, Storage};
 use crate::{DType, Element, Error, Result, Shape};
@@ -56,8 +57,44 @@ impl Tensor {
     }
 
     fn owned(buffer: Buffer, shape: Shape, dtype: DType) -> Tensor {
-        let storage = Arc::new(Storage::Owned(buffer));
-        Tensor { strides: shape.contiguous_strides(), storage, dtype, shape, offset: 0 }
+        Tensor::over(Storage::Owned(buffer), shape, dtype)
+    }
+
+    /// All of a storage, in row-major order.
+    pub(crate) fn over(storage: Storage, shape: Shape, dtype: DType) -> Tensor {
+        Tensor { strides: shape.contiguous_strides(), storage: Arc::new(storage), dtype, shape, offset: 0 }
+    }
+
+    /// As [`Tensor::scratch`], where this tensor is. `op` asks for it, in errors.
+    pub(crate) fn scratch_beside(&self, op: &'static str, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        match self.memory() {
+            None => Tensor::scratch(shape, dtype),
+            Some(memory) => memory.on().scratch(op, shape, dtype),
+        }
+    }
+
+    /// The memory of a device, if it is on one.
+    pub(crate) fn memory(&self) -> Option<&Memory> {
+        match &*self.storage {
+            Storage::Device(memory) => Some(memory),
+            _ => None,
+        }
+    }
+
+    /// The same for writing; `None` too if another tensor shares it.
+    pub(crate) fn memory_mut(&mut self) -> Option<&mut Memory> {
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::Device(memory)) => Some(memory),
+            _ => None,
+        }
+    }
+
+    /// Refuses to read what is not here.
+    fn check_here(&self, op: &'static str) -> Result<()> {
+        match self.memory() {
+            None => Ok(()),
+            Some(memory) => Err(Error::NotHere { op, device: memory.on().device() }),
+        }
     }
 
     /// Every element `value`.
@@ -191,8 +228,9 @@ impl Tensor {
     /// The elements, in row-major order, without a copy.
     ///
     /// # Errors
-    /// [`Error::DTypeMismatch`]; [`Error::NotContiguous`].
+    /// [`Error::DTypeMismatch`]; [`Error::NotContiguous`]; [`Error::NotHere`] on a device.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.check_here("as_slice")?;
         self.check_dtype::<T>("as_slice")?;
         if !self.is_contiguous() {
             return Err(Error::NotContiguous { op: "as_slice", shape: self.dims().to_vec() });
@@ -208,8 +246,9 @@ impl Tensor {
     /// mapped or the view is not contiguous, so that no other tensor sees the write.
     ///
     /// # Errors
-    /// [`Error::DTypeMismatch`]; [`Error::OutOfMemory`] where a copy is needed.
+    /// [`Error::DTypeMismatch`]; [`Error::OutOfMemory`] where a copy is needed; [`Error::NotHere`] on a device.
     pub fn as_slice_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        self.check_here("as_slice_mut")?;
         self.check_dtype::<T>("as_slice_mut")?;
         let n = self.numel();
         if n == 0 {
@@ -240,8 +279,9 @@ impl Tensor {
     /// A copy of the elements in row-major order, whatever the layout.
     ///
     /// # Errors
-    /// [`Error::DTypeMismatch`].
+    /// [`Error::DTypeMismatch`]; [`Error::NotHere`] on a device.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        self.check_here("to_vec")?;
         self.check_dtype::<T>("to_vec")?;
         if self.is_contiguous() {
             return Ok(self.as_slice::<T>()?.to_vec());
@@ -255,8 +295,9 @@ impl Tensor {
     /// The only element.
     ///
     /// # Errors
-    /// [`Error::Length`] if there is not exactly one; [`Error::DTypeMismatch`].
+    /// [`Error::Length`] if there is not exactly one; [`Error::DTypeMismatch`]; [`Error::NotHere`] on a device.
     pub fn item<T: Element>(&self) -> Result<T> {
+        self.check_here("item")?;
         if self.numel() != 1 {
             return Err(Error::Length { op: "item", len: self.numel(), shape: vec![1] });
         }
@@ -318,6 +359,9 @@ impl Tensor {
                 });
             }
             Ok(out)
+        }
+        if self.memory().is_some() {
+            return device::copied(self);
         }
         crate::dispatch!(self.dtype, T => go::<T>(self))
     }
@@ -443,7 +487,9 @@ impl Tensor {
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tensor({} {:?}", self.dtype, self.shape)?;
-        if self.numel() <= 16 {
+        if self.memory().is_some() {
+            write!(f, " on {}", self.device())?;
+        } else if self.numel() <= 16 {
             let values = crate::dispatch!(self.dtype, T => self.to_vec::<T>().map(|v| v.iter().map(|x| x.to_f64()).collect::<Vec<_>>()));
             if let Ok(values) = values {
                 write!(f, " {values:?}")?;

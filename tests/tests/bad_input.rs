@@ -240,7 +240,15 @@ fn adapters_and_targets() {
     let lora = ["--use-peft", "--lora-target-modules", "w_pack"];
     place.refuses_with(&lora, "its linear modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
     place.refuses_with(&["--use-peft", "--lora-target-modules", "(q_proj"], "is not a regular expression");
-    place.refuses_with(&["--device", "cuda"], "CPU");
+    if planish_cuda::probe().unavailable().is_some() {
+        place.refuses_with(&["--device", "cuda"], "--device cuda:0 cannot be used: ");
+    }
+    place.refuses_with(
+        &["--device", "tpu"],
+        "must be one of cpu, cuda, cuda:N (GPU number N), emulator, auto, found `tpu`",
+    );
+    let lion = ["--device", "emulator", "--optim", "lion"];
+    place.refuses_with(&lion, "--device emulator: the optimizer lion_32bit is not supported there yet");
 }
 
 #[test]

@@ -115,6 +115,14 @@ pub enum Error {
         /// Its number in the data set.
         example: usize,
     },
+    /// Something that is not computed on devices yet.
+    #[error("--device {device}: {what} is not supported there yet; use --device cpu")]
+    NotOnDevice {
+        /// The device asked for.
+        device: planish_tensor::Device,
+        /// What it cannot do.
+        what: String,
+    },
     /// A checkpoint that does not fit the run.
     #[error("{}: {problem}", .path.display())]
     Checkpoint {
@@ -126,10 +134,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a device failed or has no room: what the user wrote is right.
+    fn of_device(&self) -> bool {
+        use planish_tensor::Error as T;
+        let tensor = match self {
+            Error::Tensor(e) | Error::Autograd(planish_autograd::Error::Tensor(e)) => e,
+            Error::Model(e) => return e.is_of_device(),
+            Error::Score(crate::score::ScoreError::Model { source, .. }) => return source.is_of_device(),
+            _ => return false,
+        };
+        matches!(tensor, T::Device(_))
+    }
+
     /// Whether the user can mend it: bad input or wrong use, as opposed to a failure of the machine or
     /// of this program.
     pub fn is_usage(&self) -> bool {
         use planish_autograd::Error as A;
+        if self.of_device() {
+            return false;
+        }
         !matches!(
             self,
             Error::Autograd(A::GradientShape { .. } | A::ForeignTape { .. } | A::NoRule { .. })

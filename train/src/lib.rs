@@ -6,6 +6,7 @@ pub mod ceilings;
 pub mod certify;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod distill;
 mod error;
 pub mod losses;

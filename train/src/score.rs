@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use planish_autograd::ops::index_select::index_select;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
-use planish_tensor::DType;
+use planish_tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Example;
@@ -181,12 +181,13 @@ impl<'a> Scorer<'a> {
         let run = || -> planish_nn::Result<(Vec<f64>, Vec<(u32, f64)>)> {
             let hidden = self.model.forward(&self.ctx, &batch, false)?;
             let scores = self.model.scores(&self.ctx, &hidden, &at, &targets)?;
-            let logprobs = scores.logprobs.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
+            let here = |t: &Tensor| t.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>();
+            let logprobs = here(scores.logprobs.value())?;
             let mut top = Vec::new();
             if let Some((k, temperature)) = self.top {
                 for rows in at.chunks(LOGIT_ROWS) {
                     let rows = index_select(&hidden, rows)?;
-                    let logits = self.model.logits(&self.ctx, rows.value())?.to_dtype(DType::F64)?.to_vec::<f64>()?;
+                    let logits = here(&self.model.logits(&self.ctx, rows.value())?)?;
                     for z in logits.chunks_exact(self.model.config.vocab_size) {
                         most_probable(z, k, temperature, &mut top);
                     }

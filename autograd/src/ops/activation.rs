@@ -2,19 +2,21 @@
 
 use planish_tensor::ops::activation::{Act, backward, forward};
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry of SiLU.
-pub static SILU: Op = Op { name: "silu", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("silu") };
+pub static SILU: Op =
+    Op { name: "silu", backward: Backward::Rule, cuda: Cuda::Kernel("activation"), fixture: Fixture::Torch("silu") };
 /// Registry entry of GELU, in both its forms.
-pub static GELU: Op = Op { name: "gelu", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("gelu") };
+pub static GELU: Op =
+    Op { name: "gelu", backward: Backward::Rule, cuda: Cuda::Kernel("activation"), fixture: Fixture::Torch("gelu") };
 /// Registry entry of ReLU.
 pub static RELU: Op = Op {
     name: "relu",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("activation"),
     fixture: Fixture::None("one comparison: gradcheck and a test of its edges say all there is to say"),
 };
 

@@ -6,13 +6,17 @@ use planish_tensor::ops::attention as kernel;
 pub use planish_tensor::ops::attention::{Attention, Stem};
 use planish_tensor::ops::attention::Segments;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "attention", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("attention") };
+pub static OP: Op = Op {
+    name: "attention",
+    backward: Backward::Rule,
+    cuda: Cuda::Kernel("attention"),
+    fixture: Fixture::Torch("attention"),
+};
 
 /// Softmax(cap(scale · q kᵀ)) v within each segment; see [`kernel`] for the formula and the masks.
 ///

@@ -2,13 +2,17 @@
 
 use planish_tensor::ops::block_rotate as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "block_rotate", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("block_rotate") };
+pub static OP: Op = Op {
+    name: "block_rotate",
+    backward: Backward::Rule,
+    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
+    fixture: Fixture::Torch("block_rotate"),
+};
 
 /// y\[t, g n + c\] = Σ_k x\[t, g n + k\] R_g\[k, c\]; x: (…, groups · n), R: (groups or 1, n, n). Saves both.
 ///

@@ -3,7 +3,7 @@
 use planish_tensor::{DType, Error};
 
 use crate::param::grad_dtype;
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
@@ -11,7 +11,7 @@ use crate::{Result, Var, record1};
 pub static OP: Op = Op {
     name: "cast",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("cast"),
     fixture: Fixture::None("rounding is tested bit by bit where it is done"),
 };
 

@@ -3,13 +3,17 @@
 use planish_tensor::ops::cayley as kernel;
 pub use planish_tensor::ops::cayley::Cayley;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "cayley", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("cayley") };
+pub static OP: Op = Op {
+    name: "cayley",
+    backward: Backward::Rule,
+    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
+    fixture: Fixture::Torch("cayley"),
+};
 
 /// R (blocks, n, n) from q (blocks, n (n - 1) / 2); see [`kernel`]. Saves q.
 ///

@@ -6,13 +6,17 @@ pub use planish_tensor::ops::dora_linear::row_norms;
 use planish_tensor::ops::linear::backward_bias_add;
 pub use planish_tensor::ops::lora_linear::Lora;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Error, Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "dora_linear", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("dora_linear") };
+pub static OP: Op = Op {
+    name: "dora_linear",
+    backward: Backward::Rule,
+    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
+    fixture: Fixture::Torch("dora_linear"),
+};
 
 /// y = (x - d) Wᵀ + m / n ⊙ (d (W + s·B A)ᵀ) + b with d = drop(x) and W frozen; see [`kernel`]. `norms` are those of
 /// [`row_norms`] for the same W, A, B and s, and constant to the gradient.

@@ -3,7 +3,7 @@
 use planish_tensor::ops::dropout as kernel;
 use planish_tensor::rng::Rows;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
@@ -11,7 +11,7 @@ use crate::{Result, Var, record1};
 pub static OP: Op = Op {
     name: "dropout",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("dropout"),
     fixture: Fixture::None("its masks are its own: their share and their scale are tested"),
 };
 

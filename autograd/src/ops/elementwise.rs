@@ -4,24 +4,30 @@
 use planish_tensor::ops::elementwise as kernel;
 use planish_tensor::ops::reduction::sum_to;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 const ARITHMETIC: Fixture = Fixture::None("one arithmetic operation: gradcheck says all there is to say");
 
 /// Registry entry of addition.
-pub static ADD: Op = Op { name: "add", backward: Backward::Rule, cuda: CUDA_LATER, fixture: ARITHMETIC };
+pub static ADD: Op =
+    Op { name: "add", backward: Backward::Rule, cuda: Cuda::Kernel("elementwise"), fixture: ARITHMETIC };
 /// Registry entry of subtraction.
-pub static SUB: Op = Op { name: "sub", backward: Backward::Rule, cuda: CUDA_LATER, fixture: ARITHMETIC };
+pub static SUB: Op =
+    Op { name: "sub", backward: Backward::Rule, cuda: Cuda::Kernel("elementwise"), fixture: ARITHMETIC };
 /// Registry entry of multiplication.
-pub static MUL: Op = Op { name: "mul", backward: Backward::Rule, cuda: CUDA_LATER, fixture: ARITHMETIC };
+pub static MUL: Op =
+    Op { name: "mul", backward: Backward::Rule, cuda: Cuda::Kernel("elementwise"), fixture: ARITHMETIC };
 /// Registry entry of division.
-pub static DIV: Op = Op { name: "div", backward: Backward::Rule, cuda: CUDA_LATER, fixture: ARITHMETIC };
+pub static DIV: Op =
+    Op { name: "div", backward: Backward::Rule, cuda: Cuda::Kernel("elementwise"), fixture: ARITHMETIC };
 /// Registry entry of scaling.
-pub static SCALE: Op = Op { name: "scale", backward: Backward::Rule, cuda: CUDA_LATER, fixture: ARITHMETIC };
+pub static SCALE: Op =
+    Op { name: "scale", backward: Backward::Rule, cuda: Cuda::Kernel("elementwise"), fixture: ARITHMETIC };
 /// Registry entry of adding a number.
-pub static ADD_SCALAR: Op = Op { name: "add_scalar", backward: Backward::Rule, cuda: CUDA_LATER, fixture: ARITHMETIC };
+pub static ADD_SCALAR: Op =
+    Op { name: "add_scalar", backward: Backward::Rule, cuda: Cuda::Kernel("elementwise"), fixture: ARITHMETIC };
 
 /// a + b.
 ///

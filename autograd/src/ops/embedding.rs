@@ -2,13 +2,17 @@
 
 use planish_tensor::ops::embedding as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "embedding", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("embedding") };
+pub static OP: Op = Op {
+    name: "embedding",
+    backward: Backward::Rule,
+    cuda: Cuda::Kernel("embedding"),
+    fixture: Fixture::Torch("embedding"),
+};
 
 /// y_t = W\[ids_t\]; W: (vocabulary, size) in any float dtype, y: (tokens, size) in the compute dtype.
 ///

@@ -3,13 +3,13 @@
 use planish_tensor::Tensor;
 use planish_tensor::ops::gather as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
 pub static OP: Op =
-    Op { name: "gather", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("gather") };
+    Op { name: "gather", backward: Backward::Rule, cuda: Cuda::Kernel("gather"), fixture: Fixture::Torch("gather") };
 
 /// y\[r\]\[j\] = x\[r\]\[index\[r\]\[j\]\] along the last dimension: picking log-probabilities of tokens, say.
 ///

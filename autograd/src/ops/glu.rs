@@ -2,16 +2,16 @@
 
 use planish_tensor::ops::glu::{Act, backward, forward};
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry of SwiGLU.
 pub static SWIGLU: Op =
-    Op { name: "swiglu", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("swiglu") };
+    Op { name: "swiglu", backward: Backward::Rule, cuda: Cuda::Kernel("glu"), fixture: Fixture::Torch("swiglu") };
 /// Registry entry of GeGLU, in both its forms.
 pub static GEGLU: Op =
-    Op { name: "geglu", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("geglu") };
+    Op { name: "geglu", backward: Backward::Rule, cuda: Cuda::Kernel("glu"), fixture: Fixture::Torch("geglu") };
 
 /// y = silu(gate) · up. Saves gate and up.
 ///

@@ -2,7 +2,7 @@
 
 use planish_tensor::ops::index_select as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
@@ -10,7 +10,7 @@ use crate::{Result, Var, record1};
 pub static OP: Op = Op {
     name: "index_select",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("gather"),
     fixture: Fixture::None("it copies rows: gradcheck says all there is to say"),
 };
 

@@ -3,13 +3,17 @@
 use planish_tensor::ops::layer_norm as kernel;
 use planish_tensor::ops::linear::backward_bias_add;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "layer_norm", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("layer_norm") };
+pub static OP: Op = Op {
+    name: "layer_norm",
+    backward: Backward::Rule,
+    cuda: Cuda::Kernel("layer_norm"),
+    fixture: Fixture::Torch("layer_norm"),
+};
 
 /// y = (x - mean x) / sqrt(var x + ε) · w + b over the last dimension; see [`kernel`].
 ///

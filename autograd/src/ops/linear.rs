@@ -2,13 +2,13 @@
 
 use planish_tensor::ops::linear as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
 pub static OP: Op =
-    Op { name: "linear", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("linear") };
+    Op { name: "linear", backward: Backward::Rule, cuda: Cuda::Kernel("matmul"), fixture: Fixture::Torch("linear") };
 
 /// y = x Wᵀ + b, with x: (…, in), W: (out, in) in any float dtype, b: (out), y: (…, out).
 ///

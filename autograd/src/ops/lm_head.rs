@@ -1,16 +1,16 @@
 //! Log-probabilities of target tokens, without the logits.
 
 use planish_tensor::Tensor;
-pub use planish_tensor::ops::lm_head::LmHead;
+pub use planish_tensor::ops::lm_head::{Correct, LmHead};
 use planish_tensor::ops::{elementwise, lm_head as kernel};
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
 pub static OP: Op =
-    Op { name: "lm_head", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("lm_head") };
+    Op { name: "lm_head", backward: Backward::Rule, cuda: Cuda::Kernel("lm_head"), fixture: Fixture::Torch("lm_head") };
 
 /// What the head gives for each row.
 pub struct Scores {
@@ -19,7 +19,7 @@ pub struct Scores {
     /// Entropy of the distribution, nats: (rows). A measurement: no gradient flows through it.
     pub entropy: Tensor,
     /// Whether the target is the most probable token.
-    pub correct: Vec<bool>,
+    pub correct: Correct,
 }
 
 /// logprob_r = z_{t_r} - log Σ_v exp z_v with z = cap(scale · W h_r).

@@ -2,7 +2,7 @@
 
 use planish_tensor::ops::lora_embedding as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Error, Result, Var, record1};
 
@@ -10,7 +10,7 @@ use crate::{Error, Result, Var, record1};
 pub static OP: Op = Op {
     name: "lora_embedding",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("gather"),
     fixture: Fixture::Torch("lora_embedding"),
 };
 

@@ -4,13 +4,17 @@ use planish_tensor::ops::linear::backward_bias_add;
 use planish_tensor::ops::lora_linear as kernel;
 pub use planish_tensor::ops::lora_linear::Lora;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Error, Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "lora_linear", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("lora_linear") };
+pub static OP: Op = Op {
+    name: "lora_linear",
+    backward: Backward::Rule,
+    cuda: Cuda::Kernel("matmul"),
+    fixture: Fixture::Torch("lora_linear"),
+};
 
 /// y = x Wᵀ + b + s · drop(x) Aᵀ Bᵀ, with W frozen; see [`kernel`].
 ///

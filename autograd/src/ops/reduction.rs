@@ -4,23 +4,23 @@ use planish_tensor::Tensor;
 use planish_tensor::ops::elementwise::scale;
 use planish_tensor::ops::reduction as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record_without_rule, record1};
 
 const CLOSED: Fixture = Fixture::None("a sum or a choice: unit tests and gradcheck say all there is to say");
 
 /// Registry entry of the sum over everything or an axis.
-pub static SUM: Op = Op { name: "sum", backward: Backward::Rule, cuda: CUDA_LATER, fixture: CLOSED };
+pub static SUM: Op = Op { name: "sum", backward: Backward::Rule, cuda: Cuda::Kernel("reduction"), fixture: CLOSED };
 /// Registry entry of the mean over everything or an axis.
-pub static MEAN: Op = Op { name: "mean", backward: Backward::Rule, cuda: CUDA_LATER, fixture: CLOSED };
+pub static MEAN: Op = Op { name: "mean", backward: Backward::Rule, cuda: Cuda::Kernel("reduction"), fixture: CLOSED };
 /// Registry entry of the maximum along an axis.
-pub static MAX: Op = Op { name: "max", backward: Backward::Rule, cuda: CUDA_LATER, fixture: CLOSED };
+pub static MAX: Op = Op { name: "max", backward: Backward::Rule, cuda: Cuda::Kernel("reduction"), fixture: CLOSED };
 /// Registry entry of the place of the maximum.
 pub static ARGMAX: Op = Op {
     name: "argmax",
     backward: Backward::None("an index does not change smoothly"),
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("reduction"),
     fixture: CLOSED,
 };
 

@@ -2,13 +2,17 @@
 
 use planish_tensor::ops::rms_norm as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op =
-    Op { name: "rms_norm", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("rms_norm") };
+pub static OP: Op = Op {
+    name: "rms_norm",
+    backward: Backward::Rule,
+    cuda: Cuda::Kernel("rms_norm"),
+    fixture: Fixture::Torch("rms_norm"),
+};
 
 /// y = x / sqrt(mean x² + ε) · (w + offset) over the last dimension; see [`kernel`].
 ///

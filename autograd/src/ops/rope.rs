@@ -3,12 +3,13 @@
 use planish_tensor::Tensor;
 use planish_tensor::ops::rope as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op = Op { name: "rope", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("rope") };
+pub static OP: Op =
+    Op { name: "rope", backward: Backward::Rule, cuda: Cuda::Kernel("rope"), fixture: Fixture::Torch("rope") };
 
 /// Turns pairs of each head's leading dimensions by the angles of its token; see [`kernel`].
 ///

@@ -2,21 +2,25 @@
 
 use planish_tensor::ops::softmax as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry of softmax.
 pub static SOFTMAX: Op =
-    Op { name: "softmax", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("softmax") };
+    Op { name: "softmax", backward: Backward::Rule, cuda: Cuda::Kernel("softmax"), fixture: Fixture::Torch("softmax") };
 /// Registry entry of log-softmax.
-pub static LOG_SOFTMAX: Op =
-    Op { name: "log_softmax", backward: Backward::Rule, cuda: CUDA_LATER, fixture: Fixture::Torch("log_softmax") };
+pub static LOG_SOFTMAX: Op = Op {
+    name: "log_softmax",
+    backward: Backward::Rule,
+    cuda: Cuda::Kernel("softmax"),
+    fixture: Fixture::Torch("log_softmax"),
+};
 /// Registry entry of log-sum-exp.
 pub static LOGSUMEXP: Op = Op {
     name: "logsumexp",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::Kernel("softmax"),
     fixture: Fixture::None("it is x - log_softmax(x), which has one"),
 };
 

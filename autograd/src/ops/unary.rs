@@ -2,24 +2,24 @@
 
 use planish_tensor::ops::unary::{Unary, backward, forward};
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 const KNOWN: Fixture = Fixture::None("values are compared with the standard library's, slopes by gradcheck");
 
 /// Registry entry of exp.
-pub static EXP: Op = Op { name: "exp", backward: Backward::Rule, cuda: CUDA_LATER, fixture: KNOWN };
+pub static EXP: Op = Op { name: "exp", backward: Backward::Rule, cuda: Cuda::Kernel("unary"), fixture: KNOWN };
 /// Registry entry of ln.
-pub static LN: Op = Op { name: "ln", backward: Backward::Rule, cuda: CUDA_LATER, fixture: KNOWN };
+pub static LN: Op = Op { name: "ln", backward: Backward::Rule, cuda: Cuda::Kernel("unary"), fixture: KNOWN };
 /// Registry entry of sqrt.
-pub static SQRT: Op = Op { name: "sqrt", backward: Backward::Rule, cuda: CUDA_LATER, fixture: KNOWN };
+pub static SQRT: Op = Op { name: "sqrt", backward: Backward::Rule, cuda: Cuda::Kernel("unary"), fixture: KNOWN };
 /// Registry entry of tanh.
-pub static TANH: Op = Op { name: "tanh", backward: Backward::Rule, cuda: CUDA_LATER, fixture: KNOWN };
+pub static TANH: Op = Op { name: "tanh", backward: Backward::Rule, cuda: Cuda::Kernel("unary"), fixture: KNOWN };
 /// Registry entry of sigmoid.
-pub static SIGMOID: Op = Op { name: "sigmoid", backward: Backward::Rule, cuda: CUDA_LATER, fixture: KNOWN };
+pub static SIGMOID: Op = Op { name: "sigmoid", backward: Backward::Rule, cuda: Cuda::Kernel("unary"), fixture: KNOWN };
 /// Registry entry of softcap.
-pub static SOFTCAP: Op = Op { name: "softcap", backward: Backward::Rule, cuda: CUDA_LATER, fixture: KNOWN };
+pub static SOFTCAP: Op = Op { name: "softcap", backward: Backward::Rule, cuda: Cuda::Kernel("unary"), fixture: KNOWN };
 
 /// y = e^x. Saves x.
 ///

@@ -3,20 +3,22 @@
 use planish_tensor::ops::reduction::sum_to;
 use planish_tensor::ops::view as kernel;
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 const MOVES: Fixture = Fixture::None("it moves elements: gradcheck says all there is to say");
 
 /// Registry entry of broadcast_to.
-pub static BROADCAST_TO: Op = Op { name: "broadcast_to", backward: Backward::Rule, cuda: CUDA_LATER, fixture: MOVES };
+pub static BROADCAST_TO: Op =
+    Op { name: "broadcast_to", backward: Backward::Rule, cuda: Cuda::Kernel("copy"), fixture: MOVES };
 /// Registry entry of narrow.
-pub static NARROW: Op = Op { name: "narrow", backward: Backward::Rule, cuda: CUDA_LATER, fixture: MOVES };
+pub static NARROW: Op = Op { name: "narrow", backward: Backward::Rule, cuda: Cuda::Kernel("copy"), fixture: MOVES };
 /// Registry entry of reshape.
-pub static RESHAPE: Op = Op { name: "reshape", backward: Backward::Rule, cuda: CUDA_LATER, fixture: MOVES };
+pub static RESHAPE: Op = Op { name: "reshape", backward: Backward::Rule, cuda: Cuda::Kernel("copy"), fixture: MOVES };
 /// Registry entry of transpose.
-pub static TRANSPOSE: Op = Op { name: "transpose", backward: Backward::Rule, cuda: CUDA_LATER, fixture: MOVES };
+pub static TRANSPOSE: Op =
+    Op { name: "transpose", backward: Backward::Rule, cuda: Cuda::Kernel("copy"), fixture: MOVES };
 
 /// Elements `start..start + len` along `axis`.
 ///

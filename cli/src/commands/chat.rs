@@ -12,7 +12,8 @@ use crate::{model_args, output};
 
 pub(crate) fn command() -> Command {
     let command = model_args::with_flags(Command::new("chat").about("Talk with a model; /clear forgets, /exit ends"))
-        .arg(Arg::new("system").long("system").value_name("TEXT").help("The system message"));
+        .arg(Arg::new("system").long("system").value_name("TEXT").help("The system message"))
+        .arg(model_args::device());
     sampling::with_flags(command)
 }
 

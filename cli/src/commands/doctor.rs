@@ -6,9 +6,12 @@ use std::io;
 use anyhow::{Context, anyhow};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_cuda::{CudaReport, Driver};
+use planish_tensor::Device;
 use planish_tensor::simd::{self, Simd};
 use planish_train::ceilings::{Ceilings, measure};
 use planish_train::certify::{Certificate, Options, certify};
+use planish_train::config::DeviceChoice;
+use planish_train::device::{self, Demands};
 use planish_train::models;
 use serde_json::{Value as Json, json};
 
@@ -16,6 +19,7 @@ use super::json_flag;
 use crate::doctor::{Checked, Outcome, Speed, Timed, check, time};
 use crate::failure::{DONE, FAILED, UsageError};
 use crate::machine::{Facts, facts};
+use crate::model_args;
 use crate::output::{self, line};
 
 pub(crate) fn command() -> Command {
@@ -34,6 +38,7 @@ pub(crate) fn command() -> Command {
                 "Use no vector instructions beyond these: what an older machine would do [default: all there are]",
             ),
         )
+        .arg(model_args::device().help("Where to check the ops: cpu, cuda, cuda:N, emulator or auto"))
         .arg(switch("bench").help("Time every op at SmolLM2-135M's shapes, on one thread and on all"))
         .arg(
             switch("certify")
@@ -74,6 +79,14 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         simd::restrict(most).map_err(|used| anyhow!("kernels already use {used:?}"))?;
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
+    let choice = matches.get_one::<DeviceChoice>("device").copied().expect("has a default");
+    let mut demands = Demands::none();
+    for flag in ["bench", "certify"] {
+        if matches.get_flag(flag) {
+            demands = demands.lacks(format!("--{flag}, which is about this processor,"));
+        }
+    }
+    let device = device::choose(choice, &demands)?;
     // What is wrong with the model is said before a minute of measuring.
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
     let opened = match matches.get_flag("certify") {
@@ -85,9 +98,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if !as_json {
         print_machine(&facts, &ceilings, &cuda)?;
     }
-    let checks = check();
+    let checks = check(device);
     if !as_json {
-        print_checks(&checks)?;
+        print_checks(device, &checks)?;
     }
     let mut speeds = Vec::new();
     if matches.get_flag("bench") {
@@ -111,6 +124,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
             "version": env!("CARGO_PKG_VERSION"),
             "cpu": facts,
             "ceilings": ceilings,
+            "device": { "kind": device.to_string(), "name": device.name()? },
             "cuda": cuda_json(&cuda),
             "passed": passed,
             "ops": checks,
@@ -128,7 +142,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
 }
 
 fn print_machine(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> io::Result<()> {
-    let row = |name: &str, value: String| line(format_args!("{name:<14}{value}"));
+    let row = |name: &str, value: String| line(format_args!("{name:<13} {value}"));
     let gigabytes = |bytes: Option<u64>| bytes.map_or("unknown".into(), |b| format!("{:.1} GB", b as f64 / 1e9));
     row("planish", env!("CARGO_PKG_VERSION").to_owned())?;
     row("processor", format!("{} ({})", facts.cpu.as_deref().unwrap_or("unknown"), facts.architecture))?;
@@ -161,11 +175,18 @@ fn print_machine(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> io::R
     });
     row("NVRTC", nvrtc.unwrap_or_else(|| "none".into()))?;
     row("--device cpu", "works".into())?;
-    row("--device cuda", format!("does not work: {}", cuda.why_unavailable()))
+    let works = |why: Option<String>| why.map_or("works".to_owned(), |why| format!("does not work: {why}"));
+    row("--device cuda", works(cuda.unavailable()))?;
+    let no_compiler = cuda.nvrtc.is_none().then(|| planish_cuda::Error::NoNvrtc.to_string());
+    row("--device emulator", works(no_compiler))
 }
 
 /// A line for each case: the error, the bound, the verdict.
-fn print_checks(checks: &[Checked]) -> io::Result<()> {
+fn print_checks(device: Device, checks: &[Checked]) -> io::Result<()> {
+    if !device.is_cpu() {
+        let name = device.name().unwrap_or_else(|error| error.to_string());
+        line(format_args!("\non {device}: {name}"))?;
+    }
     line(format_args!("\n{:<14}{:<18}{:>11}{:>11}  {:<6} {}", "op", "case", "error", "bound", "", "largest in"))?;
     for row in checks {
         let name = format!("{:<14}{:<18}", row.op, row.variant);
@@ -262,8 +283,8 @@ fn cuda_json(cuda: &CudaReport) -> Json {
         })
         .collect();
     json!({
-        "usable": false,
-        "why": cuda.why_unavailable(),
+        "usable": cuda.unavailable().is_none(),
+        "why": cuda.unavailable(),
         "driver": driver,
         "driver_error": reason,
         "driver_supports_cuda": supports,

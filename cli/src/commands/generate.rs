@@ -47,6 +47,7 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Say on stderr how long reading the prompts and decoding took; as a JSON line with --json"),
         )
+        .arg(model_args::device())
         .arg(json_flag());
     sampling::with_flags(command)
 }

@@ -1,5 +1,7 @@
 //! `planish kernels`: what the CUDA kernels are, compiled ahead, and looked at. Needs NVRTC, but no GPU.
 
+mod step;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,9 +29,11 @@ pub(crate) fn command() -> Command {
         .arg(arch.clone().required(true).help("Architecture, such as sm_80 or sm_90a"))
         .arg(cache.clone())
         .arg(json_flag());
+    let name = Arg::new("name").required(true).value_name("NAME").help("The file's stem, such as rms_norm");
+    let step = step::command(name.clone(), cache.clone());
     let inspect = Command::new("inspect")
         .about("Registers, spills and shared memory of a file's kernels, and a small run in the emulator")
-        .arg(Arg::new("name").required(true).value_name("NAME").help("The file's stem, such as rms_norm"))
+        .arg(name)
         .arg(arch.help("Only this architecture, instead of sm_80, sm_89, sm_90a and sm_100"))
         .arg(cache)
         .arg(json_flag());
@@ -38,13 +42,14 @@ pub(crate) fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .subcommands([list, compile, inspect])
+        .subcommands([list, compile, inspect, step])
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     match matches.subcommand().expect("clap demands a subcommand") {
         ("list", matches) => list(matches),
         ("compile", matches) => compile(matches),
+        ("step", matches) => step::run(named(matches)?, cache(matches), matches),
         (_, matches) => inspect(matches),
     }
 }
@@ -137,14 +142,19 @@ struct Usage {
     shared_bytes: u32,
 }
 
-fn inspect(matches: &ArgMatches) -> anyhow::Result<u8> {
+/// The kernel file that is named.
+fn named(matches: &ArgMatches) -> anyhow::Result<&'static Kernel> {
     let name = matches.get_one::<String>("name").expect("clap demands it");
-    let Some(kernel) = kernels::find(name) else {
+    kernels::find(name).ok_or_else(|| {
         let names = kernels::ALL.iter().map(|kernel| kernel.name);
         let meant = nearest(name, names).map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
         let sentence = format!("there is no kernel file `{name}`{meant}; `planish kernels list` has all");
-        return Err(UsageError::Arguments { sentence }.into());
-    };
+        UsageError::Arguments { sentence }.into()
+    })
+}
+
+fn inspect(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let kernel = named(matches)?;
     let (cache, only) = (Arc::new(cache(matches)), arch(matches)?);
     let archs = only.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
     let mut table = Vec::new();

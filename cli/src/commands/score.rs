@@ -47,6 +47,7 @@ pub(crate) fn command() -> Command {
                 .requires("top-k")
                 .help("Divide the logits by this for --top-k [1]"),
         )
+        .arg(model_args::device())
         .arg(json_flag())
 }
 

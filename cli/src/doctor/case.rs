@@ -14,7 +14,7 @@
 
 use planish_autograd::{Result, Tape, Var};
 use planish_tensor::rng::{Purpose, Stream};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use super::sizes::Sizes;
 
@@ -88,13 +88,19 @@ impl Case {
         self.inputs.iter().any(|input| input.kind != Kind::Frozen)
     }
 
-    /// Holds the op in f32 against itself in f64.
-    pub(super) fn check(&self) -> Outcome {
+    /// Holds the op in f32 on `device` against itself in f64 on the processor.
+    pub(super) fn check(&self, device: Device) -> Outcome {
         let compared = || -> Result<Outcome> {
-            let (got, want) = (self.numbers(false)?, self.numbers(true)?);
+            let (got, want) = (self.numbers(Some(device))?, self.numbers(None)?);
             Ok(self.compare(&got, &want))
         };
         compared().unwrap_or_else(|error| Outcome::Failed(error.to_string()))
+    }
+
+    /// Whether the op refuses `device`, as one without a kernel must.
+    pub(super) fn is_refused(&self, device: Device) -> bool {
+        let refused = |error: &planish_tensor::Error| matches!(error, planish_tensor::Error::NotOnDevice { .. });
+        matches!(self.numbers(Some(device)), Err(planish_autograd::Error::Tensor(error)) if refused(&error))
     }
 
     fn compare(&self, got: &[Numbers], want: &[Numbers]) -> Outcome {
@@ -114,13 +120,16 @@ impl Case {
         Outcome::Compared { error: worst, bound, terms, of, passed }
     }
 
-    /// All outputs and gradients, in f64 numbers; computed in f64 if `reference`.
-    fn numbers(&self, reference: bool) -> Result<Vec<Numbers>> {
+    /// All outputs and gradients, in f64 numbers; computed in f32 on a device, or in f64.
+    fn numbers(&self, on: Option<Device>) -> Result<Vec<Numbers>> {
         let tape = Tape::new();
         let mut vars = Vec::new();
         for Input { tensor, kind } in &self.inputs {
-            let wide = reference && tensor.dtype().is_float();
-            let tensor = if wide { tensor.to_dtype(DType::F64)? } else { tensor.clone() };
+            let tensor = match on {
+                Some(device) => tensor.to_device(device)?,
+                None if tensor.dtype().is_float() => tensor.to_dtype(DType::F64)?,
+                None => tensor.clone(),
+            };
             vars.push(if *kind == Kind::Frozen { Var::constant(tensor) } else { tape.leaf(tensor) });
         }
         let outputs = (self.run)(&vars)?;
@@ -151,7 +160,7 @@ struct Numbers {
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(tensor.to_dtype(DType::F64)?.to_vec::<f64>()?)
+    Ok(tensor.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?)
 }
 
 /// Standard normal values that f32 holds, in the shape of `out` and the dtype its gradient is kept in.
@@ -159,7 +168,7 @@ pub(super) fn upstream(out: &Tensor, salt: u64) -> Result<Tensor> {
     let stream = Stream::new(salt, Purpose::Noise, 0);
     let values: Vec<f32> = (0..out.numel() as u64).map(|i| stream.normal(i) as f32).collect();
     let dtype = if out.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    Ok(Tensor::from_vec(values, out.dims())?.to_dtype(dtype)?)
+    Ok(Tensor::from_vec(values, out.dims())?.to_dtype(dtype)?.to_device(out.device())?)
 }
 
 /// max |got − want| / max |want|; infinite where the lengths differ.
@@ -249,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_right_kernel_passes_and_wrong_ones_fail() {
-        let passes = |case: Case| match case.check() {
+        let passes = |case: Case| match case.check(Device::Cpu) {
             Outcome::Compared { passed, .. } => passed,
             other => panic!("{other:?}"),
         };
@@ -267,6 +276,6 @@ mod tests {
         assert!(!passes(in_f32(|y| y[3] = f32::NAN)));
         assert!(!passes(in_f32(|y| y[3] += 1e-2)));
         let refuses = case(|_| Err(Error::InvalidValue { op: "x", name: "y", value: 0.0, expected: "more" }));
-        assert!(matches!(refuses.check(), Outcome::Failed(_)));
+        assert!(matches!(refuses.check(Device::Cpu), Outcome::Failed(_)));
     }
 }

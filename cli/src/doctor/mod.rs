@@ -14,8 +14,9 @@ mod speed;
 pub(crate) use case::{Checked, Outcome};
 pub(crate) use speed::{Speed, Timed};
 
-use case::Make;
-use planish_autograd::registry::{Op, ops};
+use case::{Case, Make};
+use planish_autograd::registry::{Cuda, Op, ops};
+use planish_tensor::Device;
 use planish_train::ceilings::Ceilings;
 use sizes::Sizes;
 
@@ -36,20 +37,37 @@ fn entry(name: &str) -> Option<Entry> {
     files.iter().find_map(|cases| cases(name)).map(Entry::Cases)
 }
 
-/// Checks every op. A row for each case, in the order of the registry.
-pub(crate) fn check() -> Vec<Checked> {
-    ops().iter().flat_map(|op| check_op(op)).collect()
+/// Checks every op on a device. A row for each case, in the order of the registry.
+pub(crate) fn check(device: Device) -> Vec<Checked> {
+    ops().iter().flat_map(|op| check_op(op, device)).collect()
 }
 
-fn check_op(op: &Op) -> Vec<Checked> {
+fn check_op(op: &Op, device: Device) -> Vec<Checked> {
     let row = |variant, outcome| Checked { op: op.name, variant, outcome };
     match entry(op.name) {
         None => vec![row("", Outcome::Failed("there is no check of this op: a bug in planish".into()))],
         Some(Entry::None(why)) => vec![row("", Outcome::Skipped(why))],
-        Some(Entry::Cases(make)) => match make(&Sizes::CHECK) {
-            Ok(cases) => cases.iter().map(|case| row(case.variant, case.check())).collect(),
-            Err(error) => vec![row("", Outcome::Failed(error.to_string()))],
+        Some(Entry::Cases(make)) => {
+            let sizes = if matches!(device, Device::Emulator(_)) { &Sizes::EMULATED } else { &Sizes::CHECK };
+            match make(sizes) {
+                Ok(cases) => cases.iter().map(|case| row(case.variant, outcome(op, case, device))).collect(),
+                Err(error) => vec![row("", Outcome::Failed(error.to_string()))],
+            }
+        }
+    }
+}
+
+/// An op that has no kernel must refuse a device, and one that has must be right there.
+fn outcome(op: &Op, case: &Case, device: Device) -> Outcome {
+    match op.cuda {
+        Cuda::CpuOnly(reason) if !device.is_cpu() => match case.is_refused(device) {
+            true => Outcome::Skipped(reason),
+            false => Outcome::Failed("it has no kernel, but does not refuse the device: a bug in planish".into()),
         },
+        Cuda::Kernel(stem) if planish_cuda::kernels::find(stem).is_none() => {
+            Outcome::Failed(format!("there is no kernel file {stem}: a bug in planish"))
+        }
+        _ => case.check(device),
     }
 }
 
@@ -93,9 +111,35 @@ mod tests {
 
     #[test]
     fn every_op_is_within_its_bound() {
-        let all = check();
+        let all = check(Device::Cpu);
         assert!(all.len() > ops().len(), "only {} checks", all.len());
         let failed: Vec<&Checked> = all.iter().filter(|checked| !checked.passed()).collect();
         assert!(failed.is_empty(), "{failed:#?}");
+    }
+
+    /// What the registry says of kernels is true: an op with one runs on the emulator and agrees with f64, and one
+    /// without refuses.
+    #[test]
+    #[allow(clippy::print_stderr)]
+    fn the_registry_is_right_about_kernels() {
+        let cache = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tmp/kernels");
+        let cache = planish_cuda::cache::KernelCache::new(Some(cache.into()));
+        if let Err(error) = cache.compiler() {
+            let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
+            assert!(!required, "{error}; scripts/fetch-nvrtc gets it");
+            eprintln!("skipped: {error}; scripts/fetch-nvrtc gets it");
+            return;
+        }
+        let emulator = planish_cuda::emulator::Emulator::new((9, 0)).unwrap();
+        let gpu = planish_cuda::Device::new(std::sync::Arc::new(emulator), std::sync::Arc::new(cache));
+        let device = Device::Emulator(0);
+        device.install(gpu).unwrap();
+        let all = check(device);
+        let failed: Vec<&Checked> = all.iter().filter(|checked| !checked.passed()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+        for op in ops().iter().filter(|op| matches!(op.cuda, Cuda::Kernel(_))) {
+            let ran = |c: &&Checked| c.op == op.name && matches!(c.outcome, Outcome::Compared { .. });
+            assert!(all.iter().any(|c| ran(&c)), "{} claims a kernel and was not run", op.name);
+        }
     }
 }

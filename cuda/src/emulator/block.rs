@@ -16,6 +16,7 @@ use super::mbarrier::Mbarrier;
 use super::memory::Memory;
 use super::report::Stats;
 use super::shared::{Checks, Shared};
+use super::trace::{Step, Watch};
 
 /// Instructions that a warp runs before the next has its turn.
 const TURN: u64 = 1024;
@@ -36,6 +37,7 @@ pub(crate) struct Grid<'a> {
     /// Warp instructions that a block may run.
     pub(crate) budget: u64,
     pub(crate) arithmetic: Arithmetic,
+    pub(crate) watch: Option<Watch>,
 }
 
 /// What all warps of a block share.
@@ -51,6 +53,12 @@ pub(crate) struct Common<'a> {
     pub(crate) bulks: Vec<Bulk>,
     pub(crate) stats: Stats,
     pub(crate) meetings: Vec<Meeting>,
+    /// What the watched warp did, and how much of that is kept; in the watched block only.
+    pub(crate) watched: Option<(Vec<Step>, usize)>,
+    /// Whether it did more.
+    pub(crate) cut: bool,
+    /// Number of the watched warp, or of none.
+    watched_warp: usize,
     instructions: u64,
     /// A test that failed: let others run.
     pub(crate) yields: bool,
@@ -108,6 +116,9 @@ impl<'a> Block<'a> {
                 bulks: Vec::new(),
                 stats: Stats::new(grid.kernel.code.len()),
                 meetings: Vec::new(),
+                watched: None,
+                cut: false,
+                watched_warp: usize::MAX,
                 instructions: 0,
                 yields: false,
             },
@@ -140,6 +151,12 @@ impl<'a> Block<'a> {
         common.bulks.clear();
         common.meetings = vec![Meeting::default(); 16];
         common.instructions = 0;
+        common.watched_warp = usize::MAX;
+        if let Some(watch) = self.grid.watch.filter(|watch| watch.block == self.index) {
+            common.watched_warp = watch.warp as usize;
+            common.watched = Some((Vec::new(), watch.most));
+            common.cut = false;
+        }
     }
 
     /// Runs for about so many warp instructions; whether the block has finished.
@@ -304,7 +321,7 @@ impl<'a> Block<'a> {
             count.issued += 1;
             count.lanes += u64::from(mask.count_ones());
             let slots = &kernel.pool[inst.at as usize..][..usize::from(inst.defs) + usize::from(inst.uses)];
-            let clock = self.common.instructions;
+            let (clock, ran) = (self.common.instructions, pc);
             if (self.grid.arithmetic)(&mut warp.registers, inst.op, slots, mask, clock) {
                 pc += 1;
             } else {
@@ -317,14 +334,25 @@ impl<'a> Block<'a> {
                         {
                             *patience -= 1;
                             if *patience == 0 {
+                                if self.common.watched_warp == at {
+                                    self.common.note(kernel, &self.warps[at], ran, mask);
+                                }
                                 self.warps[at].groups[own].pc = target;
                                 return Ok(());
                             }
                         }
                         pc = target;
                     }
-                    After::Choose => return Ok(()),
+                    After::Choose => {
+                        if self.common.watched_warp == at {
+                            self.common.note(kernel, &self.warps[at], ran, mask);
+                        }
+                        return Ok(());
+                    }
                 }
+            }
+            if self.common.watched_warp == at {
+                self.common.note(kernel, &self.warps[at], ran, mask);
             }
             if pc >= limit || self.common.instructions >= until || self.common.yields {
                 self.warps[at].groups[own].pc = pc;

@@ -11,6 +11,7 @@ use super::launch;
 use super::memory::Memory;
 use super::report::Report;
 use super::shared::Checks;
+use super::trace::{Trace, Watch};
 use crate::driver::{Arg, DevicePtr, Launch, Module, Properties, Stream};
 use crate::error::{Error, Result};
 
@@ -27,6 +28,7 @@ pub struct Emulator {
     checks: Checks,
     budget: u64,
     keep_reports: bool,
+    watch: Option<Watch>,
     state: Mutex<State>,
 }
 
@@ -45,6 +47,7 @@ pub(crate) struct State {
     pub(crate) graphs: HashMap<u64, Arc<Vec<Work>>>,
     pub(crate) failed: Option<Error>,
     pub(crate) reports: Vec<Report>,
+    pub(crate) traces: Vec<Trace>,
     pub(crate) last: Option<Report>,
     pub(crate) launches: u64,
 }
@@ -99,6 +102,7 @@ impl Emulator {
             checks: Checks::default(),
             budget: BUDGET,
             keep_reports: false,
+            watch: None,
             state: Mutex::new(State {
                 memory: Memory::new(),
                 next: 1,
@@ -111,6 +115,7 @@ impl Emulator {
                 graphs: HashMap::new(),
                 failed: None,
                 reports: Vec::new(),
+                traces: Vec::new(),
                 last: None,
                 launches: 0,
             }),
@@ -143,6 +148,19 @@ impl Emulator {
     pub fn with_reports(mut self) -> Self {
         self.keep_reports = true;
         self
+    }
+
+    /// Keeps what one warp of every launch does until [`Emulator::take_traces`].
+    #[must_use]
+    pub fn with_watch(mut self, watch: Watch) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    /// What the watched warps did since the last call, in the order of the launches; a launch without such a warp has
+    /// none.
+    pub fn take_traces(&self) -> Vec<Trace> {
+        std::mem::take(&mut self.lock().traces)
     }
 
     /// The report of the last launch that succeeded.
@@ -211,9 +229,13 @@ impl Emulator {
                     checks: self.checks,
                     budget: self.budget,
                     arithmetic: fastest(),
+                    watch: self.watch,
                 };
                 match launch::run(&grid) {
-                    Ok(stats) => {
+                    Ok(launch::Done { stats, watched }) => {
+                        if let Some((steps, cut)) = watched {
+                            state.traces.push(Trace { kernel: kernel.name.clone(), steps, cut });
+                        }
                         let blocks = launch.grid.iter().map(|size| u64::from(*size)).product();
                         let threads = launch.block.iter().product();
                         let report = Report::new(kernel, &stats, blocks, threads, begin.elapsed().as_secs_f64());

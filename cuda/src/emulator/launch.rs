@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::block::{Block, Grid};
 use super::fault::Fault;
 use super::report::Stats;
+use super::trace::Step;
 
 /// Warp instructions of a block before the next has its turn.
 const SLICE: u64 = 1 << 14;
@@ -33,13 +34,26 @@ impl Drop for Worker<'_, '_> {
     }
 }
 
+/// What a run of a grid leaves.
+pub(crate) struct Done {
+    pub(crate) stats: Stats,
+    /// The steps of the watched warp, and whether there were more.
+    pub(crate) watched: Option<(Vec<Step>, bool)>,
+}
+
+/// The steps of a block's watched warp, if it has one.
+fn steps(block: &mut Block<'_>) -> Option<(Vec<Step>, bool)> {
+    block.common.watched.take().map(|(steps, _)| (steps, block.common.cut))
+}
+
 /// Runs all blocks; the first fault, by the number of the block.
-pub(crate) fn run(grid: &Grid<'_>) -> Result<Stats, Box<Fault>> {
+pub(crate) fn run(grid: &Grid<'_>) -> Result<Done, Box<Fault>> {
     let blocks = grid.blocks.iter().map(|size| u64::from(*size)).product::<u64>();
     if grid.kernel.ordered {
         return in_turns(grid, blocks);
     }
     let total = Mutex::new(Stats::new(grid.kernel.code.len()));
+    let watched = Mutex::new(None);
     let fault = (0..blocks)
         .into_par_iter()
         .map_init(
@@ -48,7 +62,12 @@ pub(crate) fn run(grid: &Grid<'_>) -> Result<Stats, Box<Fault>> {
                 worker.block.begin(number);
                 loop {
                     match worker.block.run(u64::MAX) {
-                        Ok(true) => return None,
+                        Ok(true) => {
+                            if let Some(found) = steps(&mut worker.block) {
+                                *watched.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(found);
+                            }
+                            return None;
+                        }
                         Ok(false) => {}
                         Err(fault) => return Some(fault),
                     }
@@ -58,13 +77,16 @@ pub(crate) fn run(grid: &Grid<'_>) -> Result<Stats, Box<Fault>> {
         .find_map_first(|fault| fault);
     match fault {
         Some(fault) => Err(fault),
-        None => Ok(total.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())),
+        None => Ok(Done {
+            stats: total.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            watched: watched.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()),
+        }),
     }
 }
 
-fn in_turns(grid: &Grid<'_>, blocks: u64) -> Result<Stats, Box<Fault>> {
+fn in_turns(grid: &Grid<'_>, blocks: u64) -> Result<Done, Box<Fault>> {
     let mut total = Stats::new(grid.kernel.code.len());
-    let mut next = 0;
+    let (mut next, mut watched) = (0, None);
     let mut active: VecDeque<Block<'_>> = VecDeque::new();
     let mut spare: Vec<Block<'_>> = Vec::new();
     while next < blocks || !active.is_empty() {
@@ -80,10 +102,15 @@ fn in_turns(grid: &Grid<'_>, blocks: u64) -> Result<Stats, Box<Fault>> {
                 None => break,
             }
         };
-        if block.run(SLICE)? { spare.push(block) } else { active.push_back(block) }
+        if block.run(SLICE)? {
+            watched = steps(&mut block).or(watched);
+            spare.push(block);
+        } else {
+            active.push_back(block);
+        }
     }
     for block in &spare {
         total.add(&block.common.stats);
     }
-    Ok(total)
+    Ok(Done { stats: total, watched })
 }

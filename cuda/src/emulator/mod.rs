@@ -64,6 +64,7 @@ mod ptx;
 mod report;
 mod shared;
 mod slots;
+mod trace;
 mod window;
 
 pub use class::Class;
@@ -71,3 +72,4 @@ pub use device::Emulator;
 pub use fault::{AccessKind, Fault, FaultKind, Line};
 pub use report::{Report, Traffic, Waste};
 pub use shared::Checks;
+pub use trace::{Kind, Step, Trace, Watch, Written};

@@ -48,7 +48,8 @@ impl std::fmt::Debug for Compiler {
 /// Options of every compilation: part of what the cache asks about.
 ///
 /// No fast mathematics: division, square root and exponentials are those that the tests compare with f64.
-pub(crate) const OPTIONS: &[&str] = &["--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"];
+pub(crate) const OPTIONS: &[&str] =
+    &["--std=c++17", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v"];
 
 impl Compiler {
     /// The first NVRTC of the [search](super::find_nvrtc).

@@ -1,10 +1,10 @@
 //! Arithmetic, element by element; see `cuda/kernels/elementwise.cu`.
 
-use super::{packs, same, types};
+use super::{each, packs, rows, same, size, types};
 use crate::driver::Arg;
 use crate::kernels::ELEMENTWISE;
 use crate::memory::{Slice, SliceMut};
-use crate::{Queue, Result};
+use crate::{DType, Queue, Result};
 
 const OP: &str = "elementwise";
 
@@ -47,4 +47,27 @@ pub fn axpby(queue: Queue<'_>, y: SliceMut<'_>, x: Slice<'_>, alpha: f32, beta: 
     same(OP, x, &[("y", *y)])?;
     let args = [y.arg(), x.arg(), Arg::F32(alpha), Arg::F32(beta), Arg::U64(x.len() as u64)];
     queue.launch(&ELEMENTWISE, "elementwise_axpby", &types([("T", x.dtype())]), packs(x.len()), &args)
+}
+
+/// y = x + number.
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn add_scalar(queue: Queue<'_>, y: SliceMut<'_>, x: Slice<'_>, number: f32) -> Result<()> {
+    x.expect_compute(OP, "x")?;
+    same(OP, x, &[("y", *y)])?;
+    let args = [y.arg(), x.arg(), Arg::F32(number), Arg::U64(x.len() as u64)];
+    queue.launch(&ELEMENTWISE, "elementwise_add_scalar", &types([("T", x.dtype())]), packs(x.len()), &args)
+}
+
+/// Every row of y += `row`: (width) f32.
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn add_row(queue: Queue<'_>, y: SliceMut<'_>, row: Slice<'_>) -> Result<()> {
+    y.expect_compute(OP, "y")?;
+    row.expect_dtype(OP, "the row", DType::F32)?;
+    rows(OP, "the size of the row", *y, row.len())?;
+    let args = [y.arg(), row.arg(), Arg::U64(y.len() as u64), Arg::U32(size(OP, "the row", row.len())?)];
+    queue.launch(&ELEMENTWISE, "elementwise_add_row", &types([("T", y.dtype())]), each(y.len()), &args)
 }

@@ -43,7 +43,7 @@ impl LmHead {
 pub struct Rows<'a> {
     /// Hidden states: (rows, size).
     pub hidden: Slice<'a>,
-    /// W: (vocabulary, size), of the type of hidden.
+    /// W: (vocabulary, size); where hidden is f32, of any type.
     pub weight: Slice<'a>,
     /// Target tokens: (rows) u32, below the vocabulary.
     pub targets: Slice<'a>,
@@ -60,7 +60,9 @@ impl Rows<'_> {
         let count = self.targets.len();
         self.targets.expect_dtype(OP, "targets", DType::U32)?;
         self.weight.expect_compute(OP, "the weight")?;
-        self.hidden.expect_dtype(OP, "hidden", self.weight.dtype())?;
+        if self.hidden.dtype() != DType::F32 {
+            self.hidden.expect_dtype(OP, "hidden", self.weight.dtype())?;
+        }
         if count == 0 {
             self.hidden.expect(OP, "hidden", 0)?;
             return Ok(Sizes { rows: 0, size: 0, vocabulary: 0 });
@@ -220,6 +222,17 @@ pub fn from_logits(
     running.finish()
 }
 
+/// logits = cap(scale logits) in place: (n) f32, for sampling.
+///
+/// # Errors
+/// Another type.
+pub fn cap(queue: Queue<'_>, logits: SliceMut<'_>, head: &LmHead) -> Result<()> {
+    logits.expect_dtype(OP, "the logits", DType::F32)?;
+    let [scale, softcap] = head.args();
+    let args = [logits.arg(), scale, softcap, Arg::U64(logits.len() as u64)];
+    queue.launch(&LM_HEAD, "lm_head_cap", &types([("T", DType::F32)]), each(logits.len()), &args)
+}
+
 /// dhidden: (rows, size) f32, and dW: (vocabulary, size) f32 added to if given, from `dlogprobs` and the forward
 /// pass's `lse`, both (rows) f32. The logits are made again.
 ///
@@ -248,7 +261,7 @@ pub fn backward(
     if sizes.rows == 0 {
         return Ok(());
     }
-    let dtype = of.weight.dtype();
+    let dtype = of.hidden.dtype();
     let mut logits = of.logits(queue, &sizes)?;
     let mut dz = queue.alloc("the gradient of the head's logits", logits.bytes() / 4, dtype)?;
     let defines = types([("T", dtype)]);

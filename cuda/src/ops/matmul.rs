@@ -1,6 +1,6 @@
 //! Matrix products; see `cuda/kernels/matmul.cu`.
 
-use super::{each, or_null, size, types, with};
+use super::{or_null, size, types, with};
 use crate::cache::Defines;
 use crate::driver::Arg;
 use crate::kernels::MATMUL;
@@ -72,6 +72,11 @@ const SMALL: Tile = Tile { m: 16, n: 64, depth: 64, warps: [1, 4], stages: 6 };
 /// Up to this many rows the small tile reads B no more often than the large one.
 const FEW_ROWS: usize = 32;
 
+/// Rows of C that a block of the plain kernel takes, columns, and rows where there are few.
+const PLAIN_ROWS: usize = 64;
+const PLAIN_COLUMNS: usize = 64;
+const PLAIN_FEW: usize = 16;
+
 impl Tile {
     fn defines(self, mut defines: Defines) -> Defines {
         let [wm, wn] = self.warps;
@@ -92,9 +97,9 @@ impl Tile {
 
 /// C = α Σ A B + bias, or C += that; C: (m, n), one term or two (a low-rank update).
 ///
-/// The factors are of one type, C of any. bf16 and f16 go to tensor cores if every stored row is a multiple of 8
-/// elements; f32 and other sizes go to the plain kernel. Which of them is a matter of the weight's shape, never of the
-/// number of rows.
+/// bf16 and f16 factors of one type go to tensor cores if every stored row is a multiple of 8 elements; f32, an A and
+/// a B of different types, and other sizes go to the plain kernel. Which of them is a matter of the weight's shape,
+/// never of the number of rows. C is of any type.
 ///
 /// # Errors
 /// Sizes or types that do not agree; no term or more than two.
@@ -115,9 +120,9 @@ pub fn matmul(
     for term in terms {
         for (what, slice, len) in [("A", term.a, m * term.depth), ("B", term.b, n * term.depth)] {
             slice.expect_compute(OP, what)?;
-            slice.expect_dtype(OP, what, dtype)?;
             slice.expect(OP, what, len)?;
         }
+        term.a.expect_dtype(OP, "A", dtype)?;
     }
     c.expect_compute(OP, "C")?;
     c.expect(OP, "C", m * n)?;
@@ -149,10 +154,17 @@ pub fn matmul(
         defines = with(defines, name, u8::from(flag));
     }
     let fits = |slice: Slice<'_>, ld: usize| ld.is_multiple_of(8) && slice.ptr().0.is_multiple_of(16);
-    let tensor_cores =
-        dtype != DType::F32 && terms.iter().all(|term| fits(term.a, lda(term.depth)) && fits(term.b, ldb(term.depth)));
+    let tensor_cores = dtype != DType::F32
+        && terms.iter().all(|t| t.b.dtype() == dtype && fits(t.a, lda(t.depth)) && fits(t.b, ldb(t.depth)));
     if !tensor_cores {
-        return queue.launch(&MATMUL, "matmul_naive", &defines, each(m * n), &args);
+        for (name, term) in ["TB", "TB2"].into_iter().zip(terms) {
+            if term.b.dtype() != dtype {
+                defines = with(defines, name, term.b.dtype());
+            }
+        }
+        let rows = if m <= PLAIN_FEW { PLAIN_FEW } else { PLAIN_ROWS };
+        let blocks = m.div_ceil(rows) * n.div_ceil(PLAIN_COLUMNS);
+        return queue.launch(&MATMUL, "matmul_plain", &with(defines, "PM", rows), Shape::line(blocks, 256), &args);
     }
     let tile = if m <= FEW_ROWS && !layout.a_transposed { SMALL } else { LARGE };
     queue.launch(&MATMUL, "matmul", &tile.defines(defines), tile.shape(m, n), &args)

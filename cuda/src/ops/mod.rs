@@ -11,6 +11,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cast;
+pub mod copy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;

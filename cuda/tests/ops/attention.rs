@@ -125,8 +125,9 @@ fn causal(heads: usize, kv_heads: usize, size: usize) -> Attention {
 }
 
 shapes! {
-    fn plain_attention(queue; a in 0usize..9, b in 0usize..9, more in 0usize..5, kv_heads in 1usize..3, group in 1usize..3, masked in proptest::bool::ANY, types in 0usize..3; 8 cases) {
-        let attention = Attention { causal: masked, softcap: masked.then_some(1.5), ..causal(kv_heads * group, kv_heads, 32) };
+    fn plain_attention(queue; a in 0usize..9, b in 0usize..9, more in 0usize..5, kv_heads in 1usize..3, group in 1usize..3, masked in proptest::bool::ANY, types in 0usize..3, size in 0usize..5; 10 cases) {
+        let size = [1, 8, 20, 32, 80][size];
+        let attention = Attention { causal: masked, softcap: masked.then_some(1.5), ..causal(kv_heads * group, kv_heads, size) };
         check(queue, TYPES[types], &attention, &[(a, a + more), (b, b), (0, more)]);
     }
 }
@@ -232,7 +233,8 @@ fn wrong_tables_and_sizes_are_named() {
     };
     assert!(run(causal(1, 1, 32)).contains("at most its keys"));
     assert!(run(causal(3, 2, 32)).contains("multiple of the key/value heads"));
-    assert!(run(causal(1, 1, 33)).contains("multiple of 32"));
+    assert!(run(causal(1, 1, 0)).contains("from 1 to 512"));
+    assert!(run(causal(1, 1, 33)).contains("should have 66 elements"));
     assert!(run(Attention { causal: false, window: Some(2), ..causal(1, 1, 32) }).contains("causal"));
     assert!(run(causal(2, 1, 32)).contains("should have 128 elements"));
 }

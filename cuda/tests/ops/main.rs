@@ -7,6 +7,7 @@
 mod support;
 
 mod attention;
+mod copy;
 mod elementwise;
 mod lm_head;
 mod matmul;

@@ -1,10 +1,12 @@
 //! matmul, linear, lora_linear.
 
+use planish_cuda::driver::Arg;
+use planish_cuda::kernels::MATMUL;
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::linear;
 use planish_cuda::ops::lora_linear::{self, Lora};
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
-use planish_cuda::{DType, Queue};
+use planish_cuda::{DType, Queue, Shape};
 
 use crate::shapes;
 use crate::support::*;
@@ -57,6 +59,64 @@ shapes! {
 shapes! {
     fn products_of_any_size_and_type(queue; m in 0usize..20, n in 1usize..20, k in 1usize..40, k2 in 0usize..5, layout in 0usize..4, types in 0usize..3; 10 cases) {
         check(queue, [m, n, k, k2], LAYOUTS[layout], TYPES[types], TYPES[types], false);
+    }
+}
+
+/// f32 activations and narrower weights, as the engine has them; the plain kernel's tiles have the bits of the naive
+/// kernel, however many rows there are.
+#[test]
+fn the_plain_kernels_tiles_do_not_change_a_bit() {
+    let Some(device) = device() else { return };
+    let (queue, f32) = (device.queue(), DType::F32);
+    for (layout, t) in
+        [(Layout::FORWARD, DType::BF16), (Layout::INPUT_GRADIENT, DType::F16), (Layout::WEIGHT_GRADIENT, f32)]
+    {
+        let (m, n, k, k2) = (70, 67, 37, 5);
+        let (a, b, a2, b2) =
+            (random(m * k, f32, 1), random(n * k, t, 2), random(m * k2, f32, 3), random(n * k2, f32, 4));
+        let [pa, pa2, pb2] = [&a, &a2, &b2].map(|x| put(queue, x, f32));
+        let pb = put(queue, &b, t);
+        let terms = [
+            Term { a: pa.slice(f32), b: pb.slice(t), depth: k },
+            Term { a: pa2.slice(f32), b: pb2.slice(f32), depth: k2 },
+        ];
+        let mut c = room(queue, m * n, f32);
+        matmul(queue, c.slice_mut(f32), [m, n], layout, &terms, Epilogue::default()).unwrap();
+        let got = get(&c, f32);
+        let (main, extra) = (product(&a, &b, [m, n, k], layout), product(&a2, &b2, [m, n, k2], layout));
+        let want: Vec<f64> = main.iter().zip(&extra).map(|(a, b)| a + b).collect();
+        close(&format!("{layout:?} {t}"), &got, &want, allowed(k + k2, f32));
+
+        let flag = |set: bool| if set { "1" } else { "0" };
+        let of = defines(&[
+            ("T", "f32"),
+            ("O", "f32"),
+            ("A_T", flag(layout.a_transposed)),
+            ("B_T", flag(layout.b_transposed)),
+            ("ADD", "0"),
+            ("TB", t.name()),
+        ]);
+        let lda = |depth: usize| if layout.a_transposed { m } else { depth };
+        let ldb = |depth: usize| if layout.b_transposed { n } else { depth };
+        let c = room(queue, m * n, f32);
+        let mut args: Vec<Arg<'_>> = [&c, &pa, &pb, &pa2, &pb2].map(|x| Arg::Ptr(x.ptr())).to_vec();
+        args.extend([Arg::U64(0), Arg::F32(1.0)]);
+        args.extend([m, n, k, k2, lda(k), ldb(k), lda(k2), ldb(k2), n].map(|x| Arg::U32(x as u32)));
+        queue.launch(&MATMUL, "matmul_naive", &of, Shape::line((m * n).div_ceil(256), 256), &args).unwrap();
+        assert_eq!(get(&c, f32), got, "{layout:?} {t}");
+    }
+    // Law 5 of the plain kernel: 64 rows a block, 16, or one.
+    let (rows, n, k) = (70, 66, 33);
+    let (x, w) = (put(queue, &random(rows * k, f32, 1), f32), put(queue, &random(n * k, DType::BF16, 2), DType::BF16));
+    let of = |start: usize, count: usize| -> Vec<f64> {
+        let mut y = room(queue, count * n, f32);
+        let x = x.slice(f32).part(start * k, count * k).unwrap();
+        linear::forward(queue, y.slice_mut(f32), x, w.slice(DType::BF16), None, k).unwrap();
+        get(&y, f32)
+    };
+    let whole = of(0, rows);
+    for (start, count) in [(0, 1), (69, 1), (3, 16), (20, 50)] {
+        assert_eq!(of(start, count), whole[start * n..(start + count) * n], "{count} rows from {start}");
     }
 }
 

@@ -48,9 +48,9 @@ impl Packed {
 
 impl Model {
     /// Whether a token's hidden state is a function of what comes before it alone. It is not where rotations
-    /// depend on the sequence's length (dynamic and LongRoPE scaling).
+    /// depend on the sequence's length (dynamic and LongRoPE scaling). On a device, attention has no kernel for it.
     pub fn can_branch(&self) -> bool {
-        !self.config.ropes.iter().any(|rope| rope.depends_on_length())
+        self.device().is_cpu() && !self.config.ropes.iter().any(|rope| rope.depends_on_length())
     }
 }
 

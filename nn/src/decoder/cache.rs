@@ -1,6 +1,6 @@
 //! Keys and values of a sequence, kept while it is decoded.
 
-use planish_tensor::{DType, Result, Tensor, dispatch_real};
+use planish_tensor::{DType, Device, Result, Tensor};
 
 use crate::config::ModelConfig;
 
@@ -20,12 +20,14 @@ pub struct SequenceCache {
     heads: usize,
     size: usize,
     dtype: DType,
+    device: Device,
 }
 
 impl SequenceCache {
-    pub(super) fn new(config: &ModelConfig, dtype: DType) -> SequenceCache {
+    pub(super) fn new(config: &ModelConfig, dtype: DType, device: Device) -> SequenceCache {
         let (heads, size, n) = (config.num_kv_heads, config.head_dim, config.num_layers());
-        SequenceCache { layers: Vec::with_capacity(n), len: 0, lead: 0, pending: vec![0; n], heads, size, dtype }
+        let (layers, pending) = (Vec::with_capacity(n), vec![0; n]);
+        SequenceCache { layers, len: 0, lead: 0, pending, heads, size, dtype, device }
     }
 
     /// Tokens held, without an adapter's virtual ones.
@@ -64,26 +66,23 @@ impl SequenceCache {
     }
 
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()> {
-        let width = self.heads * self.size;
         let new = k.dims()[0];
         let at = self.len + self.pending[layer];
         let need = at + new;
+        let room = |rows: usize| Tensor::zeros_on(self.device, [rows, self.heads, self.size], self.dtype);
         if layer == self.layers.len() {
-            let capacity = [need.next_power_of_two().max(64), self.heads, self.size];
-            self.layers.push((Tensor::zeros(capacity, self.dtype)?, Tensor::zeros(capacity, self.dtype)?));
+            let capacity = need.next_power_of_two().max(64);
+            self.layers.push((room(capacity)?, room(capacity)?));
         }
-        let start = at * width;
         let (ck, cv) = &mut self.layers[layer];
-        dispatch_real!("cache", self.dtype, R => for (cache, new) in [(ck, k), (cv, v)] {
-            let new = new.contiguous()?;
+        for (cache, new) in [(ck, k), (cv, v)] {
             if cache.dims()[0] < need {
-                let mut larger = Tensor::zeros([need.next_power_of_two(), self.heads, self.size], self.dtype)?;
-                larger.as_slice_mut::<R>()?[..start].copy_from_slice(&cache.as_slice::<R>()?[..start]);
+                let mut larger = room(need.next_power_of_two())?;
+                larger.write(0, 0, &cache.narrow(0, 0, at)?)?;
                 *cache = larger;
             }
-            let new = new.as_slice::<R>()?;
-            cache.as_slice_mut::<R>()?[start..start + new.len()].copy_from_slice(new);
-        });
+            cache.write(0, at, new)?;
+        }
         self.pending[layer] += new;
         Ok(())
     }

@@ -20,7 +20,7 @@ use planish_autograd::ops::lm_head::{LmHead, Scores, lm_head};
 use planish_autograd::ops::{elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
 use planish_tensor::rng::Rows;
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use crate::adapters::{HeadLora, LoraEmbedding};
 use crate::config::ModelConfig;
@@ -140,7 +140,7 @@ impl Model {
                 }
             }
         }
-        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype())?;
+        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
             x = match ctx.tape().filter(|_| recompute) {
@@ -279,7 +279,7 @@ impl Model {
                 Place::KeysAndValues => prefixes = Prefix::all(&self.config, &lead.values(&ctx)?, count, &table)?,
             }
         }
-        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype())?;
+        let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
             x = layer.forward(&ctx, &x, &rotations, Mixing::Cached { layer: i, cu: &cu, caches, prefix })?;
@@ -299,12 +299,34 @@ impl Model {
 
     /// An empty cache for one sequence.
     pub fn cache(&self) -> SequenceCache {
-        SequenceCache::new(&self.config, self.dtype())
+        SequenceCache::new(&self.config, self.dtype(), self.device())
     }
 
     /// Dtype that activations are computed in: f64 for f64 weights, else f32.
     pub fn dtype(&self) -> DType {
         if self.embed_tokens.base.value().dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
+    /// Where its weights are, and so what computes with them.
+    pub fn device(&self) -> Device {
+        self.embed_tokens.base.value().device()
+    }
+
+    /// Moves every parameter, adapters included, to a device. What is made from them afterwards (activations,
+    /// gradients, caches) is there too.
+    ///
+    /// # Errors
+    /// [`Error::Placing`] with the parameter that finds no room; those of opening the device.
+    pub fn to_device(&self, device: Device) -> Result<()> {
+        device.open()?;
+        for param in self.params().into_iter().chain(self.base_params()) {
+            let placed = param.update(|value| {
+                *value = value.to_device(device)?;
+                Ok(())
+            });
+            placed.map_err(|source| Error::Placing { name: param.name().to_owned(), source })?;
+        }
+        Ok(())
     }
 
     /// Every parameter, adapters included, in the order of the layers.
@@ -379,7 +401,7 @@ fn noise(x: &Var, batch: &Packed, alpha: f64, rows: &Rows) -> Result<Tensor> {
             values.extend((0..hidden as u32).map(|c| (2.0 * row.uniform(c) as f64 - 1.0) * bound));
         }
     }
-    Ok(Tensor::from_vec(values, x.dims())?.to_dtype(x.value().dtype())?)
+    Ok(Tensor::from_vec(values, x.dims())?.to_dtype(x.value().dtype())?.to_device(x.value().device())?)
 }
 
 /// x · factor; x itself for 1.

@@ -2,7 +2,7 @@
 
 use planish_autograd::ops::rope::rope;
 use planish_autograd::{Result, Var};
-use planish_tensor::{DType, Element, Tensor, dispatch_real};
+use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
 
 use crate::config::{ModelConfig, Rope};
 
@@ -15,8 +15,18 @@ pub(super) struct Rotations {
 impl Rotations {
     /// For tokens at `positions` in segments `cu`. A segment's length, which two kinds of scaling depend
     /// on, is taken to be its last position + 1, as transformers does.
-    pub(super) fn new(config: &ModelConfig, positions: &[u32], cu: &[u32], dtype: DType) -> Result<Rotations> {
-        let tables = config.ropes.iter().map(|rope| table(rope, positions, cu, dtype));
+    /// Made on the processor and copied to `device`.
+    pub(super) fn new(
+        config: &ModelConfig,
+        positions: &[u32],
+        cu: &[u32],
+        dtype: DType,
+        device: Device,
+    ) -> Result<Rotations> {
+        let tables = config.ropes.iter().map(|rope| {
+            let (cos, sin) = table(rope, positions, cu, dtype)?;
+            Ok((cos.to_device(device)?, sin.to_device(device)?))
+        });
         let tables = tables.collect::<planish_tensor::Result<_>>()?;
         Ok(Rotations { tables })
     }

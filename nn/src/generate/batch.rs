@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use planish_tensor::ops::index_select;
-use planish_tensor::ops::lm_head::{LmHead, from_logits};
+use planish_tensor::ops::lm_head::{LmHead, from_logits, logprobs_of_logits};
 use planish_tensor::rng::{Purpose, Stream};
-use planish_tensor::{Real, Tensor, dispatch_real};
+use planish_tensor::{Device, Real, Tensor, dispatch_real};
 use rayon::prelude::*;
 
 use super::{Completion, FinishReason, Generator, SamplingParams, StopMatcher, TextStream, TokenEvent, sampler};
@@ -190,11 +190,34 @@ fn next_tokens(
     sequences: &[(&[u32], usize, Stream)],
     params: &SamplingParams,
 ) -> planish_tensor::Result<Vec<Option<(u32, f64)>>> {
+    if !logits.device().is_cpu() {
+        return next_tokens_on_device(logits, sequences, params);
+    }
     let vocabulary = logits.dims()[1];
     dispatch_real!("generate", logits.dtype(), R => {
         let rows = logits.as_slice_mut::<R>()?.par_chunks_mut(vocabulary);
         Ok(rows.zip(sequences).map(|(row, (ids, n_prompt, random))| next_token(row, (ids, *n_prompt), random, params)).collect())
     })
+}
+
+/// The same for logits on a device: they are copied, the tokens are chosen here, and the device gives these tokens'
+/// log-probabilities, with the bits of its own LM head.
+fn next_tokens_on_device(
+    logits: &Tensor,
+    sequences: &[(&[u32], usize, Stream)],
+    params: &SamplingParams,
+) -> planish_tensor::Result<Vec<Option<(u32, f64)>>> {
+    let (here, vocabulary) = (logits.to_device(Device::Cpu)?, logits.dims()[1]);
+    let rows = here.as_slice::<f32>()?.par_chunks(vocabulary);
+    let ids: Vec<Option<u32>> = rows
+        .zip(sequences)
+        .map(|(row, (ids, n_prompt, random))| {
+            sampler::choose(row, (ids, *n_prompt), params, random.uniform_f64(ids.len() as u64))
+        })
+        .collect();
+    let targets: Vec<u32> = ids.iter().map(|id| id.unwrap_or(0)).collect();
+    let logprobs = logprobs_of_logits(logits, &targets)?.to_device(Device::Cpu)?.to_vec::<f32>()?;
+    Ok(ids.into_iter().zip(logprobs).map(|(id, p)| id.filter(|_| p.is_finite()).map(|id| (id, p.into()))).collect())
 }
 
 fn next_token<R: Real>(

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use planish_tensor::{Bool, DType, Tensor};
+use planish_tensor::{Bool, DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::atomic::temporary_beside;
@@ -150,7 +150,8 @@ fn write_file(path: &Path, mut tensors: Vec<(String, Tensor)>, metadata: &BTreeM
         w.write_all(&(header.len() as u64).to_le_bytes())?;
         w.write_all(&header)?;
         for (_, tensor) in &tensors {
-            match tensor.contiguous() {
+            // One at a time: what is on a device is never here as a whole.
+            match tensor.to_device(Device::Cpu).and_then(|t| t.contiguous()) {
                 Ok(tensor) => write_elements(w, &tensor)?,
                 Err(error) => {
                     refused = Some(error);

@@ -7,6 +7,7 @@
 
 use super::check;
 pub use super::glu::Act;
+use crate::device::{self, ops::functions as on_device};
 use crate::simd::simd_fn;
 use crate::{Real, Result, Tensor, dispatch_real, parallel};
 
@@ -17,6 +18,9 @@ const OP: &str = "activation";
 /// # Errors
 /// A dtype other than f32 and f64.
 pub fn forward(act: Act, x: &Tensor) -> Result<Tensor> {
+    if let Some(on) = device::of(OP, [x])? {
+        return on_device::activation_forward(&on, act, x);
+    }
     let x = x.contiguous()?;
     let mut y = Tensor::zeros(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
@@ -32,6 +36,9 @@ pub fn forward(act: Act, x: &Tensor) -> Result<Tensor> {
 /// As [`forward`]; dy not like x.
 pub fn backward(act: Act, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     check::same(OP, "upstream gradient against x", dy, x)?;
+    if let Some(on) = device::of(OP, [dy, x])? {
+        return on_device::activation_backward(&on, act, dy, x);
+    }
     let (dy, x) = (dy.contiguous()?, x.contiguous()?);
     let mut dx = Tensor::zeros(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {

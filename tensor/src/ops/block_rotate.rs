@@ -45,6 +45,7 @@ fn sizes(x: &Tensor, r: &Tensor) -> Result<(usize, usize)> {
 /// # Errors
 /// Shapes that do not agree; dtypes that differ or are neither f32 nor f64.
 pub fn forward(x: &Tensor, r: &Tensor) -> Result<Tensor> {
+    crate::device::cpu_only(OP, [x, r])?;
     let (groups, n) = sizes(x, r)?;
     let (x, r) = (x.contiguous()?, r.contiguous()?);
     let width = groups * n;
@@ -63,6 +64,7 @@ pub fn forward(x: &Tensor, r: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`forward`].
 pub fn backward_input(dy: &Tensor, r: &Tensor) -> Result<Tensor> {
+    crate::device::cpu_only(OP, [dy, r])?;
     forward(dy, &r.transpose(1, 2)?)
 }
 
@@ -71,6 +73,7 @@ pub fn backward_input(dy: &Tensor, r: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`forward`].
 pub fn backward_r_add(dy: &Tensor, x: &Tensor, dr: &mut Tensor) -> Result<()> {
+    crate::device::cpu_only(OP, [dy, x, &*dr])?;
     let (groups, n) = sizes(x, dr)?;
     super::check::same(OP, "gradient against x", dy, x)?;
     let (x, dy) = (flat(x, OP)?.contiguous()?, flat(dy, OP)?.contiguous()?);

@@ -166,6 +166,7 @@ fn check(q: &Tensor, n: usize, kind: Cayley) -> Result<()> {
 /// # Errors
 /// A q of another shape; a series of no term; a dtype other than f32 and f64.
 pub fn forward(q: &Tensor, n: usize, kind: Cayley) -> Result<Tensor> {
+    crate::device::cpu_only(OP, [q])?;
     check(q, n, kind)?;
     let (blocks, entries, q) = (q.dims()[0], q.dims()[1], q.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
@@ -180,6 +181,7 @@ pub fn forward(q: &Tensor, n: usize, kind: Cayley) -> Result<Tensor> {
 /// # Errors
 /// As [`forward`]; a dR of another shape than R.
 pub fn backward(dr: &Tensor, q: &Tensor, n: usize, kind: Cayley) -> Result<Tensor> {
+    crate::device::cpu_only(OP, [dr, q])?;
     check(q, n, kind)?;
     let (blocks, entries) = (q.dims()[0], q.dims()[1]);
     super::check::shape(OP, "gradient against R (blocks, n, n)", dr, &[blocks, n, n])?;

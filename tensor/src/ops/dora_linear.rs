@@ -44,6 +44,7 @@ crate::simd::simd_fn! {
 /// # Errors
 /// Shapes that do not agree; A of a dtype other than f32 and f64.
 pub fn row_norms(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    crate::device::cpu_only(OP, [weight, a, b])?;
     lora_linear::check_parts(OP, weight, a, b)?;
     let (out, input, r) = (weight.dims()[0], weight.dims()[1], a.dims()[0]);
     let (weight, a) = (weight.contiguous()?, a.contiguous()?);
@@ -103,6 +104,7 @@ pub fn forward(
     (magnitude, norms): (&Tensor, &Tensor),
     lora: &Lora,
 ) -> Result<Output> {
+    crate::device::cpu_only(OP, [x, weight, a, b, magnitude, norms])?;
     let x = flat(x, OP).map(|flat| (flat, x.dims().to_vec()))?;
     let ((x, mut dims), plain) = (x, Lora { scale: lora.scale, dropout: None });
     linear::check(&x, weight, bias)?;
@@ -148,6 +150,7 @@ pub fn backward(
     lora: &Lora,
     wanted: Wanted<'_>,
 ) -> Result<Option<Tensor>> {
+    crate::device::cpu_only(OP, [dy, x, weight, a, b, magnitude, norms, z, h])?;
     let (flat_dy, flat_x) = (flat(dy, OP)?.contiguous()?, flat(x, OP)?);
     if let Some(dm) = wanted.magnitude {
         let mut sums = Tensor::zeros(magnitude.shape(), dy.dtype())?;

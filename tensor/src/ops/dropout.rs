@@ -8,6 +8,7 @@
 //! # Source
 //! Srivastava et al., JMLR 15 (2014), in its inverted form.
 
+use crate::device;
 use crate::rng::Rows;
 use crate::simd::simd_fn;
 use crate::{Element, Error, Real, Result, Tensor, dispatch_real, parallel};
@@ -42,6 +43,9 @@ pub fn forward(x: &Tensor, p: f64, rows: &Rows) -> Result<Tensor> {
     if x.numel() != rows.len() * columns {
         let (lhs, rhs) = (x.dims().to_vec(), vec![rows.len()]);
         return Err(Error::ShapeMismatch { op: OP, what: "a key for each row of x", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [x])? {
+        return device::ops::dropout::forward(&on, x, p, rows, columns);
     }
     let threshold = (p * (1u64 << 32) as f64) as u32;
     let x = x.contiguous()?;

@@ -4,6 +4,7 @@
 //! f32 or f64, both of one dtype. Bound by memory.
 
 use super::reduction::sum_to;
+use crate::device::{self, ops::elementwise as on_device};
 use crate::simd::simd_fn;
 use crate::{Element, Error, Real, Result, Tensor, broadcast_shapes, dispatch_real, parallel};
 
@@ -15,6 +16,17 @@ enum Binary {
     Div,
 }
 
+impl Binary {
+    fn on_device(self) -> on_device::Binary {
+        match self {
+            Binary::Add => on_device::Binary::Add,
+            Binary::Sub => on_device::Binary::Sub,
+            Binary::Mul => on_device::Binary::Mul,
+            Binary::Div => on_device::Binary::Div,
+        }
+    }
+}
+
 /// a += b, in place, for tensors of one shape and compute dtype.
 ///
 /// # Errors
@@ -23,6 +35,9 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     if a.dims() != b.dims() {
         let (lhs, rhs) = (a.dims().to_vec(), b.dims().to_vec());
         return Err(Error::ShapeMismatch { op: "add_assign", what: "a and b", lhs, rhs });
+    }
+    if let Some(on) = device::of("add_assign", [&*a, b])? {
+        return on_device::add_assign(&on, a, b);
     }
     let b = b.contiguous()?;
     dispatch_real!("add_assign", a.dtype(), R => {
@@ -41,6 +56,10 @@ fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tens
         return Err(Error::DTypeMismatch { op, expected: a.dtype(), got: b.dtype() });
     }
     let shape = broadcast_shapes(op, a.dims(), b.dims())?;
+    if let Some(on) = device::of(op, [a, b])? {
+        let (a, b) = (a.broadcast_to(shape.clone())?, b.broadcast_to(shape)?);
+        return on_device::binary(&on, op, kind.on_device(), &a, &b);
+    }
     let (a, b) = (a.broadcast_to(shape.clone())?.contiguous()?, b.broadcast_to(shape.clone())?.contiguous()?);
     let mut out = Tensor::scratch(shape, a.dtype())?;
     dispatch_real!(op, a.dtype(), R => {
@@ -121,6 +140,9 @@ pub fn div_backward(dy: &Tensor, a: &Tensor, b: &Tensor, wanted: [bool; 2]) -> R
 /// # Errors
 /// A dtype other than f32 and f64.
 pub fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
+    if let Some(on) = device::of("scale", [a])? {
+        return on_device::scale(&on, a, factor);
+    }
     let mut out = a.copied()?;
     dispatch_real!("scale", a.dtype(), R => {
         let factor = <R as Element>::from_f64(factor);
@@ -138,6 +160,9 @@ pub fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
 /// # Errors
 /// A dtype other than f32 and f64.
 pub fn add_scalar(a: &Tensor, number: f64) -> Result<Tensor> {
+    if let Some(on) = device::of("add_scalar", [a])? {
+        return on_device::add_scalar(&on, a, number);
+    }
     let mut out = a.copied()?;
     dispatch_real!("add_scalar", a.dtype(), R => {
         let number = <R as Element>::from_f64(number);

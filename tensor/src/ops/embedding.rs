@@ -4,6 +4,7 @@
 //! dtype of the weight (f64 for f64, else f32).
 
 use super::{check, rows};
+use crate::device;
 use crate::{DType, Error, Result, Tensor, dispatch_float, dispatch_real};
 
 const OP: &str = "embedding";
@@ -14,6 +15,9 @@ const OP: &str = "embedding";
 /// [`Error::OutOfRange`] for an id that is not a row; a weight that is not two-dimensional or no float.
 pub fn forward(weight: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let size = width(weight, ids)?;
+    if let Some(on) = device::of(OP, [weight])? {
+        return device::ops::rows::embedding_forward(&on, weight, ids);
+    }
     let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let mut out = Tensor::scratch([ids.len(), size], dtype)?;
     let weight = weight.contiguous()?;
@@ -32,6 +36,9 @@ pub fn backward_add(dy: &Tensor, ids: &[u32], dweight: &mut Tensor) -> Result<()
     if dy.dims() != [ids.len(), size] {
         let (lhs, rhs) = (dy.dims().to_vec(), vec![ids.len(), size]);
         return Err(Error::ShapeMismatch { op: OP, what: "gradient against (tokens, size)", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [dy, &*dweight])? {
+        return device::ops::rows::add(&on, dy, ids, dweight);
     }
     let dy = dy.contiguous()?;
     dispatch_real!(OP, dy.dtype(), R => {

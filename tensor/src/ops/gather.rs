@@ -3,6 +3,7 @@
 //! x: (…, width), index: (…, picks) of u32, i64 or i32 with the same leading sizes, y like index. f32 or f64.
 
 use super::check;
+use crate::device;
 use crate::{DType, Error, Result, Tensor, dispatch_real};
 
 const OP: &str = "gather";
@@ -10,7 +11,8 @@ const OP: &str = "gather";
 /// Indices below `len` as u32, in row-major order.
 ///
 /// # Errors
-/// [`Error::OutOfRange`] for a negative or too large one; a tensor that holds no indices.
+/// [`Error::OutOfRange`] for a negative or too large one; a tensor that holds no indices, or is on a device: indices
+/// are the host's.
 pub fn indices(index: &Tensor, len: usize) -> Result<Vec<u32>> {
     let checked = |i: i128| match u32::try_from(i) {
         Ok(small) if (small as usize) < len => Ok(small),
@@ -41,6 +43,9 @@ fn check(x: &Tensor, index: &Tensor) -> Result<(usize, usize, Vec<u32>)> {
 /// An index that is none of the row; leading sizes that differ; a scalar; a dtype other than f32 and f64.
 pub fn forward(x: &Tensor, index: &Tensor) -> Result<Tensor> {
     let (width, picks, at) = check(x, index)?;
+    if let Some(on) = device::of(OP, [x])? {
+        return device::ops::gather::forward(&on, x, &at, index.dims());
+    }
     let x = x.contiguous()?;
     let mut y = Tensor::zeros(index.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
@@ -59,6 +64,9 @@ pub fn forward(x: &Tensor, index: &Tensor) -> Result<Tensor> {
 pub fn backward_add(dy: &Tensor, index: &Tensor, dx: &mut Tensor) -> Result<()> {
     let (width, picks, at) = check(dx, index)?;
     check::shape(OP, "upstream gradient against index", dy, index.dims())?;
+    if let Some(on) = device::of(OP, [dy, &*dx])? {
+        return device::ops::gather::backward_add(&on, dy, &at, dx);
+    }
     let dy = dy.contiguous()?;
     dispatch_real!(OP, dy.dtype(), R => {
         let dx = dx.as_slice_mut::<R>()?;

@@ -6,6 +6,7 @@
 //! Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202; GELU: arXiv:1606.08415.
 
 use super::check;
+use crate::device::{self, ops::functions as on_device};
 use crate::simd::simd_fn;
 use crate::{Real, Result, Tensor, dispatch_real, parallel};
 
@@ -64,6 +65,9 @@ impl Act {
 /// Shapes or dtypes that differ; a dtype other than f32 and f64.
 pub fn forward(act: Act, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     check::same(OP, "up against gate", up, gate)?;
+    if let Some(on) = device::of(OP, [gate, up])? {
+        return on_device::glu_forward(&on, act, gate, up);
+    }
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let mut y = Tensor::scratch(gate.shape(), gate.dtype())?;
     dispatch_real!(OP, gate.dtype(), R => {
@@ -93,6 +97,9 @@ simd_fn! {
 pub fn backward(act: Act, dy: &Tensor, mut gate: Tensor, mut up: Tensor) -> Result<(Tensor, Tensor)> {
     check::same(OP, "up against gate", &up, &gate)?;
     check::same(OP, "upstream gradient against gate", dy, &gate)?;
+    if let Some(on) = device::of(OP, [dy, &gate, &up])? {
+        return on_device::glu_backward(&on, act, dy, &gate, &up);
+    }
     let dy = dy.contiguous()?;
     dispatch_real!(OP, dy.dtype(), R => {
         let dy = dy.as_slice::<R>()?;

@@ -3,6 +3,7 @@
 //! x: (rows, …), index: (n), result: (n, …).
 
 use super::{check, rows};
+use crate::device;
 use crate::{Error, Result, Tensor, dispatch_real};
 
 const OP: &str = "index_select";
@@ -21,6 +22,9 @@ fn width(x: &Tensor, index: &[u32]) -> Result<usize> {
 /// [`Error::OutOfRange`] for an index that is no row; a scalar x; a dtype other than f32 and f64.
 pub fn forward(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     let width = width(x, index)?;
+    if let Some(on) = device::of(OP, [x])? {
+        return device::ops::rows::take(&on, x, index);
+    }
     let x = x.contiguous()?;
     let mut dims = x.dims().to_vec();
     dims[0] = index.len();
@@ -40,6 +44,9 @@ pub fn backward_add(dy: &Tensor, index: &[u32], dx: &mut Tensor) -> Result<()> {
     if dy.dims().first() != Some(&index.len()) || dy.dims()[1..] != dx.dims()[1..] {
         let (lhs, rhs) = (dy.dims().to_vec(), dx.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "gradient (n, …) against x", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [dy, &*dx])? {
+        return device::ops::rows::add(&on, dy, index, dx);
     }
     let dy = dy.contiguous()?;
     dispatch_real!(OP, dy.dtype(), R => {

@@ -8,6 +8,7 @@
 //! Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
 
 use super::check;
+use crate::device::{self, ops::norms as on_device};
 use crate::reduce::{self, column_sums};
 use crate::simd::simd_fn;
 use crate::{Element, Real, Result, Tensor, dispatch_real, parallel};
@@ -22,6 +23,10 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> 
     let (rows, size) = x.rows(OP)?;
     check::eps(OP, eps)?;
     check::shape(OP, "weight against the last size of x", weight, &[size])?;
+    if let Some(on) = device::of(OP, [x, weight].into_iter().chain(bias))? {
+        bias.map_or(Ok(()), |b| check::shape(OP, "bias against the last size of x", b, &[size]))?;
+        return on_device::layer_forward(&on, x, weight, bias, eps);
+    }
     let weight = weight.to_dtype(x.dtype())?.contiguous()?;
     let bias = match bias {
         Some(bias) => {
@@ -63,6 +68,9 @@ simd_fn! {
 pub fn backward_input(dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor) -> Result<Tensor> {
     let (_, size) = inputs(dy, x, stats)?;
     check::shape(OP, "weight against the last size of x", weight, &[size])?;
+    if let Some(on) = device::of(OP, [dy, x, weight, stats])? {
+        return on_device::layer_backward_input(&on, dy, x, weight, stats);
+    }
     let weight = weight.to_dtype(x.dtype())?.contiguous()?;
     let (dy, x) = (dy.contiguous()?, x.contiguous()?);
     let mut dx = Tensor::zeros(x.shape(), x.dtype())?;
@@ -101,6 +109,9 @@ simd_fn! {
 pub fn backward_weight_add(dy: &Tensor, x: &Tensor, stats: &Tensor, dweight: &mut Tensor) -> Result<()> {
     let (rows, size) = inputs(dy, x, stats)?;
     check::shape(OP, "gradient of the weight", dweight, &[size])?;
+    if let Some(on) = device::of(OP, [dy, x, stats, &*dweight])? {
+        return on_device::layer_backward_weight_add(&on, dy, x, stats, dweight);
+    }
     let (dy, x) = (dy.contiguous()?, x.contiguous()?);
     dispatch_real!(OP, x.dtype(), R => {
         let (dy, x, stats) = (dy.as_slice::<R>()?, x.as_slice::<R>()?, stats.as_slice::<R>()?);

@@ -3,6 +3,7 @@
 //! x: (…, in), W: (out, in), b: (out), y: (…, out). Sums in the dtype of x (f32 or f64), in the
 //! order [`gemm`](crate::gemm) documents; W may be stored in any float dtype.
 
+use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{Mat, Store, gemm};
 use crate::{DType, Error, Real, Result, Tensor, dispatch_float, dispatch_real};
 
@@ -41,6 +42,9 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, c: &mut Tensor, store: Store) -> Resu
             rhs: b.dims().to_vec(),
         });
     }
+    if let Some(on) = device::of("matmul", [a, b, &*c])? {
+        return on_device::product(&on, (a, b), None, c, store);
+    }
     // Only the weight's side comes in narrow dtypes where it matters; f64 is for gradient checks. An
     // instance of the product for every combination would be most of the program.
     let a = a.to_dtype(c.dtype())?;
@@ -68,7 +72,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
             return Err(Error::Rank { op: "matmul", expected: 2, shape: t.dims().to_vec() });
         }
     }
-    let mut c = Tensor::scratch([a.dims()[0], b.dims()[1]], dtype)?;
+    let mut c = a.scratch_beside("matmul", [a.dims()[0], b.dims()[1]], dtype)?;
     matmul_into(a, b, &mut c, Store::Set)?;
     Ok(c)
 }
@@ -94,6 +98,9 @@ pub(crate) fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
 
 /// y += b for every row of y.
 pub(crate) fn add_bias(y: &mut Tensor, bias: &Tensor) -> Result<()> {
+    if let Some(on) = device::of(OP, [&*y, bias])? {
+        return on_device::add_bias(&on, y, bias);
+    }
     let bias = bias.to_dtype(y.dtype())?.contiguous()?;
     dispatch_real!(OP, y.dtype(), R => {
         let bias = bias.as_slice::<R>()?;
@@ -157,6 +164,9 @@ pub fn backward_bias_add(dy: &Tensor, dbias: &mut Tensor) -> Result<()> {
             lhs: dbias.dims().to_vec(),
             rhs: vec![width],
         });
+    }
+    if let Some(on) = device::of(OP, [&dy, &*dbias])? {
+        return device::ops::reduction::add_rows(&on, &dy, dbias);
     }
     dispatch_real!(OP, dy.dtype(), R => {
         add_rows::<R>(dy.as_slice::<R>()?, dbias.as_slice_mut::<R>()?);

@@ -17,11 +17,15 @@
 //! frozen, [`forward_with_gradient`] makes the gradient of h in the same pass, 2 V size more; where it is
 //! trained, [`backward`] recomputes the logits: 6 V size.
 
+use super::check;
+use crate::device::{self, ops::lm_head as on_device};
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
 use crate::parallel::Disjoint;
 use crate::scratch;
 use crate::{DType, Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+
+pub use crate::device::ops::lm_head::Correct;
 
 const OP: &str = "lm_head";
 
@@ -56,7 +60,7 @@ pub struct LmHeadOutput {
     /// log Σ exp z, which the backward pass needs.
     pub lse: Tensor,
     /// Whether the target is the most probable token (the first of equals).
-    pub correct: Vec<bool>,
+    pub correct: Correct,
 }
 
 /// One block of logits: kept by the thread, so that it is no allocation of a step.
@@ -161,6 +165,9 @@ crate::simd::simd_fn! {
 /// Shapes that do not agree; a target outside the vocabulary; hidden of a dtype other than f32 and f64.
 pub fn forward(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<LmHeadOutput> {
     validate(hidden, weight, targets, options)?;
+    if let Some(on) = device::of(OP, [hidden, weight])? {
+        return on_device::forward(&on, hidden, weight, targets, options);
+    }
     let hidden = hidden.contiguous()?;
     match hidden.dtype() {
         DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
@@ -190,6 +197,9 @@ pub fn forward_with_gradient(
     options: &LmHead,
 ) -> Result<(LmHeadOutput, Tensor)> {
     validate(hidden, weight, targets, options)?;
+    if let Some(on) = device::of(OP, [hidden, weight])? {
+        return on_device::forward_with_gradient(&on, hidden, weight, targets, options);
+    }
     let (hidden, weight) = (hidden.contiguous()?, &weight.contiguous()?);
     let mut gradient = Tensor::zeros(hidden.shape(), hidden.dtype())?;
     let out = match hidden.dtype() {
@@ -268,7 +278,8 @@ fn forward_typed<R: Real, W: Float>(
         let (logprob, entropy, lse) = state.finish();
         columns.iter_mut().zip([logprob, entropy, lse]).for_each(|(c, x)| c.push(x));
     }
-    let correct = states.iter().zip(targets).map(|(s, &t)| s.argmax == t as usize).collect();
+    let correct: Vec<bool> = states.iter().zip(targets).map(|(s, &t)| s.argmax == t as usize).collect();
+    let correct = Correct::from(correct);
     let [logprobs, entropy, lse] = columns.map(|c| Tensor::from_vec(c, [rows]));
     Ok(LmHeadOutput { logprobs: logprobs?, entropy: entropy?, lse: lse?, correct })
 }
@@ -309,6 +320,10 @@ crate::simd::simd_fn! {
 pub fn logits(hidden: &Tensor, weight: &Tensor, options: &LmHead) -> Result<Tensor> {
     let mut logits = super::linear::forward(hidden, weight, None)?;
     validate(hidden, weight, &vec![0; hidden.dims()[0]], options)?;
+    if let Some(on) = device::of(OP, [&logits])? {
+        on_device::cap(&on, &mut logits, options)?;
+        return Ok(logits);
+    }
     dispatch_real!(OP, hidden.dtype(), R => {
         let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
         parallel::chunks(logits.as_slice_mut::<R>()?, 1, |_, z| cap_all(z, scale, softcap));
@@ -322,6 +337,29 @@ crate::simd::simd_fn! {
             *z = super::attention::cap(*z, scale, softcap);
         }
     }
+}
+
+/// Log-probability of each row's target, (rows), from rows of logits, (rows, vocabulary), that [`logits`] has capped
+/// and scaled: the bits that [`forward`] computes within.
+///
+/// # Errors
+/// A target outside the vocabulary; shapes that do not agree; a dtype other than f32 and f64.
+pub fn logprobs_of_logits(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (rows, vocabulary) = logits.rows(OP)?;
+    check::indices(OP, "target token id", targets, vocabulary)?;
+    if logits.rank() != 2 || rows != targets.len() {
+        let (lhs, rhs) = (logits.dims().to_vec(), vec![targets.len()]);
+        return Err(Error::ShapeMismatch { op: OP, what: "logits (rows, vocabulary) against targets", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [logits])? {
+        return on_device::from_logits(&on, logits, targets, &LmHead::default());
+    }
+    let mut logits = logits.copied()?;
+    dispatch_real!(OP, logits.dtype(), R => {
+        let rows = logits.as_slice_mut::<R>()?.chunks_exact_mut(vocabulary.max(1));
+        let all = rows.zip(targets).map(|(row, &target)| from_logits(row, target, &LmHead::default()).0);
+        Tensor::from_vec(all.collect::<Vec<R>>(), [targets.len()])
+    })
 }
 
 /// (log-probability of `target`, entropy) from one row of raw logits W h, in the same order and so with
@@ -361,6 +399,9 @@ pub fn backward(
             let (lhs, rhs) = (t.dims().to_vec(), vec![targets.len()]);
             return Err(Error::ShapeMismatch { op: OP, what: "gradient of the log-probabilities", lhs, rhs });
         }
+    }
+    if let Some(on) = device::of(OP, [dlogprobs, hidden, weight, lse].into_iter().chain(dweight.as_deref()))? {
+        return on_device::backward(&on, dlogprobs, hidden, weight, targets, lse, options, dweight);
     }
     let (hidden, dlogprobs) = (hidden.contiguous()?, dlogprobs.contiguous()?);
     match hidden.dtype() {
@@ -469,7 +510,7 @@ mod tests {
                 // f64 sums of 2369 positive terms: relative error well below 1e-12.
                 assert!((got(&out.logprobs) - (z[targets[r] as usize] - lse)).abs() < 1e-11);
                 assert!((got(&out.entropy) - entropy).abs() < 1e-11);
-                assert_eq!(out.correct[r], best == targets[r] as usize);
+                assert_eq!(out.correct.read().unwrap()[r], best == targets[r] as usize);
             }
         }
     }

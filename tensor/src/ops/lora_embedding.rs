@@ -7,8 +7,10 @@
 //! # Source
 //! Hu et al., "LoRA", arXiv:2106.09685, equation 3, with a one-hot input; layout as in PEFT.
 
-use super::embedding;
+use super::elementwise::{add_assign, scale as scaled};
 use super::linear::{matmul, matmul_into};
+use super::{embedding, index_select};
+use crate::device;
 use crate::gemm::Store;
 use crate::{Element, Error, Result, Tensor, dispatch_real, parallel};
 
@@ -31,6 +33,11 @@ pub fn forward(weight: &Tensor, a: &Tensor, b: &Tensor, ids: &[u32], scale: f64)
         });
     }
     let r = a.dims()[0];
+    if device::of(OP, [weight, a, b])?.is_some() {
+        let h = scaled(&index_select::forward(&a.transpose(0, 1)?, ids)?, scale)?;
+        matmul_into(&h, &b.transpose(0, 1)?, &mut y, Store::Add)?;
+        return Ok((y, h));
+    }
     let a = a.contiguous()?;
     let mut h = Tensor::scratch([ids.len(), r], y.dtype())?;
     dispatch_real!(OP, a.dtype(), R => {
@@ -62,6 +69,12 @@ pub fn backward_b_add(dy: &Tensor, h: &Tensor, db: &mut Tensor) -> Result<()> {
 pub fn backward_a_add(dy: &Tensor, b: &Tensor, ids: &[u32], scale: f64, da: &mut Tensor) -> Result<()> {
     let dh = matmul(dy, b, dy.dtype())?;
     let (r, vocabulary) = (da.dims()[0], da.dims()[1]);
+    if device::of(OP, [&dh, &*da])?.is_some() {
+        // Rows add up in a fixed order; columns have no kernel of their own.
+        let mut columns = Tensor::zeros_on(dh.device(), [vocabulary, r], dh.dtype())?;
+        index_select::backward_add(&scaled(&dh, scale)?, ids, &mut columns)?;
+        return add_assign(da, &columns.transpose(0, 1)?);
+    }
     dispatch_real!(OP, da.dtype(), R => {
         let (dh, s) = (dh.as_slice::<R>()?, <R as Element>::from_f64(scale));
         parallel::chunks(da.as_slice_mut::<R>()?, vocabulary, |start, da| {

@@ -9,6 +9,7 @@
 
 use super::elementwise::{add_assign, scale};
 use super::linear::{self, flat, matmul, matmul_into, matrix};
+use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{Mat, Store, gemm, gemm_update};
 use crate::rng::Rows;
 use crate::{DType, Error, Real, Result, Tensor, dispatch_float, dispatch_real};
@@ -45,7 +46,11 @@ pub(crate) fn check_parts(op: &'static str, weight: &Tensor, a: &Tensor, b: &Ten
 /// A B + U V for two-dimensional tensors, in the dtype of A: the update's tile is added while it is in cache.
 fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (rows, cols) = (a.dims()[0], b.dims()[1]);
-    let mut c = Tensor::scratch([rows, cols], a.dtype())?;
+    let mut c = a.scratch_beside(OP, [rows, cols], a.dtype())?;
+    if let Some(on) = device::of(OP, [a, b, u, v])? {
+        on_device::product(&on, (a, b), Some((u, v)), &mut c, Store::Set)?;
+        return Ok(c);
+    }
     let v = v.to_dtype(a.dtype())?;
     match a.dtype() {
         DType::F32 => dispatch_float!(OP, b.dtype(), B => {
@@ -147,6 +152,9 @@ fn add_transposed_product(h: &Tensor, d: &Tensor, c: &mut Tensor) -> Result<()> 
     if c.dims() != [out, r] || d.dims()[0] != rows {
         let (lhs, rhs) = (d.dims().to_vec(), c.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "dy (rows, out) against dB (out, r)", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [h, d, &*c])? {
+        return on_device::product(&on, (&d.transpose(0, 1)?, h), None, c, Store::Add);
     }
     let mut product = Tensor::scratch([r, out], c.dtype())?;
     dispatch_real!(OP, c.dtype(), R => {

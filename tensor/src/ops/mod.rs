@@ -8,7 +8,7 @@ pub mod activation;
 pub mod attention;
 pub mod block_rotate;
 pub mod cayley;
-mod check;
+pub(crate) mod check;
 pub mod concat;
 pub mod dora_linear;
 pub mod dropout;

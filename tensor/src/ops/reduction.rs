@@ -5,6 +5,7 @@
 //! f32 or f64. Bound by memory.
 
 use super::check;
+use crate::device::{self, ops::reduction as on_device};
 use crate::{Element, Error, Real, Result, Tensor, dispatch_real, parallel, reduce};
 
 /// Σ x: a scalar.
@@ -12,6 +13,9 @@ use crate::{Element, Error, Real, Result, Tensor, dispatch_real, parallel, reduc
 /// # Errors
 /// A dtype other than f32 and f64.
 pub fn sum(x: &Tensor) -> Result<Tensor> {
+    if let Some(on) = device::of("sum", [x])? {
+        return on_device::sum(&on, x);
+    }
     let x = x.contiguous()?;
     dispatch_real!("sum", x.dtype(), R => Tensor::scalar(reduce::sum_all(x.as_slice::<R>()?)))
 }
@@ -21,6 +25,9 @@ pub fn sum(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// A dtype other than f32 and f64.
 pub fn mean(x: &Tensor) -> Result<Tensor> {
+    if let Some(on) = device::of("mean", [x])? {
+        return super::elementwise::scale(&on_device::sum(&on, x)?, 1.0 / x.numel() as f64);
+    }
     let x = x.contiguous()?;
     dispatch_real!("mean", x.dtype(), R => {
         Tensor::scalar(reduce::sum_all(x.as_slice::<R>()?) / <R as Element>::from_f64(x.numel() as f64))
@@ -40,6 +47,9 @@ fn without(x: &Tensor, axis: usize) -> Vec<usize> {
 /// An axis that x does not have; a dtype other than f32 and f64.
 pub fn sum_axis(x: &Tensor, axis: usize) -> Result<Tensor> {
     check::axis("sum_axis", x, axis)?;
+    if let Some(on) = device::of("sum_axis", [x])? {
+        return on_device::sum_axis(&on, x, axis, without(x, axis));
+    }
     let (outer, n, inner) = check::around(x.dims(), axis);
     let x = x.contiguous()?;
     let mut out = Tensor::zeros(without(&x, axis), x.dtype())?;
@@ -102,6 +112,9 @@ pub fn max_axis(x: &Tensor, axis: usize) -> Result<(Tensor, Tensor)> {
     if n == 0 {
         return Err(Error::InvalidValue { op: OP, name: "size of the axis", value: 0.0, expected: "at least 1" });
     }
+    if let Some(on) = device::of(OP, [x])? {
+        return on_device::max_axis(&on, x, axis, without(x, axis));
+    }
     let x = x.contiguous()?;
     let dims = without(&x, axis);
     let (mut best, mut index) = (Tensor::zeros(dims.as_slice(), x.dtype())?, Tensor::zeros(dims, crate::DType::U32)?);
@@ -138,6 +151,10 @@ fn first_max<R: Real>(values: impl Iterator<Item = R>) -> (R, u32) {
 pub fn max_axis_backward(dy: &Tensor, index: &Tensor, dims: &[usize], axis: usize) -> Result<Tensor> {
     const OP: &str = "max_axis";
     check::shape(OP, "upstream gradient against the result", dy, index.dims())?;
+    if let Some(on) = device::of(OP, [dy, index])? {
+        // The indices are those that the forward pass left on the device.
+        return on_device::max_axis_backward(&on, dy, index, dims, axis);
+    }
     let mut dx = Tensor::zeros(dims, dy.dtype())?;
     check::axis(OP, &dx, axis)?;
     check::shape(OP, "result against x without the axis", dy, &without(&dx, axis))?;

@@ -7,19 +7,26 @@
 //! # Source
 //! Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
 
+use crate::device;
 use crate::reduce::{column_sums, dot};
 use crate::simd::simd_fn;
 use crate::{Element, Error, Real, Result, Tensor, dispatch_real, parallel};
 
 const OP: &str = "rms_norm";
 
-/// The weight plus the offset, in the compute dtype of x.
-fn gain(x: &Tensor, weight: &Tensor, offset: f64) -> Result<Tensor> {
+/// Checks the weight against the rows.
+fn fits(x: &Tensor, weight: &Tensor) -> Result<()> {
     let (_, size) = x.rows(OP)?;
     if weight.dims() != [size] {
         let (lhs, rhs) = (x.dims().to_vec(), weight.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "last size of x against weight", lhs, rhs });
     }
+    Ok(())
+}
+
+/// The weight plus the offset, in the compute dtype of x.
+fn gain(x: &Tensor, weight: &Tensor, offset: f64) -> Result<Tensor> {
+    fits(x, weight)?;
     let mut gain = weight.to_dtype(x.dtype())?.contiguous()?;
     if offset != 0.0 {
         dispatch_real!(OP, x.dtype(), R => {
@@ -40,6 +47,10 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Te
         return Err(Error::InvalidValue { op: OP, name: "eps", value: eps, expected: "finite and not negative" });
     }
     let (rows, size) = x.rows(OP)?;
+    if let Some(on) = device::of(OP, [x, weight])? {
+        fits(x, weight)?;
+        return device::ops::norms::rms_forward(&on, x, weight, eps, offset);
+    }
     let (gain, x) = (gain(x, weight, offset)?, x.contiguous()?);
     let (mut y, mut r) = (Tensor::scratch(x.shape(), x.dtype())?, Tensor::scratch([rows], x.dtype())?);
     dispatch_real!(OP, x.dtype(), R => {
@@ -81,6 +92,10 @@ pub fn backward(
     if dy.dims() != x.dims() {
         let (lhs, rhs) = (dy.dims().to_vec(), x.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "gradient against x", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [dy, x, weight, r])? {
+        fits(x, weight)?;
+        return device::ops::norms::rms_backward(&on, dy, x, weight, r, offset, dweight);
     }
     let (gain, x, dy) = (gain(x, weight, offset)?, x.contiguous()?, dy.contiguous()?);
     let mut dx = Tensor::scratch(x.shape(), x.dtype())?;

@@ -7,6 +7,7 @@
 //! # Source
 //! Su et al., "RoFormer", arXiv:2104.09864, equation 34.
 
+use crate::device;
 use crate::simd::simd_fn;
 use crate::{Error, Real, Result, Tensor, dispatch_real, parallel};
 
@@ -41,6 +42,9 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor> {
             lhs,
             rhs,
         });
+    }
+    if let Some(on) = device::of(OP, [x, cos, sin])? {
+        return device::ops::rope::turn(&on, x, cos, sin, back);
     }
     let half = cos.dims()[1];
     let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);

@@ -4,6 +4,7 @@
 //! on any number of threads.
 
 use super::{check, rows};
+use crate::device;
 use crate::{Error, Result, Tensor, dispatch_real};
 
 const OP: &str = "scatter_add";
@@ -24,6 +25,11 @@ pub fn forward(x: &Tensor, index: &[u32], source: &Tensor) -> Result<Tensor> {
         return Err(Error::DTypeMismatch { op: OP, expected: x.dtype(), got: source.dtype() });
     }
     check::indices(OP, "row", index, len)?;
+    if let Some(on) = device::of(OP, [x, source])? {
+        let mut y = x.copied()?;
+        device::ops::rows::add(&on, source, index, &mut y)?;
+        return Ok(y);
+    }
     let width = rest.iter().product();
     let source = source.contiguous()?;
     let mut y = x.copied()?;

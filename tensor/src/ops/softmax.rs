@@ -5,6 +5,7 @@
 //! f32 or f64. A row of nothing but -∞ gives NaN, as in PyTorch. Bound by memory and, in f64, by e^x.
 
 use super::check;
+use crate::device::{self, ops::softmax as on_device};
 use crate::simd::simd_fn;
 use crate::{Real, Result, Tensor, dispatch_real, parallel, reduce};
 
@@ -47,6 +48,9 @@ pub fn log_softmax_backward(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
 pub fn logsumexp(x: &Tensor) -> Result<Tensor> {
     const OP: &str = "logsumexp";
     let (_, width) = x.rows(OP)?;
+    if let Some(on) = device::of(OP, [x])? {
+        return on_device::logsumexp(&on, x);
+    }
     let x = x.contiguous()?;
     let mut out = Tensor::zeros(&x.dims()[..x.rank() - 1], x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
@@ -77,6 +81,9 @@ pub fn logsumexp_backward(dy: &Tensor, x: &Tensor, lse: &Tensor) -> Result<Tenso
     let (_, width) = x.rows(OP)?;
     check::same(OP, "upstream gradient against the result", dy, lse)?;
     check::shape(OP, "result against x without its last dimension", lse, &x.dims()[..x.rank() - 1])?;
+    if let Some(on) = device::of(OP, [dy, x, lse])? {
+        return on_device::logsumexp_backward(&on, dy, x, lse);
+    }
     let (dy, x, lse) = (dy.contiguous()?, x.contiguous()?, lse.contiguous()?);
     let mut dx = Tensor::zeros(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
@@ -105,6 +112,16 @@ fn by_row(op: &'static str, kind: Row, x: &Tensor, dy: Option<&Tensor>) -> Resul
     let (_, width) = x.rows(op)?;
     if let Some(dy) = dy {
         check::same(op, "upstream gradient against the result", dy, x)?;
+    }
+    if let Some(on) = device::of(op, [x].into_iter().chain(dy))? {
+        let kind = match kind {
+            Row::Softmax | Row::SoftmaxBackward => on_device::Kind::Softmax,
+            Row::LogSoftmax | Row::LogSoftmaxBackward => on_device::Kind::LogSoftmax,
+        };
+        return match dy {
+            None => on_device::forward(&on, op, kind, x),
+            Some(dy) => on_device::backward(&on, op, kind, dy, x),
+        };
     }
     let (x, dy) = (x.contiguous()?, dy.unwrap_or(x).contiguous()?);
     let mut out = Tensor::zeros(x.shape(), x.dtype())?;

@@ -1,6 +1,7 @@
 //! Elementary functions, element by element: y = f(x), any shape, f32 or f64.
 
 use super::check;
+use crate::device::{self, ops::functions as on_device};
 use crate::simd::simd_fn;
 use crate::{Error, Real, Result, Tensor, dispatch_real, parallel};
 
@@ -78,6 +79,9 @@ impl Unary {
 /// A dtype other than f32 and f64; a cap that is not positive.
 pub fn forward(f: Unary, x: &Tensor) -> Result<Tensor> {
     f.check()?;
+    if let Some(on) = device::of(f.name(), [x])? {
+        return on_device::unary_forward(&on, f, x);
+    }
     let x = x.contiguous()?;
     let mut y = Tensor::zeros(x.shape(), x.dtype())?;
     dispatch_real!(f.name(), x.dtype(), R => {
@@ -94,6 +98,9 @@ pub fn forward(f: Unary, x: &Tensor) -> Result<Tensor> {
 pub fn backward(f: Unary, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     f.check()?;
     check::same(f.name(), "upstream gradient against x", dy, x)?;
+    if let Some(on) = device::of(f.name(), [dy, x])? {
+        return on_device::unary_backward(&on, f, dy, x);
+    }
     let (dy, x) = (dy.contiguous()?, x.contiguous()?);
     let mut dx = Tensor::zeros(x.shape(), x.dtype())?;
     dispatch_real!(f.name(), x.dtype(), R => {

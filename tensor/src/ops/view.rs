@@ -1,5 +1,6 @@
 //! What the gradients of views need.
 
+use crate::device;
 use crate::{Error, Result, Tensor, dispatch_real};
 
 /// Adds dy into the elements `start..start + len` along `axis` of dx, len being dy's size there.
@@ -11,6 +12,9 @@ pub fn narrow_backward_add(dy: &Tensor, axis: usize, start: usize, dx: &mut Tens
     if dx.narrow(axis, start, len)?.dims() != dy.dims() {
         let (lhs, rhs) = (dy.dims().to_vec(), dx.dims().to_vec());
         return Err(Error::ShapeMismatch { op: "narrow", what: "gradient against the narrowed shape", lhs, rhs });
+    }
+    if let Some(on) = device::of("narrow", [dy, &*dx])? {
+        return device::add_into(&on, dy, axis, start, dx);
     }
     let inner: usize = dx.dims()[axis + 1..].iter().product();
     let size = dx.dims()[axis];

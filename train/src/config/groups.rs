@@ -4,6 +4,7 @@
 // The doc comments of settings are also the program's help, where brackets hold a default.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+use super::device::DeviceChoice;
 use super::schedule::{Schedule, ScheduleArgs};
 use super::setting::rules::*;
 use super::table::{choices, settings};
@@ -17,16 +18,6 @@ choices! {
         Bfloat16 = "bfloat16" | "bf16",
         /// As in the weight file.
         Auto = "auto",
-    }
-}
-
-choices! {
-    /// Where tensors live.
-    pub enum DeviceChoice {
-        /// The processor.
-        Cpu = "cpu",
-        /// An NVIDIA GPU.
-        Cuda = "cuda" | "gpu",
     }
 }
 
@@ -443,8 +434,8 @@ settings! {
         save_total_limit: Option<usize> = None, COUNT;
         /// Steps between lines of progress where there is no progress bar.
         logging_steps: u64 = 10u64, AT_LEAST_ONE;
-        /// Where to compute.
-        device: DeviceChoice = DeviceChoice::Cpu, DeviceChoice::RULE;
+        /// Where to compute: `auto` is a GPU if there is one that can do all of the run.
+        device: DeviceChoice = DeviceChoice::On(planish_tensor::Device::Cpu), DeviceChoice::RULE;
         /// Threads [the processor's cores].
         threads: Option<usize> = None, COUNT;
     }

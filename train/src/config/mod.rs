@@ -24,6 +24,7 @@
 //! # Ok::<(), planish_train::config::ConfigError>(())
 //! ```
 
+mod device;
 mod distill;
 mod error;
 mod groups;
@@ -40,10 +41,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use device::DeviceChoice;
 pub use distill::{DistillConfig, DistillSettings};
 pub use error::{ConfigError, Origin};
 pub use groups::{
-    ArchitectureSettings, BiasChoice, DataSettings, DeviceChoice, EvalSettings, FinetuningType, Interval, LoraSettings,
+    ArchitectureSettings, BiasChoice, DataSettings, EvalSettings, FinetuningType, Interval, LoraSettings,
     ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy, PeftType, PromptInitChoice, RowType, RunSettings,
     TruncationMode, WeightDtype,
 };

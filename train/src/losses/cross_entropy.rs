@@ -3,7 +3,7 @@
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
 
-use super::tokens::{Want, token_scores};
+use super::tokens::{Unread, Want, unread_scores};
 use crate::Result;
 
 /// Sums over the supervised tokens of one or more batches. Add them up, then divide.
@@ -53,17 +53,43 @@ impl LossSum {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn cross_entropy(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], recompute: bool) -> Result<LossSum> {
-    let scores = token_scores(model, ctx, batch, mask, Want { recompute, ..Want::default() })?;
-    let count = scores.logprobs.len();
-    if count == 0 {
-        return Ok(LossSum::default());
+    cross_entropy_unread(model, ctx, batch, mask, recompute)?.read()
+}
+
+/// A [`LossSum`] whose numbers may still be on a device: reading it waits for them.
+pub struct UnreadLoss(Option<Unread>);
+
+/// As [`cross_entropy`], without waiting for the loss: a step reads the sums of all its micro-batches at its end.
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn cross_entropy_unread(
+    model: &Model,
+    ctx: &Ctx,
+    batch: &Packed,
+    mask: &[bool],
+    recompute: bool,
+) -> Result<UnreadLoss> {
+    let unread = unread_scores(model, ctx, batch, mask, Want { recompute, ..Want::default() })?;
+    let Ok(mut unread) = unread else { return Ok(UnreadLoss(None)) };
+    unread.backward(-1.0)?;
+    Ok(UnreadLoss(Some(unread)))
+}
+
+impl UnreadLoss {
+    /// The sums.
+    ///
+    /// # Errors
+    /// A kernel that failed.
+    pub fn read(self) -> Result<LossSum> {
+        let Some(unread) = self.0 else { return Ok(LossSum::default()) };
+        let count = unread.len();
+        let scores = unread.read()?;
+        Ok(LossSum {
+            loss: -scores.logprobs.iter().sum::<f64>(),
+            count: count as u64,
+            correct: scores.correct.iter().filter(|&&c| c).count() as u64,
+            entropy: scores.entropy.iter().sum(),
+        })
     }
-    let total = LossSum {
-        loss: -scores.logprobs.iter().sum::<f64>(),
-        count: count as u64,
-        correct: scores.correct.iter().filter(|&&c| c).count() as u64,
-        entropy: scores.entropy.iter().sum(),
-    };
-    scores.backward(&vec![-1.0; count])?;
-    Ok(total)
 }

@@ -17,7 +17,7 @@ mod reward;
 mod tokens;
 
 pub use cpo::Cpo;
-pub use cross_entropy::{LossSum, cross_entropy};
+pub use cross_entropy::{LossSum, UnreadLoss, cross_entropy, cross_entropy_unread};
 pub use dpo::Dpo;
 pub use dual::Dual;
 pub use kto::{Kto, LabelSlope};

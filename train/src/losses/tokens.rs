@@ -9,9 +9,10 @@ use std::ops::Range;
 
 use planish_autograd::Var;
 use planish_autograd::ops::index_select::index_select;
+use planish_autograd::ops::lm_head::Scores;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use crate::Result;
 
@@ -85,11 +86,35 @@ pub struct TokenScores {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn token_scores(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], want: Want) -> Result<TokenScores> {
+    match unread_scores(model, ctx, batch, mask, want)? {
+        Ok(unread) => unread.read(),
+        Err(starts) => {
+            let (log_collision, mean_logits) = (want.log_collision.then(Vec::new), None);
+            let (logprobs, entropy, correct) = (Vec::new(), Vec::new(), Vec::new());
+            Ok(TokenScores { logprobs, entropy, correct, log_collision, mean_logits, starts, tracked: None })
+        }
+    }
+}
+
+/// Scores that may still be on a device, so that nothing has to wait for them.
+pub(super) struct Unread {
+    scores: Scores,
+    log_collision: Option<Vec<f64>>,
+    mean_logits: Option<Vec<f64>>,
+    starts: Vec<usize>,
+}
+
+/// As [`token_scores`], not yet read; where no token is chosen, the starts of the segments alone.
+pub(super) fn unread_scores(
+    model: &Model,
+    ctx: &Ctx,
+    batch: &Packed,
+    mask: &[bool],
+    want: Want,
+) -> Result<std::result::Result<Unread, Vec<usize>>> {
     let (mut rows, targets, starts) = predicted(batch, mask);
     if rows.is_empty() {
-        let (log_collision, mean_logits) = (want.log_collision.then(Vec::new), None);
-        let (logprobs, entropy, correct) = (Vec::new(), Vec::new(), Vec::new());
-        return Ok(TokenScores { logprobs, entropy, correct, log_collision, mean_logits, starts, tracked: None });
+        return Ok(Err(starts));
     }
     let laid = Laid::new(model, ctx, batch.clone(), want.share);
     rows.iter_mut().for_each(|row| *row = laid.at(*row));
@@ -101,15 +126,48 @@ pub fn token_scores(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], wan
     let mean_logits = if want.mean_logits { model.mean_logits(ctx, &hidden, &rows)? } else { None };
     let scores = model.scores(ctx, &hidden, &rows, &targets)?;
     drop(hidden);
-    Ok(TokenScores {
-        logprobs: numbers(scores.logprobs.value())?,
-        entropy: numbers(&scores.entropy)?,
-        correct: scores.correct,
-        log_collision,
-        mean_logits,
-        starts,
-        tracked: scores.logprobs.is_tracked().then_some(scores.logprobs),
-    })
+    Ok(Ok(Unread { scores, log_collision, mean_logits, starts }))
+}
+
+impl Unread {
+    /// Number of chosen tokens.
+    pub(super) fn len(&self) -> usize {
+        self.scores.logprobs.dims()[0]
+    }
+
+    /// Adds `slope` times the gradient of the sum of log-probabilities to the parameters; the scores stay.
+    pub(super) fn backward(&mut self, slope: f64) -> Result<()> {
+        let untracked = self.scores.logprobs.detach();
+        let logprobs = std::mem::replace(&mut self.scores.logprobs, untracked);
+        if !logprobs.is_tracked() {
+            return Ok(());
+        }
+        let slopes = vec![slope; self.len()];
+        go_back(logprobs, &slopes)
+    }
+
+    /// The numbers, copied from the device if they are there.
+    pub(super) fn read(self) -> Result<TokenScores> {
+        let Unread { scores, log_collision, mean_logits, starts } = self;
+        Ok(TokenScores {
+            logprobs: numbers(scores.logprobs.value())?,
+            entropy: numbers(&scores.entropy)?,
+            correct: scores.correct.read()?,
+            log_collision,
+            mean_logits,
+            starts,
+            tracked: scores.logprobs.is_tracked().then_some(scores.logprobs),
+        })
+    }
+}
+
+fn go_back(logprobs: Var, slopes: &[f64]) -> Result<()> {
+    let value = logprobs.value();
+    let upstream = Tensor::from_vec(slopes.to_vec(), [slopes.len()])?.to_dtype(value.dtype())?;
+    let upstream = upstream.to_device(value.device())?;
+    let tape = logprobs.tape().expect("it is tracked").clone();
+    tape.backward_from(vec![(logprobs, upstream)])?;
+    Ok(())
 }
 
 impl TokenScores {
@@ -133,16 +191,15 @@ impl TokenScores {
     /// If there is not a slope for each score.
     pub fn backward(self, slopes: &[f64]) -> Result<()> {
         assert_eq!(slopes.len(), self.logprobs.len(), "a slope for each score");
-        let Some(logprobs) = self.tracked else { return Ok(()) };
-        let upstream = Tensor::from_vec(slopes.to_vec(), [slopes.len()])?.to_dtype(logprobs.value().dtype())?;
-        let tape = logprobs.tape().expect("it is tracked").clone();
-        tape.backward_from(vec![(logprobs, upstream)])?;
-        Ok(())
+        match self.tracked {
+            Some(logprobs) => go_back(logprobs, slopes),
+            None => Ok(()),
+        }
     }
 }
 
 fn numbers(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.to_dtype(DType::F64)?.to_vec::<f64>()?)
+    Ok(t.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?)
 }
 
 /// log Σ_v p(v)² = lse(2 z) - 2 lse(z), from the logits z of a few rows at a time.

@@ -12,7 +12,7 @@
 //! Loshchilov, Hutter, arXiv:1711.05101, algorithm 2; torch.optim.AdamW.
 
 use planish_autograd::Param;
-use planish_tensor::{DType, Element, Real, Tensor, dispatch_real};
+use planish_tensor::{DType, Element, Real, Tensor, dispatch_real, optim};
 
 use super::{Optimizer, Rates, Update};
 use crate::Result;
@@ -74,7 +74,12 @@ impl AdamW {
             let value = param.value();
             let dtype = param.grad_dtype();
             let master = if value.dtype() == dtype { None } else { Some(value.to_dtype(dtype)?) };
-            let (m, v) = (Tensor::zeros(value.shape(), dtype)?, Tensor::zeros(value.shape(), dtype)?);
+            let zeros = || {
+                let made = Tensor::zeros_on(value.device(), value.shape(), dtype);
+                let name = || format!("AdamW's moments of {}", param.name());
+                made.map_err(|source| planish_nn::Error::Placing { name: name(), source })
+            };
+            let (m, v) = (zeros()?, zeros()?);
             let (decay, rate) = (decays(param.name()), rates.of(param));
             states.push(State { decay, rate, param: param.clone(), m, v, master });
         }
@@ -140,7 +145,7 @@ impl AdamW {
                     .into());
                 }
                 // Out of the mapped file, so that it can be written.
-                *slot = tensor.copied()?;
+                *slot = if slot.device().is_cpu() { tensor.copied()? } else { tensor.to_device(slot.device())? };
             }
         }
         self.step = step;
@@ -174,10 +179,34 @@ fn dispatch_real_step(
     step: u64,
     update: Update,
 ) -> Result<()> {
+    if !grad.device().is_cpu() {
+        return update_on_device(state, grad, settings, step, update);
+    }
     let mut inner = || -> planish_tensor::Result<()> {
         dispatch_real!("adamw", dtype, R => update_one::<R>(state, grad, settings, step, update))
     };
     Ok(inner()?)
+}
+
+fn update_on_device(
+    state: &mut State,
+    grad: &Tensor,
+    settings: &AdamWSettings,
+    step: u64,
+    update: Update,
+) -> Result<()> {
+    let with = optim::AdamW {
+        learning_rate: update.learning_rate * state.rate,
+        beta1: settings.beta1,
+        beta2: settings.beta2,
+        eps: settings.eps,
+        weight_decay: if state.decay { settings.weight_decay } else { 0.0 },
+    };
+    let State { param, m, v, master, .. } = state;
+    Ok(param.update(|value| match master {
+        None => optim::adamw([value, m, v], None, grad, &with, step, update.grad_scale),
+        Some(master) => optim::adamw([master, m, v], Some(value), grad, &with, step, update.grad_scale),
+    })?)
 }
 
 fn update_one<R: Real>(

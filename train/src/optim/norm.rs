@@ -11,9 +11,12 @@ use crate::Result;
 /// Those of the kernels.
 pub fn grad_norm<'a>(params: impl IntoIterator<Item = &'a Param>, scale: f64) -> Result<f64> {
     const BLOCK: usize = 1 << 14;
+    let grads: Vec<Tensor> = params.into_iter().filter_map(Param::grad).collect();
+    if grads.iter().any(|g| !g.device().is_cpu()) {
+        return Ok(planish_tensor::optim::squares(&grads)?.sqrt() * scale);
+    }
     let mut total = 0.0;
-    for param in params {
-        let Some(grad) = param.grad() else { continue };
+    for grad in grads {
         let squares = |t: &Tensor| -> planish_tensor::Result<f64> {
             dispatch_real!("grad_norm", t.dtype(), R => {
                 let g = t.as_slice::<R>()?;

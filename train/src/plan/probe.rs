@@ -15,7 +15,6 @@
 use std::time::Instant;
 
 use planish_nn::decoder::Model;
-use planish_tensor::memory::peak_of;
 use planish_tensor::ops::lm_head;
 
 use crate::Result;
@@ -124,7 +123,7 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
     let run = |layers: usize, tokens: usize| -> Result<[f64; 2]> {
         let (model, step) = (few(layers), step(tokens, work, model.config.vocab_size));
         let started = Instant::now();
-        let (done, peak) = peak_of(|| accumulate(&model, optim, &step, 0));
+        let (done, peak) = model.device().peak_of(|| accumulate(&model, optim, &step, 0))?;
         done?;
         Ok([peak as f64, started.elapsed().as_secs_f64()])
     };

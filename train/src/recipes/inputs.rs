@@ -6,12 +6,11 @@ use std::sync::Arc;
 use planish_nn::decoder::Model;
 use planish_nn::tokenizer::Tokenizer;
 use planish_nn::weights::atomic_write;
+use planish_tensor::Device;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::{
-    ConfigError, DataSettings, DeviceChoice, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode,
-};
+use crate::config::{DataSettings, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode};
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
     Sampler, SamplerOptions, Truncation, ValidationSplit, preflight,
@@ -39,6 +38,8 @@ impl Inputs {
         let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
         let tokens = self.pass(worst, optim.tokens_per_pass);
+        // The emulator takes a hundred times as long, and what it would tell of time is of no use.
+        let trial = if matches!(model.device(), Device::Emulator(_)) { EMULATED_TOKENS } else { trial };
         let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share }, trial)?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
         // program's.
@@ -52,7 +53,7 @@ impl Inputs {
         let tokens = self.pass(worst, limit);
         let parts = usize::try_from(worst.div_ceil(tokens.max(1))).unwrap_or(usize::MAX);
         let passes = optim.gradient_accumulation_steps.saturating_mul(parts);
-        plan::memory(model, optim, costs, tokens, passes, memory_use().map(|m| m.current))
+        plan::memory(model, optim, costs, tokens, passes, memory_of(model).0)
     }
 
     /// Tokens of the largest micro-batch.
@@ -68,6 +69,17 @@ impl Inputs {
     }
 }
 
+/// Memory in use where the model is, and still to be had there; of the processor, by the process and from the system.
+fn memory_of(model: &Model) -> (Option<u64>, Option<u64>) {
+    match model.device().memory() {
+        Ok(Some(memory)) => (Some(memory.in_use), Some(memory.free)),
+        _ => (memory_use().map(|m| m.current), plan::available_memory()),
+    }
+}
+
+/// Tokens of a trial step on the emulator.
+const EMULATED_TOKENS: usize = 8;
+
 /// The shortest pass that a memory budget leads to: below, matrix products lose more than memory is won.
 const SHORTEST_PASS: u64 = 256;
 
@@ -79,7 +91,8 @@ pub(super) fn fit(
     optim: &mut OptimSettings,
     resume: Option<&Checkpoint>,
 ) -> Result<()> {
-    let (in_use, available) = (memory_use().map_or(0, |m| m.current), plan::available_memory());
+    let (in_use, available) = memory_of(model);
+    let in_use = in_use.unwrap_or(0);
     let Some(gib) = optim.memory_budget else {
         let (plan, _) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
         return plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing);
@@ -259,18 +272,6 @@ pub(super) fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)>
             let checkpoint = Checkpoint::find(from, run.output_dir.as_ref())?;
             Ok((RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)))
         }
-    }
-}
-
-/// Refuses what this build cannot compute on.
-pub(super) fn check_device(run: &RunSettings) -> Result<()> {
-    match run.device {
-        DeviceChoice::Cpu => Ok(()),
-        DeviceChoice::Cuda => Err(ConfigError::Conflict {
-            key: "device",
-            problem: "is cuda, but this version computes on the CPU only; `planish doctor` shows what it found",
-        }
-        .into()),
     }
 }
 

@@ -8,6 +8,7 @@ use planish_nn::decoder::Model;
 use super::inputs;
 use crate::config::{ModelSettings, OptimSettings, PreferenceBlocks, PreferenceRecipe, ReferenceSettings, RunSettings};
 use crate::data::{DatasetType, Packing};
+use crate::device::{self, Demands};
 use crate::models::{self, Opened};
 use crate::optim::Rates;
 use crate::preference::{Follow, Reference, Scoring, precompute, same_vocabulary};
@@ -70,7 +71,7 @@ fn ready(
     observer: &mut dyn Observer,
     build: Build<'_>,
 ) -> Result<Ready> {
-    inputs::check_device(b.run)?;
+    device::choose(b.run.device, &Demands::none().lacks("preference tuning"))?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
     let resume = match &b.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, b.run.output_dir.as_ref())?),

@@ -17,6 +17,7 @@ use crate::Result;
 use crate::builtin;
 use crate::config::{DataSettings, PretrainConfig};
 use crate::data::{Dataset, DatasetSpec, DatasetType};
+use crate::device::{self, Demands};
 use crate::models;
 use crate::run::{Checkpoint, Observer, Outcome};
 use crate::sources::BySource;
@@ -30,7 +31,7 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages,
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    inputs::check_device(&config.run)?;
+    let device = device::choose(config.run.device, &Demands::none().training(&config.optim))?;
     let resume = match &config.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
         None => None,
@@ -57,6 +58,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         ACCEPTED,
         inputs::packing(&config.data),
     )?;
+    model.to_device(device)?;
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;

@@ -12,6 +12,7 @@ use planish_nn::decoder::Model;
 use super::inputs;
 use crate::config::SftConfig;
 use crate::data::{DatasetType, Preflight};
+use crate::device::{self, Demands};
 use crate::models::Opened;
 use crate::plan::{self, Forecast};
 use crate::run::{Checkpoint, Observer, Outcome};
@@ -35,7 +36,8 @@ pub const ACCEPTED: &[DatasetType] = &[
 /// Settings, data, model or run directory that are wrong: nothing has been written then. Later: a full
 /// disk, a loss that is no number any more.
 pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    inputs::check_device(&config.run)?;
+    let demands = Demands::none().training(&config.optim);
+    device::choose(config.run.device, &demands)?;
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
     // What can be refused is refused before anything is written.
@@ -49,6 +51,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let (model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
+    model.to_device(device::choose(config.run.device, &demands.adapter(adapter.as_ref()))?)?;
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     dir.write_config(&config)?;
@@ -96,6 +99,7 @@ pub fn preview(config: &SftConfig) -> Result<Preflight> {
 /// # Errors
 /// As [`run`], but for the run directory, which is not touched.
 pub fn plan(config: &SftConfig) -> Result<Forecast> {
+    device::choose(config.run.device, &Demands::none().lacks("a forecast, which times this processor,"))?;
     let opened = Opened::by(&config.model, &mut |_| {})?;
     let inputs = read(config, &opened)?;
     let (model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;

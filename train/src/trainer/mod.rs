@@ -28,7 +28,7 @@ use planish_tensor::rng::{Purpose, Rows, Stream};
 
 use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
 use crate::data::{Batch, Loader, Sampler, Step};
-use crate::losses::{LossSum, cross_entropy};
+use crate::losses::{LossSum, cross_entropy_unread};
 use crate::optim::{Optimizer, Rates, Update, grad_norm, learning_rate, optimizer};
 use crate::run::{Checkpoint, Observer, Outcome, RunDir, RunPlan, StepMetrics, memory_use};
 use crate::{Error, Result};
@@ -147,7 +147,7 @@ impl Trainer<'_> {
                 num_tokens: state.num_tokens,
                 tokens_per_second: step.tokens as f64 / seconds,
                 step_seconds: seconds,
-                peak_memory_bytes: memory_use().map_or(0, |m| m.peak),
+                peak_memory_bytes: self.peak_memory()?,
                 extra: sum.means(),
             };
             self.objective.advice(&sum).iter().for_each(|sentence| observer.note(sentence));
@@ -181,6 +181,14 @@ impl Trainer<'_> {
         let outcome = Outcome::Finished { result };
         observer.finished(&outcome);
         Ok(outcome)
+    }
+
+    /// The most bytes ever in use: on the device by tensors, or by this process.
+    fn peak_memory(&self) -> Result<u64> {
+        Ok(match self.model.device().memory()? {
+            Some(memory) => memory.peak,
+            None => memory_use().map_or(0, |m| m.peak),
+        })
     }
 
     fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
@@ -284,7 +292,7 @@ impl Trainer<'_> {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn accumulate(model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<LossSum> {
-    let mut sum = LossSum::default();
+    let mut unread = Vec::new();
     let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
     for (batch, keys) in parts.iter().zip(row_keys(&parts)) {
         let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
@@ -292,7 +300,13 @@ pub fn accumulate(model: &Model, optim: &OptimSettings, step: &Step, done: u64) 
         if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
             ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
         }
-        sum += cross_entropy(model, &ctx, &packed(batch), &batch.mask, optim.gradient_checkpointing)?;
+        let recompute = optim.gradient_checkpointing;
+        unread.push(cross_entropy_unread(model, &ctx, &packed(batch), &batch.mask, recompute)?);
+    }
+    // All at the end: a device is not waited for between micro-batches.
+    let mut sum = LossSum::default();
+    for part in unread {
+        sum += part.read()?;
     }
     Ok(sum)
 }

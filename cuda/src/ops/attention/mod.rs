@@ -21,6 +21,9 @@ const OP: &str = "attention";
 /// Keys of a tile, and of a page.
 pub const TILE: usize = 64;
 
+/// The largest head: what the plain kernel's registers hold.
+const MAX_SIZE: usize = 512;
+
 /// What kind of attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
@@ -28,7 +31,7 @@ pub struct Attention {
     pub heads: usize,
     /// Key and value heads, of which `heads` is a multiple.
     pub kv_heads: usize,
-    /// Size of a head: a multiple of 32.
+    /// Size of a head.
     pub size: usize,
     /// Factor on q·k.
     pub scale: f32,
@@ -43,8 +46,8 @@ pub struct Attention {
 impl Attention {
     fn check(&self) -> Result<()> {
         let wrong = |what, expected, got| Err(Error::Size { op: OP, what, expected, got });
-        if self.size == 0 || !self.size.is_multiple_of(32) {
-            return wrong("the size of a head", "a positive multiple of 32", self.size);
+        if !(1..=MAX_SIZE).contains(&self.size) {
+            return wrong("the size of a head", "from 1 to 512", self.size);
         }
         if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return wrong("the number of query heads", "a positive multiple of the key/value heads", self.heads);

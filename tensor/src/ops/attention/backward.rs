@@ -7,6 +7,7 @@
 //! shared keys the segments add theirs one after the other.
 
 use super::{Attention, OP, Segments, Sizes, TILE, cap, gather, validate};
+use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::reduce::dot;
@@ -56,6 +57,11 @@ pub fn backward_branched(
             let (lhs, rhs) = (t.dims().to_vec(), q.dims().to_vec());
             return Err(Error::ShapeMismatch { op: OP, what: "output and its gradient against q", lhs, rhs });
         }
+    }
+    if let Some(on) = device::of(OP, [dout, q, k, v, out, lse])? {
+        table.refuse_stems(q)?;
+        let tables = [table.cu_q, table.cu_k];
+        return device::ops::attention::backward(&on, dout, [q, k, v], out, lse, tables, sizes, options);
     }
     let tensors = [q, k, v, out, dout, lse].map(|t| t.contiguous());
     let [q, k, v, out, dout, lse] = tensors;

@@ -1,6 +1,7 @@
 //! Forward pass.
 
 use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, gather, validate};
+use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
 use crate::scratch::{self, fill};
@@ -25,7 +26,7 @@ pub fn forward(
 /// As [`forward`], with stems. A query's result has the bits that it has where its stem is part of its segment.
 ///
 /// # Errors
-/// As [`forward`]; a stem that is no earlier segment without one, or is longer than it.
+/// As [`forward`]; a stem that is no earlier segment without one, or is longer than it; stems on a device.
 pub fn forward_branched(
     q: &Tensor,
     k: &Tensor,
@@ -34,6 +35,10 @@ pub fn forward_branched(
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
     let sizes = validate(q, k, v, table, options)?;
+    if let Some(on) = device::of(OP, [q, k, v])? {
+        table.refuse_stems(q)?;
+        return device::ops::attention::forward(&on, [q, k, v], [table.cu_q, table.cu_k], sizes, options);
+    }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let (kd, vd) = (k.as_slice::<R>()?, v.as_slice::<R>()?);
@@ -62,7 +67,7 @@ pub fn forward_segments(
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
     let Some((first, _, _)) = caches.first() else {
-        let empty = Tensor::zeros([0, 1, q.dims().last().copied().unwrap_or(1)], q.dtype())?;
+        let empty = q.scratch_beside(OP, [0, 1, q.dims().last().copied().unwrap_or(1)], q.dtype())?;
         return forward(q, &empty, &empty, cu_q, cu_q, options);
     };
     if cu_q.len() != caches.len() + 1 {
@@ -87,6 +92,9 @@ pub fn forward_segments(
     if cu_q[caches.len()] as usize != q.dims()[0] {
         let (lhs, rhs) = (vec![cu_q[caches.len()] as usize], q.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the queries", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [q].into_iter().chain(caches.iter().flat_map(|c| [c.0, c.1])))? {
+        return device::ops::attention::forward_segments(&on, q, caches, cu_q, sizes, options);
     }
     let q = q.contiguous()?;
     dispatch_real!(OP, q.dtype(), R => {

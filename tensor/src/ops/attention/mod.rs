@@ -32,7 +32,7 @@ mod forward;
 pub use backward::{backward, backward_branched};
 pub use forward::{forward, forward_branched, forward_segments};
 
-use crate::{Error, Real, Result, Tensor};
+use crate::{Error, Real, Result, Tensor, device};
 
 pub(crate) const OP: &str = "attention";
 
@@ -112,6 +112,14 @@ impl Segments<'_> {
         let Some(stem) = self.stems.get(s).copied().flatten() else { return [own.start..own.start, own] };
         let start = self.cu_k[stem.of as usize] as usize;
         [start..start + stem.len as usize, own]
+    }
+
+    /// On a device there is no kernel for stems.
+    fn refuse_stems(&self, q: &Tensor) -> Result<()> {
+        match self.stems.iter().any(Option::is_some) {
+            true => device::cpu_only(OP, [q]),
+            false => Ok(()),
+        }
     }
 
     fn check_stems(&self) -> Result<()> {

@@ -1,0 +1,37 @@
+//! Elementwise arithmetic.
+
+use planish_cuda::ops::elementwise as kernel;
+pub(crate) use planish_cuda::ops::elementwise::Binary;
+
+use super::On;
+use crate::{Result, Tensor};
+
+/// a ∘ b, of one shape.
+pub(crate) fn binary(on: &On, op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    let mut out = on.scratch(op, a.shape(), a.dtype())?;
+    kernel::binary(on.queue(), kind, out.cells_mut()?, a.cells()?, b.cells()?)?;
+    Ok(out)
+}
+
+/// a += b, of one shape.
+pub(crate) fn add_assign(on: &On, a: &mut Tensor, b: &Tensor) -> Result<()> {
+    let b = b.contiguous()?;
+    Ok(kernel::axpby(on.queue(), a.cells_mut()?, b.cells()?, 1.0, 1.0)?)
+}
+
+/// a · factor.
+pub(crate) fn scale(on: &On, a: &Tensor, factor: f64) -> Result<Tensor> {
+    let a = a.contiguous()?;
+    let mut out = on.scratch("scale", a.shape(), a.dtype())?;
+    kernel::axpby(on.queue(), out.cells_mut()?, a.cells()?, factor as f32, 0.0)?;
+    Ok(out)
+}
+
+/// a + number.
+pub(crate) fn add_scalar(on: &On, a: &Tensor, number: f64) -> Result<Tensor> {
+    let a = a.contiguous()?;
+    let mut out = on.scratch("add_scalar", a.shape(), a.dtype())?;
+    kernel::add_scalar(on.queue(), out.cells_mut()?, a.cells()?, number as f32)?;
+    Ok(out)
+}

@@ -1,0 +1,143 @@
+//! The language-model head.
+
+use planish_cuda::DType as Type;
+use planish_cuda::ops::lm_head::{self as kernel, Output, Rows};
+
+use super::On;
+use crate::ops::lm_head::{LmHead, LmHeadOutput};
+use crate::{DType, Device, Result, Tensor};
+
+const OP: &str = "lm_head";
+
+fn options(of: &LmHead) -> kernel::LmHead {
+    kernel::LmHead { scale: of.scale as f32, softcap: of.softcap.map(|c| c as f32) }
+}
+
+/// Places of the results of `rows` rows.
+struct Results {
+    logprobs: Tensor,
+    entropy: Tensor,
+    lse: Tensor,
+    best: Tensor,
+}
+
+impl Results {
+    fn new(on: &On, rows: usize) -> Result<Results> {
+        let column = |dtype| on.scratch(OP, [rows], dtype);
+        let [logprobs, entropy, lse] = [(); 3].map(|()| column(DType::F32));
+        Ok(Results { logprobs: logprobs?, entropy: entropy?, lse: lse?, best: column(DType::U32)? })
+    }
+
+    fn places(&mut self) -> Result<Output<'_>> {
+        Ok(Output {
+            logprobs: self.logprobs.cells_mut()?,
+            entropy: Some(self.entropy.cells_mut()?),
+            lse: self.lse.cells_mut()?,
+            best: self.best.cells_mut()?,
+        })
+    }
+}
+
+/// Log-probabilities of the targets.
+pub(crate) fn forward(on: &On, hidden: &Tensor, weight: &Tensor, targets: &[u32], of: &LmHead) -> Result<LmHeadOutput> {
+    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let mut out = Results::new(on, targets.len())?;
+    if !targets.is_empty() {
+        let words = on.words(targets)?;
+        let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
+        kernel::forward(on.queue(), out.places()?, rows, &options(of))?;
+    }
+    let Results { logprobs, entropy, lse, best } = out;
+    Ok(LmHeadOutput { logprobs, entropy, lse, correct: Correct::new(best, targets) })
+}
+
+/// dhidden; dW added to `dweight`.
+pub(crate) fn backward(
+    on: &On,
+    dlogprobs: &Tensor,
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    lse: &Tensor,
+    of: &LmHead,
+    dweight: Option<&mut Tensor>,
+) -> Result<Tensor> {
+    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let (dlogprobs, lse) = (dlogprobs.contiguous()?, lse.contiguous()?);
+    let mut dhidden = on.scratch(OP, hidden.shape(), DType::F32)?;
+    if !targets.is_empty() {
+        let words = on.words(targets)?;
+        let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
+        let dweight = dweight.map(Tensor::cells_mut).transpose()?;
+        let (to, g, lse) = (dhidden.cells_mut()?, dlogprobs.cells()?, lse.cells()?);
+        kernel::backward(on.queue(), to, dweight, g, lse, rows, &options(of))?;
+    }
+    Ok(dhidden)
+}
+
+/// As [`forward`], and ∂logprob_r/∂h_r: (rows, size). The logits are made twice.
+pub(crate) fn forward_with_gradient(
+    on: &On,
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    of: &LmHead,
+) -> Result<(LmHeadOutput, Tensor)> {
+    let out = forward(on, hidden, weight, targets, of)?;
+    let ones = on.full(OP, 1.0, [targets.len()])?;
+    let gradient = backward(on, &ones, hidden, weight, targets, &out.lse, of, None)?;
+    Ok((out, gradient))
+}
+
+/// Logits capped and scaled, in place.
+pub(crate) fn cap(on: &On, logits: &mut Tensor, of: &LmHead) -> Result<()> {
+    Ok(kernel::cap(on.queue(), logits.cells_mut()?, &options(of))?)
+}
+
+/// Log-probability of each row's target from whole rows of logits, raw but for what `of` says.
+pub(crate) fn from_logits(on: &On, logits: &Tensor, targets: &[u32], of: &LmHead) -> Result<Tensor> {
+    let (logits, vocabulary) = (logits.contiguous()?, logits.dims()[1]);
+    let mut out = Results::new(on, targets.len())?;
+    if !targets.is_empty() {
+        let words = on.words(targets)?;
+        let (logits, targets) = (logits.cells()?, words.slice(Type::U32));
+        kernel::from_logits(on.queue(), out.places()?, logits, targets, vocabulary, &options(of))?;
+    }
+    Ok(out.logprobs)
+}
+
+/// Whether each target is the most probable token: known on the host, or still on the device.
+#[derive(Debug, Clone)]
+pub struct Correct(Kind);
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Here(Vec<bool>),
+    There { best: Tensor, targets: Vec<u32> },
+}
+
+impl Correct {
+    fn new(best: Tensor, targets: &[u32]) -> Correct {
+        Correct(Kind::There { best, targets: targets.to_vec() })
+    }
+
+    /// The answers; copied from the device, if they are there.
+    ///
+    /// # Errors
+    /// A kernel that failed.
+    pub fn read(&self) -> Result<Vec<bool>> {
+        match &self.0 {
+            Kind::Here(all) => Ok(all.clone()),
+            Kind::There { best, targets } => {
+                let best = best.to_device(Device::Cpu)?.to_vec::<u32>()?;
+                Ok(best.iter().zip(targets).map(|(b, t)| b == t).collect())
+            }
+        }
+    }
+}
+
+impl From<Vec<bool>> for Correct {
+    fn from(all: Vec<bool>) -> Correct {
+        Correct(Kind::Here(all))
+    }
+}

@@ -1,0 +1,44 @@
+//! Rows by index: embedding, index_select, scatter_add.
+
+use planish_cuda::ops::{embedding, gather};
+
+use super::On;
+use crate::{DType, Result, Tensor};
+
+/// Rows `ids` of a table, widened to f32.
+pub(crate) fn embedding_forward(on: &On, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    let (table, width) = (table.contiguous()?, table.dims()[1]);
+    let mut out = on.scratch("embedding", [ids.len(), width], DType::F32)?;
+    if out.numel() > 0 {
+        let ids = on.words(ids)?;
+        let ids = ids.slice(planish_cuda::DType::U32);
+        embedding::forward(on.queue(), out.cells_mut()?, table.cells()?, ids, width)?;
+    }
+    Ok(out)
+}
+
+/// Rows `index` of x: (rows, …), of any dtype that computes.
+pub(crate) fn take(on: &On, x: &Tensor, index: &[u32]) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let width = x.dims()[1..].iter().product();
+    let mut dims = x.dims().to_vec();
+    dims[0] = index.len();
+    let mut out = on.scratch("index_select", dims, x.dtype())?;
+    if out.numel() > 0 {
+        let index = on.words(index)?;
+        let index = index.slice(planish_cuda::DType::U32);
+        gather::rows_by_index(on.queue(), out.cells_mut()?, x.cells()?, index, width)?;
+    }
+    Ok(out)
+}
+
+/// Row `index[i]` of y: (rows, …) += row i of `rows`, for each row in order of i.
+pub(crate) fn add(on: &On, rows: &Tensor, index: &[u32], y: &mut Tensor) -> Result<()> {
+    if rows.numel() == 0 {
+        return Ok(());
+    }
+    let rows = rows.contiguous()?;
+    let width = y.dims()[1..].iter().product();
+    let runs = on.runs(index)?;
+    Ok(gather::scatter_add(on.queue(), y.cells_mut()?, rows.cells()?, &runs, width)?)
+}

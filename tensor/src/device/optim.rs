@@ -1,0 +1,58 @@
+//! The optimizer's step and the norm of gradients, on a device. On the processor they are the training layer's own.
+
+use planish_cuda::memory::Slice;
+use planish_cuda::ops::adamw as kernel;
+pub use planish_cuda::ops::adamw::AdamW;
+use planish_cuda::ops::grad_norm;
+
+use super::context::of;
+use crate::{DType, Device, Error, Result, Tensor};
+
+/// One update of AdamW, number `step` from 1, of the masters p and the moments m, v from `grad_scale` · g; all f32 and
+/// of one shape. `weight`, if the model's is narrower, becomes p rounded. For the formula see `cuda/kernels/adamw.cu`.
+///
+/// # Errors
+/// [`Error::OnlyOnDevice`] for tensors of the processor; shapes, dtypes or devices that do not agree.
+pub fn adamw(
+    [p, m, v]: [&mut Tensor; 3],
+    weight: Option<&mut Tensor>,
+    g: &Tensor,
+    settings: &AdamW,
+    step: u64,
+    grad_scale: f64,
+) -> Result<()> {
+    const OP: &str = "adamw";
+    for t in [&*p, &*m, &*v].into_iter().chain(weight.as_deref()) {
+        crate::ops::check::shape(OP, "weight and moments against the gradient", t, g.dims())?;
+    }
+    let Some(on) = of(OP, [&*p, &*m, &*v, g].into_iter().chain(weight.as_deref()))? else {
+        return Err(Error::OnlyOnDevice { op: OP });
+    };
+    if g.numel() == 0 {
+        return Ok(());
+    }
+    let g = g.contiguous()?;
+    let weight = weight.map(Tensor::cells_mut).transpose()?;
+    let update = settings.update(step, grad_scale, None);
+    let (p, m, v) = (p.cells_mut()?, m.cells_mut()?, v.cells_mut()?);
+    Ok(kernel::step(on.queue(), p, weight, m, v, g.cells()?, None, &update)?)
+}
+
+/// Σ x² over all the tensors, in f64 and in a fixed order: for the norm of a gradient. One copy from the device.
+///
+/// # Errors
+/// [`Error::OnlyOnDevice`] for tensors of the processor; tensors of different devices.
+pub fn squares(of_all: &[Tensor]) -> Result<f64> {
+    const OP: &str = "grad_norm";
+    if of_all.is_empty() {
+        return Ok(0.0);
+    }
+    let Some(on) = of(OP, of_all)? else { return Err(Error::OnlyOnDevice { op: OP }) };
+    let mut sum = on.zeros(OP, [1], DType::F64)?;
+    for t in of_all.iter().filter(|t| t.numel() > 0) {
+        let t = t.contiguous()?;
+        let cells: Slice<'_> = t.cells()?;
+        grad_norm::add_squares(on.queue(), sum.cells_mut()?, cells)?;
+    }
+    sum.to_device(Device::Cpu)?.item::<f64>()
+}

@@ -1,0 +1,189 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use planish_cuda::cache::KernelCache;
+use planish_cuda::emulator::Emulator;
+
+use super::*;
+use crate::ops::{attention, cayley, concat, elementwise, linear, view};
+use crate::{DType, bf16};
+
+/// Emulator `number`, with the tests' cache of kernels; `None`, said on stderr, without NVRTC.
+#[allow(clippy::print_stderr)]
+fn emulator(number: u32, change: impl FnOnce(Emulator) -> Emulator) -> Option<Device> {
+    let cache = KernelCache::new(Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tmp/kernels")));
+    if let Err(error) = cache.compiler() {
+        let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
+        assert!(!required, "{error}; scripts/fetch-nvrtc gets it");
+        eprintln!("skipped: {error}; scripts/fetch-nvrtc gets it");
+        return None;
+    }
+    let driver = Arc::new(change(Emulator::new((9, 0)).unwrap()));
+    Device::Emulator(number).install(planish_cuda::Device::new(driver, Arc::new(cache))).unwrap();
+    Some(Device::Emulator(number))
+}
+
+fn numbers(dims: &[usize]) -> Tensor {
+    let n = dims.iter().product::<usize>();
+    Tensor::from_vec((0..n).map(|i| i as f32 * 0.5 - 3.0).collect(), dims).unwrap()
+}
+
+/// Values of a tensor, wherever it is.
+fn back(t: &Tensor) -> Vec<f32> {
+    t.to_device(Device::Cpu).unwrap().to_vec().unwrap()
+}
+
+#[test]
+fn names_are_read_and_written() {
+    for (text, device) in [
+        ("cpu", Device::Cpu),
+        ("cuda", Device::Cuda(0)),
+        ("gpu", Device::Cuda(0)),
+        ("cuda:3", Device::Cuda(3)),
+        ("emulator", Device::Emulator(0)),
+        ("emulator:2", Device::Emulator(2)),
+    ] {
+        assert_eq!(Device::parse(text), Some(device));
+        assert_eq!(Device::parse(&device.to_string()), Some(device));
+    }
+    for text in ["", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:4294967296", "CUDA", "emulator:1:2", "tpu"] {
+        assert_eq!(Device::parse(text), None, "{text}");
+    }
+}
+
+#[test]
+fn views_are_those_of_the_processor() {
+    let Some(device) = emulator(1, |e| e) else { return };
+    let x = numbers(&[3, 4, 5]);
+    let there = x.to_device(device).unwrap();
+    assert_eq!(there.device(), device);
+    type View = fn(&Tensor) -> crate::Result<Tensor>;
+    let views: [View; 7] = [
+        |t| Ok(t.clone()),
+        |t| t.narrow(1, 1, 2),
+        |t| t.transpose(0, 2),
+        |t| t.narrow(0, 1, 2)?.transpose(0, 1)?.narrow(2, 2, 3),
+        |t| t.unsqueeze(0)?.broadcast_to([2, 3, 4, 5]),
+        |t| t.transpose(1, 2)?.reshape([5, 12]),
+        |t| t.narrow(1, 4, 0),
+    ];
+    for (i, view) in views.iter().enumerate() {
+        let (want, got) = (view(&x).unwrap(), view(&there).unwrap());
+        assert_eq!(got.dims(), want.dims());
+        assert_eq!(back(&got), want.to_vec::<f32>().unwrap(), "view {i}");
+        assert_eq!(back(&got.copied().unwrap()), want.to_vec::<f32>().unwrap(), "copy of view {i}");
+    }
+    let narrow = there.to_dtype(DType::BF16).unwrap();
+    let want = x.to_dtype(DType::BF16).unwrap().to_vec::<bf16>().unwrap();
+    assert_eq!(narrow.to_device(Device::Cpu).unwrap().to_vec::<bf16>().unwrap(), want);
+    // A value: no write is seen through another handle.
+    let mut sum = there.clone();
+    elementwise::add_assign(&mut sum, &there).unwrap();
+    assert_eq!(back(&there), x.to_vec::<f32>().unwrap());
+    assert_eq!(back(&sum), x.to_vec::<f32>().unwrap().iter().map(|x| x + x).collect::<Vec<_>>());
+    let part = numbers(&[3, 2, 5]).to_device(device).unwrap();
+    let (mut to, mut want) = (there.clone(), x.clone());
+    to.write(1, 1, &part).unwrap();
+    want.write(1, 1, &numbers(&[3, 2, 5])).unwrap();
+    assert_eq!(back(&to), want.to_vec::<f32>().unwrap());
+    assert_eq!(back(&there), x.to_vec::<f32>().unwrap());
+    view::narrow_backward_add(&part, 1, 2, &mut to).unwrap();
+    view::narrow_backward_add(&numbers(&[3, 2, 5]), 1, 2, &mut want).unwrap();
+    assert_eq!(back(&to), want.to_vec::<f32>().unwrap());
+    let joined = concat::forward(&[&there.transpose(0, 1).unwrap(), &there.transpose(0, 1).unwrap()], 1).unwrap();
+    let x = x.transpose(0, 1).unwrap();
+    assert_eq!(back(&joined), concat::forward(&[&x, &x], 1).unwrap().to_vec::<f32>().unwrap());
+    assert_eq!(back(&Tensor::zeros_on(device, [2, 3], DType::F32).unwrap()), [0.0; 6]);
+    assert_eq!(Tensor::zeros_on(device, [0, 3], DType::F32).unwrap().dims(), [0, 3]);
+}
+
+#[test]
+fn nothing_is_read_or_mixed_silently() {
+    let Some(device) = emulator(2, |e| e) else { return };
+    let x = numbers(&[2, 3]);
+    let mut there = x.to_device(device).unwrap();
+    let words = |e: Error| e.to_string();
+    assert_eq!(
+        words(there.as_slice::<f32>().unwrap_err()),
+        "as_slice: the tensor is on emulator:2; copy it with to_device(Device::Cpu) first"
+    );
+    assert!(words(there.to_vec::<f32>().unwrap_err()).starts_with("to_vec: "));
+    assert!(words(there.as_slice_mut::<f32>().map(drop).unwrap_err()).starts_with("as_slice_mut: "));
+    assert!(words(there.narrow(0, 0, 1).unwrap().narrow(1, 0, 1).unwrap().item::<f32>().unwrap_err()).contains("item"));
+    assert_eq!(
+        words(elementwise::add(&x, &there).unwrap_err()),
+        "add: one tensor is on cpu and another on emulator:2; copy one of them with to_device first"
+    );
+    assert!(words(linear::forward(&there, &x, None).unwrap_err()).contains("mul"));
+    let q = Tensor::zeros_on(device, [1, 1], DType::F32).unwrap();
+    let refused = cayley::forward(&q, 2, cayley::Cayley::Exact).unwrap_err();
+    assert_eq!(refused, Error::NotOnDevice { op: "cayley", device });
+    assert_eq!(words(refused), "cayley: not supported on emulator:2 yet; use --device cpu");
+    let ints = Tensor::zeros([2], DType::I64).unwrap();
+    assert!(matches!(ints.to_device(device), Err(Error::UnsupportedDType { dtype: DType::I64, .. })));
+    let double = x.to_dtype(DType::F64).unwrap().to_device(device).unwrap();
+    assert!(words(elementwise::add(&double, &double).unwrap_err()).contains("f64"));
+    assert_eq!(double.to_device(Device::Cpu).unwrap().to_vec::<f64>().unwrap()[0], -3.0);
+    assert!(format!("{there:?}").contains("emulator:2"));
+    assert_eq!(device.install_again(), Error::DeviceOpen { device });
+}
+
+impl Device {
+    fn install_again(self) -> Error {
+        let driver = Arc::new(Emulator::new((9, 0)).unwrap());
+        self.install(planish_cuda::Device::new(driver, Arc::new(KernelCache::new(None)))).unwrap_err()
+    }
+}
+
+/// Deliberate faults: no room names what asked; a kernel that reads what nothing wrote is caught and named.
+#[test]
+fn faults_end_with_a_sentence() {
+    let Some(device) = emulator(3, |e| e.with_memory(1 << 20)) else { return };
+    let error = Tensor::zeros_on(device, [1 << 20], DType::F32).unwrap_err().to_string();
+    assert!(error.contains("a tensor needs 4194304 bytes of device memory"), "{error}");
+    let x = numbers(&[200, 300]).to_device(device).unwrap();
+    let mut kept = vec![x.clone()];
+    let error = loop {
+        match elementwise::scale(&x, 2.0) {
+            Ok(y) => kept.push(y),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(error.starts_with("scale needs 240128 bytes of device memory"), "{error}");
+    drop(kept);
+    elementwise::scale(&x, 2.0).unwrap();
+
+    let on = x.memory().unwrap().on().clone();
+    let unwritten = on.scratch("a test", [8], DType::F32).unwrap();
+    let fault = elementwise::add(&unwritten, &unwritten).unwrap_err().to_string();
+    assert!(fault.contains("elementwise_add") && fault.contains("nothing wrote"), "{fault}");
+    // As on a card, the device is of no use after it.
+    assert!(x.to_device(Device::Cpu).is_err());
+}
+
+/// Tables are uploaded once for all layers; memory and copies are counted.
+#[test]
+fn tables_are_kept_and_copies_counted() {
+    let Some(device) = emulator(4, |e| e) else { return };
+    let q = numbers(&[5, 2, 8]).to_device(device).unwrap();
+    let options = attention::Attention::causal(0.3);
+    let run = || attention::forward(&q, &q, &q, &[0, 2, 5], &[0, 2, 5], &options).unwrap().0;
+    let first = run();
+    let before = device.transfers().unwrap();
+    let second = run();
+    assert_eq!(device.transfers().unwrap(), before);
+    assert_eq!(back(&first), back(&second));
+    let after = device.transfers().unwrap();
+    assert_eq!((after.downloads - before.downloads, after.download_bytes - before.download_bytes), (2, 2 * 5 * 16 * 4));
+    let (kept, peak) = device
+        .peak_of(|| {
+            drop(Tensor::zeros_on(device, [1000], DType::F32));
+            Tensor::zeros_on(device, [10], DType::F32)
+        })
+        .unwrap();
+    assert_eq!((kept.unwrap().numel(), peak), (10, 4096));
+    let memory = device.memory().unwrap().unwrap();
+    assert!(memory.in_use > 0 && memory.free < memory.total && memory.peak >= memory.in_use);
+    assert_eq!(Device::Cpu.memory().unwrap(), None);
+    assert!(device.name().unwrap().contains("emulator"));
+}

@@ -1,0 +1,81 @@
+//! `--device emulator`: the CUDA backend without a GPU trains, scores and decodes what the processor does.
+//!
+//! Without NVRTC these tests say that they skip; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
+
+mod law5;
+mod ops;
+mod program;
+mod training;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use planish_cuda::cache::KernelCache;
+use planish_cuda::emulator::Emulator;
+use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora};
+use planish_nn::decoder::{LoadOptions, Model};
+use planish_nn::pretrained::Pretrained;
+use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::{DType, Device, Tensor};
+
+/// The folder of compiled kernels of all tests.
+fn kernels() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")
+}
+
+/// Whether there is a compiler of kernels; if not, that is said on stderr.
+#[allow(clippy::print_stderr)]
+fn has_nvrtc() -> bool {
+    let Err(error) = KernelCache::new(None).compiler().map(drop) else { return true };
+    let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
+    assert!(!required, "{error}; scripts/fetch-nvrtc gets it");
+    eprintln!("skipped: {error}; scripts/fetch-nvrtc gets it");
+    false
+}
+
+/// Emulator `number`, one for each test; `None` without NVRTC.
+fn emulator(number: u32) -> Option<Device> {
+    small_emulator(number, 1 << 30)
+}
+
+/// The same with so many bytes of memory.
+fn small_emulator(number: u32, bytes: u64) -> Option<Device> {
+    if !has_nvrtc() {
+        return None;
+    }
+    let cache = Arc::new(KernelCache::new(Some(kernels())));
+    let gpu = planish_cuda::Device::new(Arc::new(Emulator::new((9, 0)).unwrap().with_memory(bytes)), cache);
+    Device::Emulator(number).install(gpu).unwrap();
+    Some(Device::Emulator(number))
+}
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+fn load(family: &str, dtype: Option<DType>, trainable: bool) -> Model {
+    Pretrained::open(&fixture(&format!("models/{family}"))).unwrap().load(LoadOptions { dtype, trainable }).unwrap()
+}
+
+/// LoRA on every linear module.
+fn with_lora(mut model: Model, dropout: f64) -> Model {
+    let config =
+        LoraConfig { r: 4, target_modules: Targets::AllLinear, lora_dropout: dropout, ..LoraConfig::default() };
+    attach_lora(&mut model, &config, 3).unwrap();
+    model
+}
+
+/// Gives the adapter's B other numbers than its zeros.
+fn stir(model: &Model) {
+    for (i, p) in adapter_params(model, 0).into_iter().enumerate().filter(|(_, p)| p.name().contains("lora_B")) {
+        let (dims, s) = (p.value().dims().to_vec(), Stream::new(1, Purpose::Data, i as u64));
+        let values = (0..p.value().numel() as u64).map(|k| 0.05 * s.normal(k) as f32).collect();
+        p.update(|t| Tensor::from_vec(values, dims).map(|new| *t = new)).unwrap();
+    }
+}
+
+fn sequences(model: &Model, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
+    let vocabulary = model.config.vocab_size as u64;
+    let draw = |s: usize, i: usize| Stream::new(seed, Purpose::Data, s as u64).below(i as u64, vocabulary) as u32;
+    lengths.iter().enumerate().map(|(s, &len)| (0..len).map(|i| draw(s, i)).collect()).collect()
+}

@@ -1,0 +1,172 @@
+//! The program with `--device emulator`: training, resuming, scoring, generating, and what is refused.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use planish_tests::program::{Done, command, refused};
+use planish_train::run::read_metrics;
+use serde_json::Value;
+
+use crate::{has_nvrtc, kernels};
+
+/// Runs the program with the tests' cache of kernels: that of the user is none of a test's business.
+fn planish(arguments: &[&str]) -> Done {
+    let output = command().args(arguments).env("XDG_CACHE_HOME", kernels()).output().expect("planish starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Done { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A file of the repository.
+fn repo(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent");
+    root.join(path).to_string_lossy().into_owned()
+}
+
+/// A tiny architecture over the builtin model's tokenizer, and a few texts: (config, data).
+fn prepare(dir: &Path) -> (String, String) {
+    let text = std::fs::read_to_string(repo("train/builtin/config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in [
+        ("hidden_size", 16),
+        ("intermediate_size", 24),
+        ("num_hidden_layers", 2),
+        ("num_attention_heads", 2),
+        ("num_key_value_heads", 1),
+        ("head_dim", 8),
+    ] {
+        config[key] = value.into();
+    }
+    let (config_file, data) = (dir.join("config.json"), dir.join("texts.jsonl"));
+    std::fs::write(&config_file, config.to_string()).unwrap();
+    let mut texts = String::new();
+    for i in 0..12usize {
+        let words = ["one", "two", "three"][i % 3].repeat(i % 3 + 1);
+        writeln!(texts, r#"{{"text": "row {i}: {words}"}}"#).unwrap();
+    }
+    std::fs::write(&data, texts).unwrap();
+    (config_file.to_string_lossy().into_owned(), data.to_string_lossy().into_owned())
+}
+
+/// Everything in metrics.jsonl that does not depend on the clock.
+fn metrics(run: &Path) -> Vec<String> {
+    let rows = read_metrics(&run.join("metrics.jsonl")).unwrap();
+    rows.into_iter()
+        .map(|mut row| {
+            ["tokens_per_second", "step_seconds", "peak_memory_bytes"].iter().for_each(|key| drop(row.remove(*key)));
+            Value::Object(row).to_string()
+        })
+        .collect()
+}
+
+/// Runs four steps, and again two and then two: law 6 says that this is the same, bit for bit.
+fn resumed(dir: &Path, name: &str, command: &[&str]) -> PathBuf {
+    let (whole, cut) = (dir.join(format!("{name}-whole")), dir.join(format!("{name}-cut")));
+    let run = |out: &Path, extra: &[&str]| {
+        let fixed = [
+            "--output-dir",
+            out.to_str().unwrap(),
+            "--device",
+            "emulator",
+            "--per-device-train-batch-size",
+            "2",
+            "--learning-rate",
+            "1e-2",
+            "--lr-scheduler-type",
+            "constant",
+            "--save-steps",
+            "2",
+            "--max-length",
+            "12",
+        ];
+        let done = planish(&[command, &fixed, extra].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+    };
+    run(&whole, &["--max-steps", "4"]);
+    run(&cut, &["--max-steps", "2"]);
+    run(&cut, &["--max-steps", "4", "--resume-from-checkpoint", "latest"]);
+    assert_eq!(metrics(&cut), metrics(&whole), "{name}");
+    assert_eq!(metrics(&whole).len(), 4);
+    for entry in std::fs::read_dir(whole.join("checkpoint-4")).unwrap().map(|e| e.unwrap()) {
+        let file = entry.file_name();
+        let [a, b] = [&whole, &cut].map(|run| std::fs::read(run.join("checkpoint-4").join(&file)).unwrap());
+        assert!(a == b, "{name}: {file:?} differs");
+    }
+    let config = std::fs::read_to_string(whole.join("config.yaml")).unwrap();
+    assert!(config.contains("device: emulator"), "{config}");
+    whole.join("final")
+}
+
+#[test]
+fn runs_resume_bitwise_and_what_they_save_is_used() {
+    if !has_nvrtc() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let (config, data) = prepare(dir);
+    let tokenizer = repo("train/builtin");
+    let new = ["--config-name", &config, "--tokenizer-name", &tokenizer, "--dataset", &data, "--dtype", "bfloat16"];
+    let model = resumed(dir, "new", &[&["pretrain"][..], &new].concat());
+    let model = model.to_str().unwrap();
+    let lora = ["--use-peft", "--lora-r", "2", "--lora-dropout", "0.2", "--lora-target-modules", "all-linear"];
+    let adapter = resumed(dir, "lora", &[&["sft", "--model", model, "--dataset", &data][..], &lora].concat());
+    let score = |device: &str| -> Vec<f64> {
+        let (out, adapter) = (dir.join(device), adapter.to_str().unwrap());
+        let flags = ["score", "--model", model, "--adapter", adapter, "--dataset", &data, "--device", device];
+        let done = planish(&[&flags[..], &["--output", out.to_str().unwrap()]].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let lines = std::fs::read_to_string(out).unwrap();
+        lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["sum"].as_f64().unwrap()).collect()
+    };
+    let (there, here) = (score("emulator"), score("cpu"));
+    assert_eq!(there.len(), 12);
+    for (got, want) in there.iter().zip(&here) {
+        // A dozen log-probabilities of about 7, each right to some tens of roundings of 6e-8.
+        assert!((got - want).abs() <= 1e-5 * want.abs(), "{got} for {want}");
+    }
+}
+
+#[test]
+fn the_builtin_model_answers_on_the_emulator() {
+    if !has_nvrtc() {
+        return;
+    }
+    let ask = |device: &str| {
+        let prompt = "What is 2 plus 3?";
+        let flags =
+            ["generate", "--model", "builtin", "--prompt", prompt, "--max-new-tokens", "4", "--temperature", "0"];
+        let done = planish(&[&flags[..], &["--json", "--device", device]].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let answers: Value = serde_json::from_str(&done.stdout).unwrap();
+        answers[0]["ids"].clone()
+    };
+    assert_eq!(ask("emulator"), ask("cpu"));
+}
+
+#[test]
+fn what_devices_do_not_do_is_refused_by_name() {
+    let place = tempfile::tempdir().unwrap();
+    let (_, data) = prepare(place.path());
+    let out = place.path().join("run");
+    let base = |command| {
+        [command, "--model", "builtin", "--dataset", &data, "--output-dir", out.to_str().unwrap()].map(str::to_owned)
+    };
+    let refuse = |command, flags: &[&str], words: &str| {
+        let all: Vec<String> = base(command).into_iter().chain(flags.iter().map(|f| f.to_string())).collect();
+        refused(&all, words);
+        assert!(!out.exists(), "something was written");
+    };
+    let emulator = ["--device", "emulator"];
+    refuse("sft", &[&emulator[..], &["--optim", "muon"]].concat(), "the optimizer muon is not supported there yet");
+    refuse("sft", &[&emulator[..], &["--memory-budget", "4"]].concat(), "memory_budget");
+    refuse("dpo", &emulator, "--device emulator: preference tuning is not supported there yet; use --device cpu");
+    refuse("plan", &emulator, "a forecast");
+    if has_nvrtc() {
+        let dora = ["--use-peft", "--use-dora", "true"];
+        refuse("sft", &[&emulator[..], &dora].concat(), "DoRA is not supported there yet");
+        refuse("sft", &[&emulator[..], &["--use-peft", "--peft-type", "OFT"]].concat(), "the adapter OFT");
+    }
+    if planish_cuda::probe().unavailable().is_some() {
+        refuse("sft", &["--device", "cuda"], "--device cuda:0 cannot be used: ");
+    }
+}

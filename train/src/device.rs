@@ -1,0 +1,92 @@
+//! From the setting `device` to a device, and what is not done on devices yet.
+//!
+//! A run says what it is going to do before it begins; what a device cannot do is refused by name then, and `auto`
+//! takes the processor instead.
+
+use planish_nn::adapters::AdapterConfig;
+use planish_tensor::Device;
+
+use crate::config::{DeviceChoice, OptimSettings, OptimizerChoice};
+use crate::{Error, Result};
+
+/// What a command is going to do with the device.
+#[derive(Debug, Default)]
+pub struct Demands {
+    lacking: Vec<String>,
+}
+
+impl Demands {
+    /// Nothing that a device cannot do.
+    pub fn none() -> Demands {
+        Demands::default()
+    }
+
+    /// Something that devices do not do.
+    #[must_use]
+    pub fn lacks(mut self, what: impl Into<String>) -> Demands {
+        self.lacking.push(what.into());
+        self
+    }
+
+    /// Training with these settings.
+    #[must_use]
+    pub fn training(self, optim: &OptimSettings) -> Demands {
+        let demands = match optim.optim {
+            OptimizerChoice::AdamW => self,
+            other => self.lacks(format!("the optimizer {other}")),
+        };
+        match optim.memory_budget {
+            Some(_) => demands.lacks("memory_budget, which counts the processor's memory,"),
+            None => demands,
+        }
+    }
+
+    /// A model with this adapter.
+    #[must_use]
+    pub fn adapter(self, adapter: Option<&AdapterConfig>) -> Demands {
+        let Some(adapter) = adapter else { return self };
+        match (adapter.peft_type(), adapter.to_json()["use_dora"].as_bool()) {
+            ("LORA", Some(true)) => self.lacks("DoRA"),
+            ("LORA" | "LN_TUNING" | "IA3" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING", _) => self,
+            (other, _) => self.lacks(format!("the adapter {other}")),
+        }
+    }
+}
+
+/// The device that `choice` means, opened.
+///
+/// # Errors
+/// [`Error::NotOnDevice`] for what it cannot do; [`Error::Tensor`] where it cannot be opened, with what is missing.
+pub fn choose(choice: DeviceChoice, demands: &Demands) -> Result<Device> {
+    let device = match choice {
+        DeviceChoice::On(Device::Cpu) => return Ok(Device::Cpu),
+        DeviceChoice::On(device) => device,
+        DeviceChoice::Auto if !demands.lacking.is_empty() => return Ok(Device::Cpu),
+        DeviceChoice::Auto => return Ok(Device::best()),
+    };
+    if let Some(what) = demands.lacking.first() {
+        return Err(Error::NotOnDevice { device, what: what.clone() });
+    }
+    device.open()?;
+    Ok(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_device_cannot_do_is_named() {
+        let emulator = DeviceChoice::On(Device::Emulator(0));
+        let optim = OptimSettings { optim: OptimizerChoice::Lion, ..OptimSettings::default() };
+        let refused = choose(emulator, &Demands::none().training(&optim)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "--device emulator: the optimizer lion_32bit is not supported there yet; use --device cpu"
+        );
+        assert!(refused.is_usage());
+        for choice in [DeviceChoice::Auto, DeviceChoice::On(Device::Cpu)] {
+            assert_eq!(choose(choice, &Demands::none().lacks("this")).unwrap(), Device::Cpu);
+        }
+    }
+}
