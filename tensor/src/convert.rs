@@ -7,6 +7,9 @@ use crate::{DType, Element, Float, Result, Tensor};
 /// `src` as `dtype`, contiguous. Floats round to nearest even; floats to integers truncate and
 /// saturate; anything but 0 is true.
 pub(crate) fn convert(src: &Tensor, dtype: DType) -> Result<Tensor> {
+    if let Some(weight) = src.quantized() {
+        return crate::quant::values(src, weight, dtype);
+    }
     let src = src.contiguous()?;
     let mut out = Tensor::scratch(src.shape(), dtype)?;
     let through_f32 = |d: DType| matches!(d, DType::F32 | DType::BF16 | DType::F16);

@@ -24,20 +24,22 @@ pub enum DType {
     U8,
     /// Truth value in a byte; any byte but 0 is true.
     Bool,
+    /// A quantised weight: no elements in memory, only blocks that stand for them (see [`crate::quant`]).
+    Packed,
 }
 
 impl DType {
-    /// Every dtype.
+    /// Every dtype that elements are stored in.
     pub const ALL: [DType; 9] =
         [DType::F64, DType::F32, DType::BF16, DType::F16, DType::I64, DType::I32, DType::U32, DType::U8, DType::Bool];
 
-    /// Bytes of an element.
+    /// Bytes of an element; of [`DType::Packed`] the least, for the sake of checks ([`crate::Tensor::nbytes`] knows).
     pub const fn size(self) -> usize {
         match self {
             DType::F64 | DType::I64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::U8 | DType::Bool => 1,
+            DType::U8 | DType::Bool | DType::Packed => 1,
         }
     }
 
@@ -58,6 +60,7 @@ impl DType {
             DType::U32 => "uint32",
             DType::U8 => "uint8",
             DType::Bool => "bool",
+            DType::Packed => "packed",
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::pool::{self, Block, Line};
+use crate::quant::Quantized;
 use crate::{Error, Result};
 
 /// Alignment of owned buffers: a cache line, and the widest vector register.
@@ -79,6 +80,8 @@ pub(crate) enum Storage {
     Owned(Buffer),
     /// Part of a file, mapped read-only.
     Mapped { map: Arc<Mmap>, offset: usize, len: usize },
+    /// A quantised weight, which has no elements in memory.
+    Packed(Quantized),
 }
 
 impl Storage {
@@ -86,6 +89,7 @@ impl Storage {
         match self {
             Storage::Owned(buffer) => buffer.bytes(),
             Storage::Mapped { map, offset, len } => &map[*offset..*offset + *len],
+            Storage::Packed(_) => &[],
         }
     }
 }

@@ -29,6 +29,6 @@ mod rows;
 pub mod scatter_add;
 pub mod softmax;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod unary;
 pub mod view;
