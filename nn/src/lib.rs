@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod hub;
 pub mod modules;
 pub mod pretrained;
+pub mod quantize;
 pub mod reward;
 pub mod template;
 pub mod tokenizer;

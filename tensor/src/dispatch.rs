@@ -38,6 +38,10 @@ macro_rules! dispatch {
                 type $T = u8;
                 $body
             }
+            $crate::DType::I8 => {
+                type $T = i8;
+                $body
+            }
             $crate::DType::Bool => {
                 type $T = $crate::Bool;
                 $body

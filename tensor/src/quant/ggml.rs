@@ -193,19 +193,19 @@ fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(((bits as u32 & 0x8000) << 16) | (((bits as u32 & 0x7fff) << 13) + 0x3800_0000))
 }
 
-/// `out[i] = bytes[i] as i8 * scale`.
+/// `out[i] = integers[i] * scale`.
 #[inline]
-pub(super) fn scale_bytes(bytes: &[u8], scale: f32, out: &mut [f32]) {
+pub(super) fn scale_bytes(bytes: &[i8], scale: f32, out: &mut [f32]) {
     #[inline(always)]
-    fn body(bytes: &[u8], scale: f32, out: &mut [f32]) {
+    fn body(bytes: &[i8], scale: f32, out: &mut [f32]) {
         for (out, &q) in out.iter_mut().zip(bytes) {
-            *out = q as i8 as f32 * scale;
+            *out = q as f32 * scale;
         }
     }
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        fn avx2(bytes: &[u8], scale: f32, out: &mut [f32]) {
+        fn avx2(bytes: &[i8], scale: f32, out: &mut [f32]) {
             body(bytes, scale, out)
         }
         if crate::simd::level() >= crate::simd::Simd::Avx2 {

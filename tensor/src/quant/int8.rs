@@ -4,7 +4,7 @@
 //! quotient rounded to f32 first: what bitsandbytes trains with. Its int8 product with quantised activations, and the
 //! columns of outliers that this leaves in 16 bits, are no part of the weight and not done here: activations stay f32.
 
-use super::{Layout, Quantized, bytes_of, flat, floats_of, weight_rows};
+use super::{Layout, Quantized, flat, floats_of, weight_rows};
 use crate::{DType, Error, Result, Tensor, f16, parallel};
 
 /// An int8 weight.
@@ -15,7 +15,7 @@ pub struct Int8 {
 }
 
 impl Int8 {
-    /// A weight (rows, cols) of these bytes, each an i8, and a largest absolute value for each row.
+    /// A weight (rows, cols) of these integers and a largest absolute value for each row.
     ///
     /// # Errors
     /// [`Error::Length`] where a part has the wrong length; [`Error::DTypeMismatch`].
@@ -23,7 +23,7 @@ impl Int8 {
         let n = shape[0]
             .checked_mul(shape[1])
             .ok_or_else(|| Error::TooLarge { shape: shape.to_vec(), dtype: DType::Packed })?;
-        let bytes = flat("int8 weight", bytes, DType::U8, n)?;
+        let bytes = flat("int8 weight", bytes, DType::I8, n)?;
         let scales = flat("SCB", scales, DType::F32, shape[0])?;
         Ok(Quantized::new(shape, Layout::Int8(Int8 { bytes, scales })))
     }
@@ -35,23 +35,23 @@ impl Int8 {
     pub fn quantize(weight: &Tensor) -> Result<Quantized> {
         let (rows, shape) = weight_rows("int8 quantisation", weight)?;
         let (data, cols) = (rows.as_slice::<f32>()?, shape[1]);
-        let mut bytes = Tensor::zeros([data.len()], DType::U8)?;
+        let mut bytes = Tensor::zeros([data.len()], DType::I8)?;
         let mut scales = Tensor::zeros([shape[0]], DType::F32)?;
-        parallel::chunks2(bytes.as_slice_mut::<u8>()?, cols, scales.as_slice_mut::<f32>()?, 1, |first, bytes, scales| {
+        parallel::chunks2(bytes.as_slice_mut::<i8>()?, cols, scales.as_slice_mut::<f32>()?, 1, |first, bytes, scales| {
             for ((r, scale), bytes) in scales.iter_mut().enumerate().zip(bytes.chunks_exact_mut(cols)) {
                 let row = data[(first + r) * cols..][..cols].iter().map(|&x| f16::from_f32(x).to_f32());
                 *scale = row.clone().fold(0f32, |m, x| m.max(x.abs()));
                 let factor = 127.0 / *scale;
                 for (byte, x) in bytes.iter_mut().zip(row) {
                     // A row of zeros is one of zeros.
-                    *byte = if *scale > 0.0 { (x * factor).round_ties_even() as i8 as u8 } else { 0 };
+                    *byte = if *scale > 0.0 { (x * factor).round_ties_even() as i8 } else { 0 };
                 }
             }
         });
         Int8::new(shape, &bytes, &scales)
     }
 
-    /// An i8 for each element: (rows · cols) of u8.
+    /// An i8 for each element: (rows · cols).
     pub fn bytes(&self) -> &Tensor {
         &self.bytes
     }
@@ -63,7 +63,7 @@ impl Int8 {
 
     /// As [`Quantized::read`]; rows are `cols` long.
     pub(super) fn read(&self, cols: usize, start: usize, mut out: &mut [f32]) {
-        let (bytes, scales) = (bytes_of(&self.bytes), floats_of(&self.scales));
+        let (bytes, scales) = (self.bytes.as_slice::<i8>().expect("checked when it was made"), floats_of(&self.scales));
         let mut at = start;
         while !out.is_empty() {
             let row = at / cols;

@@ -152,7 +152,8 @@ fn what_does_not_fit_is_refused() {
     let error = make(3).unwrap_err().to_string();
     assert!(error.contains("absmax") && error.contains('3') && error.contains('4'), "{error}");
     assert!(FourBit::quantize(&make(4).map(Tensor::packed).unwrap(), FourBitKind::Nf4, 64, false).is_err());
-    assert!(Int8::new([4, 65], &bytes, &Tensor::zeros([4], DType::F32).unwrap()).is_err());
+    let integers = bytes.to_dtype(DType::I8).unwrap();
+    assert!(Int8::new([4, 65], &integers, &Tensor::zeros([4], DType::F32).unwrap()).is_err());
     assert!(Ggml::new([4, 33], GgmlKind::Q8_0, &bytes).is_err());
     let packed = Tensor::packed(make(4).unwrap());
     assert!(packed.as_slice::<f32>().is_err() && packed.as_slice::<u8>().is_err() && packed.to_vec::<f32>().is_err());
