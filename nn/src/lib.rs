@@ -8,6 +8,7 @@ pub mod adapters;
 pub mod config;
 mod context;
 pub mod decoder;
+pub mod drift;
 mod error;
 pub mod families;
 pub mod generate;

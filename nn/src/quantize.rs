@@ -5,11 +5,13 @@
 
 use std::cell::Cell;
 
+use planish_autograd::Param;
 use planish_tensor::quant::{FourBit, FourBitKind, Int8, Layout, Quantized};
 use planish_tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
 use crate::decoder::{Model, TensorSource};
+use crate::modules::Weight;
 use crate::{Error, Result};
 
 /// A format to quantise into.
@@ -127,6 +129,50 @@ impl TensorSource for Quantizing<'_> {
     }
 }
 
+/// Calls `f` with each weight of the model that may be quantised in a file.
+fn each_weight(model: &mut Model, mut f: impl FnMut(&mut Weight) -> Result<()>) -> Result<()> {
+    f(&mut model.embed_tokens)?;
+    model.linears_mut().into_iter().try_for_each(|linear| f(&mut linear.weight))?;
+    model.lm_head.iter_mut().try_for_each(f)
+}
+
+/// The format of the model's weights, if bitsandbytes' is among them.
+pub fn format_of(model: &Model) -> Option<QuantizeAs> {
+    model.base_params().iter().find_map(|p| QuantizeAs::of(p.value().quantized()?))
+}
+
+/// Puts the values of quantised weights in their place, and rounds those of the layers to `dtype`, quantised or merged.
+/// A model of plain weights stays as it is.
+///
+/// # Errors
+/// [`planish_tensor::Error::OutOfMemory`].
+pub fn unpack(model: &mut Model, dtype: DType) -> Result<()> {
+    if model.base_params().iter().all(|p| p.value().quantized().is_none()) {
+        return Ok(());
+    }
+    each_weight(model, |weight| {
+        let value = weight.base.value();
+        if value.quantized().is_some() || (is_quantizable(weight.base.name()) && value.dtype() == DType::F32) {
+            weight.base = Param::frozen(weight.base.name(), value.to_dtype(dtype)?);
+        }
+        Ok(())
+    })
+}
+
+/// Quantises those linear modules of the layers that are not.
+///
+/// # Errors
+/// Those of the kernels.
+pub fn requantize(model: &mut Model, how: QuantizeAs) -> Result<()> {
+    each_weight(model, |weight| {
+        let value = weight.base.value();
+        if is_quantizable(weight.base.name()) && value.quantized().is_none() {
+            weight.base = Param::frozen(weight.base.name(), Tensor::packed(how.quantize(&value)?));
+        }
+        Ok(())
+    })
+}
+
 /// Writes into a model's config.json what its weights are: `quantization_config` if some are bitsandbytes', none if
 /// none are; and the dtype of the others.
 pub(crate) fn describe(model: &Model, config: &mut Value) {
@@ -136,8 +182,7 @@ pub(crate) fn describe(model: &Model, config: &mut Value) {
     if config.get("dtype").is_some() {
         config["dtype"] = dtype.name().into();
     }
-    let how = params.iter().find_map(|p| QuantizeAs::of(p.value().quantized()?));
-    match how {
+    match format_of(model) {
         Some(how) if config["quantization_config"].is_null() => config["quantization_config"] = how.to_json(dtype),
         Some(_) => {}
         None => {

@@ -13,6 +13,7 @@ mod merge;
 mod orpo;
 mod plan;
 mod pretrain;
+mod quantize;
 mod quickstart;
 mod report;
 mod reward;
@@ -44,6 +45,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: chat::command, run: chat::run },
     Entry { command: score::command, run: score::run },
     Entry { command: merge::command, run: merge::run },
+    Entry { command: quantize::command, run: quantize::run },
     Entry { command: plan::command, run: plan::run },
     Entry { command: data::command, run: data::run },
     Entry { command: config::command, run: config::run },

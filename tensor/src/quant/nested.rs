@@ -121,25 +121,32 @@ fn nearest(code: &[f32; 256], x: f32) -> u8 {
     (if (code[above] - x).abs() < (x - code[below]).abs() { above } else { below }) as u8
 }
 
-/// Mean in f32 with the rounding of torch on eight lanes and one thread: four sums a lane, each a cascade whose levels
-/// hold 2^p terms. What is stored in files is this mean, so its last bits are part of the format as others write it;
-/// torch itself rounds otherwise with wider vectors or several threads.
+/// Mean in f32 with the rounding of torch on vectors of eight and one thread. What is stored in files is this mean, so
+/// its last bits are part of the format as others write it; torch itself rounds otherwise with wider vectors or several
+/// threads.
 fn torch_mean(x: &[f32]) -> f32 {
     const LANES: usize = 8;
+    let sum = if x.len() < LANES {
+        lane_sums::<1>(x)[0]
+    } else {
+        let whole = x.len() / LANES * LANES;
+        let tail = x[whole..].iter().fold(0f32, |s, x| s + x);
+        lane_sums::<LANES>(&x[..whole]).iter().fold(tail, |s, x| s + x)
+    };
+    sum / x.len() as f32
+}
+
+/// Sums of each of `L` interleaved sequences: four partial sums of every fourth vector, each a cascade whose levels
+/// hold 2^p terms, added at the end.
+fn lane_sums<const L: usize>(x: &[f32]) -> [f32; L] {
     const ILP: usize = 4;
     const LEVELS: usize = 4;
-    let vectors = x.len() / LANES;
-    let steps = vectors / ILP;
-    let power = (usize::BITS - steps.max(1).saturating_sub(1).leading_zeros()) as usize / LEVELS;
-    let power = power.max(4);
-    let mut sums = [[[0f32; LANES]; ILP]; LEVELS];
-    let add = |sum: &mut [[f32; LANES]; ILP], i: usize| {
-        for (k, sum) in sum.iter_mut().enumerate() {
-            for (l, sum) in sum.iter_mut().enumerate() {
-                *sum += x[(i * ILP + k) * LANES + l];
-            }
-        }
-    };
+    let vectors = x.as_chunks::<L>().0;
+    let steps = vectors.len() / ILP;
+    let power = ((usize::BITS - (steps.max(1) - 1).leading_zeros()) as usize / LEVELS).max(4);
+    let mut sums = [[[0f32; L]; ILP]; LEVELS];
+    let plus = |sum: &mut [f32; L], x: &[f32; L]| sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+    let add = |sums: &mut [[f32; L]; ILP], i: usize| (0..ILP).for_each(|k| plus(&mut sums[k], &vectors[i * ILP + k]));
     let mut i = 0;
     while i + (1 << power) <= steps {
         for _ in 0..1 << power {
@@ -147,34 +154,18 @@ fn torch_mean(x: &[f32]) -> f32 {
             i += 1;
         }
         for level in 1..LEVELS {
-            let lower = std::mem::take(&mut sums[level - 1]);
-            for (sum, lower) in sums[level].as_flattened_mut().iter_mut().zip(lower.as_flattened()) {
-                *sum += lower;
-            }
+            let lower = std::mem::replace(&mut sums[level - 1], [[0.0; L]; ILP]);
+            sums[level].iter_mut().zip(&lower).for_each(|(sum, x)| plus(sum, x));
             if i & (((1 << power) - 1) << (level * power)) != 0 {
                 break;
             }
         }
     }
     (i..steps).for_each(|i| add(&mut sums[0], i));
-    let (first, rest) = sums.split_at_mut(1);
-    for level in rest {
-        for (sum, other) in first[0].as_flattened_mut().iter_mut().zip(level.as_flattened()) {
-            *sum += other;
-        }
-    }
-    let mut lanes = first[0];
-    for v in steps * ILP..vectors {
-        for l in 0..LANES {
-            lanes[0][l] += x[v * LANES + l];
-        }
-    }
-    for k in 1..ILP {
-        for l in 0..LANES {
-            let other = lanes[k][l];
-            lanes[0][l] += other;
-        }
-    }
-    let tail = x[vectors * LANES..].iter().fold(0f32, |s, x| s + x);
-    lanes[0].iter().fold(tail, |s, x| s + x) / x.len() as f32
+    let [mut first, upper @ ..] = sums;
+    upper.iter().for_each(|level| first.iter_mut().zip(level).for_each(|(sum, x)| plus(sum, x)));
+    let [mut all, others @ ..] = first;
+    vectors[steps * ILP..].iter().for_each(|x| plus(&mut all, x));
+    others.iter().for_each(|x| plus(&mut all, x));
+    all
 }

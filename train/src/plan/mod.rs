@@ -114,7 +114,7 @@ pub fn memory(model: &Model, costs: &Costs, tokens: u64, accumulation: usize, in
         |p: &Param| if p.is_trainable() { p.value().numel() as u64 * p.grad_dtype().size() as u64 } else { 0 };
     for p in model.params() {
         let (value, wide) = (p.value(), p.grad_dtype());
-        weights += value.numel() as u64 * value.dtype().size() as u64;
+        weights += value.nbytes() as u64;
         let masters = if value.dtype() == wide { 0 } else { 1 };
         optimizer += gradient(&p) * (2 + masters);
         all += gradient(&p);
