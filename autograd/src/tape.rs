@@ -355,6 +355,9 @@ pub fn record<R: Rule + 'static>(
             if let Backward::None(reason) = op.backward {
                 return Err(Error::NoRule { op: op.name, reason });
             }
+            if inputs.iter().any(|v| v.is_tracked() && v.value().quantized().is_some()) {
+                return Err(Error::NoRule { op: op.name, reason: "a quantised weight is frozen" });
+            }
             tape.record_always(op, inputs, outputs, Box::new(rule()))
         }
     }

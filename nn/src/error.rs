@@ -94,6 +94,25 @@ pub enum Error {
         /// Its dtype.
         found: planish_tensor::DType,
     },
+    /// A quantised weight that was to be trained.
+    #[error(
+        "`{name}` is quantised ({format}) and can't be trained itself: train an adapter on it (use_peft), or leave out \
+         load_in_4bit and load_in_8bit, or for a GGUF file set dtype to float32"
+    )]
+    FrozenWeight {
+        /// Its name.
+        name: String,
+        /// Its format.
+        format: &'static str,
+    },
+    /// A quantised weight that was to be quantised.
+    #[error("`{name}` is quantised already ({format}); quantising it once more would only lose more of it")]
+    AlreadyQuantized {
+        /// Its name.
+        name: String,
+        /// Its format.
+        format: &'static str,
+    },
     /// The weights hold tensors that the config does not call for.
     #[error(
         "the weights hold `{name}` (and {others} more) which config.json does not call for: they belong to another model"
@@ -177,6 +196,8 @@ impl Error {
             | Error::MissingTensor { .. }
             | Error::TensorShape { .. }
             | Error::TensorDtype { .. }
+            | Error::FrozenWeight { .. }
+            | Error::AlreadyQuantized { .. }
             | Error::UnexpectedTensor { .. } => Error::InModel { path: path.to_path_buf(), source: Box::new(self) },
             other => other,
         }

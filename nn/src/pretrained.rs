@@ -4,28 +4,41 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::MmapMut;
-use planish_tensor::Tensor;
+use planish_tensor::{DType, Tensor};
 use serde_json::Value;
 
-use crate::config::ModelConfig;
+use crate::config::{ConfigError, ModelConfig};
 use crate::decoder::{LoadOptions, Model, TensorSource};
 use crate::gguf::GgufFile;
-use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, save_sharded};
+use crate::quantize::{QuantizeAs, Quantizing, describe};
+use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, save_sharded, stored};
 use crate::{Error, Result};
 
 impl TensorSource for WeightsReader {
     fn tensor(&self, name: &str, _shape: &[usize]) -> Result<Option<Tensor>> {
-        if self.contains(name) { Ok(Some(self.get(name)?)) } else { Ok(None) }
+        if !self.contains(name) {
+            return Ok(None);
+        }
+        Ok(Some(match self.quantized(name)? {
+            Some(packed) => packed,
+            None => self.get(name)?,
+        }))
     }
 
     fn names(&self) -> Vec<String> {
-        WeightsReader::names(self).to_vec()
+        WeightsReader::names(self).iter().filter(|n| !self.is_quantized_part(n)).cloned().collect()
     }
 }
 
 impl TensorSource for GgufFile {
     fn tensor(&self, name: &str, _shape: &[usize]) -> Result<Option<Tensor>> {
-        if self.tensor_names_hf()?.iter().any(|n| n == name) { Ok(Some(self.tensor_hf(name)?)) } else { Ok(None) }
+        if !self.tensor_names_hf()?.iter().any(|n| n == name) {
+            return Ok(None);
+        }
+        Ok(Some(match self.packed_hf(name)? {
+            Some(packed) => packed,
+            None => self.tensor_hf(name)?,
+        }))
     }
 
     fn names(&self) -> Vec<String> {
@@ -40,6 +53,7 @@ pub struct Pretrained {
     /// What the model is made of.
     pub config: ModelConfig,
     source: Source,
+    quantize: Option<QuantizeAs>,
 }
 
 enum Source {
@@ -56,8 +70,10 @@ impl Pretrained {
         let not = |problem| Error::NotAModel { path: path.to_path_buf(), problem };
         if path.is_dir() {
             let config = read_json(&path.join("config.json"))?;
+            check_method(path, &config)?;
             let source = Source::Directory(WeightsReader::open(path)?);
-            return Ok(Pretrained { path: path.to_path_buf(), config: config_of(path, &config)?, source });
+            let config = config_of(path, &config)?;
+            return Ok(Pretrained { path: path.to_path_buf(), config, source, quantize: None });
         }
         if !path.exists() {
             return Err(not("there is no such file or directory"));
@@ -67,7 +83,7 @@ impl Pretrained {
         }
         let file = GgufFile::open(path)?;
         let config = config_of(path, &file.hf_config()?)?;
-        Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)) })
+        Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)), quantize: None })
     }
 
     /// A model whose config.json and safetensors are in memory. `name` stands for its path in messages.
@@ -82,7 +98,7 @@ impl Pretrained {
         map[..weights.len()].copy_from_slice(weights);
         let map = Arc::new(map.make_read_only().map_err(io)?);
         let source = Source::Directory(WeightsReader::from_mmap(map, &path)?);
-        Ok(Pretrained { config: config_of(&path, &config)?, path, source })
+        Ok(Pretrained { config: config_of(&path, &config)?, path, source, quantize: None })
     }
 
     /// The GGUF file, if it is one: its metadata holds the tokenizer.
@@ -93,19 +109,47 @@ impl Pretrained {
         }
     }
 
+    /// The same, with the linear modules of its layers quantised as they are loaded.
+    pub fn quantized(mut self, how: Option<QuantizeAs>) -> Pretrained {
+        self.quantize = how;
+        self
+    }
+
     /// Builds the model.
     ///
     /// # Errors
-    /// Weights that do not fit the config.
+    /// Weights that do not fit the config; quantised ones that were to be trained, or to be quantised in another way.
     pub fn load(&self, options: LoadOptions) -> Result<Model> {
-        Model::load(self.config.clone(), self.source(), options).map_err(|e| e.of_model(&self.path))
+        self.build(options.dtype, |source| Model::load(self.config.clone(), source, options))
     }
 
-    /// Its tensors.
-    pub(crate) fn source(&self) -> &dyn TensorSource {
+    /// Calls `f` with the tensors as they are to be loaded.
+    pub(crate) fn build<T>(&self, dtype: Option<DType>, f: impl FnOnce(&dyn TensorSource) -> Result<T>) -> Result<T> {
+        let made = match self.quantize {
+            None => f(self.source()),
+            Some(how) => f(&Quantizing::new(self.source(), how, dtype)),
+        };
+        made.map_err(|e| e.of_model(&self.path))
+    }
+
+    /// Its tensors, as the files have them.
+    pub fn source(&self) -> &dyn TensorSource {
         match &self.source {
             Source::Directory(reader) => reader,
             Source::Gguf(file) => &**file,
+        }
+    }
+}
+
+/// Refuses weights that another method has quantised.
+fn check_method(path: &Path, config: &Value) -> Result<()> {
+    let config = &config["quantization_config"];
+    match config["quant_method"].as_str() {
+        _ if config.is_null() => Ok(()),
+        Some("bitsandbytes") => Ok(()),
+        other => {
+            let what = format!("`quantization_config` with the method {:?}", other.unwrap_or("(none)"));
+            Err(Error::from(ConfigError::Unsupported { what }).of_model(path))
         }
     }
 }
@@ -133,15 +177,22 @@ impl Model {
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_path_buf(), source })?;
         let params = self.base_params();
         let mut config = self.config.source.clone();
-        if let Some(p) = params.first() {
-            config["torch_dtype"] = p.value().dtype().name().into();
-            if config.get("dtype").is_some() {
-                config["dtype"] = p.value().dtype().name().into();
-            }
-        }
+        describe(self, &mut config);
         let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value");
         text.push(b'\n');
-        let tensors = params.iter().map(|p| (p.name().to_string(), p.value()));
+        // Cloning shares; values of GGUF blocks are made one weight after the other.
+        let mut failed = None;
+        let tensors = params.iter().map_while(|p| match stored(p.name(), &p.value()) {
+            Ok(parts) => Some(parts),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        let tensors = tensors.flatten().collect::<Vec<_>>();
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
         save_sharded(dir, tensors, DEFAULT_MAX_SHARD_BYTES)?;
         Ok(crate::weights::atomic_write(dir.join("config.json"), |w| w.write_all(&text))?)
     }

@@ -3,7 +3,7 @@
 
 use planish_autograd::ops::{index_select, linear};
 use planish_autograd::{Param, Var};
-use planish_tensor::Tensor;
+use planish_tensor::{DType, Tensor};
 use planish_tensor::rng::{Purpose, Stream};
 use serde_json::json;
 
@@ -37,9 +37,8 @@ impl Pretrained {
     /// Weights that do not fit the config; a head of several numbers.
     pub fn load_reward(&self, options: LoadOptions, seed: u64) -> Result<Model> {
         let mut config: ModelConfig = self.config.clone();
-        let source = self.source();
         let shape = [1, config.hidden_size];
-        let given = source.tensor(SCORE, &shape)?;
+        let given = self.source().tensor(SCORE, &shape)?;
         if let Some(found) = given.as_ref().map(Tensor::dims).filter(|dims| *dims != shape) {
             let (name, found, expected) = (SCORE.to_owned(), found.to_vec(), shape.to_vec());
             return Err(Error::TensorShape { name, found, expected });
@@ -48,8 +47,9 @@ impl Pretrained {
         // No head on the vocabulary is looked for.
         config.tie_word_embeddings = true;
         let range = config.source["initializer_range"].as_f64().unwrap_or(0.02);
-        let mut model = Model::load(config, &Body(source), options)?;
-        let dtype = options.dtype.unwrap_or(model.embed_tokens.base.value().dtype());
+        let mut model = self.build(options.dtype, |source| Model::load(config, &Body(source), options))?;
+        let own = model.embed_tokens.base.value().dtype();
+        let dtype = options.dtype.unwrap_or(if own.is_float() { own } else { DType::F32 });
         let head = match given {
             Some(head) => head.to_dtype(dtype)?,
             None => {

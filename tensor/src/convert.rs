@@ -10,6 +10,9 @@ pub(crate) fn convert(src: &Tensor, dtype: DType) -> Result<Tensor> {
     if src.memory().is_some() {
         return crate::device::convert(src, dtype);
     }
+    if let Some(weight) = src.quantized() {
+        return crate::quant::values(src, weight, dtype);
+    }
     let src = src.contiguous()?;
     let mut out = Tensor::scratch(src.shape(), dtype)?;
     let through_f32 = |d: DType| matches!(d, DType::F32 | DType::BF16 | DType::F16);

@@ -33,8 +33,13 @@ macro_rules! dispatch {
                 type $T = u32;
                 $body
             }
-            $crate::DType::U8 => {
+            // A packed tensor's elements are no bytes: what asks for them gets a mismatch of dtypes.
+            $crate::DType::U8 | $crate::DType::Packed => {
                 type $T = u8;
+                $body
+            }
+            $crate::DType::I8 => {
+                type $T = i8;
                 $body
             }
             $crate::DType::Bool => {

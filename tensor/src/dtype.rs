@@ -22,22 +22,28 @@ pub enum DType {
     U32,
     /// Unsigned 8-bit integer.
     U8,
+    /// Signed 8-bit integer.
+    I8,
     /// Truth value in a byte; any byte but 0 is true.
     Bool,
+    /// A quantised weight: no elements in memory, only blocks that stand for them (see [`crate::quant`]).
+    Packed,
 }
 
 impl DType {
-    /// Every dtype.
-    pub const ALL: [DType; 9] =
-        [DType::F64, DType::F32, DType::BF16, DType::F16, DType::I64, DType::I32, DType::U32, DType::U8, DType::Bool];
+    /// Every dtype that elements are stored in.
+    pub const ALL: [DType; 10] = {
+        use DType::*;
+        [F64, F32, BF16, F16, I64, I32, U32, U8, I8, Bool]
+    };
 
-    /// Bytes of an element.
+    /// Bytes of an element; of [`DType::Packed`] the least, for the sake of checks ([`crate::Tensor::nbytes`] knows).
     pub const fn size(self) -> usize {
         match self {
             DType::F64 | DType::I64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::U8 | DType::Bool => 1,
+            DType::U8 | DType::I8 | DType::Bool | DType::Packed => 1,
         }
     }
 
@@ -57,7 +63,9 @@ impl DType {
             DType::I32 => "int32",
             DType::U32 => "uint32",
             DType::U8 => "uint8",
+            DType::I8 => "int8",
             DType::Bool => "bool",
+            DType::Packed => "packed",
         }
     }
 
@@ -73,6 +81,7 @@ impl DType {
             "int32" | "i32" | "int" => DType::I32,
             "uint32" | "u32" => DType::U32,
             "uint8" | "u8" => DType::U8,
+            "int8" | "i8" => DType::I8,
             "bool" => DType::Bool,
             _ => return None,
         })
@@ -145,6 +154,7 @@ element! {
     i32 => I32, |x| x as f64, |y| y as i32;
     u32 => U32, |x| x as f64, |y| y as u32;
     u8 => U8, |x| x as f64, |y| y as u8;
+    i8 => I8, |x| x as f64, |y| y as i8;
     Bool => Bool, |x| x.get() as u8 as f64, |y| Bool::from(y != 0.0);
 }
 

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod ops;
 pub mod parallel;
 pub mod pool;
+pub mod quant;
 mod real;
 mod reduce;
 pub mod rng;

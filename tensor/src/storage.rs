@@ -6,6 +6,7 @@ use memmap2::Mmap;
 
 use crate::device::Memory;
 use crate::pool::{self, Block, Line};
+use crate::quant::Quantized;
 use crate::{Error, Result};
 
 /// Alignment of owned buffers: a cache line, and the widest vector register.
@@ -82,6 +83,8 @@ pub(crate) enum Storage {
     Mapped { map: Arc<Mmap>, offset: usize, len: usize },
     /// Memory of a device.
     Device(Memory),
+    /// A quantised weight, which has no elements in memory.
+    Packed(Quantized),
 }
 
 impl Storage {
@@ -94,6 +97,7 @@ impl Storage {
             Storage::Owned(buffer) => buffer.bytes(),
             Storage::Mapped { map, offset, len } => &map[*offset..*offset + *len],
             Storage::Device(memory) => panic!("an op read a tensor on {} as if it were here", memory.on().device()),
+            Storage::Packed(_) => &[],
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::device::{self, Memory};
+use crate::quant::Quantized;
 use crate::shape::broadcast_shapes;
 use crate::storage::{Buffer, Storage};
 use crate::{DType, Element, Error, Result, Shape};
@@ -159,6 +160,30 @@ impl Tensor {
         }
         let storage = Arc::new(Storage::Mapped { map: map.clone(), offset, len });
         Ok(Tensor { strides: shape.contiguous_strides(), storage, dtype, shape, offset: 0 })
+    }
+
+    /// A quantised weight as a tensor of [`DType::Packed`]: linear maps take it as their weight, and
+    /// [`Tensor::to_dtype`] makes its values; nothing else does.
+    pub fn packed(weight: Quantized) -> Tensor {
+        let shape = Shape::from(weight.shape().to_vec());
+        let strides = shape.contiguous_strides();
+        Tensor { storage: Arc::new(Storage::Packed(weight)), dtype: DType::Packed, shape, strides, offset: 0 }
+    }
+
+    /// The quantised weight behind this tensor or view, if there is one.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        match &*self.storage {
+            Storage::Packed(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// Bytes of its elements, or of the blocks that stand for them.
+    pub fn nbytes(&self) -> usize {
+        match self.quantized() {
+            Some(weight) => weight.nbytes(),
+            None => self.numel() * self.dtype.size(),
+        }
     }
 
     /// Element type.
@@ -363,7 +388,12 @@ impl Tensor {
         if self.memory().is_some() {
             return device::copied(self);
         }
-        crate::dispatch!(self.dtype, T => go::<T>(self))
+        match self.quantized() {
+            // Nothing can write to it: it is as good as a copy.
+            Some(_) if self.is_contiguous() => Ok(self.clone()),
+            Some(_) => Err(Error::UnsupportedDType { op: "contiguous", dtype: self.dtype }),
+            None => crate::dispatch!(self.dtype, T => go::<T>(self)),
+        }
     }
 
     /// The same values as another dtype, rounded to nearest even where it is narrower. Shares if
@@ -489,6 +519,8 @@ impl std::fmt::Debug for Tensor {
         write!(f, "Tensor({} {:?}", self.dtype, self.shape)?;
         if self.memory().is_some() {
             write!(f, " on {}", self.device())?;
+        } else if let Some(weight) = self.quantized() {
+            write!(f, " {}", weight.format())?;
         } else if self.numel() <= 16 {
             let values = crate::dispatch!(self.dtype, T => self.to_vec::<T>().map(|v| v.iter().map(|x| x.to_f64()).collect::<Vec<_>>()));
             if let Ok(values) = values {

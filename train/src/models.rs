@@ -6,13 +6,15 @@ use planish_nn::Error;
 use planish_nn::decoder::{LoadOptions, Model};
 use planish_nn::hub::{Hub, Needs, Progress, RepoId};
 use planish_nn::pretrained::Pretrained;
+use planish_nn::quantize::QuantizeAs;
 use planish_nn::template::TemplateError;
 use planish_nn::tokenizer::Tokenizer;
 use planish_tensor::DType;
+use planish_tensor::quant::FourBitKind;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::{ModelSettings, WeightDtype};
+use crate::config::{FourBitType, ModelSettings, WeightDtype};
 
 /// The name of the model inside the program.
 pub const BUILTIN: &str = "builtin";
@@ -85,7 +87,7 @@ impl Opened {
     /// # Errors
     /// As [`open`]; a template that cannot be read; a token that the vocabulary does not have.
     pub fn by(settings: &ModelSettings, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Opened> {
-        let mut opened = open(&settings.model, &settings.model_revision, progress)?;
+        let mut opened = open(&settings.model, &settings.model_revision, progress)?.quantized(settings);
         if let Some(path) = &settings.chat_template_path {
             let template = read_template(Path::new(path))?;
             opened.tokenizer = opened.tokenizer.with_chat_template(template);
@@ -95,6 +97,11 @@ impl Opened {
             opened.tokenizer = opened.tokenizer.with_eos_token(token).map_err(Error::from)?;
         }
         Ok(opened)
+    }
+
+    /// The same, with weights quantised as the settings say when they are loaded.
+    pub fn quantized(self, settings: &ModelSettings) -> Opened {
+        Opened { pretrained: self.pretrained.quantized(quantization(settings)), ..self }
     }
 
     /// Builds the model with its weights held as `dtype` says.
@@ -111,6 +118,20 @@ impl Opened {
     /// Weights that do not fit the config; a head of several numbers.
     pub fn load_reward(&self, dtype: WeightDtype, seed: u64, trainable: bool) -> Result<Model> {
         Ok(self.pretrained.load_reward(LoadOptions { dtype: storage(dtype), trainable }, seed)?)
+    }
+}
+
+/// What the settings quantise the base to.
+pub fn quantization(settings: &ModelSettings) -> Option<QuantizeAs> {
+    let kind = match settings.bnb_4bit_quant_type {
+        FourBitType::Nf4 => FourBitKind::Nf4,
+        FourBitType::Fp4 => FourBitKind::Fp4,
+    };
+    let four = QuantizeAs::FourBit { kind, block: QuantizeAs::BLOCK, double: settings.use_bnb_nested_quant };
+    match (settings.load_in_4bit, settings.load_in_8bit) {
+        (true, _) => Some(four),
+        (false, true) => Some(QuantizeAs::Int8),
+        (false, false) => None,
     }
 }
 

@@ -16,6 +16,7 @@ mod merge;
 mod orpo;
 mod plan;
 mod pretrain;
+mod quantize;
 mod quickstart;
 mod report;
 mod reward;
@@ -51,6 +52,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: merge::command, run: merge::run },
     Entry { command: combine::command, run: combine::run },
     Entry { command: export::command, run: export::run },
+    Entry { command: quantize::command, run: quantize::run },
     Entry { command: plan::command, run: plan::run },
     Entry { command: data::command, run: data::run },
     Entry { command: config::command, run: config::run },

@@ -88,6 +88,11 @@ impl LoraInit {
     /// # Source
     /// Meng et al., "PiSSA", arXiv:2404.02948, equations 2 to 4; Büyükakyüz, "OLoRA", arXiv:2406.01775, algorithm 1.
     pub(super) fn taken(&self, weight: &Tensor, r: usize, scale: f64, dtype: DType) -> Result<Option<Taken>> {
+        let takes = matches!(self, LoraInit::Pissa | LoraInit::PissaIterated(_) | LoraInit::Olora);
+        if takes && weight.quantized().is_some() {
+            let what = format!("init_lora_weights {} on a quantised weight, which what is left could not be", self.to_json());
+            return Err(AdapterError::Unsupported { what }.into());
+        }
         let (out, input) = (weight.dims()[0], weight.dims()[1]);
         let wide = || -> Result<Matrix> { Ok(Matrix::new(out, input, weight.to_dtype(DType::F64)?.to_vec::<f64>()?)) };
         let (a, b, w) = match self {

@@ -12,7 +12,9 @@ use crate::decoder::{Model, Place};
 use crate::modules::Weight;
 
 /// Folds adapter 0 into the weights, trained copies in place of the originals. Sums are made in the compute dtype and
-/// rounded once to the weight's. Adapters of other numbers, which were made for the weights as they were, are gone
+/// rounded once to the weight's; where that is quantised they stay in the compute dtype, and a quantised weight that
+/// nothing is added to stays as it is ([`unpack`](crate::quantize::unpack) and
+/// [`requantize`](crate::quantize::requantize) say what becomes of them). Adapters of other numbers, which were made for the weights as they were, are gone
 /// afterwards.
 ///
 /// # Errors
@@ -91,7 +93,8 @@ fn add(weight: &mut Weight, delta: &Tensor, dtype: DType) -> Result<()> {
 }
 
 fn replace(weight: &mut Weight, value: &Tensor) -> Result<()> {
-    let value = value.to_dtype(weight.base.value().dtype())?;
+    let own = weight.base.value().dtype();
+    let value = if own.is_float() { value.to_dtype(own)? } else { value.clone() };
     weight.base = Param::frozen(weight.base.name(), value);
     Ok(())
 }

@@ -61,10 +61,13 @@ impl Partial {
 /// # Errors
 /// [`AdapterError::NoMatch`] if there is none; [`AdapterError::Conflict`] for a module that is not there.
 pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError> {
-    let (mut found, mut names) = (false, Vec::new());
+    let (mut found, mut names, mut frozen) = (false, Vec::new(), None);
     let mut visit = |weight: &mut Weight| {
         let name = weight.base.name().to_string();
         if what.wants(&name) {
+            if weight.base.value().quantized().is_some() {
+                frozen = Some(name.clone());
+            }
             weight.base = Param::trainable(name.clone(), weight.base.value());
             found = true;
         }
@@ -80,6 +83,10 @@ pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError>
     }
     visit(&mut model.norm.weight);
     model.lm_head.iter_mut().for_each(&mut visit);
+    if let Some(name) = frozen {
+        let problem = format!("asks to train `{name}`, which is quantised; train an adapter on it (use_peft)");
+        return Err(AdapterError::Conflict { key: "finetuning_type", problem });
+    }
     let modules = |n: &String| n.rsplit_once('.').map_or(n.clone(), |(module, _)| module.to_string());
     if let Partial::Layers { modules: parts, extra, .. } = what {
         let known = |part: &String| names.iter().any(|n| n.split('.').any(|p| p == part));

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use planish_autograd::Param;
+use planish_tensor::quant::Layout;
 use planish_tensor::{DType, Tensor};
 
 use super::Model;
@@ -26,7 +27,8 @@ pub trait TensorSource {
 /// How weights are held.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
-    /// Dtype to hold them in; as in the file if `None`.
+    /// Dtype to hold them in; as in the file if `None`. Weights that bitsandbytes has quantised stay so, whatever it is;
+    /// blocks of a GGUF file stay so without it.
     pub dtype: Option<DType>,
     /// Whether gradients are wanted for all of them (full fine-tuning).
     pub trainable: bool,
@@ -49,13 +51,18 @@ impl Loader<'_> {
         if tensor.dims() != shape {
             return Err(Error::TensorShape { name, found: tensor.dims().to_vec(), expected: shape.to_vec() });
         }
-        if !tensor.dtype().is_float() {
+        if !tensor.dtype().is_float() && tensor.quantized().is_none() {
             return Err(Error::TensorDtype { name, found: tensor.dtype() });
         }
+        // A dtype asked for is that of what is not quantised; of a GGUF file's blocks it asks for their values.
+        let stays = tensor.quantized().is_some_and(|q| !matches!(q.layout(), Layout::Ggml(_)));
         let tensor = match self.options.dtype {
-            Some(dtype) => tensor.to_dtype(dtype)?,
-            None => tensor,
+            Some(dtype) if !stays => tensor.to_dtype(dtype)?,
+            _ => tensor,
         };
+        if let Some(q) = tensor.quantized().filter(|_| self.options.trainable) {
+            return Err(Error::FrozenWeight { name, format: q.format() });
+        }
         self.used.insert(name.clone());
         let make = if self.options.trainable { Param::trainable } else { Param::frozen };
         Ok(Weight::new(make(name, tensor)))

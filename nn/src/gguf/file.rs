@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use planish_tensor::quant::Ggml;
 use planish_tensor::{DType, Element, Mmap, Tensor, parallel};
 
 use super::names::{Arch, Change, is_setting, to_hf};
@@ -163,6 +164,36 @@ impl GgufFile {
         self.convert(info, dtype, heads)
     }
 
+    /// The matrix of a Hugging Face name in the blocks that the file holds, over the mapped file or, where rows
+    /// change places, copied; `None` if it is not quantised or no matrix.
+    ///
+    /// # Errors
+    /// As [`GgufFile::tensor_hf_as`].
+    pub fn packed_hf(&self, name: &str) -> Result<Option<Tensor>> {
+        self.arch()?;
+        let missing = || GgufError::NoSuchTensor { path: self.path.clone(), name: name.into() };
+        let &(i, change) = self.hf.get(name).ok_or_else(missing)?;
+        let info = &self.infos[i];
+        let (Some(kind), &[rows, cols]) = (info.kind.blocks(), info.shape.as_slice()) else { return Ok(None) };
+        let heads = match change {
+            Change::QueryRows => Some(self.n_heads()?),
+            Change::KeyRows => Some(self.n_kv_heads()?),
+            Change::Nothing => None,
+            Change::PlusOne => return Ok(None),
+        };
+        let mut blocks = Tensor::from_mapped(&self.map, info.offset, DType::U8, [info.bytes])?;
+        if let Some(head_dim) = self.rows_of_head(info, heads, rows, cols)? {
+            let row_bytes = info.bytes / rows.max(1);
+            let mut moved = Tensor::zeros([info.bytes], DType::U8)?;
+            let file = &self.map[info.offset..info.offset + info.bytes];
+            for (row, out) in moved.as_slice_mut::<u8>()?.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+                out.copy_from_slice(&file[row_in_file(row, head_dim) * row_bytes..][..row_bytes]);
+            }
+            blocks = moved;
+        }
+        Ok(Some(Tensor::packed(Ggml::new([rows, cols], kind, &blocks)?)))
+    }
+
     /// The tensor of a name in the file, dequantised to f32 and otherwise as it is.
     ///
     /// # Errors
@@ -197,25 +228,28 @@ impl GgufFile {
         }
     }
 
+    /// Rows of a head, where the rows of heads are interleaved.
+    fn rows_of_head(&self, info: &Info, heads: Option<usize>, rows: usize, width: usize) -> Result<Option<usize>> {
+        match heads {
+            None => Ok(None),
+            Some(heads) if heads > 0 && rows % (2 * heads) == 0 && width % info.kind.block_len() == 0 => {
+                Ok(Some(rows / heads))
+            }
+            Some(heads) => Err(GgufError::Shape {
+                path: self.path.clone(),
+                name: info.name.clone(),
+                shape: info.shape.clone(),
+                expected: format!("{heads} heads need a multiple of {} rows", 2 * heads),
+            }),
+        }
+    }
+
     fn rows<T: Element>(&self, info: &Info, heads: Option<usize>, round: impl Fn(f32) -> T + Sync) -> Result<Tensor> {
         // A permuted bias is permuted element by element: its rows are single elements.
         let permuted_bias = heads.is_some() && info.shape.len() == 1;
         let width = if permuted_bias { 1 } else { info.shape.last().copied().unwrap_or(1) };
         let n_rows = info.shape.iter().product::<usize>().checked_div(width).unwrap_or(0);
-        let head_dim = match heads {
-            None => None,
-            Some(heads) if heads > 0 && n_rows % (2 * heads) == 0 && width % info.kind.block_len() == 0 => {
-                Some(n_rows / heads)
-            }
-            Some(heads) => {
-                return Err(GgufError::Shape {
-                    path: self.path.clone(),
-                    name: info.name.clone(),
-                    shape: info.shape.clone(),
-                    expected: format!("{heads} heads need a multiple of {} rows", 2 * heads),
-                });
-            }
-        };
+        let head_dim = self.rows_of_head(info, heads, n_rows, width)?;
         let bytes = &self.map[info.offset..info.offset + info.bytes];
         let row_bytes = width / info.kind.block_len() * info.kind.block_bytes();
         let mut out = Tensor::zeros(info.shape.clone(), T::DTYPE)?;
@@ -223,17 +257,19 @@ impl GgufFile {
             let mut scratch = vec![0.0f32; width];
             for (i, row) in run.chunks_exact_mut(width).enumerate() {
                 let row_index = first / width + i;
-                // Row (head, half, k) of transformers is row (head, k, half) of the file.
-                let from = head_dim.map_or(row_index, |d| {
-                    let (head, within) = (row_index / d, row_index % d);
-                    head * d + within % (d / 2) * 2 + within / (d / 2)
-                });
+                let from = head_dim.map_or(row_index, |d| row_in_file(row_index, d));
                 dequantize(info.kind, &bytes[from * row_bytes..][..row_bytes], &mut scratch);
                 row.iter_mut().zip(&scratch).for_each(|(out, &x)| *out = round(x));
             }
         });
         Ok(out)
     }
+}
+
+/// Row (head, half, k) of transformers is row (head, k, half) of the file.
+fn row_in_file(row: usize, head_dim: usize) -> usize {
+    let (head, within) = (row / head_dim, row % head_dim);
+    head * head_dim + within % (head_dim / 2) * 2 + within / (head_dim / 2)
 }
 
 fn native(kind: GgmlType) -> Option<DType> {

@@ -37,6 +37,16 @@ pub enum WeightsError {
         /// The file that was being written.
         path: PathBuf,
     },
+    /// A quantised weight whose parts do not make one.
+    #[error("{}: `{name}` {problem}", path.display())]
+    Quantised {
+        /// What was opened.
+        path: PathBuf,
+        /// The weight.
+        name: String,
+        /// What is wrong.
+        problem: super::QuantProblem,
+    },
     /// A directory that was to be created already holds something.
     #[error("{} already exists and is not empty; choose another directory or remove it", path.display())]
     Exists {

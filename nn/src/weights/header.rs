@@ -166,6 +166,9 @@ pub(crate) fn dtype_name(dtype: DType) -> &'static str {
         DType::I32 => "I32",
         DType::U32 => "U32",
         DType::U8 => "U8",
+        DType::I8 => "I8",
+        // Never written: `save_safetensors` takes its parts.
+        DType::Packed => "PACKED",
         DType::Bool => "BOOL",
     }
 }

@@ -8,6 +8,7 @@
 //! length of the file.
 
 pub mod atomic;
+mod bitsandbytes;
 mod error;
 mod header;
 mod reader;
@@ -17,6 +18,7 @@ mod writer;
 mod tests;
 
 pub use atomic::{atomic_dir, atomic_write};
+pub use bitsandbytes::{QuantProblem, stored};
 pub use error::{Result, TensorProblem, WeightsError};
 pub use reader::{TensorMeta, WeightsReader};
 pub use writer::{DEFAULT_MAX_SHARD_BYTES, save_safetensors, save_sharded};

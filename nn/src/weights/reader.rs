@@ -142,6 +142,11 @@ impl WeightsReader {
         Ok(())
     }
 
+    /// What was opened.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Names of all tensors, in the order of the files' data.
     pub fn names(&self) -> &[String] {
         &self.names

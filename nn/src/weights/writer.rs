@@ -143,6 +143,9 @@ fn byte_len(tensor: &Tensor) -> u64 {
 }
 
 fn write_file(path: &Path, mut tensors: Vec<(String, Tensor)>, metadata: &BTreeMap<String, String>) -> Result<()> {
+    if let Some((_, packed)) = tensors.iter().find(|(_, t)| t.dtype() == DType::Packed) {
+        return Err(planish_tensor::Error::UnsupportedDType { op: "safetensors", dtype: packed.dtype() }.into());
+    }
     tensors.sort_by(|(a, x), (b, y)| y.dtype().size().cmp(&x.dtype().size()).then_with(|| a.cmp(b)));
     let header = header_bytes(path, &tensors, metadata)?;
     let mut refused = None;
@@ -200,7 +203,8 @@ fn write_elements(w: &mut dyn Write, tensor: &Tensor) -> io::Result<()> {
         DType::I64 => bytes::<i64>(tensor),
         DType::I32 => bytes::<i32>(tensor),
         DType::U32 => bytes::<u32>(tensor),
-        DType::U8 => bytes::<u8>(tensor),
+        DType::U8 | DType::Packed => bytes::<u8>(tensor),
+        DType::I8 => bytes::<i8>(tensor),
         DType::Bool => bytes::<Bool>(tensor),
     }?)
 }

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack};
-use super::{KC, Mat, Store};
-use crate::dtype::{Float, Real};
+use super::{KC, Mat, Right, Store};
+use crate::dtype::Real;
 
 /// Bytes of packed panels that a task keeps in its second-level cache: less than half of it, since A and C pass
 /// through it too. Changes speed, never a sum.
@@ -35,16 +35,16 @@ const MIN_ROWS: usize = 192;
 
 /// One product A B.
 #[derive(Clone, Copy)]
-pub(super) struct Term<'a, 'b, R, B> {
+pub(super) struct Term<'a, R, B> {
     pub(super) a: Mat<'a, R>,
-    pub(super) b: Mat<'b, B>,
+    pub(super) b: B,
 }
 
 /// C = or += base (+ update).
 #[derive(Clone, Copy)]
-pub(super) struct Product<'a, 'b, 'u, 'v, R, B, V> {
-    pub(super) base: Term<'a, 'b, R, B>,
-    pub(super) update: Option<Term<'u, 'v, R, V>>,
+pub(super) struct Product<'a, 'u, R, B, V> {
+    pub(super) base: Term<'a, R, B>,
+    pub(super) update: Option<Term<'u, R, V>>,
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) store: Store,
@@ -66,7 +66,7 @@ impl<R> Shared<R> {
     }
 }
 
-impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
+impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
     /// Computes all of C on all threads.
     ///
     /// # Safety
@@ -132,7 +132,7 @@ impl<R: Real, B: Float, V: Float> Product<'_, '_, '_, '_, R, B, V> {
             });
             set = block.add(&self.base, behind, set, scratch);
             if let Some(update) = self.update.as_ref().filter(|_| behind.is_none()) {
-                set = block.add(update, None::<&Term<R, R>>, set, scratch);
+                set = block.add(update, None::<&Term<R, Mat<R>>>, set, scratch);
             }
             if set {
                 // Nothing was summed: the product of empty matrices.
@@ -161,7 +161,7 @@ impl<R: Real> Block<R> {
     ///
     /// # Safety
     /// The block must be writable by this call alone.
-    unsafe fn add<B: Float, V: Float>(
+    unsafe fn add<B: Right<R>, V: Right<R>>(
         &self,
         term: &Term<R, B>,
         behind: Option<&Term<R, V>>,
@@ -196,40 +196,54 @@ impl<R: Real> Block<R> {
     /// # Safety
     /// As [`Block::add`].
     #[cfg(target_arch = "x86_64")]
-    unsafe fn gemv<B: Float>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode, scratch: &mut Vec<R>) -> bool {
+    unsafe fn gemv<B: Right<R>>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode, scratch: &mut Vec<R>) -> bool {
         use super::gemv::{Gemv, lines, most_rows};
+        use super::right::Lines;
         use crate::DType;
         let Term { a, b } = term;
-        let width = lines();
-        let fits = R::DTYPE == DType::F32
-            && matches!(B::DTYPE, DType::F32 | DType::BF16 | DType::F16)
-            && self.rows.len() <= most_rows()
-            && (a.cs == 1 && b.rs == 1 && width > 0);
+        let (width, kc) = (lines(), depth.len());
+        let fits = R::DTYPE == DType::F32 && self.rows.len() <= most_rows() && a.cs == 1 && width > 0;
         if !fits || self.cols.len() < width {
             return false;
         }
         let whole = self.cols.len() / width * width;
-        let gemv = Gemv {
-            rows: self.rows.len(),
-            lines: whole,
-            kc: depth.len(),
-            a: a.data[self.rows.start * a.rs + depth.start..].as_ptr().cast(),
-            a_row: a.rs,
-            w: b.data[self.cols.start * b.cs + depth.start..].as_ptr().cast(),
-            w_row: b.cs,
-            dtype: B::DTYPE,
-            // SAFETY: the block's first element.
-            c: unsafe { self.c.add(self.rows.start * self.n + self.cols.start) }.cast(),
-            c_row: self.n,
-            mode,
+        // Columns from `from` on, read where `w` says.
+        let run = |from: usize, lines: usize, w: *const u8, w_row: usize, dtype: DType| {
+            let gemv = Gemv {
+                rows: self.rows.len(),
+                lines,
+                kc,
+                a: a.data[self.rows.start * a.rs + depth.start..].as_ptr().cast(),
+                a_row: a.rs,
+                w,
+                w_row,
+                dtype,
+                // SAFETY: an element of the block.
+                c: unsafe { self.c.add(self.rows.start * self.n + from) }.cast(),
+                c_row: self.n,
+                mode,
+            };
+            // SAFETY: R is f32; rows and columns of A and C are in range by `Mat`'s check and the caller's promise,
+            // those of B by that of `lines` and `write_lines`.
+            unsafe { gemv.run() }
         };
-        // SAFETY: R is f32; rows and columns of A, B and C are in range by `Mat`'s check and the caller's promise.
-        unsafe {
-            gemv.run();
-            if whole < self.cols.len() {
-                let rest = Block { rows: self.rows.clone(), cols: self.cols.start + whole..self.cols.end, ..*self };
-                rest.few_rows(term, depth.clone(), mode, scratch);
+        match b.lines(&self.cols, depth) {
+            Lines::No => return false,
+            Lines::Whole(w, w_row, dtype) => run(self.cols.start, whole, w, w_row, dtype),
+            Lines::Made(together) => {
+                let together = together.next_multiple_of(width);
+                let [made] = parts(scratch, [together * kc]);
+                for l in (0..whole).step_by(together) {
+                    let (from, n) = (self.cols.start + l, together.min(whole - l));
+                    b.write_lines(from..from + n, depth, &mut made[..n * kc]);
+                    run(from, n, made.as_ptr().cast(), kc, DType::F32);
+                }
             }
+        }
+        if whole < self.cols.len() {
+            let rest = Block { rows: self.rows.clone(), cols: self.cols.start + whole..self.cols.end, ..*self };
+            // SAFETY: the caller's promise.
+            unsafe { rest.few_rows(term, depth.clone(), mode, scratch) }
         }
         true
     }
@@ -239,7 +253,7 @@ impl<R: Real> Block<R> {
     ///
     /// # Safety
     /// As [`Block::add`].
-    unsafe fn many_rows<B: Float, V: Float>(
+    unsafe fn many_rows<B: Right<R>, V: Right<R>>(
         &self,
         term: &Term<R, B>,
         depth: Range<usize>,
@@ -255,15 +269,9 @@ impl<R: Real> Block<R> {
         let more = behind.map_or(0, |behind| behind.a.cols);
         let lens = [columns * kc, columns * more, if packs_a { together * kc } else { 0 }];
         let [panels, panels_behind, packed_a] = parts(scratch, lens);
-        let mut at = 0;
-        for j in self.cols.clone().step_by(shape.nr) {
-            let cols = j..self.cols.end.min(j + shape.nr);
-            let width = cols.len().next_multiple_of(shape.lanes);
-            pack_b(&mut panels[at * kc..][..width * kc], width, &term.b, cols.clone(), &depth);
-            if let Some(behind) = behind {
-                pack_b(&mut panels_behind[at * more..][..width * more], width, &behind.b, cols, &(0..more));
-            }
-            at += width;
+        term.b.pack_panels(panels, shape.nr, shape.lanes, self.cols.clone(), &depth);
+        if let Some(behind) = behind {
+            behind.b.pack_panels(panels_behind, shape.nr, shape.lanes, self.cols.clone(), &(0..more));
         }
         for i0 in self.rows.clone().step_by(together) {
             let rows = i0..self.rows.end.min(i0 + together);
@@ -304,7 +312,7 @@ impl<R: Real> Block<R> {
     ///
     /// # Safety
     /// As [`Block::add`].
-    unsafe fn few_rows<B: Float>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
+    unsafe fn few_rows<B: Right<R>>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
         let (shape, rows, kc) = (R::shape(), self.rows.len(), depth.len());
         let packs_a = term.a.cs != 1;
         let whole = rows.next_multiple_of(shape.mr);
@@ -323,8 +331,7 @@ impl<R: Real> Block<R> {
             let cols = shape.nr.min(self.cols.end - j);
             let width = cols.next_multiple_of(shape.lanes);
             // Rows of B that need neither widening nor padding are a panel as they are.
-            if let Some(b) = term.b.as_panel::<R>(depth.start, j).filter(|_| cols == width) {
-                let b_row = term.b.rs;
+            if let Some((b, b_row)) = term.b.panel(depth.start, j).filter(|_| cols == width) {
                 for (i, rows) in tiles() {
                     let (a, a_row, a_k) = a(i);
                     // SAFETY: as in `many_rows`; rows of B hold `cols` elements from column j on.
@@ -339,7 +346,7 @@ impl<R: Real> Block<R> {
                 let len = PIECE.min(kc - p);
                 let piece = &mut piece[..len * width];
                 let (from, to) = (depth.start + p, depth.start + p + len);
-                pack_b(piece, width, &term.b, j..j + cols, &(from..to));
+                term.b.pack(piece, width, j..j + cols, &(from..to));
                 let mode = if p == 0 { Mode::Set } else { Mode::Continue };
                 let b = piece.as_ptr();
                 for (i, rows) in tiles() {
@@ -377,19 +384,6 @@ fn parts<R: Real, const N: usize>(scratch: &mut Vec<R>, lens: [usize; N]) -> [&m
         left = rest;
         part
     })
-}
-
-fn pack_b<R: Real, B: Float>(panel: &mut [R], width: usize, b: &Mat<B>, cols: Range<usize>, depth: &Range<usize>) {
-    let part = Part {
-        data: b.data,
-        l0: cols.start,
-        lines: cols.len(),
-        k0: depth.start,
-        kc: depth.len(),
-        line_stride: b.cs,
-        depth_stride: b.rs,
-    };
-    pack(panel, width, part);
 }
 
 /// Rows of A in panels of `mr`, one after the other.

@@ -17,9 +17,11 @@ mod driver;
 #[cfg(target_arch = "x86_64")]
 mod gemv;
 mod kernel;
-mod pack;
+pub(crate) mod pack;
+mod right;
 
 pub use kernel::{Kernel, Mode, Tile, TileShape};
+pub use right::{Lines, Right};
 
 use crate::dtype::{Float, Real};
 use driver::{Product, Term};
@@ -73,20 +75,6 @@ impl<'a, T: Float> Mat<'a, T> {
         Mat { data: &self.data[skip..], rows: len, ..self }
     }
 
-    /// Element (i, j) on, if elements are R's and rows contiguous.
-    fn as_panel<R: Real>(&self, i: usize, j: usize) -> Option<*const R> {
-        (T::DTYPE == R::DTYPE && self.cs == 1).then(|| self.data[i * self.rs + j..].as_ptr().cast())
-    }
-
-    /// Row `i` of a matrix whose rows are contiguous.
-    ///
-    /// # Panics
-    /// If they are not, or there is no such row.
-    pub(crate) fn row(&self, i: usize) -> &'a [T] {
-        assert!(self.cs == 1 && i < self.rows, "no contiguous row");
-        &self.data[i * self.rs..i * self.rs + self.cols]
-    }
-
     /// Rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -123,7 +111,7 @@ pub enum Store {
 ///
 /// # Panics
 /// If the sizes do not agree: callers validate shapes first.
-pub fn gemm<R: Real, B: Float>(a: Mat<R>, b: Mat<B>, c: &mut [R], store: Store) {
+pub fn gemm<R: Real, B: Right<R>>(a: Mat<R>, b: B, c: &mut [R], store: Store) {
     product(a, b, None::<(Mat<R>, Mat<R>)>, c, store);
 }
 
@@ -132,22 +120,22 @@ pub fn gemm<R: Real, B: Float>(a: Mat<R>, b: Mat<B>, c: &mut [R], store: Store) 
 ///
 /// # Panics
 /// As [`gemm`].
-pub fn gemm_update<R: Real, B: Float, V: Float>(a: Mat<R>, b: Mat<B>, u: Mat<R>, v: Mat<V>, c: &mut [R], store: Store) {
+pub fn gemm_update<R: Real, B: Right<R>, V: Right<R>>(a: Mat<R>, b: B, u: Mat<R>, v: V, c: &mut [R], store: Store) {
     product(a, b, Some((u, v)), c, store);
 }
 
-fn product<R: Real, B: Float, V: Float>(
+fn product<R: Real, B: Right<R>, V: Right<R>>(
     a: Mat<R>,
-    b: Mat<B>,
-    update: Option<(Mat<R>, Mat<V>)>,
+    b: B,
+    update: Option<(Mat<R>, V)>,
     c: &mut [R],
     store: Store,
 ) {
-    let (m, n) = (a.rows, b.cols);
-    assert_eq!(a.cols, b.rows, "inner sizes");
+    let (m, n) = (a.rows, b.cols());
+    assert_eq!(a.cols, b.rows(), "inner sizes");
     assert_eq!(c.len(), m * n, "size of C");
     if let Some((u, v)) = &update {
-        assert!(u.rows == m && v.cols == n && u.cols == v.rows, "sizes of the update");
+        assert!(u.rows == m && v.cols() == n && u.cols == v.rows(), "sizes of the update");
     }
     let c_ptr = c.as_mut_ptr();
     let product = Product { base: Term { a, b }, update: update.map(|(a, b)| Term { a, b }), m, n, store };
@@ -160,12 +148,12 @@ fn product<R: Real, B: Float, V: Float>(
 ///
 /// # Panics
 /// As [`gemm`].
-pub fn gemm_serial<R: Real, B: Float>(a: Mat<R>, b: Mat<B>, c: &mut [R], store: Store, scratch: &mut Vec<R>) {
-    let (m, n) = (a.rows, b.cols);
-    assert_eq!(a.cols, b.rows, "inner sizes");
+pub fn gemm_serial<R: Real, B: Right<R>>(a: Mat<R>, b: B, c: &mut [R], store: Store, scratch: &mut Vec<R>) {
+    let (m, n) = (a.rows, b.cols());
+    assert_eq!(a.cols, b.rows(), "inner sizes");
     assert_eq!(c.len(), m * n, "size of C");
     let c_ptr = c.as_mut_ptr();
-    let product = Product { base: Term { a, b }, update: None::<Term<R, R>>, m, n, store };
+    let product = Product { base: Term { a, b }, update: None::<Term<R, Mat<R>>>, m, n, store };
     // SAFETY: c holds m rows of n, and is ours alone.
     unsafe { product.block(0..m, 0..n, c_ptr, scratch) }
 }

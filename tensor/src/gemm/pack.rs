@@ -11,22 +11,22 @@ pub(super) mod x86;
 
 /// Lines `l0..l0 + lines` at depths `k0..k0 + kc` of a matrix.
 #[derive(Clone, Copy)]
-pub(super) struct Part<'a, S> {
-    pub(super) data: &'a [S],
-    pub(super) l0: usize,
-    pub(super) lines: usize,
-    pub(super) k0: usize,
-    pub(super) kc: usize,
+pub(crate) struct Part<'a, S> {
+    pub(crate) data: &'a [S],
+    pub(crate) l0: usize,
+    pub(crate) lines: usize,
+    pub(crate) k0: usize,
+    pub(crate) kc: usize,
     /// Distance of lines.
-    pub(super) line_stride: usize,
+    pub(crate) line_stride: usize,
     /// Distance along the depth.
-    pub(super) depth_stride: usize,
+    pub(crate) depth_stride: usize,
 }
 
 /// Writes one panel: `panel[p * width + l]` = element (line `l0 + l`, depth `k0 + p`) for `l < lines`,
 /// 0 for `lines <= l < width`.
 #[inline]
-pub(super) fn pack<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<'_, S>) {
+pub(crate) fn pack<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<'_, S>) {
     assert!(panel.len() == width * part.kc && part.lines <= width);
     if part.lines < width {
         panel.fill(R::ZERO);

@@ -16,8 +16,10 @@ use super::elementwise::{add_assign, mul, sub};
 use super::linear::{self, flat, matmul};
 use super::lora_linear::{self, Lora};
 use super::{check, dropout};
+use crate::gemm::Right;
+use crate::quant::PackedMat;
 use crate::reduce::dot;
-use crate::{Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+use crate::{DType, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
 
 const OP: &str = "dora_linear";
 
@@ -47,7 +49,13 @@ pub fn row_norms(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<
     crate::device::cpu_only(OP, [weight, a, b])?;
     lora_linear::check_parts(OP, weight, a, b)?;
     let (out, input, r) = (weight.dims()[0], weight.dims()[1], a.dims()[0]);
-    let (weight, a) = (weight.contiguous()?, a.contiguous()?);
+    if let Some(packed) = PackedMat::of(weight)
+        && a.dtype() == DType::F32
+    {
+        return packed_row_norms(packed, a, b, scale);
+    }
+    let dtype = if weight.quantized().is_some() { a.dtype() } else { weight.dtype() };
+    let (weight, a) = (weight.to_dtype(dtype)?.contiguous()?, a.contiguous()?);
     let b = super::elementwise::scale(&b.to_dtype(a.dtype())?, scale)?.contiguous()?;
     let mut norms = Tensor::zeros([out], a.dtype())?;
     dispatch_real!(OP, a.dtype(), R => dispatch_float!(OP, weight.dtype(), W => {
@@ -62,6 +70,27 @@ pub fn row_norms(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<
         });
         norms.as_slice_mut::<R>()?.iter_mut().zip(blocks.into_iter().flatten()).for_each(|(n, x)| *n = x);
     }));
+    Ok(norms)
+}
+
+/// [`row_norms`] of a quantised weight, a row at a time.
+fn packed_row_norms(weight: PackedMat<'_>, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    let (out, input, r) = (weight.rows(), weight.cols(), a.dims()[0]);
+    let a = a.contiguous()?;
+    let b = super::elementwise::scale(&b.to_dtype(a.dtype())?, scale)?.contiguous()?;
+    let mut norms = Tensor::zeros([out], DType::F32)?;
+    let (a, b) = (a.as_slice::<f32>()?, b.as_slice::<f32>()?);
+    let blocks = parallel::map(out.div_ceil(ROWS), |block| {
+        let (mut w, mut v) = (vec![0f32; input], vec![0f32; input]);
+        let rows = block * ROWS..out.min((block + 1) * ROWS);
+        rows.map(|o| {
+            weight.read_row(o, &mut w);
+            updated_row(&mut v, &w, &b[o * r..(o + 1) * r], a);
+            dot(&v, &v).sqrt()
+        })
+        .collect::<Vec<f32>>()
+    });
+    norms.as_slice_mut::<f32>()?.iter_mut().zip(blocks.into_iter().flatten()).for_each(|(n, x)| *n = x);
     Ok(norms)
 }
 
@@ -182,7 +211,6 @@ pub fn backward(
 mod tests {
     use super::super::testing::{bits, random, same_bits_on_any_threads, values};
     use super::*;
-    use crate::DType;
 
     /// With B = 0 and m the norms, the map is the base's to the bit.
     #[test]

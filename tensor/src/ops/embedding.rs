@@ -1,11 +1,12 @@
 //! Rows of a table by token id.
 //!
-//! weight: (vocabulary, size) in any float dtype, ids: (tokens), result: (tokens, size) in the compute
+//! weight: (vocabulary, size) in any float dtype or [quantised](crate::quant), ids: (tokens), result: (tokens, size) in the compute
 //! dtype of the weight (f64 for f64, else f32).
 
 use super::{check, rows};
-use crate::device;
-use crate::{DType, Error, Result, Tensor, dispatch_float, dispatch_real};
+use crate::gemm::Right;
+use crate::quant::PackedMat;
+use crate::{DType, Error, Result, Tensor, device, dispatch_float, dispatch_real, parallel};
 
 const OP: &str = "embedding";
 
@@ -20,6 +21,14 @@ pub fn forward(weight: &Tensor, ids: &[u32]) -> Result<Tensor> {
     }
     let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let mut out = Tensor::scratch([ids.len(), size], dtype)?;
+    if let Some(packed) = PackedMat::of(weight) {
+        parallel::chunks(out.as_slice_mut::<f32>()?, size, |start, out| {
+            for (row, &id) in out.chunks_exact_mut(size).zip(&ids[start / size..]) {
+                packed.read_row(id as usize, row);
+            }
+        });
+        return Ok(out);
+    }
     let weight = weight.contiguous()?;
     dispatch_real!(OP, dtype, R => dispatch_float!(OP, weight.dtype(), W => {
         rows::take(weight.as_slice::<W>()?, size, ids, out.as_slice_mut::<R>()?);

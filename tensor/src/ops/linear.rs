@@ -1,11 +1,11 @@
 //! Linear maps: y = x Wᵀ + b.
 //!
 //! x: (…, in), W: (out, in), b: (out), y: (…, out). Sums in the dtype of x (f32 or f64), in the
-//! order [`gemm`](crate::gemm) documents; W may be stored in any float dtype.
+//! order [`gemm`](crate::gemm) documents; W may be stored in any float dtype, or [quantised](crate::quant).
 
 use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{Mat, Store, gemm};
-use crate::{DType, Error, Real, Result, Tensor, dispatch_float, dispatch_real};
+use crate::{DType, Error, Real, Result, Tensor, dispatch_real};
 
 const OP: &str = "linear";
 
@@ -17,6 +17,21 @@ pub(crate) fn matrix<T: crate::Float>(t: &Tensor) -> Mat<'_, T> {
     }
     Mat::strided(&t.elements::<T>()[t.offset()..], rows, cols, t.strides()[0], t.strides()[1])
 }
+
+/// Runs the expression with `$b` bound to a two-dimensional weight as the right-hand matrix of a product: quantised, or
+/// of any float dtype and stride.
+macro_rules! with_right {
+    ($op:expr, $weight:expr, $b:ident => $body:expr) => {
+        match $crate::quant::PackedMat::of($weight) {
+            Some($b) => $body,
+            None => $crate::dispatch_float!($op, $weight.dtype(), W => {
+                let $b = $crate::ops::linear::matrix::<W>($weight);
+                $body
+            }),
+        }
+    };
+}
+pub(crate) use with_right;
 
 /// All dimensions but the last flattened; a view where the layout allows.
 pub(crate) fn flat(t: &Tensor, op: &'static str) -> Result<Tensor> {
@@ -49,13 +64,13 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, c: &mut Tensor, store: Store) -> Resu
     // instance of the product for every combination would be most of the program.
     let a = a.to_dtype(c.dtype())?;
     match c.dtype() {
-        DType::F32 => dispatch_float!("matmul", b.dtype(), B => {
-            gemm::<f32, B>(matrix(&a), matrix(b), c.as_slice_mut()?, store);
+        DType::F32 => with_right!("matmul", b, b => {
+            gemm::<f32, _>(matrix(&a), b, c.as_slice_mut()?, store);
             Ok(())
         }),
         DType::F64 => {
             let b = b.to_dtype(DType::F64)?;
-            gemm::<f64, f64>(matrix(&a), matrix(&b), c.as_slice_mut()?, store);
+            gemm::<f64, _>(matrix(&a), matrix::<f64>(&b), c.as_slice_mut()?, store);
             Ok(())
         }
         dtype => Err(Error::UnsupportedDType { op: "matmul", dtype }),

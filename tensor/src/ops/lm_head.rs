@@ -19,11 +19,11 @@
 
 use super::check;
 use crate::device::{self, ops::lm_head as on_device};
-use crate::gemm::{Mat, Store, gemm};
-use crate::ops::linear::matrix;
+use crate::gemm::{Mat, Right, Store, gemm};
+use crate::ops::linear::{matrix, with_right};
 use crate::parallel::Disjoint;
 use crate::scratch;
-use crate::{DType, Element, Error, Float, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+use crate::{DType, Element, Error, Real, Result, Tensor, dispatch_real, parallel};
 
 pub use crate::device::ops::lm_head::Correct;
 
@@ -170,12 +170,12 @@ pub fn forward(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHe
     }
     let hidden = hidden.contiguous()?;
     match hidden.dtype() {
-        DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
-            scratch::with(|b| forward_typed::<f32, W>(&hidden, weight, targets, options, None, b))
+        DType::F32 => with_right!(OP, weight, w => {
+            scratch::with(|b| forward_typed::<f32, _>(&hidden, w, targets, options, None, b))
         }),
         DType::F64 => {
             let weight = weight.to_dtype(DType::F64)?;
-            scratch::with(|b| forward_typed::<f64, f64>(&hidden, &weight, targets, options, None, b))
+            scratch::with(|b| forward_typed::<f64, _>(&hidden, matrix::<f64>(&weight), targets, options, None, b))
         }
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }
@@ -203,23 +203,23 @@ pub fn forward_with_gradient(
     let (hidden, weight) = (hidden.contiguous()?, &weight.contiguous()?);
     let mut gradient = Tensor::zeros(hidden.shape(), hidden.dtype())?;
     let out = match hidden.dtype() {
-        DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
+        DType::F32 => with_right!(OP, weight, w => {
             let gradient = Some(gradient.as_slice_mut()?);
-            scratch::with(|b| forward_typed::<f32, W>(&hidden, weight, targets, options, gradient, b))
+            scratch::with(|b| forward_typed::<f32, _>(&hidden, w, targets, options, gradient, b))
         }),
         DType::F64 => {
             let weight = weight.to_dtype(DType::F64)?;
             let gradient = Some(gradient.as_slice_mut()?);
-            scratch::with(|b| forward_typed::<f64, f64>(&hidden, &weight, targets, options, gradient, b))
+            scratch::with(|b| forward_typed::<f64, _>(&hidden, matrix::<f64>(&weight), targets, options, gradient, b))
         }
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }?;
     Ok((out, gradient))
 }
 
-fn forward_typed<R: Real, W: Float>(
+fn forward_typed<R: Real, W: Right<R>>(
     hidden: &Tensor,
-    weight: &Tensor,
+    w: W,
     targets: &[u32],
     options: &LmHead,
     mut gradient: Option<&mut [R]>,
@@ -227,7 +227,6 @@ fn forward_typed<R: Real, W: Float>(
 ) -> Result<LmHeadOutput> {
     let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
     let x = hidden.as_slice::<R>()?;
-    let w = matrix::<W>(weight);
     let mut states = vec![Running::<R>::NEW; rows];
     let logits = &mut buffer.0;
     logits.resize(ROWS.min(rows) * TILE.min(w.rows()), R::ZERO);
@@ -267,9 +266,11 @@ fn forward_typed<R: Real, W: Float>(
     }
     if let Some(gradient) = gradient {
         parallel::chunks(gradient, size, |start, gradient| {
+            let mut row = vec![R::ZERO; size];
             for (i, g) in gradient.chunks_exact_mut(size).enumerate() {
                 let r = start / size + i;
-                finish_gradient(g, w.row(targets[r] as usize), &states[r], scale, softcap);
+                w.read_row(targets[r] as usize, &mut row);
+                finish_gradient(g, &row, &states[r], scale, softcap);
             }
         });
     }
@@ -304,10 +305,10 @@ crate::simd::simd_fn! {
 
 crate::simd::simd_fn! {
     /// From Σ_v e^(z_v - maximum) slope_v W_v to G, in place; `w` is the target's row of W.
-    fn finish_gradient<R: Real, W: Float>(g: &mut [R], w: &[W], state: &Running<R>, scale: R, softcap: Option<R>) {
+    fn finish_gradient<R: Real>(g: &mut [R], w: &[R], state: &Running<R>, scale: R, softcap: Option<R>) {
         let (at_target, inverse) = (slope(state.target, scale, softcap), R::ONE / state.sum);
         for (g, w) in g.iter_mut().zip(w) {
-            *g = at_target.mul_add(w.widen(), -(*g * inverse));
+            *g = at_target.mul_add(*w, -(*g * inverse));
         }
     }
 }
@@ -405,23 +406,24 @@ pub fn backward(
     }
     let (hidden, dlogprobs) = (hidden.contiguous()?, dlogprobs.contiguous()?);
     match hidden.dtype() {
-        DType::F32 => dispatch_float!(OP, weight.dtype(), W => {
-            scratch::with(|b| backward_typed::<f32, W>(&dlogprobs, &hidden, weight, targets, lse, options, dweight, b))
+        DType::F32 => with_right!(OP, weight, w => {
+            scratch::with(|b| backward_typed::<f32, _>(&dlogprobs, &hidden, w, targets, lse, options, dweight, b))
         }),
         DType::F64 => {
             let weight = weight.to_dtype(DType::F64)?;
             scratch::with(|b| {
-                backward_typed::<f64, f64>(&dlogprobs, &hidden, &weight, targets, lse, options, dweight, b)
+                let w = matrix::<f64>(&weight);
+                backward_typed::<f64, _>(&dlogprobs, &hidden, w, targets, lse, options, dweight, b)
             })
         }
         dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
     }
 }
 
-fn backward_typed<R: Real, W: Float>(
+fn backward_typed<R: Real, W: Right<R>>(
     dlogprobs: &Tensor,
     hidden: &Tensor,
-    weight: &Tensor,
+    w: W,
     targets: &[u32],
     lse: &Tensor,
     options: &LmHead,
@@ -430,7 +432,6 @@ fn backward_typed<R: Real, W: Float>(
 ) -> Result<Tensor> {
     let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
     let (x, g, lse) = (hidden.as_slice::<R>()?, dlogprobs.as_slice::<R>()?, lse.as_slice::<R>()?);
-    let w = matrix::<W>(weight);
     let mut dhidden = Tensor::zeros(hidden.shape(), R::DTYPE)?;
     let dx = dhidden.as_slice_mut::<R>()?;
     let logits = &mut buffer.0;

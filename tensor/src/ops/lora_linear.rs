@@ -1,6 +1,6 @@
 //! A linear map with a low-rank update: y = x Wᵀ + b + s · drop(x) Aᵀ Bᵀ.
 //!
-//! x: (…, in), W: (out, in) in any float dtype, A: (r, in), B: (out, r), y: (…, out). The low-rank
+//! x: (…, in), W: (out, in) in any float dtype or [quantised](crate::quant), A: (r, in), B: (out, r), y: (…, out). The low-rank
 //! product is added to the base product element by element, so with B = 0 the result is the base's,
 //! bit for bit. Bound by the base product: the update costs r (in + out) / (in · out) of it.
 //!
@@ -12,7 +12,7 @@ use super::linear::{self, flat, matmul, matmul_into, matrix};
 use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{Mat, Store, gemm, gemm_update};
 use crate::rng::Rows;
-use crate::{DType, Error, Real, Result, Tensor, dispatch_float, dispatch_real};
+use crate::{DType, Error, Real, Result, Tensor, dispatch_real};
 
 const OP: &str = "lora_linear";
 
@@ -53,14 +53,14 @@ fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor) -> Result<
     }
     let v = v.to_dtype(a.dtype())?;
     match a.dtype() {
-        DType::F32 => dispatch_float!(OP, b.dtype(), B => {
+        DType::F32 => linear::with_right!(OP, b, b => {
             let out = c.as_slice_mut::<f32>()?;
-            gemm_update::<f32, B, f32>(matrix(a), matrix(b), matrix(u), matrix(&v), out, Store::Set);
+            gemm_update::<f32, _, _>(matrix(a), b, matrix(u), matrix::<f32>(&v), out, Store::Set);
         }),
         DType::F64 => {
             let b = b.to_dtype(DType::F64)?;
             let out = c.as_slice_mut::<f64>()?;
-            gemm_update::<f64, f64, f64>(matrix(a), matrix(&b), matrix(u), matrix(&v), out, Store::Set);
+            gemm_update::<f64, _, _>(matrix(a), matrix::<f64>(&b), matrix(u), matrix::<f64>(&v), out, Store::Set);
         }
         dtype => return Err(Error::UnsupportedDType { op: OP, dtype }),
     }

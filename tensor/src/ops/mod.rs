@@ -30,6 +30,6 @@ mod rows;
 pub mod scatter_add;
 pub mod softmax;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod unary;
 pub mod view;

@@ -3,6 +3,7 @@
 mod adapters;
 mod families;
 mod optim;
+mod quant;
 mod sft;
 
 use std::path::PathBuf;

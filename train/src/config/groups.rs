@@ -22,6 +22,16 @@ choices! {
 }
 
 choices! {
+    /// A 4-bit code, under bitsandbytes' names.
+    pub enum FourBitType {
+        /// 4-bit NormalFloat.
+        Nf4 = "nf4",
+        /// 4-bit float.
+        Fp4 = "fp4",
+    }
+}
+
+choices! {
     /// What happens to an example longer than `max_length`.
     pub enum TruncationMode {
         /// Its first `max_length` tokens are kept.
@@ -182,6 +192,14 @@ settings! {
         adapter: Option<String> = None, TEXT;
         /// Dtype of the weights in memory.
         dtype: WeightDtype = WeightDtype::Float32, WeightDtype::RULE;
+        /// Quantise the linear modules of the layers to 4 bits, to train an adapter on them (QLoRA, arXiv 2305.14314).
+        load_in_4bit: bool = false, SWITCH;
+        /// Quantise them to 8 bits.
+        load_in_8bit: bool = false, SWITCH;
+        /// Code of the 4 bits: nf4 or fp4.
+        bnb_4bit_quant_type: FourBitType = FourBitType::Nf4, FourBitType::RULE;
+        /// Quantise the scales of the 4-bit blocks too.
+        use_bnb_nested_quant: bool = false, SWITCH;
         /// Jinja file, or directory of a tokenizer, whose chat template replaces the model's.
         chat_template_path: Option<String> = None, TEXT;
         /// Token that ends a sequence, in place of the tokenizer's.
@@ -452,6 +470,7 @@ pub(super) const ALIASES: &[(&str, &str)] = &[
     ("lora_target", "lora_target_modules"),
     ("revision", "model_revision"),
     ("num_threads", "threads"),
+    ("bnb_4bit_use_double_quant", "use_bnb_nested_quant"),
 ];
 
 /// Settings of TRL and transformers that have no meaning here, and what to do instead.
@@ -465,8 +484,8 @@ pub(super) const NOT_OURS: &[(&str, &str)] = &[
     ("report_to", "every run writes metrics.jsonl, TensorBoard events and report.html; leave it out"),
     ("logging_dir", "TensorBoard events are in output_dir; leave it out"),
     ("trust_remote_code", "no code of a model is ever run; leave it out"),
-    ("load_in_4bit", "quantised bases are read from .gguf files given as `model`"),
-    ("load_in_8bit", "quantised bases are read from .gguf files given as `model`"),
+    ("bnb_4bit_compute_dtype", "arithmetic is in float32 whatever the weights' format; leave it out"),
+    ("bnb_4bit_quant_storage", "4-bit weights are held as bytes; leave it out"),
     ("push_to_hub", "upload the result with the hub's own client"),
     ("precompute_ref_batch_size", "passes hold `tokens_per_pass` tokens; leave it out"),
     ("max_prompt_length", "prompt and completion together are cut to `max_length`; leave it out"),

@@ -45,7 +45,7 @@ pub use device::DeviceChoice;
 pub use distill::{DistillConfig, DistillSettings};
 pub use error::{ConfigError, Origin};
 pub use groups::{
-    ArchitectureSettings, BiasChoice, DataSettings, EvalSettings, FinetuningType, Interval, LoraSettings,
+    ArchitectureSettings, BiasChoice, DataSettings, EvalSettings, FinetuningType, FourBitType, Interval, LoraSettings,
     ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy, PeftType, PromptInitChoice, RowType, RunSettings,
     TruncationMode, WeightDtype,
 };

@@ -6,7 +6,7 @@ use super::preference::{
     CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
     ReferenceSettings, RewardSettings, SimpoSettings,
 };
-use super::recipes::{Recipe, check_data, check_eval, check_run, conflict};
+use super::recipes::{Recipe, check_base, check_data, check_eval, check_run, conflict};
 use super::setting::rules::SWITCH;
 use super::table::{recipe_settings, settings};
 
@@ -114,6 +114,7 @@ macro_rules! preference_recipe {
                 if self.model.model.is_empty() {
                     return Err(ConfigError::Missing { key: "model" });
                 }
+                check_base(&self.model, &self.lora)?;
                 let data = self.data.general();
                 check_data(&data)?;
                 check_run(&self.optim, &self.run)?;

@@ -85,6 +85,7 @@ impl Recipe for SftConfig {
         if self.model.model.is_empty() {
             return Err(ConfigError::Missing { key: "model" });
         }
+        check_base(&self.model, &self.lora)?;
         check_data(&self.data)?;
         check_run(&self.optim, &self.run)?;
         check_eval(&self.data, &self.eval, &self.run)
@@ -118,6 +119,20 @@ impl Recipe for PretrainConfig {
 
 pub(super) fn conflict(key: &'static str, problem: &'static str) -> Result<(), ConfigError> {
     Err(ConfigError::Conflict { key, problem })
+}
+
+pub(super) fn check_base(model: &ModelSettings, lora: &LoraSettings) -> Result<(), ConfigError> {
+    if model.load_in_4bit && model.load_in_8bit {
+        return conflict("load_in_8bit", "and `load_in_4bit` are both set; keep one");
+    }
+    let key = if model.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
+    if (model.load_in_4bit || model.load_in_8bit) && !lora.use_peft && model.adapter.is_none() {
+        return conflict(key, "makes weights that can't be trained themselves: set `use_peft` to train an adapter on them");
+    }
+    if model.use_bnb_nested_quant && !model.load_in_4bit {
+        return conflict("use_bnb_nested_quant", "is for 4-bit weights: set `load_in_4bit` too");
+    }
+    Ok(())
 }
 
 pub(super) fn check_data(data: &DataSettings) -> Result<(), ConfigError> {

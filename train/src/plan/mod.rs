@@ -126,8 +126,7 @@ pub fn memory(
     let gradient =
         |p: &Param| if p.is_trainable() { p.value().numel() as u64 * p.grad_dtype().size() as u64 } else { 0 };
     for p in model.params() {
-        let value = p.value();
-        weights += value.numel() as u64 * value.dtype().size() as u64;
+        weights += p.value().nbytes() as u64;
         all += gradient(&p);
     }
     let of_linears = model.layers.iter().flat_map(|l| l.linears()).flat_map(|l| l.params()).map(gradient);

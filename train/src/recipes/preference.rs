@@ -128,6 +128,7 @@ impl Ready {
         }
         if let Some(name) = &settings.ref_model {
             let opened = models::open(name, &settings.ref_model_revision, &mut |p| observer.downloading(&p))?;
+            let opened = opened.quantized(model);
             let of = |o: &Opened| o.pretrained.config.vocab_size;
             same_vocabulary(name, (&opened.tokenizer, of(&opened)), (&self.opened.tokenizer, of(&self.opened)))?;
             if name != &model.model || model.adapter.is_some() {

@@ -1,0 +1,255 @@
+//! Quantising a model as it is loaded or written: which weights, how, and what config.json says of it.
+//!
+//! As transformers with bitsandbytes: the linear modules of the layers are quantised; the embedding, the norms, biases
+//! and the head keep their dtype.
+
+use std::cell::Cell;
+
+use planish_autograd::Param;
+use planish_tensor::quant::{FourBit, FourBitKind, Int8, Layout, Quantized};
+use planish_tensor::{DType, Tensor};
+use serde_json::{Value, json};
+
+use crate::decoder::{Model, TensorSource};
+use crate::modules::Weight;
+use crate::{Error, Result};
+
+/// A format to quantise into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuantizeAs {
+    /// 4 bits, in blocks of so many elements; `double` quantises the scales too.
+    FourBit {
+        /// The code.
+        kind: FourBitKind,
+        /// Elements of a block: 32 to 4096, a power of two.
+        block: usize,
+        /// Whether the scales are quantised too.
+        double: bool,
+    },
+    /// 8 bits, row by row.
+    Int8,
+}
+
+impl QuantizeAs {
+    /// bitsandbytes' block size.
+    pub const BLOCK: usize = 64;
+
+    /// The weight in that format.
+    ///
+    /// # Errors
+    /// Those of the kernels: a block size that does not exist, a weight that is no matrix of floats.
+    pub fn quantize(&self, weight: &Tensor) -> planish_tensor::Result<Quantized> {
+        match *self {
+            QuantizeAs::FourBit { kind, block, double } => FourBit::quantize(weight, kind, block, double),
+            QuantizeAs::Int8 => Int8::quantize(weight),
+        }
+    }
+
+    /// config.json's `quantization_config`. `dtype` is that of the other weights.
+    pub fn to_json(&self, dtype: DType) -> Value {
+        let (four, kind, double) = match self {
+            QuantizeAs::FourBit { kind, double, .. } => (true, kind.name(), *double),
+            QuantizeAs::Int8 => (false, "fp4", false),
+        };
+        json!({
+            "_load_in_4bit": four,
+            "_load_in_8bit": !four,
+            "bnb_4bit_compute_dtype": if four { dtype.name() } else { "float32" },
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": kind,
+            "bnb_4bit_use_double_quant": double,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": null,
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": four,
+            "load_in_8bit": !four,
+            "quant_method": "bitsandbytes"
+        })
+    }
+
+    /// The format that a quantised weight has; `None` for GGUF's blocks.
+    pub fn of(weight: &Quantized) -> Option<QuantizeAs> {
+        match weight.layout() {
+            Layout::FourBit(f) => Some(QuantizeAs::FourBit {
+                kind: f.kind(),
+                block: f.block_size(),
+                double: matches!(f.scales(), planish_tensor::quant::Scales::Nested(_)),
+            }),
+            Layout::Int8(_) => Some(QuantizeAs::Int8),
+            Layout::Ggml(_) => None,
+        }
+    }
+}
+
+/// Whether a weight is one of the linear modules of the layers.
+pub fn is_quantizable(name: &str) -> bool {
+    name.starts_with("model.layers.") && name.ends_with("_proj.weight")
+}
+
+/// A source whose linear modules are quantised one by one as they are asked for.
+pub struct Quantizing<'a> {
+    inner: &'a dyn TensorSource,
+    how: QuantizeAs,
+    /// Dtype that a weight is rounded to first; as in the file if `None`.
+    dtype: Option<DType>,
+}
+
+impl<'a> Quantizing<'a> {
+    /// Quantises what `inner` gives.
+    pub fn new(inner: &'a dyn TensorSource, how: QuantizeAs, dtype: Option<DType>) -> Quantizing<'a> {
+        Quantizing { inner, how, dtype }
+    }
+}
+
+impl TensorSource for Quantizing<'_> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let Some(tensor) = self.inner.tensor(name, shape)? else { return Ok(None) };
+        if !is_quantizable(name) || tensor.rank() != 2 {
+            return Ok(Some(tensor));
+        }
+        if let Some(weight) = tensor.quantized() {
+            return match QuantizeAs::of(weight) {
+                Some(how) if how == self.how => Ok(Some(tensor)),
+                _ => Err(Error::AlreadyQuantized { name: name.into(), format: weight.format() }),
+            };
+        }
+        if !tensor.dtype().is_float() {
+            return Err(Error::TensorDtype { name: name.into(), found: tensor.dtype() });
+        }
+        let tensor = match self.dtype {
+            Some(dtype) => tensor.to_dtype(dtype)?,
+            None => tensor,
+        };
+        Ok(Some(Tensor::packed(self.how.quantize(&tensor)?)))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.inner.names()
+    }
+}
+
+/// Calls `f` with each weight of the model that may be quantised in a file.
+fn each_weight(model: &mut Model, mut f: impl FnMut(&mut Weight) -> Result<()>) -> Result<()> {
+    f(&mut model.embed_tokens)?;
+    model.linears_mut().into_iter().try_for_each(|linear| f(&mut linear.weight))?;
+    model.lm_head.iter_mut().try_for_each(f)
+}
+
+/// The format of the model's weights, if bitsandbytes' is among them.
+pub fn format_of(model: &Model) -> Option<QuantizeAs> {
+    model.base_params().iter().find_map(|p| QuantizeAs::of(p.value().quantized()?))
+}
+
+/// Puts the values of quantised weights in their place, and rounds those of the layers to `dtype`, quantised or merged.
+/// A model of plain weights stays as it is.
+///
+/// # Errors
+/// [`planish_tensor::Error::OutOfMemory`].
+pub fn unpack(model: &mut Model, dtype: DType) -> Result<()> {
+    if model.base_params().iter().all(|p| p.value().quantized().is_none()) {
+        return Ok(());
+    }
+    each_weight(model, |weight| {
+        let value = weight.base.value();
+        if value.quantized().is_some() || (is_quantizable(weight.base.name()) && value.dtype() == DType::F32) {
+            weight.base = Param::frozen(weight.base.name(), value.to_dtype(dtype)?);
+        }
+        Ok(())
+    })
+}
+
+/// Quantises those linear modules of the layers that are not.
+///
+/// # Errors
+/// Those of the kernels.
+pub fn requantize(model: &mut Model, how: QuantizeAs) -> Result<()> {
+    each_weight(model, |weight| {
+        let value = weight.base.value();
+        if is_quantizable(weight.base.name()) && value.quantized().is_none() {
+            weight.base = Param::frozen(weight.base.name(), Tensor::packed(how.quantize(&value)?));
+        }
+        Ok(())
+    })
+}
+
+/// Writes into a model's config.json what its weights are: `quantization_config` if some are bitsandbytes', none if
+/// none are; and the dtype of the others.
+pub(crate) fn describe(model: &Model, config: &mut Value) {
+    let params = model.base_params();
+    let dtype = params.iter().map(|p| p.value().dtype()).find(|d| d.is_float()).unwrap_or(DType::F32);
+    config["torch_dtype"] = dtype.name().into();
+    if config.get("dtype").is_some() {
+        config["dtype"] = dtype.name().into();
+    }
+    match format_of(model) {
+        Some(how) if config["quantization_config"].is_null() => config["quantization_config"] = how.to_json(dtype),
+        Some(_) => {}
+        None => {
+            if let Some(config) = config.as_object_mut() {
+                config.remove("quantization_config");
+            }
+        }
+    }
+}
+
+/// A model's weights as its file has them, quantised on the way, for [`save_sharded`](crate::weights::save_sharded): one
+/// is in memory at a time, apart from what the shard holds. `done` hears each name, what was made of it, and its error.
+pub struct QuantizedTensors<'a> {
+    source: &'a dyn TensorSource,
+    how: QuantizeAs,
+    names: std::vec::IntoIter<String>,
+    ready: std::vec::IntoIter<(String, Tensor)>,
+    failed: &'a Cell<Option<Error>>,
+    done: &'a mut dyn FnMut(&str, &Quantized, f64),
+}
+
+impl<'a> QuantizedTensors<'a> {
+    /// Of all tensors of `source`. The iterator ends early at what goes wrong, which is then in `failed`.
+    pub fn new(
+        source: &'a dyn TensorSource,
+        how: QuantizeAs,
+        failed: &'a Cell<Option<Error>>,
+        done: &'a mut dyn FnMut(&str, &Quantized, f64),
+    ) -> QuantizedTensors<'a> {
+        let names = source.names().into_iter();
+        QuantizedTensors { source, how, names, ready: Vec::new().into_iter(), failed, done }
+    }
+
+    fn make(&mut self, name: &str) -> Result<Vec<(String, Tensor)>> {
+        let missing = || Error::MissingTensor { name: name.into() };
+        let tensor = self.source.tensor(name, &[])?.ok_or_else(missing)?;
+        if let Some(weight) = tensor.quantized() {
+            return Err(Error::AlreadyQuantized { name: name.into(), format: weight.format() });
+        }
+        if !is_quantizable(name) || tensor.rank() != 2 {
+            return Ok(vec![(name.to_owned(), tensor)]);
+        }
+        if !tensor.dtype().is_float() {
+            return Err(Error::TensorDtype { name: name.into(), found: tensor.dtype() });
+        }
+        let weight = self.how.quantize(&tensor)?;
+        (self.done)(name, &weight, weight.relative_rms(&tensor)?);
+        Ok(crate::weights::stored(name, &Tensor::packed(weight))?)
+    }
+}
+
+impl Iterator for QuantizedTensors<'_> {
+    type Item = (String, Tensor);
+
+    fn next(&mut self) -> Option<(String, Tensor)> {
+        loop {
+            if let Some(part) = self.ready.next() {
+                return Some(part);
+            }
+            let name = self.names.next()?;
+            match self.make(&name) {
+                Ok(parts) => self.ready = parts.into_iter(),
+                Err(error) => {
+                    self.failed.set(Some(error));
+                    return None;
+                }
+            }
+        }
+    }
+}
