@@ -7,7 +7,7 @@ use planish_tensor::ops::lm_head::LmHead;
 pub use planish_tensor::ops::lm_head_divergence::Divergence;
 use planish_tensor::ops::lm_head_divergence::{self as kernel, Teacher as View};
 
-use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
+use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
@@ -15,7 +15,7 @@ use crate::{Result, Var, record1};
 pub static OP: Op = Op {
     name: "lm_head_divergence",
     backward: Backward::Rule,
-    cuda: CUDA_LATER,
+    cuda: Cuda::CpuOnly("no kernel joins two heads yet"),
     fixture: Fixture::Torch("lm_head_divergence"),
 };
 

@@ -174,7 +174,8 @@ struct State<'a> {
 
 impl State<'_> {
     fn wrong(&self, key: &'static str, expected: &'static str) -> QuantProblem {
-        let found = self.map.get(key).map_or_else(|| "missing".to_owned(), |v| v.to_string().chars().take(40).collect());
+        let found =
+            self.map.get(key).map_or_else(|| "missing".to_owned(), |v| v.to_string().chars().take(40).collect());
         QuantProblem::Key { key, found, expected }
     }
 

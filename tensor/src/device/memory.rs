@@ -33,7 +33,7 @@ pub(super) fn type_of(op: &'static str, dtype: DType) -> Result<Type> {
         DType::F16 => Type::F16,
         DType::U32 => Type::U32,
         DType::U8 => Type::U8,
-        DType::I64 | DType::I32 | DType::Bool => return Err(Error::UnsupportedDType { op, dtype }),
+        DType::I64 | DType::I32 | DType::I8 | DType::Bool | DType::Packed => return Err(Error::UnsupportedDType { op, dtype }),
     })
 }
 
@@ -112,6 +112,9 @@ impl Tensor {
         }
         if self.memory().is_some() {
             return self.download()?.to_device(device);
+        }
+        if self.quantized().is_some() {
+            return Err(Error::NotOnDevice { op: "a quantised weight", device });
         }
         let on = context::get(device)?;
         let host = self.contiguous()?;

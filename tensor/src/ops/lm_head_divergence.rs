@@ -173,6 +173,7 @@ pub fn forward(
     teacher: &Teacher<'_>,
     what: &Divergence,
 ) -> Result<DivergenceOutput> {
+    crate::device::cpu_only(OP, [hidden, weight])?;
     check(hidden, weight, options, teacher, what)?;
     let hidden = hidden.contiguous()?;
     dispatch_real!(OP, hidden.dtype(), R => scratch::with(|b: &mut Logits<R>| match teacher {
@@ -193,7 +194,8 @@ fn with_head<R: Real>(
     buffer: &mut Logits<R>,
 ) -> Result<DivergenceOutput> {
     let (rows, vocabulary) = (hidden.dims()[0], weight.dims()[0]);
-    let sides = [(hidden, weight, tempered(options, what.temperature)), (theirs, head, tempered(cap, what.temperature))];
+    let sides =
+        [(hidden, weight, tempered(options, what.temperature)), (theirs, head, tempered(cap, what.temperature))];
     let mut states = [vec![Running::<R>::NEW; rows], vec![Running::<R>::NEW; rows]];
     let mut sums = vec![(R::ZERO, R::ZERO); rows];
     let block = ROWS.min(rows) * TILE.min(vocabulary);
@@ -331,6 +333,7 @@ pub fn backward(
     out: &DivergenceOutput,
     mut dweight: Option<&mut Tensor>,
 ) -> Result<Tensor> {
+    crate::device::cpu_only(OP, [hidden, weight])?;
     check(hidden, weight, options, teacher, what)?;
     let rows = hidden.dims()[0];
     if ddivergence.dims() != [rows] || out.lse.len() != rows {

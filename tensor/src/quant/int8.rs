@@ -37,17 +37,23 @@ impl Int8 {
         let (data, cols) = (rows.as_slice::<f32>()?, shape[1]);
         let mut bytes = Tensor::zeros([data.len()], DType::I8)?;
         let mut scales = Tensor::zeros([shape[0]], DType::F32)?;
-        parallel::chunks2(bytes.as_slice_mut::<i8>()?, cols, scales.as_slice_mut::<f32>()?, 1, |first, bytes, scales| {
-            for ((r, scale), bytes) in scales.iter_mut().enumerate().zip(bytes.chunks_exact_mut(cols)) {
-                let row = data[(first + r) * cols..][..cols].iter().map(|&x| f16::from_f32(x).to_f32());
-                *scale = row.clone().fold(0f32, |m, x| m.max(x.abs()));
-                let factor = 127.0 / *scale;
-                for (byte, x) in bytes.iter_mut().zip(row) {
-                    // A row of zeros is one of zeros.
-                    *byte = if *scale > 0.0 { (x * factor).round_ties_even() as i8 } else { 0 };
+        parallel::chunks2(
+            bytes.as_slice_mut::<i8>()?,
+            cols,
+            scales.as_slice_mut::<f32>()?,
+            1,
+            |first, bytes, scales| {
+                for ((r, scale), bytes) in scales.iter_mut().enumerate().zip(bytes.chunks_exact_mut(cols)) {
+                    let row = data[(first + r) * cols..][..cols].iter().map(|&x| f16::from_f32(x).to_f32());
+                    *scale = row.clone().fold(0f32, |m, x| m.max(x.abs()));
+                    let factor = 127.0 / *scale;
+                    for (byte, x) in bytes.iter_mut().zip(row) {
+                        // A row of zeros is one of zeros.
+                        *byte = if *scale > 0.0 { (x * factor).round_ties_even() as i8 } else { 0 };
+                    }
                 }
-            }
-        });
+            },
+        );
         Int8::new(shape, &bytes, &scales)
     }
 

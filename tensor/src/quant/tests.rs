@@ -169,7 +169,13 @@ fn zeros_stay_zeros_and_errors_are_small() {
     }
     let w = random(&[64, 256], DType::F32, 1);
     // A normal distribution: nf4 in blocks of 64 errs by about 9%, fp4 by 12%, int8 by less than 1%.
-    for (q, least, most) in all(&w).into_iter().take(5).zip([0.08, 0.07, 0.1, 0.1, 0.002]).zip([0.1, 0.1, 0.2, 0.25, 0.01]).map(|((q, a), b)| (q, a, b)) {
+    for (q, least, most) in all(&w)
+        .into_iter()
+        .take(5)
+        .zip([0.08, 0.07, 0.1, 0.1, 0.002])
+        .zip([0.1, 0.1, 0.2, 0.25, 0.01])
+        .map(|((q, a), b)| (q, a, b))
+    {
         let error = q.relative_rms(&w).unwrap();
         assert!(error > least && error < most, "{}: {error}", q.format());
     }

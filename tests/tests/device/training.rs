@@ -47,7 +47,7 @@ fn trajectory(model: &Model, recompute: bool) -> Vec<[f64; 2]> {
         neftune_noise_alpha: Some(2.0),
         ..OptimSettings::default()
     };
-    let mut adamw = optimizer(&model.params(), &optim, &Rates::default()).unwrap();
+    let mut adamw = optimizer(&model.params(), &optim, &Rates::default(), &std::env::temp_dir()).unwrap();
     let mut all = Vec::new();
     for number in 0..STEPS {
         let sum = accumulate(model, &optim, &step(model, number), number as u64).unwrap();
@@ -160,7 +160,7 @@ fn no_room_names_the_tensor() {
     let weights: u64 = model.params().iter().map(|p| bytes(p.value().numel(), p.value().dtype().size())).sum();
     let Some(device) = small_emulator(6, weights + 40 * 512) else { return };
     model.to_device(device).unwrap();
-    let Err(refused) = optimizer(&model.params(), &OptimSettings::default(), &Rates::default()) else {
+    let Err(refused) = optimizer(&model.params(), &OptimSettings::default(), &Rates::default(), &std::env::temp_dir()) else {
         panic!("there is no room for the moments")
     };
     assert!(!refused.is_usage());
@@ -175,7 +175,7 @@ fn numbers_come_back_once_a_step() {
     let model = load("smollm2", None, true);
     model.to_device(device).unwrap();
     let optim = OptimSettings::default();
-    let mut adamw = optimizer(&model.params(), &optim, &Rates::default()).unwrap();
+    let mut adamw = optimizer(&model.params(), &optim, &Rates::default(), &std::env::temp_dir()).unwrap();
     for number in 0..2 {
         let before = device.transfers().unwrap();
         let step = step(&model, number);

@@ -143,7 +143,8 @@ fn models_are_read_made_and_written_as_by_transformers() {
         for name in ours.names() {
             let (a, b) = (ours.get(name).unwrap(), theirs.get(name).unwrap());
             if name.contains("quant_state") {
-                let json = |t: &Tensor| -> serde_json::Value { serde_json::from_slice(t.as_slice::<u8>().unwrap()).unwrap() };
+                let json =
+                    |t: &Tensor| -> serde_json::Value { serde_json::from_slice(t.as_slice::<u8>().unwrap()).unwrap() };
                 assert_eq!(json(&a), json(&b), "{format}: {name}");
                 continue;
             }
@@ -151,13 +152,16 @@ fn models_are_read_made_and_written_as_by_transformers() {
             let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
             assert_eq!(values(&a), values(&b), "{format}: {name}");
         }
-        let config = |dir: &std::path::Path| read_json(&dir.join("config.json")).unwrap()["quantization_config"].clone();
+        let config =
+            |dir: &std::path::Path| read_json(&dir.join("config.json")).unwrap()["quantization_config"].clone();
         assert_eq!(config(out.path()), config(&fixture(&format!("quant/{format}"))), "{format}");
         // What is written is read again, and saved again as it was.
         let again = Pretrained::open(out.path()).unwrap().load(LoadOptions::default()).unwrap();
         for (a, b) in again.base_params().iter().zip(made.base_params()) {
             let parts = |p: &planish_autograd::Param| -> Vec<Vec<u64>> {
-                let bits = |t: Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect();
+                let bits = |t: Tensor| {
+                    t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
+                };
                 stored(p.name(), &p.value()).unwrap().into_iter().map(|(_, t)| bits(t)).collect()
             };
             assert_eq!(parts(a), parts(&b), "{format}: {}", a.name());

@@ -109,7 +109,10 @@ impl Recipe for PretrainConfig {
             _ => {}
         }
         if self.replay.replay_dataset.is_empty() != (self.replay.replay_share == 0.0) {
-            return conflict("replay_share", "and `replay_dataset` go together: files, and their share of the examples");
+            return conflict(
+                "replay_share",
+                "and `replay_dataset` go together: files, and their share of the examples",
+            );
         }
         check_data(&self.data)?;
         check_run(&self.optim, &self.run)?;
@@ -127,7 +130,10 @@ pub(super) fn check_base(model: &ModelSettings, lora: &LoraSettings) -> Result<(
     }
     let key = if model.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
     if (model.load_in_4bit || model.load_in_8bit) && !lora.use_peft && model.adapter.is_none() {
-        return conflict(key, "makes weights that can't be trained themselves: set `use_peft` to train an adapter on them");
+        return conflict(
+            key,
+            "makes weights that can't be trained themselves: set `use_peft` to train an adapter on them",
+        );
     }
     if model.use_bnb_nested_quant && !model.load_in_4bit {
         return conflict("use_bnb_nested_quant", "is for 4-bit weights: set `load_in_4bit` too");

@@ -82,7 +82,9 @@ impl StoredTeacher {
             use std::io::{Read, Seek, SeekFrom};
             // A panic elsewhere leaves a file that the next seek puts right.
             let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.by_ref().take(LONGEST).read_until(b'\n', &mut text));
+            let read = file
+                .seek(SeekFrom::Start(start))
+                .and_then(|_| file.by_ref().take(LONGEST).read_until(b'\n', &mut text));
             read.map_err(|e| bad(e.to_string()))?;
         }
         serde_json::from_slice(&text).map_err(|e| bad(format!("line {}: {e}", example + 1)))

@@ -1,11 +1,11 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::Ctx;
 use crate::decoder::{LoadOptions, Packed};
 use crate::gguf::dequantize;
 use crate::pretrained::Pretrained;
 use crate::weights::WeightsReader;
-use crate::Ctx;
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(name)
@@ -74,7 +74,8 @@ fn every_family_reads_back_bit_for_bit() {
             if quant == Quant::F32 && model.config.norm_offset == 0.0 {
                 let again = Pretrained::open(&path).unwrap();
                 let again = again.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
-                let ids: Vec<Vec<u32>> = vec![(0..30u32).map(|i| (i * 7 + 3) % model.config.vocab_size as u32).collect()];
+                let ids: Vec<Vec<u32>> =
+                    vec![(0..30u32).map(|i| (i * 7 + 3) % model.config.vocab_size as u32).collect()];
                 let logits = |m: &Model| {
                     let ctx = Ctx::inference();
                     let hidden = m.forward(&ctx, &Packed::new(&ids), false).unwrap();
