@@ -1,0 +1,118 @@
+//! GGUF as it is written: ggml's bytes, and models of every family that read back as themselves.
+
+use std::path::PathBuf;
+
+use planish_nn::Ctx;
+use planish_nn::decoder::{LoadOptions, Model, Packed};
+use planish_nn::gguf::{ExportError, GgmlType, GgufFile, Quant, dequantize, export, quantize};
+use planish_nn::pretrained::{Pretrained, read_json};
+use planish_nn::tokenizer::Tokenizer;
+use planish_nn::weights::WeightsReader;
+use planish_tensor::{DType, bf16, f16};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures")).join(name)
+}
+
+#[test]
+fn every_type_is_quantised_to_the_bytes_of_ggml() {
+    let reader = WeightsReader::open(fixture("gguf/encoded.safetensors")).unwrap();
+    let x = reader.get("x").unwrap().to_vec::<f32>().unwrap();
+    for kind in GgmlType::ALL {
+        let want = reader.get(&format!("{kind:?}")).unwrap().to_vec::<u8>().unwrap();
+        let mut got = vec![0u8; want.len()];
+        quantize(kind, &x, &mut got);
+        let wrong = got.chunks(kind.block_bytes()).zip(want.chunks(kind.block_bytes())).position(|(a, b)| a != b);
+        assert_eq!(wrong, None, "{kind:?}: the first block that differs");
+        let mut back = vec![0f32; x.len()];
+        dequantize(kind, &got, &mut back);
+        assert!(back.iter().all(|x| x.is_finite()), "{kind:?}");
+    }
+}
+
+/// Tiny models of every family that has an architecture: written in f32 they read back as themselves, and score so.
+#[test]
+fn every_family_reads_back_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(fixture("models")).unwrap() {
+        let place = entry.unwrap().path();
+        let name = place.file_name().unwrap().to_string_lossy().into_owned();
+        if !place.join("config.json").exists() {
+            continue;
+        }
+        let opened = Pretrained::open(&place).unwrap();
+        let model = opened.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
+        // The fixtures' vocabularies are smaller than any tokenizer here: of their own, made of bytes.
+        let tokenizer = small(model.config.vocab_size);
+        for quant in [Quant::F32, Quant::F16, Quant::BF16] {
+            let path = dir.path().join(format!("{name}-{quant:?}.gguf"));
+            let done = export(&model, &tokenizer, quant, &path, false);
+            if let Err(planish_nn::Error::Gguf(_) | planish_nn::Error::Export(ExportError::Inexpressible { .. })) = &done {
+                // What GGUF has no words for is refused, and nothing is left behind.
+                assert!(REFUSED.contains(&name.as_str()), "{name}: {}", done.unwrap_err());
+                assert!(!path.exists());
+                continue;
+            }
+            let done = done.unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(!REFUSED.contains(&name.as_str()), "{name}");
+            assert_eq!(done.bytes, std::fs::metadata(&path).unwrap().len());
+            let file = GgufFile::open(&path).unwrap();
+            for param in model.base_params() {
+                let read = file.tensor_hf(param.name()).unwrap().to_vec::<f32>().unwrap();
+                let want = param.value().to_vec::<f32>().unwrap();
+                let rounded = |x: f32| match quant {
+                    Quant::F16 if param.value().rank() > 1 => f16::from_f32(x).to_f32(),
+                    Quant::BF16 if param.value().rank() > 1 => bf16::from_f32(x).to_f32(),
+                    _ => x,
+                };
+                // Gemma's norms lose the last bits to the 1 that is added to them.
+                let plus_one = model.config.norm_offset != 0.0 && param.name().contains("norm");
+                for (got, want) in read.iter().zip(&want) {
+                    let want = if plus_one { (want + 1.0) - 1.0 } else { rounded(*want) };
+                    assert_eq!(got.to_bits(), want.to_bits(), "{name}, {quant:?}, {}", param.name());
+                }
+            }
+            if quant == Quant::F32 && model.config.norm_offset == 0.0 {
+                let again = Pretrained::open(&path).unwrap();
+                let again = again.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
+                let ids: Vec<Vec<u32>> = vec![(0..30u32).map(|i| (i * 7 + 3) % model.config.vocab_size as u32).collect()];
+                let logits = |m: &Model| {
+                    let ctx = Ctx::inference();
+                    let hidden = m.forward(&ctx, &Packed::new(&ids), false).unwrap();
+                    m.logits(&ctx, hidden.value()).unwrap().to_vec::<f32>().unwrap()
+                };
+                let (a, b) = (logits(&model), logits(&again));
+                // Settings are f32 in the file.
+                assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0)), "{name}");
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen > 15, "{seen}");
+}
+
+/// Variants that llama.cpp's files cannot say.
+const REFUSED: [&str; 0] = [];
+
+/// A byte-level tokenizer of up to `rows` tokens.
+fn small(rows: usize) -> Tokenizer {
+    let mut json = read_json(&fixture("../../train/builtin/tokenizer.json")).unwrap();
+    let keep = |id: &serde_json::Value| id.as_u64().is_some_and(|id| (id as usize) < rows);
+    if let Some(vocab) = json["model"]["vocab"].as_object_mut() {
+        vocab.retain(|_, id| keep(id));
+    }
+    let known: std::collections::HashSet<String> =
+        json["model"]["vocab"].as_object().unwrap().keys().cloned().collect();
+    if let Some(merges) = json["model"]["merges"].as_array_mut() {
+        merges.retain(|m| {
+            let pair: Vec<&str> = m.as_array().unwrap().iter().map(|x| x.as_str().unwrap()).collect();
+            pair.iter().all(|p| known.contains(*p)) && known.contains(&pair.concat())
+        });
+    }
+    if let Some(added) = json["added_tokens"].as_array_mut() {
+        added.retain(|t| keep(&t["id"]));
+    }
+    json["post_processor"] = serde_json::Value::Null;
+    Tokenizer::from_json_bytes(json.to_string().as_bytes(), None, None).unwrap()
+}
