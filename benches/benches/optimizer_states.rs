@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("in a file", false, Some(0)),
         ("8 bits", true, None),
     ] {
-        let one = |i: u64| Ok::<_, planish_tensor::Error>(Param::trainable(format!("{i}"), normal_in(DType::F32, i, &dims)?));
+        let one =
+            |i: u64| Ok::<_, planish_tensor::Error>(Param::trainable(format!("{i}"), normal_in(DType::F32, i, &dims)?));
         let params = (0..8).map(one).collect::<Result<Vec<_>, _>>()?;
         let grad = normal_in(DType::F32, 9, &dims)?;
         let paged = budget.map(|bytes| (bytes, dir.as_path()));

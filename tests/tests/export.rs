@@ -64,7 +64,8 @@ fn an_exported_model_scores_as_the_original() {
     assert_eq!(planish(&[&again[..], &["--overwrite"]].concat()).code, 0);
     assert!(before != std::fs::read(&file).unwrap());
     refused(&["export", "--model", "builtin", "--quant", "q3_k", "--output", "x.gguf"], "q3_k");
-    let leftovers = std::fs::read_dir(dir).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp"));
+    let leftovers =
+        std::fs::read_dir(dir).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp"));
     assert_eq!(leftovers.count(), 0);
 }
 
@@ -76,7 +77,8 @@ fn an_adapter_is_folded_in() {
     std::fs::write(&data, "{\"prompt\": \"Hi\", \"completion\": \" there\"}\n".repeat(8)).unwrap();
     let out = dir.join("run");
     let train = ["sft", "--model", "builtin", "--dataset", text(&data), "--output-dir", text(&out), "--max-steps", "3"];
-    let more = ["--use-peft", "--lora-target-modules", "all-linear", "--learning-rate", "1e-2", "--save-strategy", "no"];
+    let more =
+        ["--use-peft", "--lora-target-modules", "all-linear", "--learning-rate", "1e-2", "--save-strategy", "no"];
     assert_eq!(planish(&[&train[..], &more].concat()).code, 0);
     let adapter = out.join("final");
     let want = scores(&["--model", "builtin", "--adapter", text(&adapter)], dir);

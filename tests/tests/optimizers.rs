@@ -156,6 +156,7 @@ fn settings(pairs: &[(&str, &str)]) -> OptimSettings {
 }
 
 #[test]
+#[allow(clippy::result_large_err)]
 fn where_the_state_is_changes_no_bit() {
     let dir = tempfile::tempdir().unwrap();
     let own = Rates::default();

@@ -8,9 +8,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use planish_nn::adapters::{
-    AdaLoraConfig, AdapterConfig, BoftConfig, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit, OftConfig, PTuningConfig,
-    Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets, VeraConfig, attach, load_adapter,
-    resume_adapter, train_only,
+    AdaLoraConfig, AdapterConfig, BoftConfig, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit, OftConfig,
+    PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets, VeraConfig, attach,
+    load_adapter, resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
 

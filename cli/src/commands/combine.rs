@@ -99,7 +99,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let adapters: Vec<PathBuf> = matches.get_many("adapters").expect("required").cloned().collect();
     let weights: Vec<f64> = matches.get_many("weights").expect("required").copied().collect();
     if adapters.len() != weights.len() {
-        let sentence = format!("--adapters names {} and --weights {}; give a weight for each", adapters.len(), weights.len());
+        let sentence =
+            format!("--adapters names {} and --weights {}; give a weight for each", adapters.len(), weights.len());
         return Err(model_args::wrong(sentence));
     }
     if let Some(weight) = weights.iter().find(|w| !w.is_finite()) {
@@ -130,7 +131,9 @@ fn how(name: &str, matches: &ArgMatches) -> anyhow::Result<(Combination, Density
     };
     let thins = base.contains("ties") || base.contains("dare") || base.contains("prune");
     match (thins, share) {
-        (true, None) => return Err(model_args::wrong(format!("--combination-type {name} needs --density, such as 0.5"))),
+        (true, None) => {
+            return Err(model_args::wrong(format!("--combination-type {name} needs --density, such as 0.5")));
+        }
         (false, Some(_)) => return Err(model_args::wrong(format!("--combination-type {name} takes no --density"))),
         _ => {}
     }

@@ -277,8 +277,7 @@ impl Tokenizer {
     /// tokenizer.json, parsed.
     pub(crate) fn json(&self) -> Result<Value> {
         let text = save::text(self)?;
-        serde_json::from_str(&text)
-            .map_err(|source| TokenizerError::Json { file: "tokenizer.json".to_owned(), source })
+        serde_json::from_str(&text).map_err(|source| TokenizerError::Json { file: "tokenizer.json".to_owned(), source })
     }
 
     fn named_id(&self, name: &str) -> Option<u32> {

@@ -76,9 +76,8 @@ pub(super) fn known() -> String {
 /// The name of a pre-tokenizer that tokenizer.json has, with what stands around it: the first of those it goes by.
 pub(crate) fn name_of(pre_tokenizer: &Value, nfc: bool, ignore_merges: bool) -> Option<&'static str> {
     let wanted = without_offsets(pre_tokenizer);
-    let same = |p: &&PreTokenizer| {
-        p.nfc == nfc && p.ignore_merges == ignore_merges && without_offsets(&p.json()) == wanted
-    };
+    let same =
+        |p: &&PreTokenizer| p.nfc == nfc && p.ignore_merges == ignore_merges && without_offsets(&p.json()) == wanted;
     // "default" says less than the name that follows it.
     KNOWN.iter().find(same).and_then(|p| p.names.iter().find(|n| **n != "default")).copied()
 }
@@ -86,14 +85,11 @@ pub(crate) fn name_of(pre_tokenizer: &Value, nfc: bool, ignore_merges: bool) -> 
 /// Without what changes no token.
 fn without_offsets(pre_tokenizer: &Value) -> Value {
     let mut copy = pre_tokenizer.clone();
-    match &mut copy {
-        Value::Object(map) => {
-            map.remove("trim_offsets");
-            if let Some(Value::Array(all)) = map.get_mut("pretokenizers") {
-                all.iter_mut().for_each(|p| *p = without_offsets(p));
-            }
+    if let Value::Object(map) = &mut copy {
+        map.remove("trim_offsets");
+        if let Some(Value::Array(all)) = map.get_mut("pretokenizers") {
+            all.iter_mut().for_each(|p| *p = without_offsets(p));
         }
-        _ => {}
     }
     copy
 }

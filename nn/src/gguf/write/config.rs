@@ -34,11 +34,7 @@ pub(super) fn architecture(config: &ModelConfig) -> Result<Arch, ExportError> {
 pub(super) type Setting = (&'static str, Vec<f32>);
 
 /// Adds the settings to `metadata`; gives those that are tensors in GGUF.
-pub(super) fn describe(
-    config: &ModelConfig,
-    arch: Arch,
-    metadata: &mut Metadata,
-) -> Result<Vec<Setting>, ExportError> {
+pub(super) fn describe(config: &ModelConfig, arch: Arch, metadata: &mut Metadata) -> Result<Vec<Setting>, ExportError> {
     let name = arch.name();
     let mut set = |key: &str, value: Value| {
         metadata.insert(format!("{name}.{key}"), value);
@@ -139,7 +135,11 @@ pub(super) fn compare(config: &ModelConfig, file: &GgufFile, arch: Arch) -> crat
     let checks = [
         ("vocabulary's size", config.vocab_size == read.vocab_size),
         ("width", config.hidden_size == read.hidden_size && config.intermediate_size == read.intermediate_size),
-        ("heads", (config.num_heads, config.num_kv_heads, config.head_dim) == (read.num_heads, read.num_kv_heads, read.head_dim)),
+        (
+            "heads",
+            (config.num_heads, config.num_kv_heads, config.head_dim)
+                == (read.num_heads, read.num_kv_heads, read.head_dim),
+        ),
         ("norms", near(config.norm_eps, read.norm_eps) && config.norm_offset == read.norm_offset),
         ("placement of norms", config.norm_placement == read.norm_placement && config.qk_norm == read.qk_norm),
         ("activation", config.activation == read.activation),

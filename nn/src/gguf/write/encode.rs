@@ -78,7 +78,8 @@ fn q4_0(x: &[f32; 32], block: &mut [u8; 18]) {
 }
 
 fn range(x: &[f32]) -> (f32, f32) {
-    x.iter().fold((f32::MAX, -f32::MAX), |(low, high), &x| (if x < low { x } else { low }, if x > high { x } else { high }))
+    x.iter()
+        .fold((f32::MAX, -f32::MAX), |(low, high), &x| (if x < low { x } else { low }, if x > high { x } else { high }))
 }
 
 fn q4_1(x: &[f32; 32], block: &mut [u8; 20]) {

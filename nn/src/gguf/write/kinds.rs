@@ -87,7 +87,9 @@ impl Quant {
             return if width.is_multiple_of(main.block_len()) { GgmlType::Q6_K } else { GgmlType::Q8_0 };
         }
         let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-        let Some((layer, part)) = part.and_then(|(n, part)| Some((n.parse::<usize>().ok()?, part))) else { return main };
+        let Some((layer, part)) = part.and_then(|(n, part)| Some((n.parse::<usize>().ok()?, part))) else {
+            return main;
+        };
         let n = config.num_layers();
         let value = part == "attn_v.weight";
         match self {

@@ -12,9 +12,6 @@ mod file;
 mod kinds;
 mod vocab;
 
-#[cfg(test)]
-mod tests;
-
 pub use encode::quantize;
 pub use error::ExportError;
 pub use kinds::Quant;
@@ -293,9 +290,8 @@ fn read_back(
     arch: Arch,
     tokenizer: &Tokenizer,
 ) -> crate::Result<(u64, String, f64)> {
-    let otherwise = |what: &str| -> crate::Error {
-        ExportError::ReadBack { path: path.to_owned(), what: what.to_owned() }.into()
-    };
+    let otherwise =
+        |what: &str| -> crate::Error { ExportError::ReadBack { path: path.to_owned(), what: what.to_owned() }.into() };
     let file = GgufFile::open(path)?;
     for (key, value) in metadata.iter() {
         if file.metadata().get(key) != Some(value) {

@@ -42,16 +42,15 @@ fn bad(problem: impl Into<String>) -> ExportError {
 ///
 /// # Errors
 /// [`ExportError::Tokenizer`]: a kind, or a pre-tokenizer, that llama.cpp has not got.
-pub(super) fn describe(
-    tokenizer: &Tokenizer,
-    arch: Arch,
-    rows: usize,
-    metadata: &mut Metadata,
-) -> crate::Result<()> {
+pub(super) fn describe(tokenizer: &Tokenizer, arch: Arch, rows: usize, metadata: &mut Metadata) -> crate::Result<()> {
     let json = tokenizer.json()?;
     let model = &json["model"];
     if model["type"] != "BPE" {
-        return Err(bad(format!("its model is {}, and BPE is what llama.cpp and planish have in common", model["type"])).into());
+        return Err(bad(format!(
+            "its model is {}, and BPE is what llama.cpp and planish have in common",
+            model["type"]
+        ))
+        .into());
     }
     let sentencepiece = model["byte_fallback"] == true;
     let (tokens, types) = vocabulary(&json, rows, sentencepiece, arch)?;
@@ -80,7 +79,8 @@ pub(super) fn describe(
     set("ggml.token_type", Value::Array(Array::I32(types)));
     set("ggml.merges", Value::Array(Array::String(merges.into_iter().map(|(a, b)| format!("{a} {b}")).collect())));
     let special = tokenizer.special_tokens();
-    for (token, key) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
+    for (token, key) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+    {
         if let Some(id) = special.get(token).and_then(|t| tokenizer.token_to_id(t)) {
             set(&format!("ggml.{key}_token_id"), Value::U32(id));
         }
