@@ -144,10 +144,10 @@ fn values(params: &[Param]) -> Vec<Vec<u64>> {
 
 fn settings(pairs: &[(&str, &str)]) -> OptimSettings {
     let mut flags = vec![
-        ("config_name", "none"),
-        ("tokenizer_name", "none"),
-        ("dataset", "none"),
-        ("output_dir", "none"),
+        ("config_name", "c"),
+        ("tokenizer_name", "t"),
+        ("dataset", "d"),
+        ("output_dir", "o"),
         ("weight_decay", "0.1"),
     ];
     flags.extend(pairs);
@@ -156,6 +156,7 @@ fn settings(pairs: &[(&str, &str)]) -> OptimSettings {
 }
 
 #[test]
+#[allow(clippy::result_large_err)]
 fn where_the_state_is_changes_no_bit() {
     let dir = tempfile::tempdir().unwrap();
     let own = Rates::default();

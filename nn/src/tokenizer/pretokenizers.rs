@@ -85,14 +85,11 @@ pub(crate) fn name_of(pre_tokenizer: &Value, nfc: bool, ignore_merges: bool) -> 
 /// Without what changes no token.
 fn without_offsets(pre_tokenizer: &Value) -> Value {
     let mut copy = pre_tokenizer.clone();
-    match &mut copy {
-        Value::Object(map) => {
-            map.remove("trim_offsets");
-            if let Some(Value::Array(all)) = map.get_mut("pretokenizers") {
-                all.iter_mut().for_each(|p| *p = without_offsets(p));
-            }
+    if let Value::Object(map) = &mut copy {
+        map.remove("trim_offsets");
+        if let Some(Value::Array(all)) = map.get_mut("pretokenizers") {
+            all.iter_mut().for_each(|p| *p = without_offsets(p));
         }
-        _ => {}
     }
     copy
 }

@@ -102,7 +102,7 @@ impl Targets {
         let list = &o.optim_target_modules;
         let all = list.iter().any(|one| one.replace('_', "-") == "all-linear");
         let whole = |one: &String| regex::Regex::new(&format!("^(?:{one})$")).ok();
-        // A part of a name needs to be no expression; a lone entry that is neither can match nothing.
+        // An entry that is no expression is a part of a name only.
         let patterns: Vec<_> = list.iter().filter_map(whole).collect();
         Ok(Targets { all, parts: list.clone(), patterns })
     }

@@ -7,7 +7,7 @@ use planish_tensor::{DType, Float, Real, Tensor, dispatch, dispatch_float, dispa
 
 use super::adamw::decays;
 use super::codes::Rounding;
-use super::paging::{Page, Pager, Piece, Scratch};
+use super::paging::{Next, Page, Pager, Piece, Scratch};
 use super::rules::{Field, How, Rule};
 use super::{Optimizer, Rates, Update};
 use crate::Result;
@@ -254,7 +254,7 @@ impl Optimizer for Blockwise {
         let pages = parts.iter().filter(|(paged, _)| *paged);
         let pages: Vec<Vec<Piece>> = pages.map(|(_, p)| self.slots[p.slot].pieces(p.start, p.len)).collect();
         let slots = &mut self.slots;
-        let mut work = |next: &mut dyn FnMut(&mut dyn FnMut(&mut Page) -> Result<()>) -> Result<()>| {
+        let mut work = |next: &mut Next<'_>| {
             for (paged, part) in &parts {
                 let slot = &mut slots[part.slot];
                 let how = how(slot);

@@ -54,7 +54,11 @@ impl Codes {
             // As torch's linspace: from the nearer end.
             let step = 0.9f32 / parts as f32;
             let edge = |i: usize| {
-                if i < (parts + 1) / 2 { step.mul_add(i as f32, 0.1) } else { step.mul_add(-((parts - i) as f32), 1.0) }
+                if i < parts.div_ceil(2) {
+                    step.mul_add(i as f32, 0.1)
+                } else {
+                    step.mul_add(-((parts - i) as f32), 1.0)
+                }
             };
             let scale = 10f64.powi(k as i32 - 6) as f32;
             for i in 0..parts {

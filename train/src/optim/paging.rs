@@ -155,13 +155,17 @@ impl Page {
     }
 
     fn write(&mut self, to: &Scratch) -> Result<()> {
-        let pieces = std::mem::take(&mut self.pieces);
-        self.pieces.clone_from(&pieces);
-        self.parts().into_iter().zip(&pieces).try_for_each(|(from, piece)| to.write(from, piece.place))?;
+        let pieces = self.pieces.clone();
+        self.parts().into_iter().zip(pieces).try_for_each(|(from, piece)| to.write(from, piece.place))?;
         self.pieces.clear();
         Ok(())
     }
 }
+
+/// What is done to a page.
+pub(super) type Change<'a> = dyn FnMut(&mut Page) -> Result<()> + 'a;
+/// Gives the next page.
+pub(super) type Next<'a> = dyn FnMut(&mut Change<'_>) -> Result<()> + 'a;
 
 /// Takes runs through memory: one is updated, the next one is there already, and the last one is written back.
 pub(super) struct Pager {
@@ -191,7 +195,7 @@ impl Pager {
     pub(super) fn through(
         &mut self,
         runs: &[Vec<Piece>],
-        mut work: impl FnMut(&mut dyn FnMut(&mut dyn FnMut(&mut Page) -> Result<()>) -> Result<()>) -> Result<()>,
+        mut work: impl FnMut(&mut Next<'_>) -> Result<()>,
     ) -> Result<()> {
         if self.pages.is_empty() {
             return Err(self.scratch.gone().into());

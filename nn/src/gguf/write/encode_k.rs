@@ -35,24 +35,23 @@ fn scale_and_min(x: &[f32; 32], w: &[f32; 32], most: i32, from: f32, tries: i32)
     if max == min {
         return (0.0, -min, [0; 32]);
     }
-    let range = max - min;
-    let lowest = min;
-    let integer = |x: f32, inverse: f32| nearest(inverse * (x - lowest)).clamp(0, most) as f32;
-    let first = most as f32 / range;
+    let integer = |x: f32, min: f32, inverse: f32| nearest(inverse * (x - min)).clamp(0, most) as f32;
+    let first = most as f32 / (max - min);
     let mut scale = 1.0 / first;
     let mut least = 0.0f32;
     let mut kept = [0.0f32; 32];
     for ((&x, &w), q) in x.iter().zip(w).zip(&mut kept) {
-        *q = integer(x, first);
+        *q = integer(x, min, first);
         let difference = scale * *q + min - x;
         least += w * (difference * difference);
     }
     for k in 0..=tries {
-        let inverse = (from + 0.1 * k as f32 + most as f32) / range;
+        // From the best minimum so far.
+        let inverse = (from + 0.1 * k as f32 + most as f32) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
         let mut q = [0.0f32; 32];
         for ((&x, &w), q) in x.iter().zip(w).zip(&mut q) {
-            let l = integer(x, inverse);
+            let l = integer(x, min, inverse);
             *q = l;
             sum_l += w * l;
             sum_l2 += w * l * l;
@@ -98,14 +97,15 @@ fn scales_and_mins(x: &[f32; 256], most: i32, from: f32, tries: i32, head: &mut 
     let packed = &mut head[4..16];
     packed.fill(0);
     let (mut s, mut m) = ([0u8; 8], [0u8; 8]);
-    for j in 0..8 {
-        (s[j], m[j]) = (six(scales[j], top_scale), six(mins[j], top_min));
+    for (j, (&scale, &min)) in scales.iter().zip(&mins).enumerate() {
+        let (scale, min) = (six(scale, top_scale), six(min, top_min));
+        (s[j], m[j]) = (scale, min);
         if j < 4 {
-            (packed[j], packed[j + 4]) = (s[j], m[j]);
+            (packed[j], packed[j + 4]) = (scale, min);
         } else {
-            packed[j + 4] = s[j] & 15 | (m[j] & 15) << 4;
-            packed[j - 4] |= s[j] >> 4 << 6;
-            packed[j] |= m[j] >> 4 << 6;
+            packed[j + 4] = scale & 15 | (min & 15) << 4;
+            packed[j - 4] |= scale >> 4 << 6;
+            packed[j] |= min >> 4 << 6;
         }
     }
     put(head, 0, top_scale / 63.0);

@@ -12,9 +12,6 @@ mod file;
 mod kinds;
 mod vocab;
 
-#[cfg(test)]
-mod tests;
-
 pub use encode::quantize;
 pub use error::ExportError;
 pub use kinds::Quant;
