@@ -53,7 +53,9 @@ pub fn drift(a: (&Model, &Ctx), b: (&Model, &Ctx), ids: &[u32]) -> Result<Drift>
 
 /// KL of two rows of logits, and whether the largest is at the same place (the first of equals).
 fn compare(a: &[f64], b: &[f64]) -> (f64, bool) {
-    let top = |z: &[f64]| z.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &z)| if z > best.1 { (i, z) } else { best });
+    let top = |z: &[f64]| {
+        z.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &z)| if z > best.1 { (i, z) } else { best })
+    };
     let ((ia, ma), (ib, mb)) = (top(a), top(b));
     let lse = |z: &[f64], m: f64| m + z.iter().map(|z| (z - m).exp()).sum::<f64>().ln();
     let (la, lb) = (lse(a, ma), lse(b, mb));

@@ -3,8 +3,8 @@
 
 use planish_autograd::ops::{index_select, linear};
 use planish_autograd::{Param, Var};
-use planish_tensor::{DType, Tensor};
 use planish_tensor::rng::{Purpose, Stream};
+use planish_tensor::{DType, Tensor};
 use serde_json::json;
 
 use crate::config::ModelConfig;

@@ -81,7 +81,7 @@ pub(crate) enum Storage {
     /// Part of a file, mapped read-only.
     Mapped { map: Arc<Mmap>, offset: usize, len: usize },
     /// A quantised weight, which has no elements in memory.
-    Packed(Quantized),
+    Packed(Box<Quantized>),
 }
 
 impl Storage {

@@ -50,10 +50,7 @@ pub(crate) fn command() -> Command {
 
 /// Has all files written into a directory beside their places and moves them there when all are on the disk, so
 /// that what looks like a model is one. Beside and not above: `out` may be where a volume is mounted.
-pub(super) fn stage(
-    out: &Path,
-    write: impl FnOnce(&Path) -> planish_nn::Result<()>,
-) -> planish_nn::Result<()> {
+pub(super) fn stage(out: &Path, write: impl FnOnce(&Path) -> planish_nn::Result<()>) -> planish_nn::Result<()> {
     let staged = out.join(".merged.planish.tmp");
     atomic_dir(&staged, write)?;
     move_into(&staged, out).map_err(|source| planish_nn::Error::Io { path: out.to_owned(), source })
@@ -118,7 +115,9 @@ fn move_into(from: &Path, to: &Path) -> io::Result<()> {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let out = matches.get_one::<PathBuf>("output-dir").expect("required");
     let text = match matches.get_one::<PathBuf>("text") {
-        Some(path) => fs::read_to_string(path).map_err(|source| planish_nn::Error::Io { path: path.clone(), source })?,
+        Some(path) => {
+            fs::read_to_string(path).map_err(|source| planish_nn::Error::Io { path: path.clone(), source })?
+        }
         None => TEXT.to_owned(),
     };
     let (mut model, tokenizer) = model_args::open(matches)?;
@@ -159,7 +158,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         if let Some(l) = &loss {
             output::line(format_args!(
                 "requantised: {:.4} nats from the tuned model on {} tokens ({:.1}% of the next tokens the same); the base is {:.4} from it",
-                l.kl, l.tokens, 100.0 * l.top1_agreement, l.kl_of_base
+                l.kl,
+                l.tokens,
+                100.0 * l.top1_agreement,
+                l.kl_of_base
             ))?;
         }
         output::line(out.display())?;

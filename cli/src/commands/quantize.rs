@@ -27,7 +27,9 @@ pub(crate) fn command() -> Command {
     Command::new("quantize")
         .about("Write a model with the linear modules of its layers in 4 or 8 bits, as bitsandbytes has them")
         .arg(text("model").required(true).value_name("MODEL").help("A directory, a .gguf file, a hub id, or `builtin`"))
-        .arg(text("model-revision").default_value("main").value_name("REV").help("Branch, tag or commit of a hub model"))
+        .arg(
+            text("model-revision").default_value("main").value_name("REV").help("Branch, tag or commit of a hub model"),
+        )
         .arg(
             text("output-dir")
                 .short('o')
@@ -111,7 +113,11 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
             before += 2 * (rows * cols) as u64;
             after += weight.nbytes() as u64;
             if !json {
-                output::line(format_args!("{name}  {rows} x {cols}  {}  relative RMS error {error:.4}", weight.format())).ok();
+                output::line(format_args!(
+                    "{name}  {rows} x {cols}  {}  relative RMS error {error:.4}",
+                    weight.format()
+                ))
+                .ok();
             }
             lines.push(json!({ "name": name, "shape": [rows, cols], "bytes": weight.nbytes(), "relative_rms": error }));
         };

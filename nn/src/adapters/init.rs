@@ -90,7 +90,8 @@ impl LoraInit {
     pub(super) fn taken(&self, weight: &Tensor, r: usize, scale: f64, dtype: DType) -> Result<Option<Taken>> {
         let takes = matches!(self, LoraInit::Pissa | LoraInit::PissaIterated(_) | LoraInit::Olora);
         if takes && weight.quantized().is_some() {
-            let what = format!("init_lora_weights {} on a quantised weight, which what is left could not be", self.to_json());
+            let what =
+                format!("init_lora_weights {} on a quantised weight, which what is left could not be", self.to_json());
             return Err(AdapterError::Unsupported { what }.into());
         }
         let (out, input) = (weight.dims()[0], weight.dims()[1]);

@@ -183,7 +183,13 @@ impl<R: Real> Block<R> {
     /// # Safety
     /// As [`Block::add`].
     #[cfg(target_arch = "x86_64")]
-    unsafe fn gemv<B: Right<R>>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode, scratch: &mut Vec<R>) -> bool {
+    unsafe fn gemv<B: Right<R>>(
+        &self,
+        term: &Term<R, B>,
+        depth: &Range<usize>,
+        mode: Mode,
+        scratch: &mut Vec<R>,
+    ) -> bool {
         use super::gemv::{Gemv, lines, most_rows};
         use super::right::Lines;
         use crate::DType;

@@ -124,13 +124,7 @@ pub fn gemm_update<R: Real, B: Right<R>, V: Right<R>>(a: Mat<R>, b: B, u: Mat<R>
     product(a, b, Some((u, v)), c, store);
 }
 
-fn product<R: Real, B: Right<R>, V: Right<R>>(
-    a: Mat<R>,
-    b: B,
-    update: Option<(Mat<R>, V)>,
-    c: &mut [R],
-    store: Store,
-) {
+fn product<R: Real, B: Right<R>, V: Right<R>>(a: Mat<R>, b: B, update: Option<(Mat<R>, V)>, c: &mut [R], store: Store) {
     let (m, n) = (a.rows, b.cols());
     assert_eq!(a.cols, b.rows(), "inner sizes");
     assert_eq!(c.len(), m * n, "size of C");

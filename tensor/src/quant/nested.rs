@@ -24,7 +24,9 @@ impl Scales {
     pub(super) fn checked(self, n: usize) -> Result<Scales> {
         Ok(match self {
             Scales::Plain(absmax) => Scales::Plain(flat("absmax", &absmax, DType::F32, n)?),
-            Scales::Nested(nested) => Scales::Nested(Nested { codes: flat("absmax", &nested.codes, DType::U8, n)?, ..nested.checked(n)? }),
+            Scales::Nested(nested) => {
+                Scales::Nested(Nested { codes: flat("absmax", &nested.codes, DType::U8, n)?, ..nested.checked(n)? })
+            }
         })
     }
 

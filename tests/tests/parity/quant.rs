@@ -61,10 +61,16 @@ fn four_bits_are_those_of_bitsandbytes() {
         }
         let bytes = |t: &Tensor| t.to_vec::<u8>().unwrap();
         assert_eq!(bytes(four(&made).bytes()), bytes(&part("packed")), "{name}: nibbles");
-        assert_eq!(bits(&made.dequantize(DType::F32).unwrap()), bits(&part("values")), "{name}: values");
+        // As numbers: of fp4's second zero bitsandbytes makes -0 or, where rows are odd, +0.
+        let floats = |t: &Tensor| t.to_vec::<f32>().unwrap();
+        assert_eq!(floats(&made.dequantize(DType::F32).unwrap()), floats(&part("values")), "{name}: values");
         let shape = [weight.dims()[0], weight.dims()[1]];
-        let read = FourBit::new(shape, kind, block, &part("packed"), theirs, DType::F32).unwrap();
-        assert_eq!(bits(&read.dequantize(DType::F32).unwrap()), bits(&part("values")), "{name}: values of their parts");
+        let read = FourBit::from_parts(shape, kind, block, &part("packed"), theirs, DType::F32).unwrap();
+        assert_eq!(
+            bits(&read.dequantize(DType::F32).unwrap()),
+            bits(&made.dequantize(DType::F32).unwrap()),
+            "{name}: values of their parts"
+        );
     }
 }
 
@@ -143,7 +149,8 @@ fn models_are_read_made_and_written_as_by_transformers() {
         for name in ours.names() {
             let (a, b) = (ours.get(name).unwrap(), theirs.get(name).unwrap());
             if name.contains("quant_state") {
-                let json = |t: &Tensor| -> serde_json::Value { serde_json::from_slice(t.as_slice::<u8>().unwrap()).unwrap() };
+                let json =
+                    |t: &Tensor| -> serde_json::Value { serde_json::from_slice(t.as_slice::<u8>().unwrap()).unwrap() };
                 assert_eq!(json(&a), json(&b), "{format}: {name}");
                 continue;
             }
@@ -151,13 +158,16 @@ fn models_are_read_made_and_written_as_by_transformers() {
             let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
             assert_eq!(values(&a), values(&b), "{format}: {name}");
         }
-        let config = |dir: &std::path::Path| read_json(&dir.join("config.json")).unwrap()["quantization_config"].clone();
+        let config =
+            |dir: &std::path::Path| read_json(&dir.join("config.json")).unwrap()["quantization_config"].clone();
         assert_eq!(config(out.path()), config(&fixture(&format!("quant/{format}"))), "{format}");
         // What is written is read again, and saved again as it was.
         let again = Pretrained::open(out.path()).unwrap().load(LoadOptions::default()).unwrap();
         for (a, b) in again.base_params().iter().zip(made.base_params()) {
             let parts = |p: &planish_autograd::Param| -> Vec<Vec<u64>> {
-                let bits = |t: Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect();
+                let bits = |t: Tensor| {
+                    t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
+                };
                 stored(p.name(), &p.value()).unwrap().into_iter().map(|(_, t)| bits(t)).collect()
             };
             assert_eq!(parts(a), parts(&b), "{format}: {}", a.name());

@@ -41,8 +41,8 @@ mod tests;
 pub use error::{ConfigError, Origin};
 pub use groups::{
     ArchitectureSettings, BiasChoice, DataSettings, DeviceChoice, EvalSettings, FinetuningType, FourBitType, Interval,
-    LoraSettings, ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy, PeftType, PromptInitChoice, RowType, RunSettings,
-    TruncationMode, WeightDtype,
+    LoraSettings, ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy, PeftType, PromptInitChoice, RowType,
+    RunSettings, TruncationMode, WeightDtype,
 };
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use preference::{

@@ -120,7 +120,10 @@ pub(super) fn check_base(model: &ModelSettings, lora: &LoraSettings) -> Result<(
     }
     let key = if model.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
     if (model.load_in_4bit || model.load_in_8bit) && !lora.use_peft && model.adapter.is_none() {
-        return conflict(key, "makes weights that can't be trained themselves: set `use_peft` to train an adapter on them");
+        return conflict(
+            key,
+            "makes weights that can't be trained themselves: set `use_peft` to train an adapter on them",
+        );
     }
     if model.use_bnb_nested_quant && !model.load_in_4bit {
         return conflict("use_bnb_nested_quant", "is for 4-bit weights: set `load_in_4bit` too");
