@@ -232,7 +232,9 @@ impl GgufFile {
     fn rows_of_head(&self, info: &Info, heads: Option<usize>, rows: usize, width: usize) -> Result<Option<usize>> {
         match heads {
             None => Ok(None),
-            Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) && width.is_multiple_of(info.kind.block_len()) => {
+            Some(heads)
+                if heads > 0 && rows.is_multiple_of(2 * heads) && width.is_multiple_of(info.kind.block_len()) =>
+            {
                 Ok(Some(rows / heads))
             }
             Some(heads) => Err(GgufError::Shape {
