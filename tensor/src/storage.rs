@@ -84,7 +84,7 @@ pub(crate) enum Storage {
     /// Memory of a device.
     Device(Memory),
     /// A quantised weight, which has no elements in memory.
-    Packed(Quantized),
+    Packed(Box<Quantized>),
 }
 
 impl Storage {

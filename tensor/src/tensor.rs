@@ -167,7 +167,7 @@ impl Tensor {
     pub fn packed(weight: Quantized) -> Tensor {
         let shape = Shape::from(weight.shape().to_vec());
         let strides = shape.contiguous_strides();
-        Tensor { storage: Arc::new(Storage::Packed(weight)), dtype: DType::Packed, shape, strides, offset: 0 }
+        Tensor { storage: Arc::new(Storage::Packed(Box::new(weight))), dtype: DType::Packed, shape, strides, offset: 0 }
     }
 
     /// The quantised weight behind this tensor or view, if there is one.

@@ -91,6 +91,27 @@ fn prepare(dir: &Path) -> (PathBuf, PathBuf) {
 
 #[test]
 #[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn quantised_models_load_in_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    let (base, _) = prepare(place.path());
+    let formats: [(&str, &[&str], &str); 4] = [
+        ("nf4", &["--double-quant"], "2e-4"),
+        ("nf4", &["--blocksize", "128"], "2e-4"),
+        ("fp4", &[], "2e-4"),
+        // bitsandbytes quantises activations too when it does not train.
+        ("int8", &[], "0.5"),
+    ];
+    for (i, (kind, more, tolerance)) in formats.into_iter().enumerate() {
+        let (out, expected) = (place.path().join(format!("q{i}")), place.path().join(format!("q{i}.safetensors")));
+        let own = ["quantize", "--model", text(&base), "--output-dir", text(&out), "--quant-type", kind];
+        run(&[&own[..], more].concat());
+        expect(&open(&out), &expected);
+        check_with("check_model.py", &[&out, &expected], &["--tolerance", tolerance]);
+    }
+}
+
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
 fn adapters_and_merged_models_load_in_the_peers() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();

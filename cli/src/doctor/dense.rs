@@ -8,6 +8,7 @@ use planish_autograd::ops::lm_head::{LmHead, lm_head};
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{embedding, linear};
+use planish_tensor::quant::{FourBit, FourBitKind, Int8};
 use planish_tensor::{DType, Tensor};
 
 use super::case::{Case, Input, Kind, Make, Rounding, Work};
@@ -68,11 +69,19 @@ fn lora_linears(s: &Sizes) -> Result<Vec<Case>> {
     const RANK: usize = 16;
     let case = |(variant, dtype): (&'static str, DType)| {
         let (out, input) = (s.mlp, s.hidden);
+        let base_weight = match variant {
+            "up, r 16, nf4 base" => {
+                let weight = s.weight(DType::F32, 2, &[out, input])?;
+                Tensor::packed(FourBit::quantize(&weight, FourBitKind::Nf4, 64, true)?)
+            }
+            "up, r 16, int8 base" => Tensor::packed(Int8::quantize(&s.weight(DType::F32, 2, &[out, input])?)?),
+            _ => s.weight(dtype, 2, &[out, input])?,
+        };
         let base = 2.0 * (s.tokens * out * input) as f64;
         let update = 2.0 * (s.tokens * RANK * (out + input)) as f64;
         let inputs = vec![
             activation(s.normal(1, &[s.tokens, input])?),
-            frozen(s.weight(dtype, 2, &[out, input])?),
+            frozen(base_weight),
             weight(s.weight(DType::F32, 3, &[RANK, input])?),
             weight(s.weight(DType::F32, 4, &[out, RANK])?),
         ];
@@ -82,7 +91,13 @@ fn lora_linears(s: &Sizes) -> Result<Vec<Case>> {
         let lora = Lora { scale: 2.0, dropout: None };
         Ok(Case::new(variant, inputs, terms, work, move |v| lora_linear(&v[0], &v[1], None, &v[2], &v[3], &lora)))
     };
-    [("up, r 16", DType::F32), ("up, r 16, bf16 base", DType::BF16)].into_iter().map(case).collect()
+    let cases = [
+        ("up, r 16", DType::F32),
+        ("up, r 16, bf16 base", DType::BF16),
+        ("up, r 16, nf4 base", DType::Packed),
+        ("up, r 16, int8 base", DType::Packed),
+    ];
+    cases.into_iter().map(case).collect()
 }
 
 /// A chain over the hidden size for a logit, and one over the vocabulary for its sum and for dhidden.

@@ -191,7 +191,7 @@ impl GgufFile {
             }
             blocks = moved;
         }
-        Ok(Some(Tensor::packed(Ggml::new([rows, cols], kind, &blocks)?)))
+        Ok(Some(Tensor::packed(Ggml::from_blocks([rows, cols], kind, &blocks)?)))
     }
 
     /// The tensor of a name in the file, dequantised to f32 and otherwise as it is.
@@ -232,7 +232,9 @@ impl GgufFile {
     fn rows_of_head(&self, info: &Info, heads: Option<usize>, rows: usize, width: usize) -> Result<Option<usize>> {
         match heads {
             None => Ok(None),
-            Some(heads) if heads > 0 && rows % (2 * heads) == 0 && width % info.kind.block_len() == 0 => {
+            Some(heads)
+                if heads > 0 && rows.is_multiple_of(2 * heads) && width.is_multiple_of(info.kind.block_len()) =>
+            {
                 Ok(Some(rows / heads))
             }
             Some(heads) => Err(GgufError::Shape {

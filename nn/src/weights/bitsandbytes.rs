@@ -56,7 +56,7 @@ impl WeightsReader {
     /// # Errors
     /// [`WeightsError::NoSuchTensor`]; [`WeightsError::Quantised`] for parts that are missing, damaged or contradictory.
     pub fn quantized(&self, name: &str) -> Result<Option<Tensor>> {
-        let wrong = |problem| WeightsError::Quantised { path: self.path().into(), name: name.into(), problem };
+        let wrong = |problem| self.wrong(name, problem);
         let dtype = match self.meta(name) {
             Some(meta) => meta.dtype,
             None => return self.get(name).map(Some),
@@ -77,7 +77,7 @@ impl WeightsReader {
                     Some(&other) => return Err(wrong(QuantProblem::Format(other))),
                 }
             }
-            let made = Int8::new([rows, cols], &weight, &self.get(&scales)?);
+            let made = Int8::from_parts([rows, cols], &weight, &self.get(&scales)?);
             return Ok(Some(Tensor::packed(made.map_err(|e| wrong(QuantProblem::Parts(e)))?)));
         }
         if matches!(dtype, DType::I8 | DType::U8) {
@@ -86,8 +86,12 @@ impl WeightsReader {
         Ok(None)
     }
 
+    fn wrong(&self, name: &str, problem: QuantProblem) -> WeightsError {
+        WeightsError::Quantised { path: self.path().into(), name: name.into(), problem: Box::new(problem) }
+    }
+
     fn four_bit(&self, name: &str, kind: FourBitKind) -> Result<Quantized> {
-        let wrong = |problem| WeightsError::Quantised { path: self.path().into(), name: name.into(), problem };
+        let wrong = |problem| self.wrong(name, problem);
         let state = self.get(&format!("{name}.{STATE}{}", kind.name()))?;
         let json = state.as_slice::<u8>().map_err(|e| wrong(QuantProblem::Parts(e)))?;
         let state: Map<String, Value> =
@@ -121,7 +125,7 @@ impl WeightsReader {
             Scales::Plain(part("absmax")?)
         };
         let bytes = as_bytes(&self.get(name)?)?;
-        FourBit::new(shape, kind, block, &bytes, scales, dtype).map_err(|e| wrong(QuantProblem::Parts(e)))
+        FourBit::from_parts(shape, kind, block, &bytes, scales, dtype).map_err(|e| wrong(QuantProblem::Parts(e)))
     }
 
     /// Whether a tensor is a part of a quantised weight, and no weight itself.
@@ -231,10 +235,11 @@ pub fn stored(name: &str, value: &Tensor) -> Result<Vec<(String, Tensor)>> {
     state.insert("dtype".into(), four.dtype().name().into());
     state.insert("shape".into(), weight.shape().to_vec().into());
     let n = four.bytes().numel();
+    // fp4's second zero is negative when it is read and not in the map: adding zero makes it so.
     let part = |part: &str| format!("{name}.{part}");
     let mut parts = vec![
         (name.to_owned(), four.bytes().reshape([n, 1])?),
-        (part("quant_map"), Tensor::from_vec(four.kind().code().to_vec(), [16])?),
+        (part("quant_map"), Tensor::from_vec(four.kind().code().iter().map(|c| c + 0.0).collect(), [16])?),
     ];
     match four.scales() {
         Scales::Plain(absmax) => parts.push((part("absmax"), absmax.clone())),

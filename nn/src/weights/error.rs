@@ -45,7 +45,7 @@ pub enum WeightsError {
         /// The weight.
         name: String,
         /// What is wrong.
-        problem: super::QuantProblem,
+        problem: Box<super::QuantProblem>,
     },
     /// A directory that was to be created already holds something.
     #[error("{} already exists and is not empty; choose another directory or remove it", path.display())]

@@ -29,7 +29,7 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// By bit pattern: 0, 1/16 and 8, 12, 4, 6, 2, 3, over 12, then the same negative. Minus zero is zero.
+/// By bit pattern: 0, 1/16 and 8, 12, 4, 6, 2, 3, over 12, then the same negative, zero included.
 const FP4: [f32; 16] = {
     let mut code = [
         0.0,
@@ -49,7 +49,7 @@ const FP4: [f32; 16] = {
         0.0,
         0.0,
     ];
-    let mut i = 1;
+    let mut i = 0;
     while i < 8 {
         code[8 + i] = -code[i];
         i += 1;

@@ -31,7 +31,7 @@ impl FourBit {
     /// # Errors
     /// [`Error::InvalidValue`] for a block size that does not exist; [`Error::Length`] where a part has the wrong
     /// length; [`Error::DTypeMismatch`].
-    pub fn new(
+    pub fn from_parts(
         shape: [usize; 2],
         kind: FourBitKind,
         block: usize,
@@ -90,7 +90,7 @@ impl FourBit {
         }
         let scales = if double { Scales::Nested(Nested::quantize(&absmax)?) } else { Scales::Plain(absmax) };
         let dtype = if weight.dtype() == DType::F64 { DType::F32 } else { weight.dtype() };
-        FourBit::new(shape, kind, block, &bytes, scales, dtype)
+        FourBit::from_parts(shape, kind, block, &bytes, scales, dtype)
     }
 
     /// Which code.
@@ -128,25 +128,46 @@ impl FourBit {
         match &self.scales {
             Scales::Plain(absmax) => {
                 let absmax = floats_of(absmax);
-                self.blocks(start, out, |block, at, out| decode(bytes, at, absmax[block], code, out));
+                read(bytes, code, self.block, |b| absmax[b], start, out);
             }
             Scales::Nested(nested) => {
                 let nested = nested.reader();
-                self.blocks(start, out, |block, at, out| decode(bytes, at, nested.get(block), code, out));
+                read(bytes, code, self.block, |b| nested.get(b), start, out);
             }
         }
     }
+}
 
-    /// Calls `f` with each block that the run touches, the element where its part begins, and the part.
-    fn blocks(&self, start: usize, mut out: &mut [f32], f: impl Fn(usize, usize, &mut [f32])) {
-        let mut at = start;
-        while !out.is_empty() {
-            let block = at / self.block;
-            let n = out.len().min((block + 1) * self.block - at);
-            let (part, rest) = out.split_at_mut(n);
-            f(block, at, part);
-            (out, at) = (rest, at + n);
+/// Elements `start..` of blocks of `block` elements, each a code times its block's scale.
+fn read(bytes: &[u8], code: &[f32; 16], block: usize, scale: impl Fn(usize) -> f32, start: usize, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::simd::level() >= crate::simd::Simd::Avx2 {
+        // SAFETY: level() says that this machine has AVX2.
+        return unsafe { super::x86::read(bytes, code, block, scale, start, out) };
+    }
+    portable(bytes, code, block, scale, start, out);
+}
+
+/// The same in plain Rust, which the other equals to the bit.
+pub(super) fn portable(
+    bytes: &[u8],
+    code: &[f32; 16],
+    block: usize,
+    scale: impl Fn(usize) -> f32,
+    start: usize,
+    out: &mut [f32],
+) {
+    let mut at = start;
+    let mut left = out;
+    while !left.is_empty() {
+        let n = left.len().min((at / block + 1) * block - at);
+        let (part, rest) = left.split_at_mut(n);
+        let scale = scale(at / block);
+        for (i, o) in (at..).zip(part) {
+            let byte = bytes[i / 2];
+            *o = code[(if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize] * scale;
         }
+        (left, at) = (rest, at + n);
     }
 }
 
@@ -156,26 +177,4 @@ fn check_block(block: usize) -> Result<()> {
     }
     let expected = "one of 32, 64, 128, 256, 512, 1024, 2048 and 4096";
     Err(Error::InvalidValue { op: "4-bit weight", name: "blocksize", value: block as f64, expected })
-}
-
-/// Elements `at..at + out.len()`, all of one block.
-#[inline]
-fn decode(bytes: &[u8], at: usize, scale: f32, code: &[f32; 16], out: &mut [f32]) {
-    let scaled = code.map(|c| c * scale);
-    #[cfg(target_arch = "x86_64")]
-    if crate::simd::level() >= crate::simd::Simd::Avx2 && at.is_multiple_of(2) {
-        // SAFETY: level() says that this machine has AVX2.
-        let done = unsafe { super::x86::nibbles(&bytes[at / 2..], &scaled, out) };
-        return portable(bytes, at + done, &scaled, &mut out[done..]);
-    }
-    portable(bytes, at, &scaled, out);
-}
-
-/// The decoder in plain Rust, which the other equals to the bit.
-#[inline]
-pub(super) fn portable(bytes: &[u8], at: usize, scaled: &[f32; 16], out: &mut [f32]) {
-    for (i, o) in (at..).zip(out) {
-        let byte = bytes[i / 2];
-        *o = scaled[(if i % 2 == 0 { byte >> 4 } else { byte & 15 }) as usize];
-    }
 }

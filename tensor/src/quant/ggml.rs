@@ -89,7 +89,7 @@ impl Ggml {
     ///
     /// # Errors
     /// [`Error::InvalidValue`] if a row is no whole number of blocks; [`Error::Length`] if they are too few or too many.
-    pub fn new(shape: [usize; 2], kind: GgmlKind, bytes: &Tensor) -> Result<Quantized> {
+    pub fn from_blocks(shape: [usize; 2], kind: GgmlKind, bytes: &Tensor) -> Result<Quantized> {
         let blocks = shape[1] / kind.block_len();
         if !shape[1].is_multiple_of(kind.block_len()) {
             let (value, expected) = (shape[1] as f64, "a whole number of blocks");

@@ -19,7 +19,7 @@ impl Int8 {
     ///
     /// # Errors
     /// [`Error::Length`] where a part has the wrong length; [`Error::DTypeMismatch`].
-    pub fn new(shape: [usize; 2], bytes: &Tensor, scales: &Tensor) -> Result<Quantized> {
+    pub fn from_parts(shape: [usize; 2], bytes: &Tensor, scales: &Tensor) -> Result<Quantized> {
         let n = shape[0]
             .checked_mul(shape[1])
             .ok_or_else(|| Error::TooLarge { shape: shape.to_vec(), dtype: DType::Packed })?;
@@ -46,7 +46,8 @@ impl Int8 {
                 for ((r, scale), bytes) in scales.iter_mut().enumerate().zip(bytes.chunks_exact_mut(cols)) {
                     let row = data[(first + r) * cols..][..cols].iter().map(|&x| f16::from_f32(x).to_f32());
                     *scale = row.clone().fold(0f32, |m, x| m.max(x.abs()));
-                    let factor = 127.0 / *scale;
+                    // Rounded twice, as torch divides a number by a tensor.
+                    let factor = 1.0 / *scale * 127.0;
                     for (byte, x) in bytes.iter_mut().zip(row) {
                         // A row of zeros is one of zeros.
                         *byte = if *scale > 0.0 { (x * factor).round_ties_even() as i8 } else { 0 };
@@ -54,7 +55,7 @@ impl Int8 {
                 }
             },
         );
-        Int8::new(shape, &bytes, &scales)
+        Int8::from_parts(shape, &bytes, &scales)
     }
 
     /// An i8 for each element: (rows · cols).

@@ -37,7 +37,7 @@ fn noise(rows: usize, cols: usize, kind: GgmlKind) -> Quantized {
             block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
         }
     }
-    Ggml::new([rows, cols], kind, &Tensor::from_vec(bytes, [n]).unwrap()).unwrap()
+    Ggml::from_blocks([rows, cols], kind, &Tensor::from_vec(bytes, [n]).unwrap()).unwrap()
 }
 
 fn pairs(rows: usize, cols: usize) -> Vec<(String, Tensor, Tensor)> {
@@ -111,15 +111,24 @@ fn nibbles_in_registers_are_those_of_plain_code() {
         return;
     }
     let bytes: Vec<u8> = (0..=255).collect();
-    let table: [f32; 16] = std::array::from_fn(|i| (i as f32 - 7.3) * 0.7);
-    for len in [0, 1, 7, 8, 9, 16, 200, 512] {
-        let (mut got, mut want) = (vec![0f32; len], vec![0f32; len]);
-        // SAFETY: detected.
-        let done = unsafe { x86::nibbles(&bytes, &table, &mut got) };
-        assert_eq!(done, len / 8 * 8);
-        four_bit::portable(&bytes, 0, &table, &mut want);
-        assert_eq!(got[..done], want[..done]);
+    let code: [f32; 16] = std::array::from_fn(|i| (i as f32 - 7.3) * 0.7);
+    let scale = |b: usize| 1.3 + b as f32;
+    for block in [32, 64, 512] {
+        for start in [0, 1, 2, 31, 32, 33, 63, 100] {
+            for len in [0, 1, 2, 7, 8, 9, 16, 33, 200, 512 - start] {
+                let (mut got, mut want) = (vec![0f32; len], vec![1f32; len]);
+                // SAFETY: detected.
+                unsafe { x86::read(&bytes, &code, block, scale, start, &mut got) };
+                four_bit::portable(&bytes, &code, block, scale, start, &mut want);
+                assert_eq!(bits_of(&got), bits_of(&want), "{len} from {start} in blocks of {block}");
+            }
+        }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn bits_of(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
@@ -146,15 +155,15 @@ fn what_does_not_fit_is_refused() {
     let bytes = Tensor::zeros([128], DType::U8).unwrap();
     let make = |scales: usize| {
         let scales = Scales::Plain(Tensor::zeros([scales], DType::F32).unwrap());
-        FourBit::new([4, 64], FourBitKind::Nf4, 64, &bytes, scales, DType::F32)
+        FourBit::from_parts([4, 64], FourBitKind::Nf4, 64, &bytes, scales, DType::F32)
     };
     make(4).unwrap();
     let error = make(3).unwrap_err().to_string();
     assert!(error.contains("absmax") && error.contains('3') && error.contains('4'), "{error}");
     assert!(FourBit::quantize(&make(4).map(Tensor::packed).unwrap(), FourBitKind::Nf4, 64, false).is_err());
     let integers = bytes.to_dtype(DType::I8).unwrap();
-    assert!(Int8::new([4, 65], &integers, &Tensor::zeros([4], DType::F32).unwrap()).is_err());
-    assert!(Ggml::new([4, 33], GgmlKind::Q8_0, &bytes).is_err());
+    assert!(Int8::from_parts([4, 65], &integers, &Tensor::zeros([4], DType::F32).unwrap()).is_err());
+    assert!(Ggml::from_blocks([4, 33], GgmlKind::Q8_0, &bytes).is_err());
     let packed = Tensor::packed(make(4).unwrap());
     assert!(packed.as_slice::<f32>().is_err() && packed.as_slice::<u8>().is_err() && packed.to_vec::<f32>().is_err());
     assert!(crate::ops::elementwise::add(&packed, &packed).is_err());
@@ -165,17 +174,13 @@ fn what_does_not_fit_is_refused() {
 fn zeros_stay_zeros_and_errors_are_small() {
     let zero = Tensor::zeros([3, 40], DType::F32).unwrap();
     for q in all(&zero).into_iter().take(5) {
-        assert!(q.dequantize(DType::F32).unwrap().to_vec::<f32>().unwrap().iter().all(|x| *x == 0.0), "{}", q.format());
+        let values = q.dequantize(DType::F32).unwrap().to_vec::<f32>().unwrap();
+        assert!(values.iter().all(|x| *x == 0.0), "{}", q.format());
     }
     let w = random(&[64, 256], DType::F32, 1);
     // A normal distribution: nf4 in blocks of 64 errs by about 9%, fp4 by 12%, int8 by less than 1%.
-    for (q, least, most) in all(&w)
-        .into_iter()
-        .take(5)
-        .zip([0.08, 0.07, 0.1, 0.1, 0.002])
-        .zip([0.1, 0.1, 0.2, 0.25, 0.01])
-        .map(|((q, a), b)| (q, a, b))
-    {
+    let bounds = [(0.08, 0.1), (0.07, 0.1), (0.1, 0.2), (0.1, 0.25), (0.002, 0.01)];
+    for (q, (least, most)) in all(&w).into_iter().zip(bounds) {
         let error = q.relative_rms(&w).unwrap();
         assert!(error > least && error < most, "{}: {error}", q.format());
     }

@@ -1,0 +1,245 @@
+//! Quantised models as files: what is refused, what the program writes and trains on, and resuming.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use planish_autograd::ops::linear::linear;
+use planish_autograd::{Param, Tape, Var};
+use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
+use planish_nn::decoder::LoadOptions;
+use planish_nn::pretrained::{Pretrained, read_json};
+use planish_nn::quantize::QuantizeAs;
+use planish_nn::weights::{WeightsReader, save_safetensors};
+use planish_tensor::quant::{FourBit, FourBitKind};
+use planish_tensor::{DType, Tensor};
+use planish_tests::program::{planish, refused};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+/// A copy of a quantised fixture with its tensors changed.
+fn changed(format: &str, change: impl Fn(&mut BTreeMap<String, Tensor>)) -> tempfile::TempDir {
+    let (from, dir) = (fixture(&format!("quant/{format}")), tempfile::tempdir().unwrap());
+    fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    let reader = WeightsReader::open(&from).unwrap();
+    let mut tensors: BTreeMap<_, _> = reader.names().iter().map(|n| (n.clone(), reader.get(n).unwrap())).collect();
+    change(&mut tensors);
+    save_safetensors(dir.path().join("model.safetensors"), tensors, &BTreeMap::new()).unwrap();
+    dir
+}
+
+const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
+
+fn error(dir: &Path) -> String {
+    Pretrained::open(dir).and_then(|p| p.load(LoadOptions::default())).map(drop).unwrap_err().to_string()
+}
+
+/// With the state's JSON changed.
+fn state(format: &str, change: impl Fn(&str) -> String) -> String {
+    let dir = changed(format, |tensors| {
+        let key = tensors.keys().find(|k| k.starts_with(WEIGHT) && k.contains("quant_state")).unwrap().clone();
+        let text = String::from_utf8(tensors[&key].to_vec::<u8>().unwrap()).unwrap();
+        let new = change(&text).into_bytes();
+        let n = new.len();
+        tensors.insert(key, Tensor::from_vec(new, [n]).unwrap());
+    });
+    error(dir.path())
+}
+
+#[test]
+fn parts_that_do_not_make_a_weight_are_refused() {
+    let says = |error: String, words: &[&str]| {
+        assert!(words.iter().all(|w| error.contains(w)) && error.contains(WEIGHT), "{words:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    };
+    for part in ["absmax", "quant_map", "nested_quant_map", "nested_absmax"] {
+        let dir = changed("nf4_double", |t| drop(t.remove(&format!("{WEIGHT}.{part}")).unwrap()));
+        says(error(dir.path()), &[part]);
+    }
+    let short = |part: &'static str| {
+        let dir = changed("nf4_double", move |t| {
+            let short = t[&format!("{WEIGHT}.{part}")].narrow(0, 0, 1).unwrap().contiguous().unwrap();
+            // One of one is what there may be.
+            let short = if part == "nested_absmax" { Tensor::from_vec(vec![1f32; 2], [2]).unwrap() } else { short };
+            t.insert(format!("{WEIGHT}.{part}"), short);
+        });
+        error(dir.path())
+    };
+    for part in ["absmax", "nested_quant_map", "nested_absmax"] {
+        says(short(part), &["element(s) do not fill", part]);
+    }
+    says(state("fp4", |s| s[..s.len() / 2].to_owned()), &["damaged"]);
+    says(state("fp4", |_| "[1]".to_owned()), &["damaged"]);
+    says(state("fp4", |s| s.replace("\"fp4\"", "\"nf4\"")), &["contradicts"]);
+    says(state("fp4", |s| s.replace("64", "48")), &["blocksize is 48"]);
+    says(state("fp4", |s| s.replace("64", "128")), &["do not fill"]);
+    says(state("fp4", |s| s.replace("64", "\"x\"")), &["blocksize", "whole number"]);
+    says(state("fp4", |s| s.replace("float32", "int64")), &["dtype", "int64"]);
+    says(state("fp4", |s| s.replace("[44, 24]", "[44, 24, 1]")), &["shape"]);
+    says(state("fp4", |s| s.replace("[44, 24]", "[24, 44]")), &["[24, 44]", "[44, 24]"]);
+    says(state("fp4", |s| s.replace("[44, 24]", "[18446744073709551615, 2]")), &[]);
+    says(
+        state("nf4_double", |s| s.replace("\"nested_blocksize\": 256", "\"nested_blocksize\": 0")),
+        &["nested_blocksize"],
+    );
+    let dir = changed("fp4", |t| {
+        let map = t[&format!("{WEIGHT}.quant_map")].to_vec::<f32>().unwrap().into_iter().map(|x| x * 0.5).collect();
+        t.insert(format!("{WEIGHT}.quant_map"), Tensor::from_vec::<f32>(map, [16]).unwrap());
+    });
+    says(error(dir.path()), &["quant_map"]);
+    let scb = WEIGHT.replace("weight", "SCB");
+    let dir = changed("int8", |t| drop(t.remove(&scb).unwrap()));
+    says(error(dir.path()), &["int8", "SCB"]);
+    let dir =
+        changed("int8", |t| drop(t.insert(WEIGHT.replace("weight", "weight_format"), Tensor::scalar(2u8).unwrap())));
+    says(error(dir.path()), &["weight_format"]);
+    let dir = changed("int8", |t| drop(t.insert(scb.clone(), Tensor::from_vec(vec![1f32; 3], [3]).unwrap())));
+    says(error(dir.path()), &["SCB"]);
+}
+
+#[test]
+fn what_quantised_models_cannot_do_is_said() {
+    let open = |format: &str| Pretrained::open(&fixture(&format!("quant/{format}"))).unwrap();
+    let train = open("fp4").load(LoadOptions { dtype: None, trainable: true }).map(drop).unwrap_err().to_string();
+    assert!(train.contains("use_peft") && train.contains("fp4"), "{train}");
+    let how = QuantizeAs::FourBit { kind: FourBitKind::Nf4, block: 64, double: false };
+    let again = open("fp4").quantized(Some(how)).load(LoadOptions::default()).map(drop).unwrap_err().to_string();
+    assert!(again.contains("quantised already (fp4)"), "{again}");
+    let mut model = open("int8").load(LoadOptions::default()).unwrap();
+    let part = planish_nn::adapters::Partial::layers(1, model.layers.len(), vec![], vec![]).unwrap();
+    let frozen = planish_nn::adapters::train_only(&mut model, &part).unwrap_err().to_string();
+    assert!(frozen.contains("quantised") && frozen.contains("use_peft"), "{frozen}");
+    for init in ["pissa", "olora"] {
+        let init_lora_weights = planish_nn::adapters::LoraInit::parse(init).unwrap();
+        let config = LoraConfig { init_lora_weights, target_modules: Targets::AllLinear, ..LoraConfig::default() };
+        let refused = attach_lora(&mut model.clone(), &config, 0).unwrap_err().to_string();
+        assert!(refused.contains("quantised weight"), "{refused}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("quant/fp4").join(file), dir.path().join(file)).unwrap();
+    }
+    let mut config = read_json(&dir.path().join("config.json")).unwrap();
+    config["quantization_config"]["quant_method"] = "gptq".into();
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    assert!(error(dir.path()).contains("gptq"), "{}", error(dir.path()));
+}
+
+/// A gradient of a quantised weight is an error, never silence.
+#[test]
+fn a_quantised_weight_has_no_gradient() {
+    let w = Tensor::from_vec((0..64).map(|i| i as f32).collect(), [2, 32]).unwrap();
+    let w = Tensor::packed(FourBit::quantize(&w, FourBitKind::Nf4, 32, false).unwrap());
+    let (tape, param) = (Tape::new(), Param::trainable("w", w));
+    let x = Var::constant(Tensor::full(1f32, [1, 32]).unwrap());
+    let error = linear(&x, &tape.param(&param), None).map(drop).unwrap_err().to_string();
+    assert!(error.contains("quantised weight is frozen"), "{error}");
+}
+
+fn builtin() -> String {
+    fixture("../../train/builtin").to_string_lossy().into_owned()
+}
+
+#[test]
+fn the_program_quantises_merges_and_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (small, data) = (path("nf4"), path("data.jsonl"));
+    let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" is a number\"}}\n")).collect();
+    fs::write(&data, rows).unwrap();
+    let ok = |arguments: &[&str]| {
+        let done = planish(arguments);
+        assert_eq!(done.code, 0, "{arguments:?}: {done:?}");
+        done.stdout
+    };
+    let told = ok(&["quantize", "--model", &builtin(), "-o", &small, "--double-quant", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let weights = told["weights"].as_array().unwrap();
+    assert!(
+        weights.len() > 4 && told["bytes"].as_f64().unwrap() < 0.3 * told["bytes_as_16_bit"].as_f64().unwrap(),
+        "{told}"
+    );
+    for w in weights {
+        let error = w["relative_rms"].as_f64().unwrap();
+        assert!(error > 0.02 && error < 0.2, "{w}");
+    }
+    // Nothing but the model and its tokenizer is left.
+    let mut names: Vec<String> =
+        fs::read_dir(&small).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert!(names.contains(&"model.safetensors".into()) && !names.iter().any(|n| n.contains("tmp")), "{names:?}");
+    refused(&["quantize", "--model", &small, "-o", &path("again")], "quantised already (nf4)");
+    refused(&["quantize", "--model", &builtin(), "-o", &path("again"), "--blocksize", "48"], "blocksize");
+    refused(
+        &["quantize", "--model", &builtin(), "-o", &path("again"), "--quant-type", "int8", "--double-quant"],
+        "int8",
+    );
+    assert!(!dir.path().join("again").exists());
+    let sft = |extra: &[&str]| -> Vec<String> {
+        let own = ["sft", "--model", &builtin(), "--dataset", &data, "--max-steps", "2", "--learning-rate", "1e-3"];
+        own.iter().chain(extra).map(|s| s.to_string()).collect()
+    };
+    let run = path("run");
+    refused(&sft(&["--output-dir", &run, "--load-in-4bit"]), "use_peft");
+    refused(&sft(&["--output-dir", &run, "--load-in-4bit", "--load-in-8bit", "--use-peft"]), "both set");
+    refused(&sft(&["--output-dir", &run, "--use-bnb-nested-quant", "--use-peft"]), "load_in_4bit");
+    assert!(!dir.path().join("run").exists());
+    // Quantised on the way or read quantised: the same run.
+    let both = [(builtin(), "run", true), (small.clone(), "run2", false)].map(|(model, run, quantise)| {
+        let (run, mut arguments) = (path(run), sft(&[]));
+        arguments[2] = model;
+        arguments.extend(["--output-dir", &run, "--use-peft", "--lora-target-modules", "all-linear"].map(String::from));
+        if quantise {
+            arguments.extend(["--load-in-4bit", "--bnb-4bit-use-double-quant"].map(String::from));
+        }
+        ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        fs::read(Path::new(&run).join("final/adapter_model.safetensors")).unwrap()
+    });
+    assert!(both[0] == both[1], "the adapters differ");
+    let adapter = path("run2/final");
+    let merged = path("merged");
+    ok(&["merge", "--model", &small, "--adapter", &adapter, "-o", &merged]);
+    let model = Pretrained::open(Path::new(&merged)).unwrap().load(LoadOptions::default()).unwrap();
+    assert!(read_json(&Path::new(&merged).join("config.json")).unwrap()["quantization_config"].is_null());
+    let dtypes: Vec<DType> = model.layers[0].linears().iter().map(|l| l.weight.base.value().dtype()).collect();
+    assert!(dtypes.iter().all(|d| *d == DType::BF16), "{dtypes:?}");
+    let again = path("requantised");
+    let told = ok(&["merge", "--model", &small, "--adapter", &adapter, "-o", &again, "--requantize", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let kl = told["requantized"]["kl"].as_f64().unwrap();
+    assert!(kl >= 0.0 && kl < 1.0 && told["requantized"]["tokens"].as_u64().unwrap() > 20, "{told}");
+    let model = Pretrained::open(Path::new(&again)).unwrap().load(LoadOptions::default()).unwrap();
+    assert!(model.layers[0].linears()[0].weight.base.value().quantized().is_some());
+    let plain = path("plain");
+    refused(&["merge", "--model", &builtin(), "--adapter", &adapter, "-o", &plain, "--requantize"], "quantize");
+    assert!(!Path::new(&plain).exists());
+}
+
+/// Law 6 on a quantised base.
+#[test]
+fn a_resumed_run_is_the_run_that_was_not_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let data = path("data.jsonl");
+    let rows: String =
+        (0..16).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" or {}\"}}\n", i * 7)).collect();
+    fs::write(&data, rows).unwrap();
+    let run = |out: &str, extra: &[&str]| {
+        let mut arguments =
+            vec!["sft", "--model", "builtin", "--dataset", &data, "--output-dir", out, "--load-in-4bit"];
+        arguments.extend(["--use-peft", "--lora-dropout", "0.1", "--per-device-train-batch-size", "4"]);
+        arguments.extend(["--learning-rate", "1e-3", "--save-steps", "2", "--max-steps", "4"]);
+        arguments.extend(extra);
+        let done = planish(&arguments);
+        assert_eq!(done.code, 0, "{done:?}");
+        fs::read(Path::new(out).join("final/adapter_model.safetensors")).unwrap()
+    };
+    let (whole, cut) = (path("whole"), path("cut"));
+    let want = run(&whole, &[]);
+    fs::create_dir(&cut).unwrap();
+    let from = path("whole/checkpoint-2");
+    let got = run(&cut, &["--resume-from-checkpoint", &from, "--threads", "3"]);
+    assert!(got == want, "the adapters differ");
+}
