@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_train::config::{
-    Arity, ConfigError, CpoConfig, DistillConfig, DpoConfig, Flag, Key, KtoConfig, Loaded, OrpoConfig, PretrainConfig, Recipe,
-    RewardConfig, Settings, SftConfig, SimpoConfig, aliases, resolve,
+    Arity, ConfigError, CpoConfig, DistillConfig, DpoConfig, Flag, Key, KtoConfig, Loaded, OrpoConfig, PretrainConfig,
+    Recipe, RewardConfig, Settings, SftConfig, SimpoConfig, aliases, resolve,
 };
 use serde_json::Value as Json;
 

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use planish_train::config::{
-    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings, SftConfig,
-    SimpoConfig, aliases,
+    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings,
+    SftConfig, SimpoConfig, aliases,
 };
 use serde_json::Value as Json;
 

@@ -55,7 +55,8 @@ fn replay_has_its_share_and_every_source_its_perplexity() {
     };
     let (line, report) = run("plain", false);
     let of = |name: &str| line.get(name).and_then(|v| v.as_f64());
-    let (all, each) = (of("eval_perplexity").unwrap(), ["law", "code"].map(|n| of(&format!("eval_perplexity/{n}")).unwrap()));
+    let (all, each) =
+        (of("eval_perplexity").unwrap(), ["law", "code"].map(|n| of(&format!("eval_perplexity/{n}")).unwrap()));
     assert!((all - of("eval_loss").unwrap().exp()).abs() <= 1e-9 * all, "{line:?}");
     assert!(each[0].min(each[1]) <= all && all <= each[0].max(each[1]), "{line:?}");
     assert!(of("eval_perplexity/general").is_none());

@@ -35,7 +35,13 @@ impl Objective for BySource {
         let files = sampler.view().data().files();
         let names = names(&files.iter().map(|f| f.path.clone()).collect::<Vec<_>>());
         // Where the rows of each file end.
-        let ends: Vec<u64> = files.iter().scan(0, |end, f| { *end += f.rows; Some(*end) }).collect();
+        let ends: Vec<u64> = files
+            .iter()
+            .scan(0, |end, f| {
+                *end += f.rows;
+                Some(*end)
+            })
+            .collect();
         let mut found = vec![LossSum::default(); files.len()];
         for step in sampler.steps(Cursor::default())?.epochs(1) {
             for batch in &step?.micro_batches {

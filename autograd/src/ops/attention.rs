@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use planish_tensor::ops::attention as kernel;
-pub use planish_tensor::ops::attention::{Attention, Stem};
 use planish_tensor::ops::attention::Segments;
+pub use planish_tensor::ops::attention::{Attention, Stem};
 
 use crate::registry::{Backward, CUDA_LATER, Fixture, Op};
 use crate::tape::Grads;

@@ -2,7 +2,8 @@
 
 use clap::{ArgMatches, Command};
 use planish_train::config::{
-    CpoConfig, DistillConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig, SimpoConfig, to_yaml,
+    CpoConfig, DistillConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig,
+    SimpoConfig, to_yaml,
 };
 
 use super::json_flag;

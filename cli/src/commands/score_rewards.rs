@@ -122,7 +122,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     }
     output::line(format_args!("{rows} rows, {dropped} left out"))?;
     let Some(j) = pairs else { return Ok(DONE) };
-    output::line(format_args!("accuracy        {:.4} over {} pairs, mean margin {:.4}", j.all.accuracy, j.all.pairs, j.margin))?;
+    output::line(format_args!(
+        "accuracy        {:.4} over {} pairs, mean margin {:.4}",
+        j.all.accuracy, j.all.pairs, j.margin
+    ))?;
     for (name, share) in [("chosen longer", &j.chosen_longer), ("chosen shorter", &j.chosen_shorter)] {
         output::line(format_args!("  {name:<14}{:.4} over {} pairs", share.accuracy, share.pairs))?;
     }

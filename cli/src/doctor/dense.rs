@@ -125,10 +125,14 @@ fn lm_head_divergences(s: &Sizes) -> Result<Vec<Case>> {
             Ok(lm_head_divergence(&v[0], &v[1], &LmHead::default(), &teacher, &what)?.divergence)
         }))
     };
-    [("forward KL", 0.0, Kind::Frozen), ("reverse KL", 1.0, Kind::Frozen), ("Jensen-Shannon, trained", 0.5, Kind::Weight)]
-        .into_iter()
-        .map(case)
-        .collect()
+    [
+        ("forward KL", 0.0, Kind::Frozen),
+        ("reverse KL", 1.0, Kind::Frozen),
+        ("Jensen-Shannon, trained", 0.5, Kind::Weight),
+    ]
+    .into_iter()
+    .map(case)
+    .collect()
 }
 
 /// A score is a chain over the head's size and enters an exponential, which turns its absolute error,

@@ -31,7 +31,14 @@ fn example(row: &Value) -> Example {
 }
 
 /// Per step: loss, norm and cross-entropy.
-fn train(spec: &Value, rows: &[Value], dtype: DType, tokens_per_pass: u64, cut: usize, recompute: bool) -> Vec<[f64; 3]> {
+fn train(
+    spec: &Value,
+    rows: &[Value],
+    dtype: DType,
+    tokens_per_pass: u64,
+    cut: usize,
+    recompute: bool,
+) -> Vec<[f64; 3]> {
     let lora = spec["lora"].as_bool().unwrap();
     let of = |value: &Value, key: &str| value[key].as_f64().unwrap();
     let training = |key: &str| of(&spec["training"], key);
@@ -39,8 +46,12 @@ fn train(spec: &Value, rows: &[Value], dtype: DType, tokens_per_pass: u64, cut: 
     if lora {
         load_adapter(&mut student, &fixture("preference/adapter")).unwrap();
     }
-    let settings =
-        AdamWSettings { beta1: 0.9, beta2: 0.999, eps: training("adam_epsilon"), weight_decay: training("weight_decay") };
+    let settings = AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: training("adam_epsilon"),
+        weight_decay: training("weight_decay"),
+    };
     let mut optimizer = AdamW::new(&student.params(), settings).unwrap();
     let what = Divergence { beta: of(spec, "beta"), temperature: of(spec, "temperature") };
     let guide = Guide::Model(Box::new(open("qwen3", dtype, false)));

@@ -118,7 +118,8 @@ fn layers_come_to_the_teachers() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     write_data(dir);
-    let extra = [("teacher_model", "builtin"), ("feature_layers", "0=1"), ("learning_rate", "5e-3"), ("max_steps", "12")];
+    let extra =
+        [("teacher_model", "builtin"), ("feature_layers", "0=1"), ("learning_rate", "5e-3"), ("max_steps", "12")];
     let end = result(run(dir, "out", &extra, u64::MAX));
     let lines = metrics(&dir.join("out"));
     let of = |step: usize, name: &str| lines[step][name].as_f64().unwrap();
@@ -148,7 +149,17 @@ fn a_student_comes_to_its_teacher() {
     let sft = dir.join("teacher").to_string_lossy().into_owned();
     let data = dir.join("rows.jsonl").to_string_lossy().into_owned();
     let done = planish(&[
-        "sft", "--model", "builtin", "--dataset", &data, "--output-dir", &sft, "--max-steps", "12", "--learning-rate", "1e-3",
+        "sft",
+        "--model",
+        "builtin",
+        "--dataset",
+        &data,
+        "--output-dir",
+        &sft,
+        "--max-steps",
+        "12",
+        "--learning-rate",
+        "1e-3",
     ]);
     assert_eq!(done.code, 0, "{done:?}");
     let teacher = format!("{sft}/final");
@@ -196,7 +207,14 @@ fn what_does_not_fit_is_refused() {
         (lines.replacen("\"ids\":[", "\"ids\":[7,", 1), "its tokens are not those of the data set's row"),
         (lines.replacen("\"index\":3", "\"index\":4", 1), "its index is that of another row"),
         (lines.lines().take(9).collect::<Vec<_>>().join("\n"), "it has 9 lines"),
-        (lines.replacen("\"temperature\":2.0", "\"temperature\":1.0", 20).replacen("\"temperature\":1.0", "\"temperature\":2.0", 1), "is not that of line 1"),
+        (
+            lines.replacen("\"temperature\":2.0", "\"temperature\":1.0", 20).replacen(
+                "\"temperature\":1.0",
+                "\"temperature\":2.0",
+                1,
+            ),
+            "is not that of line 1",
+        ),
         ("{\"index\":0".to_owned(), "line 1: EOF"),
         (String::new(), "it is empty"),
     ] {

@@ -89,9 +89,7 @@ fn objective(spec: &Value, dtype: DType, share: bool) -> Box<dyn Objective> {
         "kto" => Box::new(Unpaired::new(kto::loss(&settings::<KtoConfig>(spec).kto), reference(None), false, Some(64))),
         "orpo" => free(Box::new(orpo::loss(&settings::<OrpoConfig>(spec).orpo))),
         "cpo" => free(Box::new(cpo::loss(&settings::<CpoConfig>(spec).cpo))),
-        "reward" => {
-            Box::new(Rewards::new(reward::loss(&settings::<RewardConfig>(spec).reward), false).sharing(share))
-        }
+        "reward" => Box::new(Rewards::new(reward::loss(&settings::<RewardConfig>(spec).reward), false).sharing(share)),
         other => panic!("{other}"),
     }
 }
@@ -180,12 +178,16 @@ const BY_MICRO_BATCH: [&str; 8] = [
     "mean_token_accuracy",
     "logits/chosen",
     "logits/rejected",
-    "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"];
+    "rewards/chosen",
+    "rewards/rejected",
+    "logps/chosen",
+    "logps/rejected",
+];
 
 #[test]
 fn trajectories_are_those_of_trl() {
     let runs = runs();
-    assert!(runs.len() >= 37);
+    assert!(runs.len() >= 38);
     let mut compared = 0;
     for (name, spec, rows) in &runs {
         let kto = spec["trainer"] == "kto";
@@ -229,7 +231,8 @@ fn splitting_a_step_changes_rounding_only() {
         let couples = name.starts_with("aot") || name.starts_with("kto");
         let dtype = DType::F64;
         let want = train(spec, rows, Feed { dtype, share: false, ..WHOLE });
-        let feeds = [(0, 1, false, true), (1, 1, true, true), (60, 1, false, false), (0, 2, false, true), (40, 4, true, false)];
+        let feeds =
+            [(0, 1, false, true), (1, 1, true, true), (60, 1, false, false), (0, 2, false, true), (40, 4, true, false)];
         for (tokens_per_pass, cut, recompute, share) in feeds {
             if couples && cut > 1 {
                 continue;

@@ -92,7 +92,13 @@ fn no_bit_depends_on_sharing_under_adapters() {
 /// In f64, of all weights and of adapters, with and without recomputation.
 #[test]
 fn the_gradient_is_that_of_pairs_apart() {
-    let cases = [("smollm2", None), ("gemma2", None), ("qwen2_window", None), ("", Some("qwen2_prefix")), ("", Some("llama3_prompt"))];
+    let cases = [
+        ("smollm2", None),
+        ("gemma2", None),
+        ("qwen2_window", None),
+        ("", Some("qwen2_prefix")),
+        ("", Some("llama3_prompt")),
+    ];
     for (family, adapter) in cases {
         let model = match adapter {
             None => load(&format!("models/{family}"), Some(DType::F64), true),

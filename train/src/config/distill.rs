@@ -72,7 +72,10 @@ impl Recipe for DistillConfig {
         match (&d.teacher_model, &d.teacher_scores) {
             (None, None) => return Err(ConfigError::Missing { key: "teacher_model" }),
             (Some(_), Some(_)) => {
-                return conflict("teacher_scores", "are a teacher's predictions and `teacher_model` a teacher; keep one");
+                return conflict(
+                    "teacher_scores",
+                    "are a teacher's predictions and `teacher_model` a teacher; keep one",
+                );
             }
             _ => {}
         }
@@ -89,7 +92,10 @@ impl Recipe for DistillConfig {
             return conflict("teacher_adapter", "goes with `teacher_model`; `teacher_scores` have it in them already");
         }
         if self.data.packing && self.data.packing_strategy == PackingStrategy::Wrapped {
-            return conflict("packing_strategy", "wrapped cuts examples, which `teacher_scores` know as a whole; use bfd");
+            return conflict(
+                "packing_strategy",
+                "wrapped cuts examples, which `teacher_scores` know as a whole; use bfd",
+            );
         }
         if !self.data.eval_dataset.is_empty() {
             return conflict(

@@ -108,7 +108,10 @@ impl Recipe for PretrainConfig {
             _ => {}
         }
         if self.replay.replay_dataset.is_empty() != (self.replay.replay_share == 0.0) {
-            return conflict("replay_share", "and `replay_dataset` go together: files, and their share of the examples");
+            return conflict(
+                "replay_share",
+                "and `replay_dataset` go together: files, and their share of the examples",
+            );
         }
         check_data(&self.data)?;
         check_run(&self.optim, &self.run)?;

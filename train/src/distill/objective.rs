@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use planish_autograd::{Tape, Var};
 use planish_autograd::ops::elementwise;
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher};
+use planish_autograd::{Tape, Var};
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
 use planish_tensor::rng::{Purpose, Rows, Stream};

@@ -148,9 +148,12 @@ mod tests {
     fn shares_and_ranges_are_those_of_the_pairs() {
         let mut found = Judgement::default();
         // σ(ln 3) = ¾, σ(ln 9) = 0.9; the second is judged wrong.
-        for (rewards, tokens) in
-            [([3f64.ln(), 0.0], [5, 3]), ([0.0, 3f64.ln()], [2, 3]), ([0.0, -(9f64.ln())], [4, 4]), ([1.0, 1.0], [4, 3])]
-        {
+        for (rewards, tokens) in [
+            ([3f64.ln(), 0.0], [5, 3]),
+            ([0.0, 3f64.ln()], [2, 3]),
+            ([0.0, -(9f64.ln())], [4, 4]),
+            ([1.0, 1.0], [4, 3]),
+        ] {
             found.add(&Judged::new(rewards, tokens));
         }
         assert_eq!((found.all.pairs, found.all.accuracy), (4, 0.5));

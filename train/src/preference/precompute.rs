@@ -109,12 +109,7 @@ pub fn precompute(
     Ok(known)
 }
 
-fn compute(
-    reference: &Reference,
-    policy: &Model,
-    sampler: &Sampler,
-    how: Scoring,
-) -> Result<HashMap<usize, [f64; 2]>> {
+fn compute(reference: &Reference, policy: &Model, sampler: &Sampler, how: Scoring) -> Result<HashMap<usize, [f64; 2]>> {
     let mut table = HashMap::new();
     each_batch(sampler, how.tokens_per_pass, |batch| {
         let weights = token_weights(&batch, how.verbose_weight);

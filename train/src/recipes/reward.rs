@@ -36,7 +36,11 @@ pub fn run(config: &RewardConfig, observer: &mut dyn Observer) -> Result<Outcome
 }
 
 /// All weights with a head, or an adapter of which the head is a part: new, given, or that of the checkpoint.
-fn build(config: &RewardConfig, opened: &Opened, resume: Option<&Checkpoint>) -> Result<(Model, Option<AdapterConfig>)> {
+fn build(
+    config: &RewardConfig,
+    opened: &Opened,
+    resume: Option<&Checkpoint>,
+) -> Result<(Model, Option<AdapterConfig>)> {
     let (c, dtype, seed) = (config, config.model.dtype, config.optim.seed);
     if !c.lora.use_peft && c.model.adapter.is_none() {
         let from = match resume {

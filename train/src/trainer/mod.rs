@@ -11,8 +11,8 @@ mod state;
 
 pub use evaluate::evaluate;
 pub use objective::{CrossEntropy, Objective, Sums};
-pub(crate) use state::{PROJECTIONS_FILE, REFERENCE_FILE};
 pub use state::TrainerState;
+pub(crate) use state::{PROJECTIONS_FILE, REFERENCE_FILE};
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

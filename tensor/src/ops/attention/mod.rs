@@ -115,9 +115,8 @@ impl Segments<'_> {
     }
 
     fn check_stems(&self) -> Result<()> {
-        let bad = |what, lhs: usize, rhs: usize| {
-            Err(Error::ShapeMismatch { op: OP, what, lhs: vec![lhs], rhs: vec![rhs] })
-        };
+        let bad =
+            |what, lhs: usize, rhs: usize| Err(Error::ShapeMismatch { op: OP, what, lhs: vec![lhs], rhs: vec![rhs] });
         let segments = self.cu_k.len() - 1;
         if !self.stems.is_empty() && self.stems.len() != segments {
             return bad("stems against segments", self.stems.len(), segments);
@@ -162,13 +161,7 @@ impl Sizes {
 }
 
 /// Checks q, k, v against each other and the segment tables.
-pub(crate) fn validate(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    table: &Segments<'_>,
-    options: &Attention,
-) -> Result<Sizes> {
+pub(crate) fn validate(q: &Tensor, k: &Tensor, v: &Tensor, table: &Segments<'_>, options: &Attention) -> Result<Sizes> {
     let Segments { cu_q, cu_k, .. } = *table;
     options.validate()?;
     for t in [q, k, v] {

@@ -144,12 +144,16 @@ fn branches_equal_whole_segments() {
             };
             // The whole segments begin alike.
             let both = |heads: usize, salt: u64| {
-                let (first, second) = (random([a, heads, 16], salt, DType::F64), random([45, heads, 16], salt + 9, DType::F64));
+                let (first, second) =
+                    (random([a, heads, 16], salt, DType::F64), random([45, heads, 16], salt + 9, DType::F64));
                 (join(&[first.clone(), part(&first, 0, shared), second.clone()]), join(&[first, second]))
             };
             let ((q, bq), (k, bk), (v, bv)) = (both(6, 0), both(2, 1), both(2, 2));
             let cu = [0, a as u32, (a + b) as u32];
-            let (branched, own) = ([0, a as u32, (a + 45) as u32], [0, 1].map(|s| (s == 1).then_some(Stem { of: 0, len: shared as u32 })));
+            let (branched, own) = (
+                [0, a as u32, (a + 45) as u32],
+                [0, 1].map(|s| (s == 1).then_some(Stem { of: 0, len: shared as u32 })),
+            );
             let table = Segments { cu_q: &branched, cu_k: &branched, stems: &own };
             for dtype in [DType::F32, DType::F64] {
                 let [q, k, v, bq, bk, bv] = [&q, &k, &v, &bq, &bk, &bv].map(|t| t.to_dtype(dtype).unwrap());
