@@ -52,6 +52,27 @@ fn open(dir: &Path) -> Model {
     Pretrained::open(dir).unwrap().load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap()
 }
 
+fn open_reward(dir: &Path) -> Model {
+    let options = LoadOptions { dtype: Some(DType::F32), trainable: false };
+    Pretrained::open(dir).unwrap().load_reward(options, 0).unwrap()
+}
+
+/// Our rewards of some sequences, in the same form.
+fn expect_rewards(model: &Model, path: &Path) {
+    let ctx = Ctx::inference();
+    let mut tensors = Vec::new();
+    for (i, ids) in [vec![1u32], (3..60).collect(), (1..200).map(|i| i * 37 % 1400).collect()].iter().enumerate() {
+        let batch = Packed::new(&[ids]);
+        let hidden = model.forward(&ctx, &batch, false).unwrap();
+        let last: Vec<u32> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
+        let rewards = model.rewards(&ctx, &hidden, &last).unwrap().into_value();
+        tensors.push((format!("logits.{i}"), rewards.reshape([1]).unwrap()));
+        let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+        tensors.push((format!("ids.{i}"), Tensor::from_vec(wide, [ids.len()]).unwrap()));
+    }
+    save_safetensors(path, tensors, &BTreeMap::new()).unwrap();
+}
+
 /// Runs a script of `fixtures/generate`, which compares.
 fn check(script: &str, arguments: &[&Path]) {
     check_with(script, arguments, &[]);
@@ -193,22 +214,17 @@ fn reward_models_load_in_the_peers() {
     let fixed = ["reward", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out)];
     run(&[&fixed[..], &["--max-steps", "4"]].concat());
     let result = out.join("final");
-    let options = LoadOptions { dtype: Some(DType::F32), trainable: false };
-    let model = Pretrained::open(&result).unwrap().load_reward(options, 0).unwrap();
-    let ctx = Ctx::inference();
-    let mut tensors = Vec::new();
-    for (i, ids) in [vec![1u32], (3..60).collect(), (1..200).map(|i| i * 37 % 1400).collect()].iter().enumerate() {
-        let batch = Packed::new(&[ids]);
-        let hidden = model.forward(&ctx, &batch, false).unwrap();
-        let last: Vec<u32> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
-        let rewards = model.rewards(&ctx, &hidden, &last).unwrap().into_value();
-        tensors.push((format!("logits.{i}"), rewards.reshape([1]).unwrap()));
-        let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
-        tensors.push((format!("ids.{i}"), Tensor::from_vec(wide, [ids.len()]).unwrap()));
-    }
     let expected = dir.join("reward.safetensors");
-    save_safetensors(&expected, tensors, &BTreeMap::new()).unwrap();
+    expect_rewards(&open_reward(&result), &expected);
     check_with("check_model.py", &[&result, &expected], &["--reward"]);
+    // An adapter on it, which has a head of its own.
+    let out = dir.join("adapter");
+    let fixed = ["reward", "--model", text(&result), "--dataset", text(&data), "--output-dir", text(&out)];
+    run(&[&fixed[..], &["--max-steps", "4", "--use-peft", "--lora-target-modules", "all-linear"]].concat());
+    let mut model = open_reward(&result);
+    load_adapter(&mut model, &out.join("final")).unwrap();
+    expect_rewards(&model, &expected);
+    check_with("check_model.py", &[&result, &expected], &["--reward", "--adapter", text(&out.join("final"))]);
 }
 
 /// The comparison itself can fail.

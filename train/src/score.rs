@@ -61,6 +61,9 @@ pub enum ScoreError {
     },
 }
 
+/// Log-probabilities of a batch's tokens, and the most probable ones in their places.
+type Found = (Vec<f64>, Vec<(u32, f64)>);
+
 /// A row to score.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoreRow {
@@ -178,7 +181,7 @@ impl<'a> Scorer<'a> {
             }
         }
         let last = first + rows.len() - 1;
-        let run = || -> planish_nn::Result<(Vec<f64>, Vec<(u32, f64)>)> {
+        let run = || -> planish_nn::Result<Found> {
             let hidden = self.model.forward(&self.ctx, &batch, false)?;
             let scores = self.model.scores(&self.ctx, &hidden, &at, &targets)?;
             let here = |t: &Tensor| t.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>();

@@ -29,7 +29,7 @@ fn write_data(dir: &Path) -> PathBuf {
     dir.join("rows.jsonl")
 }
 
-fn run(dir: &Path, out: &str, extra: &[(&str, &str)], stop: u64) -> Result<Outcome, planish_train::Error> {
+fn run(dir: &Path, out: &str, extra: &[(&str, &str)], stop: u64) -> Result<Outcome, String> {
     let text = |path: PathBuf| path.to_string_lossy().into_owned();
     let (data, out) = (text(dir.join("rows.jsonl")), text(dir.join(out)));
     let own = [
@@ -45,10 +45,11 @@ fn run(dir: &Path, out: &str, extra: &[(&str, &str)], stop: u64) -> Result<Outco
     ];
     let own = own.into_iter().filter(|(k, _)| !extra.iter().any(|(e, _)| e == k));
     let flags: Vec<_> = own.chain(extra.iter().copied()).map(|(k, v)| (k.to_string(), vec![v.to_string()])).collect();
-    distill::run(&resolve::<DistillConfig>(None, &flags).unwrap().config, &mut Stopping(stop))
+    let config = resolve::<DistillConfig>(None, &flags).unwrap().config;
+    distill::run(&config, &mut Stopping(stop)).map_err(|e| e.to_string())
 }
 
-fn result(outcome: Result<Outcome, planish_train::Error>) -> PathBuf {
+fn result(outcome: Result<Outcome, String>) -> PathBuf {
     match outcome.unwrap() {
         Outcome::Finished { result } => result,
         other => panic!("{other:?}"),
@@ -129,7 +130,7 @@ fn layers_come_to_the_teachers() {
     assert!(names(&dir.join("out/checkpoint-4")).contains(&"projections.safetensors".to_string()));
     assert!(!names(&end).contains(&"projections.safetensors".to_string()));
     let text = run(dir, "none", &[("teacher_model", "builtin"), ("feature_layers", "0=99")], u64::MAX).unwrap_err();
-    assert!(text.to_string().contains("must be STUDENT=TEACHER"), "{text}");
+    assert!(text.contains("must be STUDENT=TEACHER"), "{text}");
 }
 
 /// A student that is its teacher has nothing to learn; one that is not comes nearer.
@@ -181,7 +182,7 @@ fn what_does_not_fit_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     write_data(dir);
-    let error = |extra: &[(&str, &str)]| run(dir, "out", extra, u64::MAX).unwrap_err().to_string();
+    let error = |extra: &[(&str, &str)]| run(dir, "out", extra, u64::MAX).unwrap_err();
     // A teacher to whom two tokens mean each other.
     let other = dir.join("other");
     std::fs::create_dir(&other).unwrap();

@@ -187,7 +187,7 @@ const BY_MICRO_BATCH: [&str; 8] = [
 #[test]
 fn trajectories_are_those_of_trl() {
     let runs = runs();
-    assert!(runs.len() >= 37);
+    assert!(runs.len() >= 38);
     let mut compared = 0;
     for (name, spec, rows) in &runs {
         let kto = spec["trainer"] == "kto";

@@ -234,3 +234,46 @@ fn a_reward_model_is_written_as_a_classifier() {
     let error = dpo::run(&again, &mut Silent).unwrap_err().to_string();
     assert!(error.contains("score.weight"), "{error}");
 }
+
+/// The head is part of a reward model's adapter; the program reads what it wrote, and says how good it is.
+#[test]
+fn rewards_of_an_adapter_are_scored() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    write_data(dir);
+    let held = [("validation_split", "0.3"), ("eval_strategy", "steps"), ("eval_steps", "1"), ("max_steps", "8")];
+    let end = result(run("reward", dir, "lora", &[&LORA[..], &held].concat(), u64::MAX).0);
+    let config = planish_nn::pretrained::read_json(&end.join("adapter_config.json")).unwrap();
+    assert_eq!((&config["task_type"], &config["modules_to_save"]), (&"SEQ_CLS".into(), &["score"][..].into()));
+    let weights = planish_nn::weights::WeightsReader::open(end.join("adapter_model.safetensors")).unwrap();
+    assert!(weights.contains("base_model.model.score.weight"), "{:?}", weights.names());
+    let last = metrics(&dir.join("lora")).pop().unwrap();
+    let of = |name: &str| last[name].as_f64().unwrap();
+    assert!(of("eval_confidence") >= 0.5 && of("eval_accuracy/chosen_longer") <= 1.0, "{last:?}");
+
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (data, out, end) = (text(&dir.join("pairs.jsonl")), text(&dir.join("rewards.jsonl")), text(&end));
+    let own = ["score", "--reward", "--model", "builtin", "--dataset", &data, "--output", &out, "--json"];
+    planish_tests::program::refused(&own, "neither the model nor an adapter has a head of rewards");
+    let done = planish_tests::program::planish(&[&own[..], &["--adapter", &end]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    let said: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let lines: Vec<serde_json::Value> =
+        std::fs::read_to_string(&out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 20);
+    let right = lines.iter().filter(|l| l["chosen"].as_f64() > l["rejected"].as_f64()).count() as f64 / 20.0;
+    assert!((said["pairs"]["accuracy"].as_f64().unwrap() - right).abs() <= 1e-12, "{said}");
+    // Learnt by heart: before, it is a coin's.
+    assert!(right >= 0.8, "{right}");
+    let bins = said["pairs"]["calibration"].as_array().unwrap();
+    assert_eq!(bins.iter().map(|b| b["pairs"].as_u64().unwrap()).sum::<u64>(), 20);
+    // Rows that are no pairs get a reward each.
+    let plain = dir.join("plain.jsonl");
+    let labelled = std::fs::read_to_string(dir.join("labelled.jsonl")).unwrap();
+    std::fs::write(&plain, labelled.replace(r#","label":true"#, "").replace(r#","label":false"#, "")).unwrap();
+    let plain = text(&plain);
+    let own = ["score", "--reward", "--model", "builtin", "--adapter", &end, "--dataset", &plain, "--output", &out];
+    let done = planish_tests::program::planish(&own);
+    assert!(done.code == 0 && done.stdout.starts_with("20 rows, 0 left out"), "{done:?}");
+    assert!(std::fs::read_to_string(&out).unwrap().lines().all(|l| l.contains(r#""reward":"#)));
+}

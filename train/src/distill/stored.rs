@@ -1,7 +1,7 @@
 //! A teacher's predictions as `planish score --top-k` has written them.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -34,12 +34,12 @@ impl StoredTeacher {
         let (mut starts, mut at, mut line) = (Vec::new(), 0u64, Vec::new());
         loop {
             line.clear();
-            let read = file.read_until(b'\n', &mut line).map_err(failed)? as u64;
+            let read = file.by_ref().take(LONGEST).read_until(b'\n', &mut line).map_err(failed)? as u64;
             if read == 0 {
                 break;
             }
-            if read > LONGEST {
-                return Err(bad(format!("line {} has {read} bytes", starts.len() + 1)));
+            if read == LONGEST {
+                return Err(bad(format!("line {} has more than {LONGEST} bytes", starts.len() + 1)));
             }
             if !line.iter().all(u8::is_ascii_whitespace) {
                 starts.push(at);
@@ -79,7 +79,6 @@ impl StoredTeacher {
         };
         let mut text = Vec::new();
         {
-            use std::io::{Read, Seek, SeekFrom};
             // A panic elsewhere leaves a file that the next seek puts right.
             let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let read = file
