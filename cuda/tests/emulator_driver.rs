@@ -21,7 +21,9 @@ fn adder() -> String {
 #[test]
 fn a_warp_can_be_watched() {
     let emulator = Emulator::new((9, 0)).unwrap().with_watch(Watch { block: [1, 0, 0], warp: 0, most: 9 });
-    let add = emulator.function(emulator.load(Image::Ptx(&adder())).unwrap(), "k").unwrap();
+    // One instruction a line, as NVRTC writes it.
+    let text = adder().replace("; ", ";\n");
+    let add = emulator.function(emulator.load(Image::Ptx(&text)).unwrap(), "k").unwrap();
     let x = emulator.alloc(256, STREAM).unwrap();
     emulator.upload(x, &[2; 256], STREAM).unwrap();
     let launch = Launch { grid: [2, 1, 1], block: [32, 1, 1], cluster: [1; 3], shared_bytes: 0 };

@@ -24,7 +24,7 @@ impl Sizes {
     pub(super) const CHECK: Sizes =
         Sizes { tokens: 67, hidden: 577, mlp: 1031, heads: 9, kv_heads: 3, head: 64, vocabulary: 4999 };
 
-    /// The same for the emulator, which takes a hundred times as long.
+    /// The same for the emulator, which is slow.
     pub(super) const EMULATED: Sizes =
         Sizes { tokens: 19, hidden: 67, mlp: 131, heads: 6, kv_heads: 2, head: 20, vocabulary: 4999 };
 

@@ -77,6 +77,9 @@ fn resumed(dir: &Path, name: &str, command: &[&str]) -> PathBuf {
             "2",
             "--max-length",
             "12",
+            // What chat templates take for the time, which a checkpoint keeps.
+            "--template-time",
+            "1700000000",
         ];
         let done = planish(&[command, &fixed, extra].concat());
         assert_eq!(done.code, 0, "{done:?}");

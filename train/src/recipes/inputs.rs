@@ -38,7 +38,7 @@ impl Inputs {
         let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
         let tokens = self.pass(worst, optim.tokens_per_pass);
-        // The emulator takes a hundred times as long, and what it would tell of time is of no use.
+        // The emulator is slow, and what it would tell of time is of no use.
         let trial = if matches!(model.device(), Device::Emulator(_)) { EMULATED_TOKENS } else { trial };
         let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share }, trial)?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
