@@ -56,6 +56,14 @@ impl Ctx {
         Ctx { tape: tape.cloned(), ..self.clone() }
     }
 
+    /// The same for a pass over these rows of the batch alone.
+    ///
+    /// # Panics
+    /// A row that dropout has no random numbers for.
+    pub fn of_rows(&self, rows: &[u32]) -> Ctx {
+        Ctx { dropout: self.dropout.as_ref().map(|all| all.select(rows)), ..self.clone() }
+    }
+
     /// The tape, if recording.
     pub fn tape(&self) -> Option<&Tape> {
         self.tape.as_ref()

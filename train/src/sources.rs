@@ -28,7 +28,7 @@ fn names(paths: &[String]) -> Vec<String> {
 
 impl Objective for BySource {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        CrossEntropy.accumulate(model, optim, step, done)
+        CrossEntropy::default().accumulate(model, optim, step, done)
     }
 
     fn evaluate(&mut self, model: &Model, _optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {

@@ -1,4 +1,4 @@
-//! Pairs of sequences that begin alike: their common first tokens stand in the stream once.
+//! Sequences that begin alike: their common first tokens stand in the stream once.
 
 use std::sync::Arc;
 
@@ -7,32 +7,38 @@ use planish_autograd::ops::attention::Stem;
 use super::{Model, Packed};
 
 impl Packed {
-    /// The same with each pair of segments (0 and 1, 2 and 3, …) branching where it parts: the second segment
-    /// keeps the tokens from its first that differs from the other's, and goes on from the first one's tokens
-    /// before. With it comes the row of the new stream for each token of the old one. `None` if no pair begins
-    /// alike, or if segments branch already.
+    /// The same with segments that begin alike, in runs of `run` segments: those behind the first of a run keep the
+    /// tokens from their first that differs from its, and go on from its tokens before, if these are `least` or more.
+    /// With it comes the row of the new stream for each token of the old one. `None` if no segment begins like its
+    /// run, or if segments branch already.
     ///
     /// A token sees what it saw, at the position it had, so that its hidden state has the same bits.
-    pub fn branched(&self) -> Option<(Packed, Vec<u32>)> {
+    ///
+    /// # Panics
+    /// If `run` is 0.
+    pub fn branched(&self, run: usize, least: usize) -> Option<(Packed, Vec<u32>)> {
         let segments = self.cu_seqlens.len() - 1;
-        if !self.stems.is_empty() || !segments.is_multiple_of(2) {
+        if !self.stems.is_empty() {
             return None;
         }
         let range = |s: usize| self.cu_seqlens[s] as usize..self.cu_seqlens[s + 1] as usize;
         let (mut ids, mut positions, mut cu) = (vec![], vec![], vec![0u32]);
         let (mut stems, mut at) = (vec![], Vec::with_capacity(self.len()));
+        // Where the tokens of the run's first segment are in `at`.
+        let mut first = 0;
         for s in 0..segments {
-            let own = range(s);
-            let shared = if s % 2 == 1 { common(&self.ids[range(s - 1)], &self.ids[own.clone()]) } else { 0 };
-            if shared > 0 {
-                let first = at.len() - range(s - 1).len();
-                at.extend_from_within(first..first + shared);
+            let (own, stem) = (range(s), s / run * run);
+            if stem == s {
+                first = at.len();
             }
+            let alike = if stem == s { 0 } else { common(&self.ids[range(stem)], &self.ids[own.clone()]) };
+            let shared = if alike < least { 0 } else { alike };
+            at.extend_from_within(first..first + shared);
             at.extend((own.start + shared..own.end).zip(ids.len() as u32..).map(|(_, row)| row));
             ids.extend_from_slice(&self.ids[own.start + shared..own.end]);
             positions.extend_from_slice(&self.positions[own.start + shared..own.end]);
             cu.push(ids.len() as u32);
-            stems.push((shared > 0).then(|| Stem { of: s as u32 - 1, len: shared as u32 }));
+            stems.push((shared > 0).then(|| Stem { of: stem as u32, len: shared as u32 }));
         }
         let packed =
             Packed { ids: ids.into(), positions: positions.into(), cu_seqlens: cu.into(), stems: stems.into() };
@@ -67,15 +73,25 @@ mod tests {
     #[test]
     fn pairs_part_where_they_differ() {
         let pairs: [&[u32]; 6] = [&[1, 2, 3, 4], &[1, 2, 5], &[7, 8], &[9], &[6, 6, 6], &[6, 6]];
-        let (packed, at) = Packed::new(&pairs).branched().unwrap();
+        let (packed, at) = Packed::new(&pairs).branched(2, 1).unwrap();
         assert_eq!(&packed.ids[..], [1, 2, 3, 4, 5, 7, 8, 9, 6, 6, 6, 6]);
         assert_eq!(&packed.positions[..], [0, 1, 2, 3, 2, 0, 1, 0, 0, 1, 2, 1]);
         assert_eq!(&packed.cu_seqlens[..], [0, 4, 5, 7, 8, 11, 12]);
         let stem = |of, len| Some(Stem { of, len });
         assert_eq!(&packed.stems[..], [None, stem(0, 2), None, None, None, stem(4, 1)]);
         assert_eq!(at, [0, 1, 2, 3, 0, 1, 4, 5, 6, 7, 8, 9, 10, 8, 11]);
-        assert!(packed.branched().is_none(), "a stem has no stem");
-        assert!(Packed::new(&[[1, 2], [2, 1]]).branched().is_none());
-        assert!(Packed::new(&[[1, 2]]).branched().is_none());
+        assert!(packed.branched(2, 1).is_none(), "a stem has no stem");
+        assert!(Packed::new(&[[1, 2], [2, 1]]).branched(2, 1).is_none());
+        assert!(Packed::new(&[[1, 2]]).branched(2, 1).is_none());
+    }
+
+    #[test]
+    fn runs_go_on_from_their_first() {
+        let all: [&[u32]; 5] = [&[1, 2, 3], &[1, 2, 3, 4], &[1, 5], &[1, 2, 3, 4], &[1, 2, 6]];
+        let (packed, at) = Packed::new(&all).branched(3, 2).unwrap();
+        assert_eq!(&packed.ids[..], [1, 2, 3, 4, 1, 5, 1, 2, 3, 4, 6]);
+        let stem = |of, len| Some(Stem { of, len });
+        assert_eq!(&packed.stems[..], [None, stem(0, 3), None, None, stem(3, 2)]);
+        assert_eq!(at, [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 6, 7, 10]);
     }
 }

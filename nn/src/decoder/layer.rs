@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use planish_autograd::ops::attention::{Attention, Stem, branched};
-use planish_autograd::ops::{elementwise, glu, view};
+use planish_autograd::ops::{elementwise, view};
 use planish_autograd::{Result, Var};
 use planish_tensor::ops::attention::forward_segments;
 
 use super::cache::SequenceCache;
 use super::lead::Prefix;
+use super::mlp::Feed;
 use super::rotary::Rotations;
 use crate::Ctx;
-use crate::config::{Activation, ModelConfig};
+use crate::config::ModelConfig;
 use crate::modules::{Linear, Norm};
 
 /// Projections to queries, keys and values: apart, or one weight.
@@ -20,15 +21,6 @@ pub(super) enum Qkv {
     /// q, k, v.
     Split(Box<[Linear; 3]>),
     /// One of (q + k + v) rows.
-    Fused(Linear),
-}
-
-/// Projections to the MLP's gate and its input: apart, or one weight.
-#[derive(Clone, Debug)]
-pub(super) enum GateUp {
-    /// gate, up.
-    Split(Box<[Linear; 2]>),
-    /// One of (gate + up) rows.
     Fused(Linear),
 }
 
@@ -45,8 +37,7 @@ pub struct Layer {
     pub(super) k_norm: Option<Norm>,
     pub(super) qkv: Qkv,
     pub(super) o: Linear,
-    pub(super) gate_up: GateUp,
-    pub(super) down: Linear,
+    pub(super) feed: Feed,
 }
 
 /// Which keys the queries of a pass see.
@@ -62,7 +53,7 @@ impl Layer {
     pub(super) fn forward(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
         let a = self.attention(ctx, &normed(ctx, &self.attention_pre, x)?, rotations, mixing)?;
         let x = self.residual(x, &normed(ctx, &self.attention_post, &a)?)?;
-        let m = self.mlp(ctx, &normed(ctx, &self.mlp_pre, &x)?)?;
+        let m = self.feed.forward(ctx, &normed(ctx, &self.mlp_pre, &x)?)?;
         self.residual(&x, &normed(ctx, &self.mlp_post, &m)?)
     }
 
@@ -117,22 +108,6 @@ impl Layer {
         self.o.forward(ctx, &view::reshape(&out, &[tokens, c.num_heads * d])?)
     }
 
-    fn mlp(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
-        let (gate, up) = match &self.gate_up {
-            GateUp::Split(both) => (both[0].forward(ctx, x)?, both[1].forward(ctx, x)?),
-            GateUp::Fused(both) => {
-                let (all, n) = (both.forward(ctx, x)?, self.config.intermediate_size);
-                (view::narrow(&all, 1, 0, n)?, view::narrow(&all, 1, n, n)?)
-            }
-        };
-        let h = match self.config.activation {
-            Activation::Silu => glu::swiglu(&gate, &up)?,
-            Activation::Gelu => glu::geglu(&gate, &up)?,
-            Activation::GeluTanh => glu::geglu_tanh(&gate, &up)?,
-        };
-        self.down.forward(ctx, &h)
-    }
-
     /// Its linear modules.
     pub fn linears(&self) -> Vec<&Linear> {
         let mut all: Vec<&Linear> = match &self.qkv {
@@ -140,11 +115,7 @@ impl Layer {
             Qkv::Fused(qkv) => vec![qkv],
         };
         all.push(&self.o);
-        match &self.gate_up {
-            GateUp::Split(both) => all.extend(both.iter()),
-            GateUp::Fused(both) => all.push(both),
-        }
-        all.push(&self.down);
+        self.feed.linears(&mut all);
         all
     }
 
@@ -155,11 +126,7 @@ impl Layer {
             Qkv::Fused(qkv) => vec![qkv],
         };
         all.push(&mut self.o);
-        match &mut self.gate_up {
-            GateUp::Split(both) => all.extend(both.iter_mut()),
-            GateUp::Fused(both) => all.push(both),
-        }
-        all.push(&mut self.down);
+        self.feed.linears_mut(&mut all);
         all
     }
 

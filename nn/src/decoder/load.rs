@@ -8,8 +8,10 @@ use planish_tensor::quant::Layout;
 use planish_tensor::{DType, Tensor};
 
 use super::Model;
-use super::layer::{GateUp, Layer, Qkv};
-use crate::config::{ModelConfig, NormPlacement, QkNorm};
+use super::experts::Experts;
+use super::layer::{Layer, Qkv};
+use super::mlp::{Feed, GateUp, Mlp};
+use crate::config::{ExpertNames, ModelConfig, Moe, NormPlacement, QkNorm};
 use crate::modules::{Linear, Norm, Slots, Weight};
 use crate::{Error, Result};
 
@@ -107,16 +109,15 @@ impl Loader<'_> {
             ]))
         };
         let o = self.linear(at("self_attn.o_proj"), h, q, c.o_bias)?;
-        let m = c.intermediate_size;
-        let gate_up = if c.fused_projections {
-            GateUp::Fused(self.linear(at("mlp.gate_up_proj"), 2 * m, h, c.mlp_bias)?)
-        } else {
-            GateUp::Split(Box::new([
-                self.linear(at("mlp.gate_proj"), m, h, c.mlp_bias)?,
-                self.linear(at("mlp.up_proj"), m, h, c.mlp_bias)?,
-            ]))
+        let feed = match c.moe.filter(|_| c.layers[index].sparse) {
+            Some(moe) => Feed::Sparse(Box::new(self.experts(c, &moe, at)?)),
+            None if c.fused_projections => Feed::Dense(Mlp {
+                gate_up: GateUp::Fused(self.linear(at("mlp.gate_up_proj"), 2 * c.intermediate_size, h, c.mlp_bias)?),
+                down: self.linear(at("mlp.down_proj"), h, c.intermediate_size, c.mlp_bias)?,
+                activation: c.activation,
+            }),
+            None => Feed::Dense(self.mlp(c, |m| at(&format!("mlp.{m}_proj")), c.intermediate_size)?),
         };
-        let down = self.linear(at("mlp.down_proj"), h, m, c.mlp_bias)?;
         let config = c.clone();
         Ok(Layer {
             config,
@@ -129,9 +130,42 @@ impl Loader<'_> {
             k_norm,
             qkv,
             o,
-            gate_up,
-            down,
+            feed,
         })
+    }
+
+    /// An MLP of this width; `name` gives the names of gate, up and down.
+    fn mlp(&mut self, c: &ModelConfig, name: impl Fn(&str) -> String, width: usize) -> Result<Mlp> {
+        let h = c.hidden_size;
+        let gate_up = GateUp::Split(Box::new([
+            self.linear(name("gate"), width, h, c.mlp_bias)?,
+            self.linear(name("up"), width, h, c.mlp_bias)?,
+        ]));
+        Ok(Mlp { gate_up, down: self.linear(name("down"), h, width, c.mlp_bias)?, activation: c.activation })
+    }
+
+    fn experts(&mut self, c: &ModelConfig, moe: &Moe, at: impl Fn(&str) -> String) -> Result<Experts> {
+        let block = at(match moe.names {
+            ExpertNames::Mixtral => "block_sparse_moe",
+            ExpertNames::Mlp => "mlp",
+        });
+        let part = |of: &str| match (moe.names, of) {
+            (ExpertNames::Mixtral, "gate") => "w1".to_string(),
+            (ExpertNames::Mixtral, "up") => "w3".to_string(),
+            (ExpertNames::Mixtral, _) => "w2".to_string(),
+            (ExpertNames::Mlp, of) => format!("{of}_proj"),
+        };
+        let router = self.linear(format!("{block}.gate"), moe.experts, c.hidden_size, false)?;
+        let expert = |e: usize| move |of: &str| format!("{block}.experts.{e}.{}", part(of));
+        let experts = (0..moe.experts).map(|e| self.mlp(c, expert(e), moe.width)).collect::<Result<_>>()?;
+        let shared = match moe.shared_width {
+            None => None,
+            Some(width) => {
+                let mlp = self.mlp(c, |of| format!("{block}.shared_expert.{of}_proj"), width)?;
+                Some((mlp, self.linear(format!("{block}.shared_expert_gate"), 1, c.hidden_size, false)?))
+            }
+        };
+        Ok(Experts { router, experts, shared, per_token: moe.per_token, normalises: moe.normalises })
     }
 }
 

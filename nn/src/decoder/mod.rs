@@ -2,10 +2,12 @@
 
 mod branch;
 mod cache;
+mod experts;
 mod head;
 mod layer;
 mod lead;
 mod load;
+mod mlp;
 mod rotary;
 
 pub use cache::SequenceCache;

@@ -7,15 +7,21 @@ mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 
 use serde_json::Value;
 
-use crate::config::{Activation, ConfigError, Fields, LayerConfig, ModelConfig, NormPlacement, QkNorm, Rope};
+use crate::config::{
+    Activation, ConfigError, ExpertNames, Fields, LayerConfig, ModelConfig, Moe, NormPlacement, QkNorm, Rope,
+};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -34,6 +40,10 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("olmo2", olmo2::read),
     ("smollm3", smollm3::read),
     ("granite", granite::read),
+    ("mixtral", mixtral::read),
+    ("qwen2_moe", qwen2_moe::read),
+    ("qwen3_moe", qwen3_moe::read),
+    ("olmoe", olmoe::read),
 ];
 
 pub(crate) fn read(source: &Value) -> Result<ModelConfig> {
@@ -96,9 +106,43 @@ fn base(f: &Fields<'_>, source: &Value, max_positions: usize, rope_theta: f64) -
         ropes: vec![Rope::read(f, None, rope_theta, rotary_dim, max_positions)?],
         max_positions,
         tie_word_embeddings: f.bool("tie_word_embeddings", false)?,
-        layers: vec![LayerConfig { window: None, rope: Some(0) }; num_layers],
+        moe: None,
+        layers: vec![LayerConfig { window: None, rope: Some(0), sparse: false }; num_layers],
         source: source.clone(),
     })
+}
+
+/// What families with experts in every layer have in common. `num_local_experts` is transformers 5's name for
+/// `num_experts`.
+fn moe(f: &Fields<'_>, width: usize, names: ExpertNames, normalises: bool) -> Result<Moe> {
+    let experts = match f.opt_usize("num_experts")? {
+        Some(experts) => experts,
+        None => f.usize("num_local_experts")?,
+    };
+    let per_token = f.usize("num_experts_per_tok")?;
+    Ok(Moe { experts, per_token, width, shared_width: None, normalises, names })
+}
+
+/// Refuses windows, which no published model of Qwen's with experts has.
+fn no_windows(f: &Fields<'_>) -> Result<()> {
+    match f.bool("use_sliding_window", false)? {
+        true => Err(ConfigError::Unsupported { what: "`use_sliding_window` with experts".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Gives the layers experts that Qwen's keys pick: every `decoder_sparse_step`th, but for `mlp_only_layers`.
+fn sparse_layers(config: &mut ModelConfig, f: &Fields<'_>) -> Result<()> {
+    let step = f.opt_usize("decoder_sparse_step")?.unwrap_or(1);
+    if step == 0 {
+        let (key, value) = ("decoder_sparse_step", "0".to_string());
+        return Err(ConfigError::Value { key, value, expected: "at least 1".into() });
+    }
+    let dense = f.opt_f64s("mlp_only_layers")?.unwrap_or_default();
+    for (i, layer) in config.layers.iter_mut().enumerate() {
+        layer.sparse = (i + 1).is_multiple_of(step) && !dense.contains(&(i as f64));
+    }
+    Ok(())
 }
 
 /// Dimensions of a head that RoPE turns.

@@ -326,6 +326,14 @@ settings! {
 }
 
 settings! {
+    /// What examples share.
+    pub struct SharingSettings ("Training") {
+        /// Compute what neighbouring examples begin with (a template's system prompt, say) once; changes gradients by rounding only. Without effect with dropout or noise, and on a device.
+        share_prompts: bool = true, SWITCH;
+    }
+}
+
+settings! {
     /// Adapters, and training a part of the weights.
     pub struct LoraSettings ("Adapters") {
         /// Train an adapter instead of all weights.

@@ -47,7 +47,7 @@ pub use error::{ConfigError, Origin};
 pub use groups::{
     ArchitectureSettings, BiasChoice, DataSettings, EvalSettings, FinetuningType, FourBitType, Interval, LoraSettings,
     ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy, PeftType, PromptInitChoice, RowType, RunSettings,
-    TruncationMode, WeightDtype,
+    SharingSettings, TruncationMode, WeightDtype,
 };
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use preference::{

@@ -3,6 +3,7 @@
 use super::error::ConfigError;
 use super::groups::{
     ArchitectureSettings, DataSettings, EvalSettings, Interval, LoraSettings, ModelSettings, OptimSettings, RunSettings,
+    SharingSettings,
 };
 use super::replay::ReplaySettings;
 use super::schedule::Schedule;
@@ -30,6 +31,8 @@ recipe_settings! {
         data: DataSettings,
         /// Batches and the optimizer.
         optim: OptimSettings,
+        /// What examples share.
+        sharing: SharingSettings,
         /// Low-rank adapters.
         lora: LoraSettings,
         /// Evaluation.

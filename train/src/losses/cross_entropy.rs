@@ -53,13 +53,14 @@ impl LossSum {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn cross_entropy(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], recompute: bool) -> Result<LossSum> {
-    cross_entropy_unread(model, ctx, batch, mask, recompute)?.read()
+    cross_entropy_unread(model, ctx, batch, mask, Want { recompute, ..Want::default() })?.read()
 }
 
 /// A [`LossSum`] whose numbers may still be on a device: reading it waits for them.
 pub struct UnreadLoss(Option<Unread>);
 
 /// As [`cross_entropy`], without waiting for the loss: a step reads the sums of all its micro-batches at its end.
+/// `want` says how the batch is computed.
 ///
 /// # Errors
 /// As [`cross_entropy`].
@@ -68,9 +69,9 @@ pub fn cross_entropy_unread(
     ctx: &Ctx,
     batch: &Packed,
     mask: &[bool],
-    recompute: bool,
+    want: Want,
 ) -> Result<UnreadLoss> {
-    let unread = unread_scores(model, ctx, batch, mask, Want { recompute, ..Want::default() })?;
+    let unread = unread_scores(model, ctx, batch, mask, want)?;
     let Ok(mut unread) = unread else { return Ok(UnreadLoss(None)) };
     unread.backward(-1.0)?;
     Ok(UnreadLoss(Some(unread)))

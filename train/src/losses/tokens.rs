@@ -30,10 +30,19 @@ pub struct Want {
     pub mean_logits: bool,
     /// The segments are pairs, two and two, whose common first tokens are to be computed once ([`Laid`]).
     pub share: bool,
+    /// So are those of any segments ([`Laid::beginnings`]).
+    pub beginnings: bool,
 }
 
-/// A batch as it goes through the decoder: as it is, or with the tokens that both segments of a pair begin with
-/// once. A token's numbers have the same bits either way; gradients differ by rounding.
+/// Segments of a run that go on from one beginning. Each run is one task of attention's backward pass for each head of
+/// keys, and longer runs save little: of n beginnings n - 1 are not computed.
+const RUN: usize = 4;
+
+/// The shortest beginning that a run shares: shorter ones are not worth keys in two places.
+const BEGINNING: usize = 8;
+
+/// A batch as it goes through the decoder: as it is, or with the tokens that both segments of a pair, or all of a run
+/// of segments, begin with once. A token's numbers have the same bits either way; gradients differ by rounding.
 ///
 /// Tokens that are shared have one dropout mask and one noise: with either, and for a model whose rotations depend
 /// on a segment's length, the batch goes through as it is.
@@ -45,8 +54,19 @@ pub struct Laid {
 impl Laid {
     /// Lays out a batch whose segments are pairs, if `share`.
     pub fn new(model: &Model, ctx: &Ctx, whole: Packed, share: bool) -> Laid {
+        let pairs = (whole.cu_seqlens.len() - 1).is_multiple_of(2);
+        Laid::branching(model, ctx, whole, (share && pairs).then_some((2, 1)))
+    }
+
+    /// Lays out a batch of any segments, if `share`: a chat template's first lines are the same in each.
+    pub fn beginnings(model: &Model, ctx: &Ctx, whole: Packed, share: bool) -> Laid {
+        Laid::branching(model, ctx, whole, share.then_some((RUN, BEGINNING)))
+    }
+
+    fn branching(model: &Model, ctx: &Ctx, whole: Packed, runs: Option<(usize, usize)>) -> Laid {
         let random = ctx.dropout().is_some() || ctx.embedding_noise().is_some();
-        let branched = if share && !random && model.can_branch() { whole.branched() } else { None };
+        let branched =
+            runs.filter(|_| !random && model.can_branch()).and_then(|(run, least)| whole.branched(run, least));
         Laid { whole, branched }
     }
 
@@ -116,7 +136,10 @@ pub(super) fn unread_scores(
     if rows.is_empty() {
         return Ok(Err(starts));
     }
-    let laid = Laid::new(model, ctx, batch.clone(), want.share);
+    let laid = match want.beginnings {
+        true => Laid::beginnings(model, ctx, batch.clone(), true),
+        false => Laid::new(model, ctx, batch.clone(), want.share),
+    };
     rows.iter_mut().for_each(|row| *row = laid.at(*row));
     let hidden = model.forward(ctx, laid.stream(), want.recompute)?;
     let log_collision = match want.log_collision {

@@ -52,6 +52,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let (model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
     model.to_device(device::choose(config.run.device, &demands.adapter(adapter.as_ref()))?)?;
+    let share = config.sharing.share_prompts && !adapter.as_ref().is_some_and(|a| drops_out(&a.to_json()));
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     dir.write_config(&config)?;
@@ -59,7 +60,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     Trainer {
         model,
         adapter,
-        objective: Box::new(CrossEntropy),
+        objective: Box::new(CrossEntropy { share }),
         rates: adapt::rates(&config.lora, &config.optim),
         tokenizer,
         sampler: inputs.sampler,
@@ -71,6 +72,12 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
         dir,
     }
     .train(resume.as_ref(), observer)
+}
+
+/// Whether an adapter drops anything out, by whatever name.
+fn drops_out(adapter: &serde_json::Value) -> bool {
+    let fields = adapter.as_object().into_iter().flatten();
+    fields.filter(|(key, _)| key.ends_with("dropout")).any(|(_, p)| p.as_f64() != Some(0.0))
 }
 
 fn read(config: &SftConfig, opened: &Opened) -> Result<inputs::Inputs> {

@@ -28,7 +28,7 @@ use planish_tensor::rng::{Purpose, Rows, Stream};
 
 use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
 use crate::data::{Batch, Loader, Sampler, Step};
-use crate::losses::{LossSum, cross_entropy_unread};
+use crate::losses::{LossSum, Want, cross_entropy_unread};
 use crate::optim::{Optimizer, Rates, Update, grad_norm, learning_rate, optimizer};
 use crate::run::{Checkpoint, Observer, Outcome, RunDir, RunPlan, StepMetrics, memory_use};
 use crate::{Error, Result};
@@ -292,16 +292,30 @@ impl Trainer<'_> {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn accumulate(model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<LossSum> {
+    accumulate_sharing(model, optim, step, done, false)
+}
+
+/// As [`accumulate`]; with `share` for a run without dropout: what neighbouring examples begin with is computed once.
+///
+/// # Errors
+/// As [`accumulate`].
+pub fn accumulate_sharing(
+    model: &Model,
+    optim: &OptimSettings,
+    step: &Step,
+    done: u64,
+    share: bool,
+) -> Result<LossSum> {
     let mut unread = Vec::new();
     let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
     for (batch, keys) in parts.iter().zip(row_keys(&parts)) {
         let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
-        let mut ctx = Ctx::training(&Tape::new(), Some(rows(Purpose::Dropout)));
+        let mut ctx = Ctx::training(&Tape::new(), (!share).then(|| rows(Purpose::Dropout)));
         if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
             ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
         }
-        let recompute = optim.gradient_checkpointing;
-        unread.push(cross_entropy_unread(model, &ctx, &packed(batch), &batch.mask, recompute)?);
+        let want = Want { recompute: optim.gradient_checkpointing, beginnings: share, ..Want::default() };
+        unread.push(cross_entropy_unread(model, &ctx, &packed(batch), &batch.mask, want)?);
     }
     // All at the end: a device is not waited for between micro-batches.
     let mut sum = LossSum::default();

@@ -115,11 +115,14 @@ pub trait Objective {
 
 /// Cross-entropy of the supervised tokens: what sft and pretrain minimise.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CrossEntropy;
+pub struct CrossEntropy {
+    /// What neighbouring examples begin with is computed once; nothing may drop out then.
+    pub share: bool,
+}
 
 impl Objective for CrossEntropy {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        Ok(super::accumulate(model, optim, step, done)?.into())
+        Ok(super::accumulate_sharing(model, optim, step, done, self.share)?.into())
     }
 
     fn evaluate(&mut self, model: &Model, _optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {

@@ -1,0 +1,93 @@
+//! The MLP of a layer: one for all tokens, or a choice of experts.
+
+use planish_autograd::ops::{glu, view};
+use planish_autograd::{Result, Var};
+
+use super::experts::Experts;
+use crate::Ctx;
+use crate::config::Activation;
+use crate::modules::Linear;
+
+/// Projections to the MLP's gate and its input: apart, or one weight.
+#[derive(Clone, Debug)]
+pub(super) enum GateUp {
+    /// gate, up.
+    Split(Box<[Linear; 2]>),
+    /// One of (gate + up) rows.
+    Fused(Linear),
+}
+
+/// y = down(act(gate(x)) · up(x)).
+#[derive(Clone, Debug)]
+pub(super) struct Mlp {
+    pub(super) gate_up: GateUp,
+    pub(super) down: Linear,
+    pub(super) activation: Activation,
+}
+
+impl Mlp {
+    pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
+        let (gate, up) = match &self.gate_up {
+            GateUp::Split(both) => (both[0].forward(ctx, x)?, both[1].forward(ctx, x)?),
+            GateUp::Fused(both) => {
+                let all = both.forward(ctx, x)?;
+                let n = all.dims()[1] / 2;
+                (view::narrow(&all, 1, 0, n)?, view::narrow(&all, 1, n, n)?)
+            }
+        };
+        let h = match self.activation {
+            Activation::Silu => glu::swiglu(&gate, &up)?,
+            Activation::Gelu => glu::geglu(&gate, &up)?,
+            Activation::GeluTanh => glu::geglu_tanh(&gate, &up)?,
+        };
+        self.down.forward(ctx, &h)
+    }
+
+    pub(super) fn linears<'a>(&'a self, all: &mut Vec<&'a Linear>) {
+        match &self.gate_up {
+            GateUp::Split(both) => all.extend(both.iter()),
+            GateUp::Fused(both) => all.push(both),
+        }
+        all.push(&self.down);
+    }
+
+    pub(super) fn linears_mut<'a>(&'a mut self, all: &mut Vec<&'a mut Linear>) {
+        match &mut self.gate_up {
+            GateUp::Split(both) => all.extend(both.iter_mut()),
+            GateUp::Fused(both) => all.push(both),
+        }
+        all.push(&mut self.down);
+    }
+}
+
+/// What stands in the MLP's place.
+#[derive(Clone, Debug)]
+pub(super) enum Feed {
+    /// One MLP for every token.
+    Dense(Mlp),
+    /// A few of many for each.
+    Sparse(Box<Experts>),
+}
+
+impl Feed {
+    pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
+        match self {
+            Feed::Dense(mlp) => mlp.forward(ctx, x),
+            Feed::Sparse(experts) => experts.forward(ctx, x),
+        }
+    }
+
+    pub(super) fn linears<'a>(&'a self, all: &mut Vec<&'a Linear>) {
+        match self {
+            Feed::Dense(mlp) => mlp.linears(all),
+            Feed::Sparse(experts) => experts.linears(all),
+        }
+    }
+
+    pub(super) fn linears_mut<'a>(&'a mut self, all: &mut Vec<&'a mut Linear>) {
+        match self {
+            Feed::Dense(mlp) => mlp.linears_mut(all),
+            Feed::Sparse(experts) => experts.linears_mut(all),
+        }
+    }
+}
