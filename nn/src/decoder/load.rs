@@ -119,19 +119,7 @@ impl Loader<'_> {
             None => Feed::Dense(self.mlp(c, |m| at(&format!("mlp.{m}_proj")), c.intermediate_size)?),
         };
         let config = c.clone();
-        Ok(Layer {
-            config,
-            index,
-            attention_pre,
-            attention_post,
-            mlp_pre,
-            mlp_post,
-            q_norm,
-            k_norm,
-            qkv,
-            o,
-            feed,
-        })
+        Ok(Layer { config, index, attention_pre, attention_post, mlp_pre, mlp_post, q_norm, k_norm, qkv, o, feed })
     }
 
     /// An MLP of this width; `name` gives the names of gate, up and down.
@@ -156,8 +144,9 @@ impl Loader<'_> {
             (ExpertNames::Mlp, of) => format!("{of}_proj"),
         };
         let router = self.linear(format!("{block}.gate"), moe.experts, c.hidden_size, false)?;
-        let expert = |e: usize| move |of: &str| format!("{block}.experts.{e}.{}", part(of));
-        let experts = (0..moe.experts).map(|e| self.mlp(c, expert(e), moe.width)).collect::<Result<_>>()?;
+        let experts = (0..moe.experts)
+            .map(|e| self.mlp(c, |of| format!("{block}.experts.{e}.{}", part(of)), moe.width))
+            .collect::<Result<_>>()?;
         let shared = match moe.shared_width {
             None => None,
             Some(width) => {

@@ -33,7 +33,9 @@ pub(super) fn type_of(op: &'static str, dtype: DType) -> Result<Type> {
         DType::F16 => Type::F16,
         DType::U32 => Type::U32,
         DType::U8 => Type::U8,
-        DType::I64 | DType::I32 | DType::I8 | DType::Bool | DType::Packed => return Err(Error::UnsupportedDType { op, dtype }),
+        DType::I64 | DType::I32 | DType::I8 | DType::Bool | DType::Packed => {
+            return Err(Error::UnsupportedDType { op, dtype });
+        }
     })
 }
 

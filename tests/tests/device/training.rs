@@ -160,7 +160,8 @@ fn no_room_names_the_tensor() {
     let weights: u64 = model.params().iter().map(|p| bytes(p.value().numel(), p.value().dtype().size())).sum();
     let Some(device) = small_emulator(6, weights + 40 * 512) else { return };
     model.to_device(device).unwrap();
-    let Err(refused) = optimizer(&model.params(), &OptimSettings::default(), &Rates::default(), &std::env::temp_dir()) else {
+    let Err(refused) = optimizer(&model.params(), &OptimSettings::default(), &Rates::default(), &std::env::temp_dir())
+    else {
         panic!("there is no room for the moments")
     };
     assert!(!refused.is_usage());

@@ -2,8 +2,8 @@
 
 use super::error::ConfigError;
 use super::groups::{
-    ArchitectureSettings, DataSettings, EvalSettings, Interval, LoraSettings, ModelSettings, OptimSettings, RunSettings,
-    SharingSettings,
+    ArchitectureSettings, DataSettings, EvalSettings, Interval, LoraSettings, ModelSettings, OptimSettings,
+    RunSettings, SharingSettings,
 };
 use super::replay::ReplaySettings;
 use super::schedule::Schedule;

@@ -64,13 +64,7 @@ pub struct UnreadLoss(Option<Unread>);
 ///
 /// # Errors
 /// As [`cross_entropy`].
-pub fn cross_entropy_unread(
-    model: &Model,
-    ctx: &Ctx,
-    batch: &Packed,
-    mask: &[bool],
-    want: Want,
-) -> Result<UnreadLoss> {
+pub fn cross_entropy_unread(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], want: Want) -> Result<UnreadLoss> {
     let unread = unread_scores(model, ctx, batch, mask, want)?;
     let Ok(mut unread) = unread else { return Ok(UnreadLoss(None)) };
     unread.backward(-1.0)?;

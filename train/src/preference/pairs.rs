@@ -114,6 +114,7 @@ impl Pairs {
             log_collision: self.loss.weighs(),
             mean_logits: true,
             share: self.share,
+            beginnings: false,
         };
         let score = |i: usize, recorded: bool| -> Result<TokenScores> {
             let tape = (recorded && mode != Mode::HeldOut).then(Tape::new);
