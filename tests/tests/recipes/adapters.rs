@@ -15,7 +15,7 @@ use crate::resume::{base, prepare};
 use crate::{StopAfter, files, metrics, result, settings};
 
 /// Name of the run, and the settings that choose the method.
-const METHODS: [(&str, &[(&str, &str)]); 17] = [
+const METHODS: [(&str, &[(&str, &str)]); 18] = [
     ("plain", &[("bias", "none"), ("rank_pattern", "down_proj=1"), ("alpha_pattern", "q_proj=3")]),
     ("dora", &[("use_dora", "true"), ("lora_dropout", "0.2")]),
     ("loraplus", &[("loraplus_lr_ratio", "8")]),

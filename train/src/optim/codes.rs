@@ -50,7 +50,7 @@ impl Codes {
     fn new(signed: bool) -> Codes {
         let mut all = vec![0.0f32, 1.0];
         for k in 0..7usize {
-            let parts = if signed { 1 << k } else { 2 << k };
+            let parts: usize = if signed { 1 << k } else { 2 << k };
             // As torch's linspace: from the nearer end.
             let step = 0.9f32 / parts as f32;
             let edge = |i: usize| {
