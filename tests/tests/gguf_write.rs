@@ -115,6 +115,10 @@ fn ordinary(model: &Path, copy: &Path) -> PathBuf {
             config[key]["original_max_position_embeddings"] = 8192.into();
         }
     }
+    if config["model_type"] == "smollm3" {
+        config["no_rope_layer_interval"] = 4.into();
+        config.as_object_mut().unwrap().remove("no_rope_layers");
+    }
     std::fs::write(copy.join("config.json"), config.to_string()).unwrap();
     copy.to_owned()
 }

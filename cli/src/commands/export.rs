@@ -53,8 +53,11 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let (mut model, tokenizer) = model_args::open(matches)?;
     merge_adapter(&mut model)?;
     let done = export(&model, &tokenizer, quant, path, matches.get_flag("overwrite"))?;
-    for (tensor, kind) in &done.fallbacks {
-        note(format_args!("{tensor} is {kind:?}: its rows are no whole number of the blocks that --quant asks for"));
+    let mut kinds: Vec<_> = done.fallbacks.iter().map(|(_, kind)| format!("{kind:?}")).collect();
+    kinds.sort();
+    for group in kinds.chunk_by(|a, b| a == b) {
+        let count = group.len();
+        note(format_args!("{count} tensors are {}: their rows do not fill the blocks that --quant asks for", group[0]));
     }
     done.notes.iter().for_each(|sentence| note(format_args!("{sentence}")));
     if matches.get_flag("json") {

@@ -97,7 +97,7 @@ pub(super) fn describe(config: &ModelConfig, arch: Arch, metadata: &mut Metadata
         RopeScaling::Llama3 { .. } => vec![(ROPE_FREQS, divisors(rope))],
         RopeScaling::LongRope { short_factor, long_factor, original, .. } => {
             set("rope.scaling.original_context_length", whole(*original));
-            set("rope.scaling.attn_factor", real(rope.frequencies(config.max_positions).1 as f64));
+            set("rope.scaling.attn_factor", real(rope.frequencies(config.max_positions).1));
             vec![(ROPE_FACTORS_LONG, f32s(long_factor)), (ROPE_FACTORS_SHORT, f32s(short_factor))]
         }
         RopeScaling::Dynamic { .. } => return Err(inexpressible("dynamic RoPE scaling")),
