@@ -186,6 +186,19 @@ fn the_program_quantises_merges_and_refuses() {
     refused(&sft(&["--output-dir", &run, "--load-in-4bit", "--load-in-8bit", "--use-peft"]), "both set");
     refused(&sft(&["--output-dir", &run, "--use-bnb-nested-quant", "--use-peft"]), "load_in_4bit");
     assert!(!dir.path().join("run").exists());
+    // The plan counts what is in memory: of the weights of the layers a quarter of 16 bits and the scales.
+    let weights = |extra: &[&str]| -> u64 {
+        let all = [sft(&["--output-dir", &run, "--use-peft", "--json"]), extra.iter().map(|s| s.to_string()).collect()];
+        let mut all: Vec<String> = all.concat();
+        all[0] = "plan".into();
+        let plan = ok(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        plan["memory"]["weights"].as_u64().unwrap()
+    };
+    let saved = weights(&["--dtype", "bfloat16"]) - weights(&["--dtype", "bfloat16", "--load-in-4bit"]);
+    let (before, after) = (told["bytes_as_16_bit"].as_f64().unwrap(), told["bytes"].as_f64().unwrap());
+    // The scales are not quantised here.
+    assert!((saved as f64 - (before - after)).abs() < 0.03 * before, "{saved} of {before}");
     // Quantised on the way or read quantised: the same run.
     let both = [(builtin(), "run", true), (small.clone(), "run2", false)].map(|(model, run, quantise)| {
         let (run, mut arguments) = (path(run), sft(&[]));

@@ -50,6 +50,23 @@ fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
+/// The file's blocks, kept packed, compute the bits that their values compute.
+#[test]
+fn packed_blocks_compute_what_their_values_do() {
+    let Some(file) = opened() else { return };
+    let (dense, packed) = (load(&file), file.load(LoadOptions::default()).unwrap());
+    assert!(packed.layers[0].linears()[0].weight.base.value().quantized().is_some());
+    let bytes = |m: &Model| m.base_params().iter().map(|p| p.value().nbytes()).sum::<usize>();
+    assert!(bytes(&packed) < bytes(&dense) / 5, "{} of {}", bytes(&packed), bytes(&dense));
+    let ids: Vec<u32> = (0..40).map(|i| i * 1201 % 49_152).collect();
+    let logprobs = |m: &Model| {
+        let rows = [Ok::<_, ScoreError>(ScoreRow::completion(ids.clone(), 1))];
+        let line = Scorer::new(m).score(rows).next().unwrap().unwrap();
+        line.logprobs.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+    };
+    assert_eq!(logprobs(&packed), logprobs(&dense));
+}
+
 #[test]
 fn scores_are_those_of_transformers() {
     let Some(file) = opened() else { return };
