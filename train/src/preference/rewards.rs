@@ -6,7 +6,7 @@ use planish_autograd::Tape;
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Tensor};
 
-use super::judged::Judged;
+use super::judged::{Judged, Length};
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -58,8 +58,10 @@ impl Rewards {
                     sums.count += 1.0;
                     sums.measure("mean_reward", chosen + rejected, 2.0);
                     sums.measure("accuracy", judged.right(), 1.0);
-                    if let Some(length) = judged.length {
-                        sums.measure(length.metric(), judged.right(), 1.0);
+                    // Both each time, so that metrics have one order whatever pair comes first.
+                    for length in [Length::ChosenLonger, Length::ChosenShorter] {
+                        let is = f64::from(u8::from(judged.length == Some(length)));
+                        sums.measure(length.metric(), is * judged.right(), is);
                     }
                     sums.measure("confidence", judged.confidence(), 1.0);
                     sums.measure("margin", chosen - rejected, 1.0);
