@@ -49,7 +49,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     match matches.subcommand().expect("clap demands a subcommand") {
         ("list", matches) => list(matches),
         ("compile", matches) => compile(matches),
-        ("step", matches) => step::run(named(matches)?, cache(matches), matches),
+        ("step", matches) => step::run(named(matches)?, cache(matches).with_lines(), matches),
         (_, matches) => inspect(matches),
     }
 }

@@ -26,18 +26,26 @@ pub type Defines = Vec<(String, String)>;
 #[derive(Debug)]
 pub struct KernelCache {
     dir: Option<PathBuf>,
+    lines: bool,
     compiler: OnceLock<Result<Compiler>>,
 }
 
 impl KernelCache {
     /// A cache in `dir`, or none. The folder is made when the first entry is written.
     pub fn new(dir: Option<PathBuf>) -> KernelCache {
-        KernelCache { dir, compiler: OnceLock::new() }
+        KernelCache { dir, lines: false, compiler: OnceLock::new() }
     }
 
     /// A cache in the user's cache folder.
     pub fn of_user() -> KernelCache {
         KernelCache::new(default_dir(|name| std::env::var_os(name)))
+    }
+
+    /// The same, for kernels whose PTX names the lines of CUDA C++ that it comes from: what the emulator says of a
+    /// fault, and what is shown of a warp, then does too.
+    #[must_use]
+    pub fn with_lines(self) -> KernelCache {
+        KernelCache { lines: true, ..self }
     }
 
     /// Where entries are kept.
@@ -61,13 +69,14 @@ impl KernelCache {
         let compiler = self.compiler()?;
         let version = compiler.nvrtc().version;
         let path = self.dir.as_ref().map(|dir| {
-            dir.join(format!("{}-{arch}-{}.kernel", kernel.name, &key(kernel, defines, arch, version)[..32]))
+            let lines = if self.lines { "-lines" } else { "" };
+            dir.join(format!("{}-{arch}{lines}-{}.kernel", kernel.name, &key(kernel, defines, arch, version)[..32]))
         });
         if let Some(found) = path.as_ref().and_then(|path| fs::read(path).ok()).and_then(|bytes| entry::read(&bytes)) {
             return Ok(found);
         }
         let name = format!("{}.cu", kernel.name);
-        let program = Program { name: &name, text: kernel.text, headers: HEADERS, defines };
+        let program = Program { name: &name, text: kernel.text, headers: HEADERS, defines, lines: self.lines };
         let compiled = compiler.compile(&program, arch)?;
         if let Some(path) = path {
             // A full disk or a folder of somebody else must not keep the program from running.

@@ -20,6 +20,8 @@ pub struct Program<'a> {
     pub headers: &'a [(&'a str, &'a str)],
     /// (macro, value).
     pub defines: &'a [(String, String)],
+    /// Whether the PTX says which line of CUDA C++ each instruction comes from.
+    pub lines: bool,
 }
 
 /// What came out.
@@ -48,8 +50,7 @@ impl std::fmt::Debug for Compiler {
 /// Options of every compilation: part of what the cache asks about.
 ///
 /// No fast mathematics: division, square root and exponentials are those that the tests compare with f64.
-pub(crate) const OPTIONS: &[&str] =
-    &["--std=c++17", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v"];
+pub(crate) const OPTIONS: &[&str] = &["--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"];
 
 impl Compiler {
     /// The first NVRTC of the [search](super::find_nvrtc).
@@ -87,6 +88,9 @@ impl Compiler {
     pub fn compile(&self, program: &Program<'_>, arch: Arch) -> Result<Compiled> {
         let mut options = vec![format!("--gpu-architecture={arch}")];
         options.extend(OPTIONS.iter().map(|&option| option.to_owned()));
+        if program.lines {
+            options.push("--generate-line-info".to_owned());
+        }
         options.extend(program.defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")));
         let options = c_strings(options.iter().map(String::as_str))?;
         let (text, name) = (c_string(program.text)?, c_string(program.name)?);
@@ -116,9 +120,22 @@ impl Compiler {
         }
         let ptx = String::from_utf8(ptx)
             .map_err(|_| Error::Nvrtc { call: "nvrtcGetPTX", reason: "the text is not UTF-8".into() })?;
+        let ptx = if program.lines { without_folders(&ptx) } else { ptx };
         let cubin = unit.text("nvrtcGetCUBIN", api.cubin_size, api.cubin)?;
         Ok(Compiled { ptx, cubin, usage: ptxas::parse(&log) })
     }
+}
+
+/// The PTX with bare names of files: NVRTC puts the folder that the program happens to run in before them.
+fn without_folders(ptx: &str) -> String {
+    let line = |line: &str| match line.trim_start().strip_prefix(".file").and_then(|rest| rest.split_once('"')) {
+        Some((number, path)) => {
+            let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+            format!("\t.file{number}\"{name}")
+        }
+        None => line.to_owned(),
+    };
+    ptx.lines().map(|text| line(text) + "\n").collect()
 }
 
 /// A program under compilation, given back when done.
@@ -167,4 +184,14 @@ fn c_strings<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<CString>> {
 
 fn pointers(texts: &[CString]) -> Vec<*const c_char> {
     texts.iter().map(|text| text.as_ptr()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn files_lose_their_folders() {
+        let ptx = "\t.file\t1 \"/a/b c/x.cu\"\n\tadd.s32 %r1, %r2, 3;\n.file 2 \"y.cuh\"\n";
+        let bare = super::without_folders(ptx);
+        assert_eq!(bare, "\t.file\t1 \"x.cu\"\n\tadd.s32 %r1, %r2, 3;\n\t.file 2 \"y.cuh\"\n");
+    }
 }

@@ -75,7 +75,9 @@ pub(super) fn get(device: Device) -> Result<Arc<Context>> {
         }
         Device::Emulator(_) => Arc::new(Emulator::new(EMULATED)?),
     };
+    // The emulator says on which line a kernel went wrong.
     let cache = KernelCache::of_user();
+    let cache = if matches!(device, Device::Emulator(_)) { cache.with_lines() } else { cache };
     cache.compiler().map_err(|error| Error::NoDevice { device, why: error.to_string() })?;
     let made = Arc::new(Context::new(device, planish_cuda::Device::new(driver, Arc::new(cache))));
     open.insert(device, made.clone());
