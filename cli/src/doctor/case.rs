@@ -103,6 +103,11 @@ impl Case {
         matches!(self.numbers(Some(device)), Err(planish_autograd::Error::Tensor(error)) if refused(&error))
     }
 
+    /// Whether a weight is quantised.
+    pub(super) fn is_packed(&self) -> bool {
+        self.inputs.iter().any(|input| input.tensor.dtype() == DType::Packed)
+    }
+
     fn compare(&self, got: &[Numbers], want: &[Numbers]) -> Outcome {
         let (mut worst, mut of) = (0.0_f64, String::new());
         for (got, want) in got.iter().zip(want) {
