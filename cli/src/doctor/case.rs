@@ -67,6 +67,8 @@ pub(super) struct Case {
     pub(super) run: Run,
     pub(super) rounding: Rounding,
     pub(super) work: Work,
+    /// Why it does not run on a device, though its op does.
+    pub(super) cpu_only: Option<&'static str>,
 }
 
 impl Case {
@@ -79,7 +81,7 @@ impl Case {
         run: impl Fn(&[Var]) -> Result<Var> + Send + Sync + 'static,
     ) -> Case {
         let run = move |vars: &[Var]| Ok(vec![run(vars)?]);
-        Case { variant, inputs, run: Box::new(run), rounding, work }
+        Case { variant, inputs, run: Box::new(run), rounding, work, cpu_only: None }
     }
 
     /// Whether there is a gradient to check.
@@ -103,9 +105,15 @@ impl Case {
         matches!(self.numbers(Some(device)), Err(planish_autograd::Error::Tensor(error)) if refused(&error))
     }
 
-    /// Whether a weight is quantised.
-    pub(super) fn is_packed(&self) -> bool {
-        self.inputs.iter().any(|input| input.tensor.dtype() == DType::Packed)
+    /// The same, which no device takes for this reason.
+    pub(super) fn only_on_cpu(self, reason: &'static str) -> Case {
+        Case { cpu_only: Some(reason), ..self }
+    }
+
+    /// Why it does not run on a device, though its op does.
+    pub(super) fn stays_on_cpu(&self) -> Option<&'static str> {
+        let packed = self.inputs.iter().any(|input| input.tensor.dtype() == DType::Packed);
+        self.cpu_only.or(packed.then_some("quantised weights are not on devices yet"))
     }
 
     fn compare(&self, got: &[Numbers], want: &[Numbers]) -> Outcome {

@@ -169,9 +169,10 @@ fn attentions(s: &Sizes) -> Result<Vec<Case>> {
             activation(s.normal(3, &[s.tokens, s.kv_heads, s.head])?),
         ];
         let terms = Rounding::Terms(4 * s.head + s.tokens);
-        Ok(Case::new(variant, inputs, terms, Work::Flops(flops, 2.5 * flops), move |v| {
+        let case = Case::new(variant, inputs, terms, Work::Flops(flops, 2.5 * flops), move |v| {
             branched(&v[0], &v[1], &v[2], &cu, &cu, &stems, &options)
-        }))
+        });
+        Ok(if shared { case.only_on_cpu("no kernel goes on from another segment's keys yet") } else { case })
     };
     let other = Attention { window: Some(17), softcap: Some(5.0), ..plain };
     [("causal", plain, false), ("window, soft-cap", other, false), ("shared beginning", plain, true)]

@@ -67,12 +67,11 @@ fn outcome(op: &Op, case: &Case, device: Device) -> Outcome {
         Cuda::Kernel(stem) if planish_cuda::kernels::find(stem).is_none() => {
             Outcome::Failed(format!("there is no kernel file {stem}: a bug in planish"))
         }
-        // Which holds for all ops: such a weight does not get there.
-        _ if !device.is_cpu() && case.is_packed() => match case.is_refused(device) {
-            true => Outcome::Skipped("quantised weights are not on devices yet"),
-            false => Outcome::Failed("a quantised weight is on a device: a bug in planish".into()),
+        _ => match case.stays_on_cpu().filter(|_| !device.is_cpu()) {
+            Some(reason) if case.is_refused(device) => Outcome::Skipped(reason),
+            Some(_) => Outcome::Failed("it is said to stay on the CPU, but does not refuse: a bug in planish".into()),
+            None => case.check(device),
         },
-        _ => case.check(device),
     }
 }
 
