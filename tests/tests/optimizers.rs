@@ -317,7 +317,8 @@ fn resumed_runs_are_those_that_never_stopped() {
         other => panic!("{other:?}"),
     };
     let galore = [("optim_target_modules", "self_attn"), ("optim_args", "rank=4, update_proj_gap=2")];
-    let cases: [(&str, &str, &[(&str, &str)]); 6] = [
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+    let cases: [Case<'_>; 6] = [
         ("adamw_8bit", "float32", &[]),
         ("adamw_bnb_8bit", "bfloat16", &[("optim_args", "rounding=table")]),
         ("paged_adamw_32bit", "bfloat16", &[("optim_memory_budget", "0.0002")]),

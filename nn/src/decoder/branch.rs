@@ -38,7 +38,7 @@ impl Packed {
             ids.extend_from_slice(&self.ids[own.start + shared..own.end]);
             positions.extend_from_slice(&self.positions[own.start + shared..own.end]);
             cu.push(ids.len() as u32);
-            stems.push((shared > 0).then(|| Stem { of: stem as u32, len: shared as u32 }));
+            stems.push((shared > 0).then_some(Stem { of: stem as u32, len: shared as u32 }));
         }
         let packed =
             Packed { ids: ids.into(), positions: positions.into(), cu_seqlens: cu.into(), stems: stems.into() };

@@ -111,12 +111,12 @@ impl Loader<'_> {
         let o = self.linear(at("self_attn.o_proj"), h, q, c.o_bias)?;
         let feed = match c.moe.filter(|_| c.layers[index].sparse) {
             Some(moe) => Feed::Sparse(Box::new(self.experts(c, &moe, at)?)),
-            None if c.fused_projections => Feed::Dense(Mlp {
+            None if c.fused_projections => Feed::Dense(Box::new(Mlp {
                 gate_up: GateUp::Fused(self.linear(at("mlp.gate_up_proj"), 2 * c.intermediate_size, h, c.mlp_bias)?),
                 down: self.linear(at("mlp.down_proj"), h, c.intermediate_size, c.mlp_bias)?,
                 activation: c.activation,
-            }),
-            None => Feed::Dense(self.mlp(c, |m| at(&format!("mlp.{m}_proj")), c.intermediate_size)?),
+            })),
+            None => Feed::Dense(Box::new(self.mlp(c, |m| at(&format!("mlp.{m}_proj")), c.intermediate_size)?)),
         };
         let config = c.clone();
         Ok(Layer { config, index, attention_pre, attention_post, mlp_pre, mlp_post, q_norm, k_norm, qkv, o, feed })

@@ -64,7 +64,7 @@ impl Mlp {
 #[derive(Clone, Debug)]
 pub(super) enum Feed {
     /// One MLP for every token.
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     /// A few of many for each.
     Sparse(Box<Experts>),
 }
