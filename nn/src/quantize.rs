@@ -141,15 +141,12 @@ pub fn format_of(model: &Model) -> Option<QuantizeAs> {
     model.base_params().iter().find_map(|p| QuantizeAs::of(p.value().quantized()?))
 }
 
-/// Puts the values of quantised weights in their place, and rounds those of the layers to `dtype`, quantised or merged.
-/// A model of plain weights stays as it is.
+/// Puts the values of quantised weights in their place, and rounds those of the layers to `dtype`, quantised or, as they
+/// are after merging, f32.
 ///
 /// # Errors
 /// [`planish_tensor::Error::OutOfMemory`].
 pub fn unpack(model: &mut Model, dtype: DType) -> Result<()> {
-    if model.base_params().iter().all(|p| p.value().quantized().is_none()) {
-        return Ok(());
-    }
     each_weight(model, |weight| {
         let value = weight.base.value();
         if value.quantized().is_some() || (is_quantizable(weight.base.name()) && value.dtype() == DType::F32) {

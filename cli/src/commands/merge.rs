@@ -131,7 +131,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         merge_adapter(&mut model)?;
         if matches.get_flag("requantize") {
             loss = Some(requantized(&mut model, &tuned, &tokenizer, &text)?);
-        } else {
+        } else if tuned.base_params().iter().any(|p| p.value().quantized().is_some()) {
             let wide = matches.get_one::<String>("dtype").is_some_and(|d| d == "float32");
             unpack(&mut model, if wide { DType::F32 } else { DType::BF16 })?;
         }

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use planish_autograd::ops::block_rotate::block_rotate;
+use planish_autograd::ops::cast::cast;
 use planish_autograd::ops::cayley::{Cayley, cayley};
 use planish_autograd::ops::elementwise::{add, mul, scale, sub};
 use planish_autograd::ops::index_select::index_select;
@@ -141,7 +142,7 @@ impl LinearAdapter for Butterfly {
         let s = reshape(&s, &[s.value().numel()])?;
         let y = mul(&linear(&block_rotate(x, &r)?, weight, None)?, &s)?;
         match bias {
-            Some(bias) => add(&y, bias),
+            Some(bias) => add(&y, &cast(bias, y.value().dtype())?),
             None => Ok(y),
         }
     }
