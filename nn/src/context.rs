@@ -3,6 +3,8 @@
 use planish_autograd::{Param, Tape, Var};
 use planish_tensor::rng::Rows;
 
+use crate::decoder::Routing;
+
 /// How a forward pass is run: recorded or not, with dropout or not, with adapters or not.
 ///
 /// The same module code serves training, scoring and sampling; only the context differs.
@@ -14,6 +16,7 @@ pub struct Ctx {
     slot: usize,
     without_adapters: bool,
     noise: Option<(f64, Rows)>,
+    routing: Option<Routing>,
 }
 
 impl Ctx {
@@ -49,6 +52,17 @@ impl Ctx {
     /// Magnitude of the noise on the embeddings, and where it is drawn from.
     pub fn embedding_noise(&self) -> Option<(f64, &Rows)> {
         self.noise.as_ref().map(|(alpha, rows)| (*alpha, rows))
+    }
+
+    /// The same, with the routers of a pass over a packed batch noted in `routing`.
+    pub fn with_routing(mut self, routing: &Routing) -> Ctx {
+        self.routing = Some(routing.clone());
+        self
+    }
+
+    /// Where routers are noted.
+    pub fn routing(&self) -> Option<&Routing> {
+        self.routing.as_ref()
     }
 
     /// The same, recorded on another tape or not at all: for recomputation.

@@ -23,6 +23,14 @@ pub enum Error {
         /// Why.
         source: planish_tensor::Error,
     },
+    /// A model with parts that no device has kernels for.
+    #[error("--device {device}: {what} is not supported there yet; use --device cpu")]
+    NotOnDevice {
+        /// The device asked for.
+        device: planish_tensor::Device,
+        /// What it cannot do.
+        what: String,
+    },
     /// config.json is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),

@@ -11,6 +11,7 @@ pub mod decoder;
 pub mod drift;
 mod error;
 pub mod families;
+mod fused;
 pub mod generate;
 pub mod gguf;
 pub mod hub;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::decoder::{LoadOptions, Model, TensorSource};
+use crate::fused::Unfused;
 use crate::gguf::GgufFile;
 use crate::quantize::{QuantizeAs, Quantizing, describe};
 use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, save_sharded, stored};
@@ -125,9 +126,14 @@ impl Pretrained {
 
     /// Calls `f` with the tensors as they are to be loaded.
     pub(crate) fn build<T>(&self, dtype: Option<DType>, f: impl FnOnce(&dyn TensorSource) -> Result<T>) -> Result<T> {
+        let unfused = Unfused::new(&self.config, self.source()).map_err(|e| e.of_model(&self.path))?;
+        let source = match &unfused {
+            Some(unfused) => unfused as &dyn TensorSource,
+            None => self.source(),
+        };
         let made = match self.quantize {
-            None => f(self.source()),
-            Some(how) => f(&Quantizing::new(self.source(), how, dtype)),
+            None => f(source),
+            Some(how) => f(&Quantizing::new(source, how, dtype)),
         };
         made.map_err(|e| e.of_model(&self.path))
     }

@@ -84,7 +84,8 @@ impl QuantizeAs {
 
 /// Whether a weight is one of the linear modules of the layers.
 pub fn is_quantizable(name: &str) -> bool {
-    name.starts_with("model.layers.") && name.ends_with("_proj.weight")
+    let ends = ["_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight"];
+    name.starts_with("model.layers.") && ends.iter().any(|end| name.ends_with(end))
 }
 
 /// A source whose linear modules are quantised one by one as they are asked for.

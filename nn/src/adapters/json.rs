@@ -75,7 +75,11 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn needed_targets(&self) -> Result<Targets> {
-        self.targets("target_modules")?.ok_or_else(|| self.bad("it has no `target_modules`"))
+        match self.targets("target_modules")? {
+            Some(targets) => Ok(targets),
+            None if !self.strings("target_parameters")?.is_empty() => Ok(Targets::Names(Vec::new())),
+            None => Err(self.bad("it has no `target_modules`")),
+        }
     }
 
     pub(super) fn patterns(&self, key: &str) -> Result<BTreeMap<String, f64>> {

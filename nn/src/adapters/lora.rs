@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::init::{RESIDUAL, orthogonal};
 use super::lora_config::LoraBias;
+use super::lora_experts::saved_parameter;
 use super::{
     AdapterError, Attach, HEAD, HeadLora, LoraConfig, LoraEmbedding, LoraInit, Method, PREFIX, Targets, copies, select,
 };
@@ -220,11 +221,14 @@ impl Method for LoraConfig {
 
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.validate()?;
-        let chosen = self.targeting().chosen(to.model)?;
-        for index in &chosen.linears {
-            self.attach_linear(to, *index)?;
+        if self.target_parameters.is_empty() || self.target_modules != Targets::Names(vec![]) {
+            let chosen = self.targeting().chosen(to.model)?;
+            for index in &chosen.linears {
+                self.attach_linear(to, *index)?;
+            }
+            self.attach_ends(to, chosen.embedding, chosen.head)?;
         }
-        self.attach_ends(to, chosen.embedding, chosen.head)?;
+        self.attach_parameters(to)?;
         copies::modules_to_save(to, &self.modules_to_save, self.ensure_weight_tying)?;
         match self.bias {
             LoraBias::None => {}
@@ -236,7 +240,8 @@ impl Method for LoraConfig {
     }
 
     fn saved(&self, params: &[Param]) -> Result<Vec<(String, Tensor)>> {
-        let mut all: Vec<(String, Tensor)> = params.iter().map(|p| (p.name().to_string(), p.value())).collect();
+        let named = |p: &Param| -> Result<_> { Ok((p.name().to_string(), saved_parameter(p, params)?)) };
+        let mut all: Vec<(String, Tensor)> = params.iter().map(named).collect::<Result<_>>()?;
         let head = format!("{PREFIX}{HEAD}.weight");
         if self.ensure_weight_tying && !all.iter().any(|(n, _)| *n == head) {
             let embedding = format!("{PREFIX}model.embed_tokens.weight");
@@ -254,6 +259,7 @@ impl LoraConfig {
             && !matches!(self.init_lora_weights, LoraInit::Pissa | LoraInit::PissaIterated(_) | LoraInit::Olora)
             && self.bias == LoraBias::None
             && self.modules_to_save.is_empty()
+            && self.target_parameters.is_empty()
             && self.target_modules != Targets::Names(vec![])
     }
 }

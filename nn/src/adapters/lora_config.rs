@@ -48,6 +48,9 @@ pub struct LoraConfig {
     pub bias: LoraBias,
     /// Modules that are adapted.
     pub target_modules: Targets,
+    /// Parameters that are adapted though they are no module's weight in transformers 5: `mlp.experts.gate_up_proj`,
+    /// `mlp.experts.down_proj`, `mlp.gate.weight`, or ends of their names.
+    pub target_parameters: Vec<String>,
     /// Modules, of those, that are not.
     pub exclude_modules: Option<Targets>,
     /// Modules that are trained whole.
@@ -78,6 +81,7 @@ impl Default for LoraConfig {
             init_lora_weights: LoraInit::Default,
             bias: LoraBias::None,
             target_modules: Targets::AllLinear,
+            target_parameters: Vec::new(),
             exclude_modules: None,
             modules_to_save: Vec::new(),
             layers_to_transform: None,
@@ -110,14 +114,13 @@ const FIELDS: [&str; 15] = [
 ];
 
 /// Options that change what an adapter computes, and that must be off.
-const UNSUPPORTED: [&str; 11] = [
+const UNSUPPORTED: [&str; 10] = [
     "use_qalora",
     "use_bdlora",
     "lora_bias",
     "fan_in_fan_out",
     "trainable_token_indices",
     "layer_replication",
-    "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",
     "velora_config",
@@ -164,6 +167,7 @@ impl LoraConfig {
             init_lora_weights: LoraInit::read(f)?,
             bias,
             target_modules: t.target_modules,
+            target_parameters: f.strings("target_parameters")?,
             exclude_modules: t.exclude_modules,
             modules_to_save: t.modules_to_save,
             layers_to_transform: t.layers_to_transform,
@@ -232,6 +236,10 @@ impl LoraConfig {
             "use_rslora": self.use_rslora,
         });
         self.targeting().write(&mut all, "LORA");
+        // A key that older versions of PEFT do not know.
+        if !self.target_parameters.is_empty() {
+            all["target_parameters"] = json!(self.target_parameters);
+        }
         json::with_others(all, &self.others)
     }
 }

@@ -21,6 +21,7 @@ mod ln_tuning;
 mod lora;
 mod lora_config;
 mod lora_ends;
+mod lora_experts;
 mod merge;
 mod oft;
 mod p_tuning;

@@ -1,8 +1,9 @@
 //! Training some of the model's own weights: BitFit and freeze tuning. No adapter: the result is a model.
 
 use planish_autograd::Param;
+use regex::Regex;
 
-use super::select::{last_parts, layer_of};
+use super::select::{Targets, last_parts, layer_of};
 use super::{AdapterError, EMBEDDING, HEAD};
 use crate::decoder::Model;
 use crate::modules::Weight;
@@ -13,11 +14,12 @@ pub enum Partial {
     /// Every bias (BitFit, arXiv:2106.10199).
     Biases,
     /// Whole layers, by number, and modules outside of them by name (`embed_tokens`, `lm_head`, `norm`); of the
-    /// layers, only modules with one of `modules` in their path, if there are any.
+    /// layers, only modules with one of `modules` in their path, if there are any: names (`mlp`, `experts.3`), or a
+    /// regular expression that fits somewhere in it.
     Layers {
         /// Numbers.
         layers: Vec<usize>,
-        /// Parts of paths: `self_attn`, `mlp`.
+        /// Parts of paths: `self_attn`, `mlp.experts.3`, `experts\.[0-3]\.`.
         modules: Vec<String>,
         /// Names.
         extra: Vec<String>,
@@ -38,22 +40,68 @@ impl Partial {
         let layers = if n > 0 { (count - wanted..count).collect() } else { (0..wanted).collect() };
         Ok(Partial::Layers { layers, modules, extra })
     }
+}
 
-    fn wants(&self, name: &str) -> bool {
-        match self {
-            Partial::Biases => name.ends_with(".bias"),
-            Partial::Layers { layers, modules, extra } => {
-                let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-                match layer_of(name) {
-                    Some(layer) => {
-                        let named = modules.is_empty() || module.split('.').any(|p| modules.iter().any(|m| m == p));
-                        layers.contains(&layer) && named
-                    }
-                    None => module.rsplit('.').next().is_some_and(|last| extra.iter().any(|e| e == last)),
-                }
-            }
+/// An entry of `modules`, compiled.
+enum Part {
+    /// One name or several behind each other, whole: `mlp`, `experts.3`.
+    Names(String),
+    /// A regular expression that fits somewhere in the path.
+    Regex(Regex),
+}
+
+impl Part {
+    fn new(entry: &str) -> Result<Part, AdapterError> {
+        match Targets::from_list(&[entry.to_owned()], &[]) {
+            Targets::Regex(pattern) => Regex::new(&pattern).map(Part::Regex).map_err(|e| AdapterError::Pattern {
+                key: "freeze_trainable_modules",
+                pattern,
+                problem: e.to_string(),
+            }),
+            _ => Ok(Part::Names(format!(".{entry}."))),
         }
     }
+
+    fn is_in(&self, module: &str) -> bool {
+        match self {
+            Part::Names(names) => format!(".{module}.").contains(names),
+            Part::Regex(regex) => regex.is_match(module),
+        }
+    }
+}
+
+/// [`Partial`], compiled.
+struct Wanted<'a> {
+    what: &'a Partial,
+    modules: Vec<Part>,
+}
+
+impl Wanted<'_> {
+    fn new(what: &Partial) -> Result<Wanted<'_>, AdapterError> {
+        let modules = match what {
+            Partial::Biases => Vec::new(),
+            Partial::Layers { modules, .. } => modules.iter().map(|m| Part::new(m)).collect::<Result<_, _>>()?,
+        };
+        Ok(Wanted { what, modules })
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        match self.what {
+            Partial::Biases => name.ends_with(".bias"),
+            Partial::Layers { layers, extra, .. } => match layer_of(name) {
+                Some(layer) => {
+                    let named = self.modules.is_empty() || self.modules.iter().any(|m| m.is_in(module(name)));
+                    layers.contains(&layer) && named
+                }
+                None => module(name).rsplit('.').next().is_some_and(|last| extra.iter().any(|e| e == last)),
+            },
+        }
+    }
+}
+
+/// The module that a parameter is of.
+fn module(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
 }
 
 /// Makes these weights of a frozen model trainable. A tied head is the embedding: it is trained with it.
@@ -61,10 +109,11 @@ impl Partial {
 /// # Errors
 /// [`AdapterError::NoMatch`] if there is none; [`AdapterError::Conflict`] for a module that is not there.
 pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError> {
+    let wanted = Wanted::new(what)?;
     let (mut found, mut names, mut frozen) = (false, Vec::new(), None);
     let mut visit = |weight: &mut Weight| {
         let name = weight.base.name().to_string();
-        if what.wants(&name) {
+        if wanted.wants(&name) {
             if weight.base.value().quantized().is_some() {
                 frozen = Some(name.clone());
             }
@@ -87,12 +136,13 @@ pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError>
         let problem = format!("asks to train `{name}`, which is quantised; train an adapter on it (use_peft)");
         return Err(AdapterError::Conflict { key: "finetuning_type", problem });
     }
-    let modules = |n: &String| n.rsplit_once('.').map_or(n.clone(), |(module, _)| module.to_string());
     if let Partial::Layers { modules: parts, extra, .. } = what {
-        let known = |part: &String| names.iter().any(|n| n.split('.').any(|p| p == part));
-        if let Some(missing) = parts.iter().chain(extra).find(|p| !known(p)) {
+        let in_a_path = |part: &Part| names.iter().any(|n| part.is_in(module(n)));
+        let unknown = parts.iter().zip(&wanted.modules).find(|(_, part)| !in_a_path(part)).map(|(entry, _)| entry);
+        let no_name = |part: &&String| !names.iter().any(|n| n.split('.').any(|p| p == *part));
+        if let Some(missing) = unknown.or_else(|| extra.iter().find(no_name)) {
             let available = [EMBEDDING, HEAD, "norm", "self_attn", "mlp"].map(str::to_string);
-            let available = available.into_iter().chain(names.iter().map(modules));
+            let available = available.into_iter().chain(names.iter().map(|n| module(n).to_string()));
             return Err(AdapterError::NoMatch {
                 key: "freeze_trainable_modules",
                 wanted: format!("{missing:?}"),
@@ -108,5 +158,10 @@ pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError>
         Partial::Biases => ("finetuning_type", "bitfit, which trains biases".to_string()),
         Partial::Layers { .. } => ("freeze_trainable_layers", format!("{what:?}")),
     };
-    Err(AdapterError::NoMatch { key, wanted, kind: "own", available: last_parts(names.iter().map(modules)) })
+    Err(AdapterError::NoMatch {
+        key,
+        wanted,
+        kind: "own",
+        available: last_parts(names.iter().map(|n| module(n).to_string())),
+    })
 }

@@ -67,6 +67,10 @@ impl Method for PrefixTuningConfig {
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.prompt.validate()?;
         let (count, c) = (self.prompt.num_virtual_tokens, to.model.config.clone());
+        if c.latent.is_some() {
+            let what = "keys and values in front of latent attention (PREFIX_TUNING)".into();
+            return Err(AdapterError::Unsupported { what }.into());
+        }
         let width = c.num_kv_heads * c.head_dim;
         let all = 2 * c.num_layers() * width;
         let encoder = if self.prefix_projection && to.trains() {

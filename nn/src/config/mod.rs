@@ -3,10 +3,14 @@
 //! Each family maps its `config.json` to a [`ModelConfig`] (see [`crate::families`]); the decoder
 //! reads nothing else, so a new family is a mapping, not a model.
 
+mod experts;
 mod fields;
+mod latent;
 mod rope;
 
+pub use experts::{ExpertNames, Groups, Moe, Scoring};
 pub use fields::{ConfigError, Fields};
+pub use latent::Latent;
 pub use rope::{Rope, RopeScaling};
 
 /// Where the norms of a layer stand.
@@ -51,32 +55,6 @@ pub struct LayerConfig {
     pub rope: Option<usize>,
     /// Whether [`ModelConfig::moe`] stands in the MLP's place.
     pub sparse: bool,
-}
-
-/// How files name the parts of experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExpertNames {
-    /// `block_sparse_moe.experts.0.w1`, `w3`, `w2`: Mixtral.
-    Mixtral,
-    /// `mlp.experts.0.gate_proj`, `up_proj`, `down_proj`: the others.
-    Mlp,
-}
-
-/// Experts in the MLP's place: a router chooses a few for each token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moe {
-    /// Experts of a layer.
-    pub experts: usize,
-    /// Experts of a token.
-    pub per_token: usize,
-    /// Width of an expert's MLP.
-    pub width: usize,
-    /// Width of the MLP that all tokens share, behind a gate of its own.
-    pub shared_width: Option<usize>,
-    /// Whether a token's weights are made to sum to 1.
-    pub normalises: bool,
-    /// How files name them.
-    pub names: ExpertNames,
 }
 
 /// Shape and constants of a decoder-only transformer.
@@ -134,6 +112,8 @@ pub struct ModelConfig {
     pub max_positions: usize,
     /// Whether the LM head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Latent attention in place of plain; [`ModelConfig::head_dim`] is then the width that heads are padded to.
+    pub latent: Option<Latent>,
     /// Experts, where layers have them.
     pub moe: Option<Moe>,
     /// One entry a layer.
@@ -213,15 +193,10 @@ impl ModelConfig {
             return Err(ConfigError::Value { key: "sliding_window", value: "0".into(), expected: "at least 1".into() });
         }
         if let Some(moe) = &self.moe {
-            let sizes = [("num_experts", moe.experts, 1 << 16), ("moe_intermediate_size", moe.width, MAX_WIDTH)];
-            let shared = moe.shared_width.map(|w| ("shared_expert_intermediate_size", w, MAX_WIDTH));
-            let chosen = ("num_experts_per_tok", moe.per_token, moe.experts);
-            for (key, value, most) in sizes.into_iter().chain(shared).chain([chosen]) {
-                if value == 0 || value > most {
-                    let expected = format!("from 1 to {most}");
-                    return Err(ConfigError::Value { key, value: value.to_string(), expected });
-                }
-            }
+            moe.validate(MAX_WIDTH)?;
+        }
+        if let Some(latent) = &self.latent {
+            latent.validate(MAX_WIDTH)?;
         }
         for rope in &self.ropes {
             if rope.rotary_dim == 0 || !rope.rotary_dim.is_multiple_of(2) || rope.rotary_dim > self.head_dim {
@@ -239,6 +214,16 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+
+    /// What of the model no device has kernels for.
+    pub fn without_kernels(&self) -> Option<String> {
+        let of = |what: &str| format!("{what} (a model of type {})", self.model_type);
+        match (&self.moe, &self.latent) {
+            (Some(_), _) => Some(of("a mixture of experts")),
+            (None, Some(_)) => Some(of("latent attention")),
+            (None, None) => None,
+        }
     }
 
     /// Number of layers.

@@ -1,75 +1,144 @@
 //! Mixture of experts: a router chooses a few MLPs for each token.
 //!
-//! p = softmax(router(x)) over the experts, E the `per_token` experts of the largest p (of equal ones the first),
-//! w_e = p_e, or p_e / Σ over E if the family says so: y = Σ over e in E of w_e · expert_e(x)
-//! (+ sigmoid(gate(x)) · shared(x), Qwen 2).
+//! s = softmax(router(x)), or a sigmoid of each logit; E the `per_token` experts of the largest s (of equal ones the
+//! first), of a few groups only where there are groups, and by s + bias where there is a bias; w_e = s_e, or
+//! s_e / Σ over E if the family says so, times a factor: y = Σ over e in E of w_e · expert_e(x)
+//! (+ shared(x), DeepSeek; + sigmoid(gate(x)) · shared(x), Qwen 2).
 //!
-//! Tokens are sorted by expert, so that each expert is one product over its tokens; none is dropped, whatever the load.
-//! A token's sum goes by the number of the expert, so its bits depend on the token alone (law 5 of the design). An
+//! Tokens are sorted by expert, so that each expert is one product over a run of rows; none is dropped, whatever the
+//! load. A token's sum goes by the number of the expert, so its bits depend on the token alone (law 5 of the design). An
 //! expert that no token chose computes nothing and gets no gradient.
 //!
 //! # Source
-//! Shazeer et al., arXiv:1701.06538; Jiang et al., "Mixtral of Experts", arXiv:2401.04088, section 2.1.
+//! Shazeer et al., arXiv:1701.06538; Jiang et al., "Mixtral of Experts", arXiv:2401.04088, section 2.1; groups and
+//! shared experts: "DeepSeek-V2", arXiv:2405.04434, equations 20 to 22; sigmoids and the bias: "DeepSeek-V3",
+//! arXiv:2412.19437, equations 12 to 16.
+
+use std::cmp::Ordering;
 
 use planish_autograd::ops::{
     concat::concat, elementwise, gather::gather, index_select::index_select, reduction, scatter_add::scatter_add,
     softmax::softmax, unary, view,
 };
-use planish_autograd::{Result, Var};
+use planish_autograd::{Param, Result, Var};
 use planish_tensor::{DType, Tensor};
 
 use super::mlp::Mlp;
 use crate::Ctx;
+use crate::config::{Groups, Moe, Scoring};
 use crate::modules::Linear;
+
+/// What keeps a sum of sigmoids that all vanish from dividing by zero, as in DeepSeek's code.
+const TINY: f64 = 1e-20;
 
 /// The router and its experts.
 #[derive(Clone, Debug)]
 pub(super) struct Experts {
     pub(super) router: Linear,
+    /// Added to the scores for the choice alone: (experts).
+    pub(super) bias: Option<Param>,
     pub(super) experts: Vec<Mlp>,
-    /// An expert for all tokens, and its gate.
-    pub(super) shared: Option<(Mlp, Linear)>,
-    /// Experts of a token.
-    pub(super) per_token: usize,
-    /// Whether a token's weights are made to sum to 1.
-    pub(super) normalises: bool,
+    /// An expert for all tokens, and its gate if it has one.
+    pub(super) shared: Option<(Mlp, Option<Linear>)>,
+    /// How experts are chosen.
+    pub(super) moe: Moe,
 }
 
 impl Experts {
-    pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
-        let (tokens, k) = (x.dims()[0], self.per_token);
-        let probabilities = softmax(&self.router.forward(ctx, x)?)?;
-        let chosen = most_probable(probabilities.value(), k)?;
-        let mut weights = gather(&probabilities, &Tensor::from_slice(&chosen, [tokens, k])?)?;
-        if self.normalises {
-            let sums = view::reshape(&reduction::sum_axis(&weights, 1)?, &[tokens, 1])?;
+    /// What goes on to the next block, and the router's logits, (tokens, experts).
+    pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<(Var, Var)> {
+        let (tokens, k) = (x.dims()[0], self.moe.per_token);
+        let logits = self.router.forward(ctx, x)?;
+        let scores = self.scores(&logits)?;
+        let chosen = self.choose(scores.value())?;
+        let mut weights = gather(&scores, &Tensor::from_slice(&chosen, [tokens, k])?)?;
+        if self.moe.normalises {
+            let mut sums = view::reshape(&reduction::sum_axis(&weights, 1)?, &[tokens, 1])?;
+            if self.moe.scoring == Scoring::Sigmoid {
+                sums = elementwise::add_scalar(&sums, TINY)?;
+            }
             weights = elementwise::div(&weights, &sums)?;
         }
+        if self.moe.scale != 1.0 {
+            weights = elementwise::scale(&weights, self.moe.scale)?;
+        }
         let weights = view::reshape(&weights, &[tokens * k, 1])?;
-        let (mut parts, mut order, mut picks) = (Vec::new(), Vec::new(), Vec::new());
-        for (e, expert) in self.experts.iter().enumerate() {
-            let own: Vec<u32> = (0..).zip(&chosen).filter(|&(_, &c)| c as usize == e).map(|(i, _)| i).collect();
-            if own.is_empty() {
-                continue;
+
+        let runs = Runs::new(&chosen, self.experts.len());
+        let rows: Vec<u32> = runs.picks.iter().map(|&i| i / k as u32).collect();
+        let sorted = index_select(x, &rows)?;
+        let mut parts = Vec::new();
+        for (expert, run) in self.experts.iter().zip(runs.starts.windows(2)) {
+            let (start, end) = (run[0], run[1]);
+            if start < end {
+                let own = view::narrow(&sorted, 0, start, end - start)?;
+                parts.push(expert.forward(&ctx.of_rows(&rows[start..end]), &own)?);
             }
-            let rows: Vec<u32> = own.iter().map(|&i| i / k as u32).collect();
-            parts.push(expert.forward(&ctx.of_rows(&rows), &index_select(x, &rows)?)?);
-            order.extend(rows);
-            picks.extend(own);
         }
         let mut y = Var::constant(Tensor::zeros(x.dims(), x.value().dtype())?);
         if !parts.is_empty() {
             let parts = concat(&parts.iter().collect::<Vec<_>>(), 0)?;
             // A token's experts come in the order of their numbers.
-            y = scatter_add(&y, &order, &elementwise::mul(&parts, &index_select(&weights, &picks)?)?)?;
+            y = scatter_add(&y, &rows, &elementwise::mul(&parts, &index_select(&weights, &runs.picks)?)?)?;
         }
-        match &self.shared {
-            None => Ok(y),
-            Some((mlp, gate)) => {
+        let y = match &self.shared {
+            None => y,
+            Some((mlp, None)) => elementwise::add(&y, &mlp.forward(ctx, x)?)?,
+            Some((mlp, Some(gate))) => {
                 let open = unary::sigmoid(&gate.forward(ctx, x)?)?;
-                elementwise::add(&y, &elementwise::mul(&mlp.forward(ctx, x)?, &open)?)
+                elementwise::add(&y, &elementwise::mul(&mlp.forward(ctx, x)?, &open)?)?
             }
+        };
+        Ok((y, logits))
+    }
+
+    /// Scores of the experts, (rows, experts), from the router's logits.
+    fn scores(&self, logits: &Var) -> Result<Var> {
+        match self.moe.scoring {
+            Scoring::Softmax => softmax(logits),
+            Scoring::Sigmoid => unary::sigmoid(logits),
         }
+    }
+
+    /// Scores that sum to 1: the shares of the experts that are balanced, (rows, experts).
+    pub(super) fn shares(&self, logits: &Var) -> Result<Var> {
+        let scores = self.scores(logits)?;
+        if self.moe.scoring == Scoring::Softmax {
+            return Ok(scores);
+        }
+        let sums = elementwise::add_scalar(&reduction::sum_axis(&scores, 1)?, TINY)?;
+        elementwise::div(&scores, &view::reshape(&sums, &[logits.dims()[0], 1])?)
+    }
+
+    /// How many rows chose each expert.
+    pub(super) fn load(&self, logits: &Var) -> Result<Vec<u64>> {
+        let mut load = vec![0; self.experts.len()];
+        self.choose(self.scores(&logits.detach())?.value())?.iter().for_each(|&e| load[e as usize] += 1);
+        Ok(load)
+    }
+
+    /// The experts of each row, in the order of their numbers: (rows · k).
+    fn choose(&self, scores: &Tensor) -> planish_tensor::Result<Vec<u32>> {
+        let (k, experts) = (self.moe.per_token, scores.dims()[1]);
+        let s = scores.to_dtype(DType::F64)?.to_vec::<f64>()?;
+        let bias = match &self.bias {
+            Some(bias) => bias.value().to_dtype(DType::F64)?.to_vec::<f64>()?,
+            None => vec![0.0; experts],
+        };
+        let mut all = Vec::with_capacity(scores.dims()[0] * k);
+        let (mut row, mut order) = (Vec::new(), Vec::new());
+        for s in s.chunks_exact(experts.max(1)) {
+            row.clear();
+            row.extend(s.iter().zip(&bias).map(|(s, b)| s + b));
+            order.clear();
+            match &self.moe.groups {
+                None => order.extend(0..experts as u32),
+                Some(groups) => in_groups(&row, groups, &mut order),
+            }
+            best(&row, k, &mut order);
+            all.extend_from_slice(&order);
+        }
+        Ok(all)
     }
 
     pub(super) fn linears<'a>(&'a self, all: &mut Vec<&'a Linear>) {
@@ -77,7 +146,7 @@ impl Experts {
         self.experts.iter().for_each(|e| e.linears(all));
         if let Some((mlp, gate)) = &self.shared {
             mlp.linears(all);
-            all.push(gate);
+            all.extend(gate);
         }
     }
 
@@ -86,38 +155,98 @@ impl Experts {
         self.experts.iter_mut().for_each(|e| e.linears_mut(all));
         if let Some((mlp, gate)) = &mut self.shared {
             mlp.linears_mut(all);
-            all.push(gate);
+            all.extend(gate);
         }
     }
 }
 
-/// The k most probable experts of each row, in the order of their numbers: (rows · k).
-fn most_probable(probabilities: &Tensor, k: usize) -> planish_tensor::Result<Vec<u32>> {
-    let experts = probabilities.dims()[1];
-    let p = probabilities.to_dtype(DType::F64)?.to_vec::<f64>()?;
-    let mut all = Vec::with_capacity(probabilities.dims()[0] * k);
-    let mut order: Vec<u32> = Vec::new();
-    for row in p.chunks_exact(experts.max(1)) {
-        order.clear();
-        order.extend(0..experts as u32);
-        // Stable: of equal ones the first.
-        order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
-        order.truncate(k);
-        order.sort_unstable();
-        all.extend_from_slice(&order);
+/// Places of the choices (token · k + choice), sorted by expert and within it by place: one pass of a counting sort.
+struct Runs {
+    picks: Vec<u32>,
+    /// Those of expert e are `starts[e]..starts[e + 1]`.
+    starts: Vec<usize>,
+}
+
+impl Runs {
+    fn new(chosen: &[u32], experts: usize) -> Runs {
+        let mut starts = vec![0; experts + 1];
+        chosen.iter().for_each(|&e| starts[e as usize + 1] += 1);
+        (1..=experts).for_each(|e| starts[e] += starts[e - 1]);
+        let (mut next, mut picks) = (starts.clone(), vec![0; chosen.len()]);
+        for (i, &e) in (0..).zip(chosen) {
+            picks[next[e as usize]] = i;
+            next[e as usize] += 1;
+        }
+        Runs { picks, starts }
     }
-    Ok(all)
+}
+
+/// The larger first, of equals the smaller number.
+fn larger_first(row: &[f64], a: u32, b: u32) -> Ordering {
+    row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b))
+}
+
+/// Leaves the k of `order` with the largest scores, in the order of their numbers.
+fn best(row: &[f64], k: usize, order: &mut Vec<u32>) {
+    if k < order.len() {
+        order.select_nth_unstable_by(k, |&a, &b| larger_first(row, a, b));
+        order.truncate(k);
+    }
+    order.sort_unstable();
+}
+
+/// The experts of the best groups.
+fn in_groups(row: &[f64], groups: &Groups, order: &mut Vec<u32>) {
+    let size = row.len() / groups.count;
+    let merits: Vec<f64> = row
+        .chunks_exact(size)
+        .map(|group| {
+            let mut own: Vec<u32> = (0..size as u32).collect();
+            best(group, groups.judged_by, &mut own);
+            own.iter().map(|&e| group[e as usize]).sum()
+        })
+        .collect();
+    let mut kept: Vec<u32> = (0..groups.count as u32).collect();
+    best(&merits, groups.kept, &mut kept);
+    order.extend(kept.into_iter().flat_map(|g| g * size as u32..(g + 1) * size as u32));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn chosen(row: &[f64], k: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..row.len() as u32).collect();
+        best(row, k, &mut order);
+        order
+    }
+
     #[test]
     fn the_most_probable_are_chosen_in_order_of_number() {
-        let p = Tensor::from_slice(&[0.1f32, 0.4, 0.3, 0.2, 0.25, 0.25, 0.25, 0.25], [2, 4]).unwrap();
-        assert_eq!(most_probable(&p, 2).unwrap(), [1, 2, 0, 1]);
-        assert_eq!(most_probable(&p, 4).unwrap(), [0, 1, 2, 3, 0, 1, 2, 3]);
-        assert!(most_probable(&Tensor::zeros([0, 4], DType::F32).unwrap(), 2).unwrap().is_empty());
+        assert_eq!(chosen(&[0.1, 0.4, 0.3, 0.2], 2), [1, 2]);
+        assert_eq!(chosen(&[0.25, 0.25, 0.25, 0.25], 2), [0, 1], "of equals the first");
+        assert_eq!(chosen(&[0.1, 0.4, 0.3, 0.2], 4), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn groups_are_judged_by_their_best() {
+        let row = [0.9, 0.0, 0.5, 0.6, 0.3, 0.4];
+        let kept = |judged_by, kept| {
+            let mut order = Vec::new();
+            in_groups(&row, &Groups { count: 3, kept, judged_by }, &mut order);
+            order
+        };
+        assert_eq!(kept(1, 1), [0, 1], "0.9 alone is the largest");
+        assert_eq!(kept(2, 1), [2, 3], "0.5 + 0.6 is the largest sum");
+        assert_eq!(kept(2, 2), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn runs_hold_every_choice_once_in_order() {
+        let runs = Runs::new(&[2, 0, 2, 1, 2, 0], 4);
+        assert_eq!(runs.starts, [0, 2, 3, 6, 6]);
+        assert_eq!(runs.picks, [1, 5, 3, 0, 2, 4]);
+        let none = Runs::new(&[], 3);
+        assert!(none.picks.is_empty() && none.starts == [0; 4]);
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use planish_autograd::ops::attention::{Attention, Stem, branched};
 use planish_autograd::ops::{elementwise, view};
-use planish_autograd::{Result, Var};
+use planish_autograd::{Param, Result, Var};
 use planish_tensor::ops::attention::forward_segments;
 
 use super::cache::SequenceCache;
+use super::experts::Experts;
+use super::latent::{LatentQkv, cut};
 use super::lead::Prefix;
 use super::mlp::Feed;
 use super::rotary::Rotations;
@@ -22,6 +24,8 @@ pub(super) enum Qkv {
     Split(Box<[Linear; 3]>),
     /// One of (q + k + v) rows.
     Fused(Linear),
+    /// By way of latent vectors.
+    Latent(Box<LatentQkv>),
 }
 
 /// One layer of the decoder.
@@ -49,12 +53,19 @@ pub(super) enum Mixing<'a, 'b> {
 }
 
 impl Layer {
-    /// x + attention(x), then + mlp(x), with the norms where the family has them.
-    pub(super) fn forward(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
+    /// x + attention(x), then + mlp(x), with the norms where the family has them; and the router's logits,
+    /// (tokens, experts), where there is one.
+    pub(super) fn forward(
+        &self,
+        ctx: &Ctx,
+        x: &Var,
+        rotations: &Rotations,
+        mixing: Mixing<'_, '_>,
+    ) -> Result<(Var, Option<Var>)> {
         let a = self.attention(ctx, &normed(ctx, &self.attention_pre, x)?, rotations, mixing)?;
         let x = self.residual(x, &normed(ctx, &self.attention_post, &a)?)?;
-        let m = self.feed.forward(ctx, &normed(ctx, &self.mlp_pre, &x)?)?;
-        self.residual(&x, &normed(ctx, &self.mlp_post, &m)?)
+        let (m, routed) = self.feed.forward(ctx, &normed(ctx, &self.mlp_pre, &x)?)?;
+        Ok((self.residual(&x, &normed(ctx, &self.mlp_post, &m)?)?, routed))
     }
 
     fn residual(&self, x: &Var, added: &Var) -> Result<Var> {
@@ -64,9 +75,11 @@ impl Layer {
         }
     }
 
-    fn attention(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
+    /// Queries, keys and values, (tokens, heads, size) each, rotated.
+    fn heads(&self, ctx: &Ctx, x: &Var, rotations: &Rotations) -> Result<[Var; 3]> {
         let c = &*self.config;
         let (tokens, d) = (x.dims()[0], c.head_dim);
+        let which = c.layers[self.index].rope;
         let (q, k, v) = match &self.qkv {
             Qkv::Split(qkv) => (qkv[0].forward(ctx, x)?, qkv[1].forward(ctx, x)?, qkv[2].forward(ctx, x)?),
             Qkv::Fused(qkv) => {
@@ -74,6 +87,7 @@ impl Layer {
                 let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);
                 (view::narrow(&all, 1, 0, q)?, view::narrow(&all, 1, q, kv)?, view::narrow(&all, 1, q + kv, kv)?)
             }
+            Qkv::Latent(qkv) => return qkv.forward(ctx, c, x, rotations, which),
         };
         let heads = |x: &Var, heads: usize, norm: &Option<Norm>| -> Result<Var> {
             // A norm over the whole projection comes before the split into heads, one over each after.
@@ -82,12 +96,16 @@ impl Layer {
             let x = view::reshape(&x, &[tokens, heads, d])?;
             if whole { Ok(x) } else { normed(ctx, norm, &x) }
         };
-        let layer = c.layers[self.index];
-        let q = rotations.apply(layer.rope, &heads(&q, c.num_heads, &self.q_norm)?)?;
-        let k = rotations.apply(layer.rope, &heads(&k, c.num_kv_heads, &self.k_norm)?)?;
-        let v = view::reshape(&v, &[tokens, c.num_kv_heads, d])?;
-        let options =
-            Attention { scale: c.attention_scale, causal: true, window: layer.window, softcap: c.attention_softcap };
+        let q = rotations.apply(which, &heads(&q, c.num_heads, &self.q_norm)?)?;
+        let k = rotations.apply(which, &heads(&k, c.num_kv_heads, &self.k_norm)?)?;
+        Ok([q, k, view::reshape(&v, &[tokens, c.num_kv_heads, d])?])
+    }
+
+    fn attention(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
+        let c = &*self.config;
+        let [q, k, v] = self.heads(ctx, x, rotations)?;
+        let window = c.layers[self.index].window;
+        let options = Attention { scale: c.attention_scale, causal: true, window, softcap: c.attention_softcap };
         let out = match mixing {
             Mixing::Packed { cu, stems, prefix: None } => branched(&q, &k, &v, cu, cu, stems, &options)?,
             Mixing::Packed { cu, stems, prefix: Some(p) } => {
@@ -105,7 +123,11 @@ impl Layer {
                 Var::constant(forward_segments(q.value(), &views, cu, &options)?.0)
             }
         };
-        self.o.forward(ctx, &view::reshape(&out, &[tokens, c.num_heads * d])?)
+        let out = match &c.latent {
+            None => view::reshape(&out, &[x.dims()[0], c.num_heads * c.head_dim])?,
+            Some(latent) => cut(&out, latent)?,
+        };
+        self.o.forward(ctx, &out)
     }
 
     /// Its linear modules.
@@ -113,6 +135,7 @@ impl Layer {
         let mut all: Vec<&Linear> = match &self.qkv {
             Qkv::Split(qkv) => qkv.iter().collect(),
             Qkv::Fused(qkv) => vec![qkv],
+            Qkv::Latent(qkv) => qkv.linears(),
         };
         all.push(&self.o);
         self.feed.linears(&mut all);
@@ -124,6 +147,7 @@ impl Layer {
         let mut all: Vec<&mut Linear> = match &mut self.qkv {
             Qkv::Split(qkv) => qkv.iter_mut().collect(),
             Qkv::Fused(qkv) => vec![qkv],
+            Qkv::Latent(qkv) => qkv.linears_mut(),
         };
         all.push(&mut self.o);
         self.feed.linears_mut(&mut all);
@@ -134,7 +158,11 @@ impl Layer {
     pub fn norms(&self) -> Vec<&Norm> {
         let all =
             [&self.attention_pre, &self.attention_post, &self.mlp_pre, &self.mlp_post, &self.q_norm, &self.k_norm];
-        all.into_iter().flatten().collect()
+        let mut all: Vec<&Norm> = all.into_iter().flatten().collect();
+        if let Qkv::Latent(qkv) = &self.qkv {
+            all.extend(qkv.norms());
+        }
+        all
     }
 
     /// Its norms, mutably.
@@ -147,7 +175,27 @@ impl Layer {
             &mut self.q_norm,
             &mut self.k_norm,
         ];
-        all.into_iter().flatten().collect()
+        let mut all: Vec<&mut Norm> = all.into_iter().flatten().collect();
+        if let Qkv::Latent(qkv) = &mut self.qkv {
+            all.extend(qkv.norms_mut());
+        }
+        all
+    }
+
+    /// What it holds besides: numbers of the weights file that no gradient is for.
+    pub fn buffers(&self) -> Vec<&Param> {
+        match &self.feed {
+            Feed::Dense(_) => Vec::new(),
+            Feed::Sparse(experts) => experts.bias.iter().collect(),
+        }
+    }
+
+    /// Its experts, if it has any.
+    pub(super) fn experts(&self) -> Option<&Experts> {
+        match &self.feed {
+            Feed::Dense(_) => None,
+            Feed::Sparse(experts) => Some(experts),
+        }
     }
 }
 

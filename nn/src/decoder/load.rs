@@ -9,11 +9,15 @@ use planish_tensor::{DType, Tensor};
 
 use super::Model;
 use super::experts::Experts;
+use super::latent::{LatentQkv, Queries};
 use super::layer::{Layer, Qkv};
 use super::mlp::{Feed, GateUp, Mlp};
-use crate::config::{ExpertNames, ModelConfig, Moe, NormPlacement, QkNorm};
+use crate::config::{ExpertNames, Latent, ModelConfig, Moe, NormPlacement, QkNorm};
 use crate::modules::{Linear, Norm, Slots, Weight};
 use crate::{Error, Result};
+
+/// ε of the norms of latent vectors.
+const LATENT_EPS: f64 = 1e-6;
 
 /// Where tensors come from: a weights file, a GGUF file, an initialiser.
 pub trait TensorSource {
@@ -39,6 +43,14 @@ pub struct LoadOptions {
 /// Tensors that files carry but no model needs: buffers that are computed.
 fn is_ignored(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn.bias") || name.ends_with(".masked_bias")
+}
+
+/// Whether a tensor is of DeepSeek-V3's modules that predict tokens after the next: layers behind the last, which
+/// transformers leaves out too.
+fn predicts_further(c: &ModelConfig, name: &str) -> bool {
+    let modules = c.source["num_nextn_predict_layers"].as_u64().unwrap_or(0) as usize;
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    c.latent.is_some() && layer.is_some_and(|n| (c.num_layers()..c.num_layers() + modules.min(8)).contains(&n))
 }
 
 struct Loader<'a> {
@@ -99,7 +111,9 @@ impl Loader<'_> {
         let (q_size, k_size) = if c.qk_norm == QkNorm::Whole { (q, kv) } else { (d, d) };
         let q_norm = norm(c.qk_norm != QkNorm::None, "self_attn.q_norm", q_size)?;
         let k_norm = norm(c.qk_norm != QkNorm::None, "self_attn.k_norm", k_size)?;
-        let qkv = if c.fused_projections {
+        let qkv = if let Some(latent) = &c.latent {
+            Qkv::Latent(Box::new(self.latent(c, latent, at)?))
+        } else if c.fused_projections {
             Qkv::Fused(self.linear(at("self_attn.qkv_proj"), q + 2 * kv, h, c.qkv_bias)?)
         } else {
             Qkv::Split(Box::new([
@@ -108,6 +122,7 @@ impl Loader<'_> {
                 self.linear(at("self_attn.v_proj"), kv, h, c.qkv_bias)?,
             ]))
         };
+        let q = c.latent.map_or(q, |latent| c.num_heads * latent.value);
         let o = self.linear(at("self_attn.o_proj"), h, q, c.o_bias)?;
         let feed = match c.moe.filter(|_| c.layers[index].sparse) {
             Some(moe) => Feed::Sparse(Box::new(self.experts(c, &moe, at)?)),
@@ -135,26 +150,66 @@ impl Loader<'_> {
     fn experts(&mut self, c: &ModelConfig, moe: &Moe, at: impl Fn(&str) -> String) -> Result<Experts> {
         let block = at(match moe.names {
             ExpertNames::Mixtral => "block_sparse_moe",
-            ExpertNames::Mlp => "mlp",
+            ExpertNames::Mlp | ExpertNames::DeepSeek => "mlp",
         });
         let part = |of: &str| match (moe.names, of) {
             (ExpertNames::Mixtral, "gate") => "w1".to_string(),
             (ExpertNames::Mixtral, "up") => "w3".to_string(),
             (ExpertNames::Mixtral, _) => "w2".to_string(),
-            (ExpertNames::Mlp, of) => format!("{of}_proj"),
+            (_, of) => format!("{of}_proj"),
         };
         let router = self.linear(format!("{block}.gate"), moe.experts, c.hidden_size, false)?;
+        let bias = match moe.bias {
+            true => Some(self.buffer(format!("{block}.gate.e_score_correction_bias"), &[moe.experts])?),
+            false => None,
+        };
         let experts = (0..moe.experts)
             .map(|e| self.mlp(c, |of| format!("{block}.experts.{e}.{}", part(of)), moe.width))
             .collect::<Result<_>>()?;
         let shared = match moe.shared_width {
             None => None,
             Some(width) => {
-                let mlp = self.mlp(c, |of| format!("{block}.shared_expert.{of}_proj"), width)?;
-                Some((mlp, self.linear(format!("{block}.shared_expert_gate"), 1, c.hidden_size, false)?))
+                let name = if moe.names == ExpertNames::DeepSeek { "shared_experts" } else { "shared_expert" };
+                let mlp = self.mlp(c, |of| format!("{block}.{name}.{of}_proj"), width)?;
+                let gate = match moe.shared_gate {
+                    true => Some(self.linear(format!("{block}.{name}_gate"), 1, c.hidden_size, false)?),
+                    false => None,
+                };
+                Some((mlp, gate))
             }
         };
-        Ok(Experts { router, experts, shared, per_token: moe.per_token, normalises: moe.normalises })
+        Ok(Experts { router, bias, experts, shared, moe: *moe })
+    }
+
+    /// Latent attention's projections. Their norms have an ε of their own, whatever the model's is.
+    fn latent(&mut self, c: &ModelConfig, l: &Latent, at: impl Fn(&str) -> String) -> Result<LatentQkv> {
+        let (h, q) = (c.hidden_size, c.num_heads * l.query_size());
+        let queries = match l.q_rank {
+            None => Queries::Plain(self.linear(at("self_attn.q_proj"), q, h, false)?),
+            Some(rank) => Queries::Latent(Box::new((
+                self.linear(at("self_attn.q_a_proj"), rank, h, l.bias)?,
+                self.latent_norm(at("self_attn.q_a_layernorm"), rank, c)?,
+                self.linear(at("self_attn.q_b_proj"), q, rank, false)?,
+            ))),
+        };
+        Ok(LatentQkv {
+            queries,
+            kv_a: self.linear(at("self_attn.kv_a_proj_with_mqa"), l.kv_rank + l.rope, h, l.bias)?,
+            kv_norm: self.latent_norm(at("self_attn.kv_a_layernorm"), l.kv_rank, c)?,
+            kv_b: self.linear(at("self_attn.kv_b_proj"), c.num_heads * (l.nope + l.value), l.kv_rank, false)?,
+        })
+    }
+
+    fn latent_norm(&mut self, name: String, size: usize, c: &ModelConfig) -> Result<Norm> {
+        Ok(Norm { eps: LATENT_EPS, ..self.norm(name, size, c)? })
+    }
+
+    /// Numbers that are never trained, in the file's own dtype.
+    fn buffer(&mut self, name: String, shape: &[usize]) -> Result<Param> {
+        let options = std::mem::take(&mut self.options);
+        let loaded = self.weight(name, shape);
+        self.options = options;
+        Ok(loaded?.base)
     }
 }
 
@@ -177,7 +232,7 @@ impl Model {
         let mut others: Vec<String> =
             source.names().into_iter().filter(|n| !loader.used.contains(n) && !is_ignored(n)).collect();
         // Some writers save the tied head a second time.
-        others.retain(|n| !(c.tie_word_embeddings && n == "lm_head.weight"));
+        others.retain(|n| !(c.tie_word_embeddings && n == "lm_head.weight") && !predicts_further(&c, n));
         if !others.is_empty() {
             let name = others.swap_remove(0);
             return Err(Error::UnexpectedTensor { name, others: others.len() });

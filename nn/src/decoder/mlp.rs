@@ -70,10 +70,11 @@ pub(super) enum Feed {
 }
 
 impl Feed {
-    pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
+    /// What goes on to the next block, and the router's logits if there is a router.
+    pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<(Var, Option<Var>)> {
         match self {
-            Feed::Dense(mlp) => mlp.forward(ctx, x),
-            Feed::Sparse(experts) => experts.forward(ctx, x),
+            Feed::Dense(mlp) => Ok((mlp.forward(ctx, x)?, None)),
+            Feed::Sparse(experts) => experts.forward(ctx, x).map(|(y, logits)| (y, Some(logits))),
         }
     }
 

@@ -4,16 +4,19 @@ mod branch;
 mod cache;
 mod experts;
 mod head;
+mod latent;
 mod layer;
 mod lead;
 mod load;
 mod mlp;
 mod rotary;
+mod routing;
 
 pub use cache::SequenceCache;
 pub use layer::Layer;
 pub use lead::{Place, VirtualTokens};
 pub use load::{LoadOptions, TensorSource};
+pub use routing::{LayerRouting, Routing};
 
 use std::sync::Arc;
 
@@ -145,7 +148,7 @@ impl Model {
         let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
-            x = match ctx.tape().filter(|_| recompute) {
+            let (out, routed) = match ctx.tape().filter(|_| recompute) {
                 None => layer.forward(ctx, &x, &rotations, Mixing::Packed { cu: &cu, stems: &stems, prefix })?,
                 Some(tape) => {
                     let (layer, ctx) = (layer.clone(), ctx.clone());
@@ -156,13 +159,19 @@ impl Model {
                         let own =
                             tables.clone().map(|(cu, index)| Prefix { k: x[1].clone(), v: x[2].clone(), cu, index });
                         let mixing = Mixing::Packed { cu: &cu, stems: &stems, prefix: own.as_ref() };
-                        Ok(vec![layer.forward(&ctx.on(tape), &x[0], &rotations, mixing)?])
+                        let (x, routed) = layer.forward(&ctx.on(tape), &x[0], &rotations, mixing)?;
+                        Ok([x].into_iter().chain(routed.filter(|_| ctx.routing().is_some())).collect())
                     };
                     let inputs: Vec<&Var> =
                         std::iter::once(&x).chain(prefix.iter().flat_map(|p| [&p.k, &p.v])).collect();
-                    checkpoint(tape, segment, &inputs)?.pop().expect("one output")
+                    let mut out = checkpoint(tape, segment, &inputs)?.into_iter();
+                    (out.next().expect("a layer has an output"), out.next())
                 }
             };
+            x = out;
+            if let (Some(routing), Some(experts), Some(logits)) = (ctx.routing(), layer.experts(), routed) {
+                routing.note(LayerRouting::new(i, experts, logits)?);
+            }
             for (wanted, place) in layers.iter().zip(&mut seen) {
                 if *wanted == i {
                     *place = Some(x.clone());
@@ -284,7 +293,8 @@ impl Model {
         let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
-            x = layer.forward(&ctx, &x, &rotations, Mixing::Cached { layer: i, cu: &cu, caches, prefix })?;
+            let mixing = Mixing::Cached { layer: i, cu: &cu, caches, prefix };
+            (x, _) = layer.forward(&ctx, &x, &rotations, mixing)?;
         }
         for ((new, cache), fresh) in tokens.iter().zip(caches.iter_mut()).zip(&fresh) {
             let lead = if *fresh { count } else { 0 };
@@ -318,8 +328,11 @@ impl Model {
     /// gradients, caches) is there too.
     ///
     /// # Errors
-    /// [`Error::Placing`] with the parameter that finds no room; those of opening the device.
+    /// [`Error::NotOnDevice`]; [`Error::Placing`] with the parameter that finds no room; those of opening the device.
     pub fn to_device(&self, device: Device) -> Result<()> {
+        if let Some(what) = self.config.without_kernels().filter(|_| !device.is_cpu()) {
+            return Err(Error::NotOnDevice { device, what });
+        }
         device.open()?;
         for param in self.params().into_iter().chain(self.base_params()) {
             let placed = param.update(|value| {
@@ -365,6 +378,7 @@ impl Model {
                 all.extend(l.bias.iter().map(|b| b.base.clone()));
             }
             all.extend(layer.norms().into_iter().map(|n| n.weight.base.clone()));
+            all.extend(layer.buffers().into_iter().cloned());
         }
         all.push(self.norm.weight.base.clone());
         // A head split off a tied embedding by an adapter is still the embedding.

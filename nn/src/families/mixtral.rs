@@ -10,7 +10,7 @@ pub(super) fn read(f: &Fields<'_>, source: &Value) -> Result<ModelConfig> {
     }
     let window = f.opt_usize("sliding_window")?;
     windows(&mut config, f, window, |_| true)?;
-    config.moe = Some(moe(f, config.intermediate_size, ExpertNames::Mixtral, true)?);
+    config.moe = Some(moe(f, config.intermediate_size, ExpertNames::Mixtral, true, 0.001)?);
     config.layers.iter_mut().for_each(|layer| layer.sparse = true);
     Ok(config)
 }

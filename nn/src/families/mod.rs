@@ -2,6 +2,9 @@
 //!
 //! To add one, write a file like its neighbours and list it in `FAMILIES`.
 
+mod deepseek;
+mod deepseek_v2;
+mod deepseek_v3;
 mod gemma2;
 mod gemma3;
 mod granite;
@@ -20,7 +23,8 @@ mod smollm3;
 use serde_json::Value;
 
 use crate::config::{
-    Activation, ConfigError, ExpertNames, Fields, LayerConfig, ModelConfig, Moe, NormPlacement, QkNorm, Rope,
+    Activation, ConfigError, ExpertNames, Fields, Groups, Latent, LayerConfig, ModelConfig, Moe, NormPlacement, QkNorm,
+    Rope, RopeScaling, Scoring,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -44,6 +48,8 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("qwen2_moe", qwen2_moe::read),
     ("qwen3_moe", qwen3_moe::read),
     ("olmoe", olmoe::read),
+    ("deepseek_v2", deepseek_v2::read),
+    ("deepseek_v3", deepseek_v3::read),
 ];
 
 pub(crate) fn read(source: &Value) -> Result<ModelConfig> {
@@ -71,6 +77,19 @@ fn base(f: &Fields<'_>, source: &Value, max_positions: usize, rope_theta: f64) -
             });
         }
     };
+    with_heads(f, source, max_positions, rope_theta, head_dim)
+}
+
+/// As [`base`], with heads of this width.
+fn with_heads(
+    f: &Fields<'_>,
+    source: &Value,
+    max_positions: usize,
+    rope_theta: f64,
+    head_dim: usize,
+) -> Result<ModelConfig> {
+    let hidden_size = f.usize("hidden_size")?;
+    let num_heads = f.usize("num_attention_heads")?;
     let num_layers = f.usize("num_hidden_layers")?;
     // Before anything of that length is made.
     if num_layers > 1_000 {
@@ -106,21 +125,34 @@ fn base(f: &Fields<'_>, source: &Value, max_positions: usize, rope_theta: f64) -
         ropes: vec![Rope::read(f, None, rope_theta, rotary_dim, max_positions)?],
         max_positions,
         tie_word_embeddings: f.bool("tie_word_embeddings", false)?,
+        latent: None,
         moe: None,
         layers: vec![LayerConfig { window: None, rope: Some(0), sparse: false }; num_layers],
         source: source.clone(),
     })
 }
 
-/// What families with experts in every layer have in common. `num_local_experts` is transformers 5's name for
-/// `num_experts`.
-fn moe(f: &Fields<'_>, width: usize, names: ExpertNames, normalises: bool) -> Result<Moe> {
+/// What families with experts have in common. `num_local_experts` is transformers 5's name for `num_experts`;
+/// `aux` is the family's default of `router_aux_loss_coef`.
+fn moe(f: &Fields<'_>, width: usize, names: ExpertNames, normalises: bool, aux: f64) -> Result<Moe> {
     let experts = match f.opt_usize("num_experts")? {
         Some(experts) => experts,
         None => f.usize("num_local_experts")?,
     };
-    let per_token = f.usize("num_experts_per_tok")?;
-    Ok(Moe { experts, per_token, width, shared_width: None, normalises, names })
+    Ok(Moe {
+        experts,
+        per_token: f.usize("num_experts_per_tok")?,
+        width,
+        shared_width: None,
+        shared_gate: false,
+        scoring: Scoring::Softmax,
+        groups: None,
+        bias: false,
+        normalises,
+        scale: 1.0,
+        aux_coefficient: f.f64("router_aux_loss_coef", aux)?,
+        names,
+    })
 }
 
 /// Refuses windows, which no published model of Qwen's with experts has.
@@ -138,11 +170,22 @@ fn sparse_layers(config: &mut ModelConfig, f: &Fields<'_>) -> Result<()> {
         let (key, value) = ("decoder_sparse_step", "0".to_string());
         return Err(ConfigError::Value { key, value, expected: "at least 1".into() });
     }
-    let dense = f.opt_f64s("mlp_only_layers")?.unwrap_or_default();
+    let (dense, layers) = (f.opt_f64s("mlp_only_layers")?.unwrap_or_default(), config.layers.len());
+    if let Some(wrong) = dense.iter().find(|d| !(d.fract() == 0.0 && (0.0..layers as f64).contains(*d))) {
+        let expected = format!("numbers of the {layers} layers, from 0");
+        return Err(ConfigError::Value { key: "mlp_only_layers", value: format!("a list with {wrong}"), expected });
+    }
     for (i, layer) in config.layers.iter_mut().enumerate() {
         layer.sparse = (i + 1).is_multiple_of(step) && !dense.contains(&(i as f64));
     }
-    Ok(())
+    if config.layers.iter().any(|layer| layer.sparse) {
+        return Ok(());
+    }
+    let what = format!(
+        "num_experts asks for experts, but decoder_sparse_step ({step}) and mlp_only_layers leave none of the {layers} \
+         layers with them"
+    );
+    Err(ConfigError::Contradiction { what })
 }
 
 /// Dimensions of a head that RoPE turns.

@@ -12,7 +12,7 @@ pub(super) fn read(f: &Fields<'_>, source: &Value) -> Result<ModelConfig> {
     config.qkv_bias = attention_bias;
     config.o_bias = attention_bias;
     config.qk_norm = QkNorm::Whole;
-    config.moe = Some(moe(f, config.intermediate_size, ExpertNames::Mlp, f.bool("norm_topk_prob", false)?)?);
+    config.moe = Some(moe(f, config.intermediate_size, ExpertNames::Mlp, f.bool("norm_topk_prob", false)?, 0.01)?);
     config.layers.iter_mut().for_each(|layer| layer.sparse = true);
     Ok(config)
 }

@@ -9,7 +9,8 @@ pub(super) fn read(f: &Fields<'_>, source: &Value) -> Result<ModelConfig> {
     let width = f.usize("moe_intermediate_size")?;
     config.moe = Some(Moe {
         shared_width: Some(f.usize("shared_expert_intermediate_size")?),
-        ..moe(f, width, ExpertNames::Mlp, f.bool("norm_topk_prob", false)?)?
+        shared_gate: true,
+        ..moe(f, width, ExpertNames::Mlp, f.bool("norm_topk_prob", false)?, 0.001)?
     });
     sparse_layers(&mut config, f)?;
     Ok(config)

@@ -10,7 +10,7 @@ pub(super) fn read(f: &Fields<'_>, source: &Value) -> Result<ModelConfig> {
     config.o_bias = attention_bias;
     config.qk_norm = QkNorm::PerHead;
     let width = f.usize("moe_intermediate_size")?;
-    config.moe = Some(moe(f, width, ExpertNames::Mlp, f.bool("norm_topk_prob", false)?)?);
+    config.moe = Some(moe(f, width, ExpertNames::Mlp, f.bool("norm_topk_prob", false)?, 0.001)?);
     sparse_layers(&mut config, f)?;
     Ok(config)
 }
