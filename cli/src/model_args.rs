@@ -73,7 +73,7 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
         None => None,
     };
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
-        model.to_device(device::choose(choice, &Demands::none().adapter(adapter.as_ref()))?)?;
+        model.to_device(device::choose(choice, &Demands::none().adapter(adapter.as_ref()).model(&model.config))?)?;
     }
     Ok((model, opened.tokenizer))
 }

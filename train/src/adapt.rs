@@ -177,6 +177,7 @@ pub fn lora_config(lora: &LoraSettings, base: &str) -> Result<LoraConfig, Config
             BiasChoice::LoraOnly => LoraBias::LoraOnly,
         },
         target_modules: Targets::from_list(&lora.lora_target_modules, ATTENTION),
+        target_parameters: lora.lora_target_parameters.clone(),
         exclude_modules: excluded(lora),
         layers_to_transform: (!layers.is_empty()).then_some(layers),
         modules_to_save: lora.lora_modules_to_save.clone(),

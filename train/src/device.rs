@@ -4,6 +4,7 @@
 //! takes the processor instead.
 
 use planish_nn::adapters::AdapterConfig;
+use planish_nn::config::ModelConfig;
 use planish_tensor::Device;
 
 use crate::config::{DeviceChoice, OptimSettings, OptimizerChoice};
@@ -38,6 +39,15 @@ impl Demands {
         match optim.memory_budget {
             Some(_) => demands.lacks("memory_budget, which counts the processor's memory,"),
             None => demands,
+        }
+    }
+
+    /// This model.
+    #[must_use]
+    pub fn model(self, config: &ModelConfig) -> Demands {
+        match config.without_kernels() {
+            Some(what) => self.lacks(what),
+            None => self,
         }
     }
 

@@ -45,6 +45,20 @@ pub enum Error {
         /// Where to go on from, as a clause.
         hint: String,
     },
+    /// Something that is to be trained and that the loss does not depend on.
+    #[error(
+        "step {step}: no gradient reached `{name}`{}, though it is to be trained: nothing in the loss depends on it; take \
+         it out of the targets",
+        if *others > 0 { format!(" (and {others} more)") } else { String::new() }
+    )]
+    NotReached {
+        /// The optimizer step.
+        step: u64,
+        /// The parameter.
+        name: String,
+        /// How many more there are.
+        others: usize,
+    },
     /// The run would need more memory than there is.
     #[error(
         "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest pass), but the system can give {} MiB; {advice}",

@@ -9,12 +9,19 @@ use planish_nn::decoder::Model;
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Cursor, Sampler, Step};
-use crate::losses::{LossSum, Want, token_scores};
+use crate::losses::{LossSum, RouterTerms, Want, token_scores};
 use crate::trainer::{CrossEntropy, Objective, Sums, packed};
 
 /// [`CrossEntropy`], whose evaluation also measures `perplexity`, e to the mean loss of a token, and, of several
 /// files, `perplexity/NAME` of each.
-pub(crate) struct BySource;
+pub(crate) struct BySource(CrossEntropy);
+
+impl BySource {
+    /// With these weights of the losses of routers.
+    pub(crate) fn new(router: RouterTerms) -> BySource {
+        BySource(CrossEntropy::new(false, router))
+    }
+}
 
 /// A file's name without its extension, with a number behind it where another has the same.
 fn names(paths: &[String]) -> Vec<String> {
@@ -28,7 +35,11 @@ fn names(paths: &[String]) -> Vec<String> {
 
 impl Objective for BySource {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        CrossEntropy::default().accumulate(model, optim, step, done)
+        self.0.accumulate(model, optim, step, done)
+    }
+
+    fn advice(&mut self, sums: &Sums) -> Vec<String> {
+        self.0.advice(sums)
     }
 
     fn evaluate(&mut self, model: &Model, _optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {

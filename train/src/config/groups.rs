@@ -348,6 +348,8 @@ settings! {
         lora_dropout: f64 = 0.05, BELOW_ONE;
         /// Modules with an adapter: names, one regular expression, or `all-linear` [q_proj, v_proj; IA3: k_proj, v_proj, down_proj; LN_TUNING: the norms of layers and the last].
         lora_target_modules: Vec<String> = Vec::new(), TEXT;
+        /// Parameters with an adapter that are fused in transformers 5: mlp.experts.gate_up_proj, mlp.experts.down_proj, mlp.gate.weight (LORA).
+        lora_target_parameters: Vec<String> = Vec::new(), TEXT;
         /// Modules trained whole and saved with the adapter.
         lora_modules_to_save: Vec<String> = Vec::new(), TEXT;
         /// Modules, of the targets, without an adapter: names or one regular expression.
@@ -412,7 +414,7 @@ settings! {
         finetuning_type: FinetuningType = FinetuningType::Full, FinetuningType::RULE;
         /// With finetuning_type freeze: how many layers are trained, the last ones; negative for the first ones.
         freeze_trainable_layers: i64 = 2i64, ANY_WHOLE;
-        /// Of these, only modules with this in their path, such as mlp [all].
+        /// Of these, only modules with this in their path, such as mlp, experts.3 or a regular expression [all].
         freeze_trainable_modules: Vec<String> = Vec::new(), TEXT;
         /// Modules outside of the layers that are trained too, such as lm_head.
         freeze_extra_modules: Vec<String> = Vec::new(), TEXT;

@@ -34,6 +34,7 @@ mod preference_recipes;
 mod raw;
 mod recipes;
 mod replay;
+mod router;
 mod schedule;
 mod setting;
 mod table;
@@ -61,6 +62,7 @@ pub use preference_recipes::{
 pub use raw::{Node, Raw, parse_yaml};
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
 pub use replay::ReplaySettings;
+pub use router::RouterSettings;
 pub use schedule::{Ramp, Schedule, ScheduleArgs};
 pub use setting::{Arity, Rule, Setting};
 pub use table::{Key, Settings};

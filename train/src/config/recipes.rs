@@ -6,6 +6,7 @@ use super::groups::{
     RunSettings, SharingSettings,
 };
 use super::replay::ReplaySettings;
+use super::router::RouterSettings;
 use super::schedule::Schedule;
 use super::table::{Settings, recipe_settings};
 
@@ -31,6 +32,8 @@ recipe_settings! {
         data: DataSettings,
         /// Batches and the optimizer.
         optim: OptimSettings,
+        /// Losses of a router.
+        router: RouterSettings,
         /// What examples share.
         sharing: SharingSettings,
         /// Low-rank adapters.
@@ -51,6 +54,8 @@ recipe_settings! {
         data: DataSettings,
         /// Examples shown again.
         replay: ReplaySettings,
+        /// Losses of a router.
+        router: RouterSettings,
         /// Batches and the optimizer.
         optim: OptimSettings,
         /// Evaluation.
@@ -67,6 +72,7 @@ impl Default for PretrainConfig {
             model: ArchitectureSettings::default(),
             data: DataSettings::default(),
             replay: ReplaySettings::default(),
+            router: RouterSettings::default(),
             optim: OptimSettings::default(),
             eval: EvalSettings::default(),
             run: RunSettings::default(),

@@ -1,5 +1,6 @@
 //! Cross-entropy of the next token.
 
+use planish_autograd::Var;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
 
@@ -65,9 +66,26 @@ pub struct UnreadLoss(Option<Unread>);
 /// # Errors
 /// As [`cross_entropy`].
 pub fn cross_entropy_unread(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], want: Want) -> Result<UnreadLoss> {
+    cross_entropy_beside(model, ctx, batch, mask, want, || Ok(None))
+}
+
+/// As [`cross_entropy_unread`] with another loss beside it: `beside` is called after the forward pass and gives a number
+/// that came of it and its slope, the factor with which its gradient is added. It is not asked where no token is
+/// supervised: such a batch is not computed.
+///
+/// # Errors
+/// As [`cross_entropy`]; those of `beside`.
+pub fn cross_entropy_beside(
+    model: &Model,
+    ctx: &Ctx,
+    batch: &Packed,
+    mask: &[bool],
+    want: Want,
+    beside: impl FnOnce() -> Result<Option<(Var, f64)>>,
+) -> Result<UnreadLoss> {
     let unread = unread_scores(model, ctx, batch, mask, want)?;
     let Ok(mut unread) = unread else { return Ok(UnreadLoss(None)) };
-    unread.backward(-1.0)?;
+    unread.backward(-1.0, beside()?)?;
     Ok(UnreadLoss(Some(unread)))
 }
 

@@ -14,16 +14,18 @@ mod kto;
 mod orpo;
 mod pair;
 mod reward;
+mod router;
 mod tokens;
 
 pub use cpo::Cpo;
-pub use cross_entropy::{LossSum, UnreadLoss, cross_entropy, cross_entropy_unread};
+pub use cross_entropy::{LossSum, UnreadLoss, cross_entropy, cross_entropy_beside, cross_entropy_unread};
 pub use dpo::Dpo;
 pub use dual::Dual;
 pub use kto::{Kto, LabelSlope};
 pub use orpo::Orpo;
 pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
 pub use reward::BradleyTerry;
+pub use router::{LayerLoad, Load, RouterTerms, router_loss};
 pub(crate) use tokens::predicted;
 pub use tokens::{Laid, TokenScores, Want, token_scores};
 

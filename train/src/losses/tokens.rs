@@ -158,15 +158,16 @@ impl Unread {
         self.scores.logprobs.dims()[0]
     }
 
-    /// Adds `slope` times the gradient of the sum of log-probabilities to the parameters; the scores stay.
-    pub(super) fn backward(&mut self, slope: f64) -> Result<()> {
+    /// Adds `slope` times the gradient of the sum of log-probabilities to the parameters, and that of a number
+    /// `beside` them times its own; the scores stay.
+    pub(super) fn backward(&mut self, slope: f64, beside: Option<(Var, f64)>) -> Result<()> {
         let untracked = self.scores.logprobs.detach();
         let logprobs = std::mem::replace(&mut self.scores.logprobs, untracked);
         if !logprobs.is_tracked() {
             return Ok(());
         }
         let slopes = vec![slope; self.len()];
-        go_back(logprobs, &slopes)
+        go_back(logprobs, &slopes, beside)
     }
 
     /// The numbers, copied from the device if they are there.
@@ -184,12 +185,19 @@ impl Unread {
     }
 }
 
-fn go_back(logprobs: Var, slopes: &[f64]) -> Result<()> {
-    let value = logprobs.value();
-    let upstream = Tensor::from_vec(slopes.to_vec(), [slopes.len()])?.to_dtype(value.dtype())?;
-    let upstream = upstream.to_device(value.device())?;
+fn go_back(logprobs: Var, slopes: &[f64], beside: Option<(Var, f64)>) -> Result<()> {
+    let upstream = |var: &Var, slopes: &[f64]| -> Result<Tensor> {
+        let (value, dims) = (var.value(), var.dims().to_vec());
+        Ok(Tensor::from_vec(slopes.to_vec(), dims)?.to_dtype(value.dtype())?.to_device(value.device())?)
+    };
     let tape = logprobs.tape().expect("it is tracked").clone();
-    tape.backward_from(vec![(logprobs, upstream)])?;
+    let slopes = upstream(&logprobs, slopes)?;
+    let mut outputs = vec![(logprobs, slopes)];
+    if let Some((var, slope)) = beside.filter(|(var, _)| var.is_tracked()) {
+        let slope = upstream(&var, &[slope])?;
+        outputs.push((var, slope));
+    }
+    tape.backward_from(outputs)?;
     Ok(())
 }
 
@@ -215,7 +223,7 @@ impl TokenScores {
     pub fn backward(self, slopes: &[f64]) -> Result<()> {
         assert_eq!(slopes.len(), self.logprobs.len(), "a slope for each score");
         match self.tracked {
-            Some(logprobs) => go_back(logprobs, slopes),
+            Some(logprobs) => go_back(logprobs, slopes, None),
             None => Ok(()),
         }
     }

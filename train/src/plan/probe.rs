@@ -20,7 +20,7 @@ use planish_tensor::ops::lm_head;
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Example, Source, Step};
-use crate::trainer::accumulate;
+use crate::trainer::trial;
 
 /// Most tokens of a trial step that is timed, and of one for its memory alone: beyond, everything grows in
 /// proportion.
@@ -123,7 +123,7 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
     let run = |layers: usize, tokens: usize| -> Result<[f64; 2]> {
         let (model, step) = (few(layers), step(tokens, work, model.config.vocab_size));
         let started = Instant::now();
-        let (done, peak) = model.device().peak_of(|| accumulate(&model, optim, &step, 0))?;
+        let (done, peak) = model.device().peak_of(|| trial(&model, optim, &step))?;
         done?;
         Ok([peak as f64, started.elapsed().as_secs_f64()])
     };

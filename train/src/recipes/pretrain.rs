@@ -21,7 +21,7 @@ use crate::device::{self, Demands};
 use crate::models;
 use crate::run::{Checkpoint, Observer, Outcome};
 use crate::sources::BySource;
-use crate::trainer::Trainer;
+use crate::trainer::{Trainer, router};
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages, DatasetType::Tokenized];
@@ -31,7 +31,8 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages,
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let device = device::choose(config.run.device, &Demands::none().training(&config.optim))?;
+    let demands = Demands::none().training(&config.optim);
+    device::choose(config.run.device, &demands)?;
     let resume = match &config.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
         None => None,
@@ -58,7 +59,8 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         ACCEPTED,
         inputs::packing(&config.data),
     )?;
-    model.to_device(device)?;
+    model.to_device(device::choose(config.run.device, &demands.model(&model.config))?)?;
+    let router = router::terms(&config.router, &model.config)?;
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
@@ -67,7 +69,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
     Trainer {
         model,
         adapter: None,
-        objective: Box::new(BySource),
+        objective: Box::new(BySource::new(router)),
         rates: crate::optim::Rates::default(),
         tokenizer,
         sampler: inputs.sampler,

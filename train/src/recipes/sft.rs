@@ -16,7 +16,7 @@ use crate::device::{self, Demands};
 use crate::models::Opened;
 use crate::plan::{self, Forecast};
 use crate::run::{Checkpoint, Observer, Outcome};
-use crate::trainer::{CrossEntropy, Trainer};
+use crate::trainer::{CrossEntropy, Trainer, router};
 use crate::{Result, adapt};
 
 /// Rows that this recipe takes.
@@ -51,7 +51,9 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let (model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
-    model.to_device(device::choose(config.run.device, &demands.adapter(adapter.as_ref()))?)?;
+    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
+    model.to_device(device::choose(config.run.device, &demands)?)?;
+    let router = router::terms(&config.router, &model.config)?;
     let share = config.sharing.share_prompts && !adapter.as_ref().is_some_and(|a| drops_out(&a.to_json()));
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;
@@ -60,7 +62,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     Trainer {
         model,
         adapter,
-        objective: Box::new(CrossEntropy { share }),
+        objective: Box::new(CrossEntropy::new(share, router)),
         rates: adapt::rates(&config.lora, &config.optim),
         tokenizer,
         sampler: inputs.sampler,

@@ -7,6 +7,8 @@
 
 mod evaluate;
 mod objective;
+mod reached;
+pub mod router;
 mod state;
 
 pub use evaluate::evaluate;
@@ -108,11 +110,14 @@ impl Trainer<'_> {
             log.write_start(&found)?;
         }
         let mut steps = Loader::new(self.sampler.steps(state.cursor)?, AHEAD);
-        let mut saved = None;
+        let (mut saved, mut checked) = (None, false);
         while state.step < total && !state.stopped_early {
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
             let sum = self.objective.accumulate(&self.model, o, &step, state.step)?;
+            if !std::mem::replace(&mut checked, true) {
+                reached::check(&trained, state.step + 1)?.iter().for_each(|sentence| observer.note(sentence));
+            }
             let scale = 1.0 / sum.count;
             let penalty = match &self.adapter {
                 Some(adapter) => adapter.penalise(&own, sum.count)?,
@@ -307,15 +312,9 @@ pub fn accumulate_sharing(
     share: bool,
 ) -> Result<LossSum> {
     let mut unread = Vec::new();
-    let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
-    for (batch, keys) in parts.iter().zip(row_keys(&parts)) {
-        let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
-        let mut ctx = Ctx::training(&Tape::new(), (!share).then(|| rows(Purpose::Dropout)));
-        if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
-            ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
-        }
+    for (batch, ctx) in passes(optim, step, done, share) {
         let want = Want { recompute: optim.gradient_checkpointing, beginnings: share, ..Want::default() };
-        unread.push(cross_entropy_unread(model, &ctx, &packed(batch), &batch.mask, want)?);
+        unread.push(cross_entropy_unread(model, &ctx, &packed(&batch), &batch.mask, want)?);
     }
     // All at the end: a device is not waited for between micro-batches.
     let mut sum = LossSum::default();
@@ -323,6 +322,36 @@ pub fn accumulate_sharing(
         sum += part.read()?;
     }
     Ok(sum)
+}
+
+/// A step that leaves nothing but gradients, as large as one of a run: to measure what it takes.
+///
+/// # Errors
+/// As [`accumulate`].
+pub(crate) fn trial(model: &Model, optim: &OptimSettings, step: &Step) -> Result<()> {
+    match model.config.moe {
+        None => accumulate(model, optim, step, 0).map(drop),
+        Some(_) => {
+            let terms = crate::losses::RouterTerms { balance: 1.0, z: 1.0 };
+            router::accumulate(model, optim, step, 0, false, terms).map(drop)
+        }
+    }
+}
+
+/// The passes that a step's micro-batches are cut into, each with its context: a tape of its own, and its random
+/// numbers (without dropout if examples `share` their beginnings).
+fn passes(optim: &OptimSettings, step: &Step, done: u64, share: bool) -> Vec<(Batch, Ctx)> {
+    let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
+    let keys = row_keys(&parts);
+    let context = |keys: Arc<[u64]>| {
+        let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
+        let ctx = Ctx::training(&Tape::new(), (!share).then(|| rows(Purpose::Dropout)));
+        match optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
+            Some(alpha) => ctx.with_embedding_noise(alpha, rows(Purpose::Noise)),
+            None => ctx,
+        }
+    };
+    parts.into_iter().zip(keys).map(|(batch, keys)| (batch, context(keys))).collect()
 }
 
 /// The random key of each token of a step's micro-batches: a function of the example's number in the data

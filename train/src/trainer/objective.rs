@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use planish_nn::config::Moe;
 use planish_nn::decoder::Model;
 
+use super::router::Watch;
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Sampler, Step};
-use crate::losses::LossSum;
+use crate::losses::{LossSum, RouterTerms};
 
 /// Sums over a step, or over held-out data: of the loss, and of what is measured on the way.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -113,19 +115,41 @@ pub trait Objective {
     }
 }
 
-/// Cross-entropy of the supervised tokens: what sft and pretrain minimise.
-#[derive(Debug, Clone, Copy, Default)]
+/// Cross-entropy of the supervised tokens, and of a mixture of experts the losses of its routers: what sft and pretrain
+/// minimise.
+#[derive(Debug, Clone, Default)]
 pub struct CrossEntropy {
     /// What neighbouring examples begin with is computed once; nothing may drop out then.
-    pub share: bool,
+    share: bool,
+    router: RouterTerms,
+    watch: Watch,
+    moe: Option<Moe>,
+}
+
+impl CrossEntropy {
+    /// With `share` what neighbouring examples begin with is computed once (nothing may drop out then; without effect
+    /// beside losses of routers, which count every token). `router` has the weights of those losses.
+    pub fn new(share: bool, router: RouterTerms) -> CrossEntropy {
+        CrossEntropy { share, router, ..CrossEntropy::default() }
+    }
 }
 
 impl Objective for CrossEntropy {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        Ok(super::accumulate_sharing(model, optim, step, done, self.share)?.into())
+        self.moe = model.config.moe;
+        if self.moe.is_none() {
+            return Ok(super::accumulate_sharing(model, optim, step, done, self.share)?.into());
+        }
+        let (sums, load) = super::router::accumulate(model, optim, step, done, self.share, self.router)?;
+        self.watch.see(&load);
+        Ok(sums)
     }
 
     fn evaluate(&mut self, model: &Model, _optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
         Ok(super::evaluate(model, sampler)?.into())
+    }
+
+    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
+        self.moe.and_then(|moe| self.watch.advice(&moe, self.router)).into_iter().collect()
     }
 }

@@ -112,6 +112,10 @@ const TITLES: &[(&str, &str)] = &[
     ("grad_norm", "Gradient norm before clipping"),
     ("tokens_per_second", "Tokens per second"),
     ("peak_memory_bytes", "Peak memory (GB)"),
+    ("aux_loss", "Balance of the experts"),
+    ("router/entropy", "Entropy of the mean routing distribution (nats)"),
+    ("router/load_max_over_mean", "Tokens of the most chosen expert over the mean"),
+    ("router/dead_experts", "Experts that no token of the step chose"),
 ];
 const NOT_DRAWN: &[&str] = &["step", "epoch", "tokens", "num_tokens", "step_seconds", "eval_loss"];
 
