@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use planish_tests::program::refused;
+use planish_tests::program::{planish, refused};
 use serde_json::{Value, json};
 
 /// A copy of the builtin model's files, one data file and a place for the run.
@@ -332,4 +332,169 @@ fn output_directories() {
     let resume = ["--output-dir", full.to_str().unwrap(), "--resume-from-checkpoint", checkpoint.to_str().unwrap()];
     place.refuses_with(&resume, "checkpoint-3");
     assert_eq!(fs::read_dir(&full).unwrap().count(), 2);
+}
+
+/// A model of experts made of the builtin one's files: its weights are never reached.
+fn experts(model_type: &str) -> Place {
+    let place = Place::new();
+    place.config(json!({
+        "model_type": model_type, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "num_local_experts": null, "shared_expert_intermediate_size": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    }));
+    place
+}
+
+#[test]
+fn experts_that_no_model_can_have() {
+    let more = json!({"num_experts_per_tok": 5});
+    experts("qwen3_moe").config(more).refuses("`num_experts_per_tok` is 5, but it must be from 1 to 4");
+    experts("qwen3_moe").config(json!({"num_experts_per_tok": 0})).refuses("`num_experts_per_tok` is 0");
+    experts("qwen3_moe").config(json!({"num_experts": 0})).refuses("`num_experts` is 0");
+    experts("mixtral").config(json!({"num_experts": null})).refuses("config.json has no `num_local_experts`");
+    experts("olmoe").config(json!({"num_experts_per_tok": null})).refuses("has no `num_experts_per_tok`");
+    let without = json!({"shared_expert_intermediate_size": null});
+    experts("qwen2_moe").config(without).refuses("config.json has no `shared_expert_intermediate_size`");
+    experts("qwen2_moe").config(json!({"moe_intermediate_size": 0})).refuses("`moe_intermediate_size` is 0");
+    experts("qwen3_moe").config(json!({"decoder_sparse_step": 0})).refuses("`decoder_sparse_step` is 0");
+    experts("qwen3_moe").config(json!({"decoder_sparse_step": 99})).refuses("leave none of the");
+    let all: Vec<usize> = (0..4).collect();
+    experts("qwen3_moe").config(json!({"mlp_only_layers": all})).refuses("leave none of the 4 layers with them");
+    experts("qwen3_moe").config(json!({"mlp_only_layers": [1, 9]})).refuses("`mlp_only_layers` is a list with 9");
+    experts("mixtral").config(json!({"router_aux_loss_coef": -1})).refuses("`router_aux_loss_coef` is -1");
+    // The weights are a dense model's: the first that is missing is named.
+    experts("qwen3_moe").config(json!({"head_dim": 32})).refuses("`model.layers.0.self_attn.q_norm.weight`");
+    experts("olmoe").refuses("`model.layers.0.self_attn.q_norm.weight`");
+    experts("mixtral").refuses("`model.layers.0.block_sparse_moe.gate.weight`");
+}
+
+/// A copy of a fixture's model with the builtin one's tokenizer, cut to its vocabulary.
+fn fixture_model(name: &str) -> Place {
+    let place = Place::new();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name);
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(file), place.path("model").join(file)).unwrap();
+    }
+    let path = place.path("model/tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < 99);
+    json["model"]["merges"] = json!([]);
+    json["added_tokens"].as_array_mut().unwrap().retain(|t| t["id"].as_u64().unwrap() < 99);
+    json["post_processor"] = Value::Null;
+    fs::write(path, json.to_string()).unwrap();
+    for file in ["tokenizer_config.json", "chat_template.jinja"] {
+        let _ = fs::remove_file(place.path("model").join(file));
+    }
+    place.data("{\"input_ids\": [5, 6, 7, 8], \"completion_mask\": [0, 0, 1, 1]}\n");
+    place
+}
+
+/// The same with its weights changed.
+fn reweighted(place: Place, change: impl Fn(&mut Vec<(String, planish_tensor::Tensor)>)) -> Place {
+    let path = place.path("model/model.safetensors");
+    let reader = planish_nn::weights::WeightsReader::open(&path).unwrap();
+    let mut all: Vec<_> =
+        reader.names().iter().map(|n| (n.clone(), reader.get(n).unwrap().copied().unwrap())).collect();
+    drop(reader);
+    change(&mut all);
+    planish_nn::weights::save_safetensors(&path, all, &Default::default()).unwrap();
+    place
+}
+
+#[test]
+fn experts_whose_files_are_wrong() {
+    let without = |gone: &'static str| {
+        reweighted(fixture_model("qwen3_moe"), move |all| all.retain(|(name, _)| !name.ends_with(gone)))
+    };
+    without("layers.1.mlp.experts.3.up_proj.weight").refuses("`model.layers.1.mlp.experts.3.up_proj.weight`");
+    without("layers.0.mlp.gate.weight").refuses("no tensor `model.layers.0.mlp.gate.weight`");
+    let cut = |which: &'static str| {
+        reweighted(fixture_model("qwen3_moe"), move |all| {
+            let (_, tensor) = all.iter_mut().find(|(name, _)| name == which).unwrap();
+            *tensor = tensor.narrow(0, 0, 3).unwrap().copied().unwrap();
+        })
+    };
+    let router = cut("model.layers.0.mlp.gate.weight").refuses("`model.layers.0.mlp.gate.weight` has shape [3, 32]");
+    assert!(router.contains("calls for [6, 32]"), "{router}");
+    cut("model.layers.0.mlp.experts.2.down_proj.weight").refuses("experts.2.down_proj.weight` has shape [3, 12]");
+    // An expert more than config.json has.
+    fixture_model("qwen3_moe").config(json!({"num_experts": 5})).refuses("`model.layers.0.mlp.gate.weight` has shape");
+    let fused = reweighted(fixture_model("mixtral_fused"), |all| {
+        let (_, tensor) = all.iter_mut().find(|(name, _)| name.ends_with("down_proj")).unwrap();
+        *tensor = tensor.narrow(0, 0, 2).unwrap().copied().unwrap();
+    });
+    fused
+        .refuses("`model.layers.0.mlp.experts.down_proj` has shape [2, 32, 44], but config.json calls for [3, 32, 44]");
+    let unbalanced = reweighted(fixture_model("deepseek_v3"), |all| {
+        all.retain(|(name, _)| !name.ends_with("e_score_correction_bias"));
+    });
+    unbalanced.refuses("no tensor `model.layers.1.mlp.gate.e_score_correction_bias`");
+}
+
+#[test]
+fn latent_attention_that_no_model_can_have() {
+    let v3 = |changes: Value, words: &str| {
+        fixture_model("deepseek_v3").config(changes).refuses(words);
+    };
+    v3(json!({"n_group": 3}), "n_routed_experts (8) is not a multiple of n_group (3)");
+    v3(json!({"n_group": 8, "topk_group": 8}), "leaves 1 expert(s) in a group, which is judged by 2");
+    v3(json!({"topk_group": 1}), "have fewer experts than num_experts_per_tok (3)");
+    v3(json!({"topk_group": 5}), "`topk_group` is 5, but it must be from 1 to 4");
+    v3(json!({"num_key_value_heads": 2}), "num_key_value_heads (2) is not num_attention_heads (4)");
+    v3(json!({"kv_lora_rank": null}), "config.json has no `kv_lora_rank`");
+    v3(json!({"kv_lora_rank": 0}), "`kv_lora_rank` is 0");
+    v3(json!({"qk_rope_head_dim": 5}), "RoPE turns 5 of the");
+    v3(json!({"qk_nope_head_dim": u64::MAX}), "qk_nope_head_dim");
+    v3(json!({"topk_method": "greedy"}), "`topk_method` \"greedy\" is not supported");
+    v3(json!({"scoring_func": "softmax"}), "`scoring_func` \"softmax\" is not supported");
+    v3(json!({"q_lora_rank": null}), "`model.layers.0.self_attn.q_proj.weight`");
+    v3(json!({"quantization_config": {"quant_method": "fp8"}}), "quantization_config");
+    let v2 = |changes: Value, words: &str| {
+        fixture_model("deepseek_v2").config(changes).refuses(words);
+    };
+    v2(json!({"topk_method": "noaux_tc"}), "`topk_method` \"noaux_tc\" is not supported");
+    v2(json!({"norm_topk_prob": true}), "`norm_topk_prob`");
+    v2(json!({"moe_layer_freq": 2}), "`moe_layer_freq`");
+    fixture_model("deepseek_v2").refuses_with(
+        &["--use-peft", "--peft-type", "PREFIX_TUNING"],
+        "keys and values in front of latent attention (PREFIX_TUNING)",
+    );
+}
+
+#[test]
+fn what_experts_cannot_do_is_said_at_once() {
+    let place = fixture_model("mixtral");
+    let words = "--device emulator: a mixture of experts (a model of type mixtral) is not supported there yet";
+    place.refuses_with(&["--device", "emulator"], words);
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (model, out) = (text("model"), text("out.gguf"));
+    refused(&["generate", "--model", &model, "--prompt", "a", "--device", "emulator"], words);
+    refused(&["export", "--model", &model, "--output", &out], "no architecture for models of type \"mixtral\"");
+    assert!(!place.path("out.gguf").exists());
+    Place::new().refuses_with(
+        &["--router-aux-loss-coef", "0.01"],
+        "`router_aux_loss_coef` is for mixtures of experts, and this model has no router",
+    );
+    Place::new().refuses_with(&["--router-z-loss-coef", "0.01"], "this model has no router");
+    Place::new().refuses_with(&["--router-z-loss-coef=-1"], "router_z_loss_coef");
+}
+
+/// A target that the loss does not depend on would be left as it is for the whole run: the first step names it. A reward
+/// model has no head on the vocabulary.
+#[test]
+fn a_target_that_no_gradient_reaches() {
+    let place = Place::new();
+    place.data("{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (model, data) = (text("model"), text("data.jsonl"));
+    let run = |out: &str, targets: &str| {
+        let out = text(out);
+        let own = ["reward", "--model", &model, "--dataset", &data, "--output-dir", &out, "--max-steps", "1"];
+        planish(&[&own[..], &["--use-peft", "--lora-target-modules", targets]].concat())
+    };
+    let done = run("run", "q_proj,lm_head");
+    assert_eq!(done.code, 2, "{done:?}");
+    let said = "error: step 1: no gradient reached `base_model.model.lm_head.lora_A.weight` (and 1 more)";
+    assert!(done.stderr.contains(said), "{done:?}");
+    assert!(!place.path("run/final").exists());
+    assert_eq!(run("other", "q_proj").code, 0);
 }

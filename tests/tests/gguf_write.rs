@@ -127,8 +127,20 @@ fn ordinary(model: &Path, copy: &Path) -> PathBuf {
 }
 
 /// Variants that the files have no words for: of RoPE, and windows of some layers only.
-const REFUSED: [&str; 7] =
-    ["llama_dynamic", "llama_longrope", "qwen2_window", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+const REFUSED: [&str; 12] = [
+    "llama_dynamic",
+    "llama_longrope",
+    "qwen2_window",
+    "mixtral",
+    "mixtral_fused",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek_v2",
+    "deepseek_v2_groups",
+    "deepseek_v3",
+    "deepseek_v3_halves",
+];
 
 /// A byte-level tokenizer of up to `rows` tokens.
 fn small(rows: usize) -> Tokenizer {

@@ -190,7 +190,8 @@ fn every_family_in_its_own_dtype_and_in_bf16() {
 
 #[test]
 fn with_adapters_on_and_off() {
-    for (i, family) in ["smollm2", "phi3", "gemma2", "llama_bf16", "qwen3"].iter().enumerate() {
+    let families = ["smollm2", "phi3", "gemma2", "llama_bf16", "qwen3", "qwen2_moe", "deepseek_v3"];
+    for (i, family) in families.iter().enumerate() {
         for dtype in [None, Some(DType::BF16), Some(DType::F16)] {
             let base = load(&format!("models/{family}"), dtype);
             let model = with_lora(base.clone(), 3 + i as u64);

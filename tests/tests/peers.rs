@@ -36,7 +36,11 @@ fn run(arguments: &[&str]) {
 
 /// Our logits for some sequences, in the form that `check_model.py` reads.
 fn expect(model: &Model, path: &Path) {
-    let sequences: [Vec<u32>; 3] = [vec![1], (3..60).collect(), (0..200).map(|i| i * 37 % 1400).collect()];
+    expect_of(model, path, [vec![1], (3..60).collect(), (0..200).map(|i| i * 37 % 1400).collect()]);
+}
+
+/// Those for these sequences.
+fn expect_of(model: &Model, path: &Path, sequences: [Vec<u32>; 3]) {
     let ctx = Ctx::inference();
     let mut tensors = Vec::new();
     for (i, ids) in sequences.iter().enumerate() {
@@ -242,4 +246,17 @@ fn a_wrong_weight_is_seen_by_the_peers() {
     expect(&model, &expected);
     let seen = std::panic::catch_unwind(|| check("check_model.py", &[&base, &expected]));
     assert!(seen.is_err(), "a weight that is off by 1% went unnoticed");
+}
+
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn experts_load_in_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    for family in ["mixtral", "mixtral_fused", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"] {
+        let model = open(&repo("tests/fixtures/models").join(family));
+        let (out, expected) = (place.path().join(family), place.path().join(format!("{family}.safetensors")));
+        model.save(&out).unwrap();
+        expect_of(&model, &expected, [vec![1], (3..60).collect(), (0..60).map(|i| i * 37 % 99).collect()]);
+        check("check_model.py", &[&out, &expected]);
+    }
 }

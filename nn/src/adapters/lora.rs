@@ -129,7 +129,10 @@ impl LoraConfig {
     }
 
     fn check(&self, to: &Attach<'_>, module: &str, r: usize, shape: &[usize]) -> Result<()> {
-        if to.is_fresh() && r > shape[0].min(shape[1]) {
+        // A gate of one number among the targets (that of Qwen2-MoE's shared expert) is no sign of a wrong rank.
+        let drawn = matches!(self.init_lora_weights, LoraInit::Default | LoraInit::Random | LoraInit::Gaussian);
+        let any = drawn && shape[0] == 1;
+        if to.is_fresh() && r > shape[0].min(shape[1]) && !any {
             let (out, input) = (shape[0], shape[1]);
             return Err(AdapterError::Rank { key: "lora_r", rank: r, module: module.into(), out, input }.into());
         }

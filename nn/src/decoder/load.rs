@@ -232,7 +232,7 @@ impl Model {
         let mut others: Vec<String> =
             source.names().into_iter().filter(|n| !loader.used.contains(n) && !is_ignored(n)).collect();
         // Some writers save the tied head a second time.
-        others.retain(|n| !(c.tie_word_embeddings && n == "lm_head.weight") && !predicts_further(&c, n));
+        others.retain(|n| !(predicts_further(&c, n) || c.tie_word_embeddings && n == "lm_head.weight"));
         if !others.is_empty() {
             let name = others.swap_remove(0);
             return Err(Error::UnexpectedTensor { name, others: others.len() });

@@ -1,6 +1,7 @@
 //! Numbers against the peers', from committed fixtures (made by `tests/fixtures/generate`).
 
 mod adapters;
+mod experts;
 mod families;
 mod optim;
 mod quant;

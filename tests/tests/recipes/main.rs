@@ -2,6 +2,7 @@
 
 mod adapters;
 mod choices;
+mod experts;
 mod memory;
 mod resume;
 mod split;
