@@ -8,6 +8,8 @@ mod probe;
 
 pub use probe::{Costs, MEMORY_TOKENS, TIMED_TOKENS, Work, measure};
 
+use std::collections::HashSet;
+
 use planish_autograd::Param;
 use planish_nn::decoder::Model;
 use serde::{Deserialize, Serialize};
@@ -129,9 +131,12 @@ pub fn memory(
         weights += p.value().nbytes() as u64;
         all += gradient(&p);
     }
-    let of_linears = model.layers.iter().flat_map(|l| l.linears()).flat_map(|l| l.params()).map(gradient);
-    let of_norms = model.layers.iter().flat_map(|l| l.norms()).flat_map(|n| n.weight.params()).map(gradient);
-    let above = all - of_linears.sum::<u64>() - of_norms.sum::<u64>();
+    // Each once: maps of several experts may share a parameter.
+    let mut seen = HashSet::new();
+    let of_linears = model.layers.iter().flat_map(|l| l.linears()).flat_map(|l| l.params());
+    let of_norms = model.layers.iter().flat_map(|l| l.norms()).flat_map(|n| n.weight.params());
+    let of_layers = of_linears.chain(of_norms).filter(|p| seen.insert(p.name().to_owned())).map(gradient);
+    let above = all - of_layers.sum::<u64>();
     let (most, least) = (costs.bytes(tokens), costs.bytes_below(tokens));
     let (gradients, activations) = match accumulation {
         1 if above + most >= all + least => (above, most),
@@ -147,10 +152,19 @@ pub fn memory(
 /// with recomputation 2 once more; attention's products by half the mean length.
 pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64, recompute: bool) -> f64 {
     let (mut frozen, mut trained) = (0f64, 0f64);
+    // Of its experts a token goes through some only.
+    let chosen = model.config.moe.map_or(1.0, |moe| moe.per_token as f64 / moe.experts as f64);
+    let mut seen = HashSet::new();
     for layer in &model.layers {
         for linear in layer.linears() {
+            let expert = linear.name.contains(".experts.");
+            let share = if expert { chosen } else { 1.0 };
             for p in linear.params().filter(|p| p.value().rank() == 2) {
-                let n = p.value().numel() as f64;
+                // Maps of several experts may share one.
+                if expert && !seen.insert(p.name().to_owned()) {
+                    continue;
+                }
+                let n = p.value().numel() as f64 * share;
                 if p.is_trainable() { trained += n } else { frozen += n }
             }
         }
