@@ -329,7 +329,7 @@ settings! {
     /// What examples share.
     pub struct SharingSettings ("Training") {
         /// Compute what neighbouring examples begin with (a template's system prompt, say) once; changes gradients by rounding only. Without effect with dropout or noise, and on a device.
-        share_prompts: bool = false, SWITCH;
+        share_prompts: bool = true, SWITCH;
     }
 }
 
