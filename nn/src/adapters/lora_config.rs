@@ -207,7 +207,7 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return bad("lora_dropout", self.lora_dropout, "from 0 to below 1");
         }
-        Ok(())
+        self.init_lora_weights.validate()
     }
 
     /// As PEFT writes it. Of a new adapter it has the keys that every version of PEFT in use knows; those
@@ -231,6 +231,9 @@ impl LoraConfig {
             "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         });
+        if let Some(loftq) = self.init_lora_weights.loftq_config() {
+            all["loftq_config"] = loftq;
+        }
         self.targeting().write(&mut all, "LORA");
         json::with_others(all, &self.others)
     }
