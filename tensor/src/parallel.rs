@@ -8,6 +8,14 @@ use crate::team;
 /// Elements below which a split costs more than it saves.
 const GRAIN: usize = 1 << 14;
 
+/// Runs for each thread where there are enough elements: threads are never quite equally fast.
+const RUNS: usize = 4;
+
+/// Rows of each run, where `rows` rows have `elements` together.
+fn rows_of_run(rows: usize, elements: usize, threads: usize) -> usize {
+    rows.div_ceil((elements / (GRAIN / 2)).clamp(threads, threads * RUNS))
+}
+
 /// Splits `out` into runs of whole rows of `width` elements, one run a thread, and calls
 /// `f(first_element, run)` on each in parallel.
 pub fn chunks<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
@@ -19,7 +27,7 @@ pub fn chunks<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) 
         return f(0, out);
     }
     let rows = out.len().div_ceil(width);
-    let (run, len) = (rows.div_ceil(threads) * width, out.len());
+    let (run, len) = (rows_of_run(rows, out.len(), threads) * width, out.len());
     let parts = Disjoint::new(out);
     team::for_each(len.div_ceil(run), |i| {
         // SAFETY: runs do not overlap.
@@ -45,7 +53,7 @@ pub fn chunks2<A: Send, B: Send>(
     if threads == 1 || a.len().max(b.len()) < GRAIN {
         return f(0, a, b);
     }
-    let run = rows.div_ceil(threads);
+    let run = rows_of_run(rows, a.len().max(b.len()), threads);
     let (a, b) = (Disjoint::new(a), Disjoint::new(b));
     team::for_each(rows.div_ceil(run), |i| {
         let (first, n) = (i * run, run.min(rows - i * run));

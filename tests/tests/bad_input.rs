@@ -266,6 +266,7 @@ fn adapters_that_cannot_be() {
     peft(&["--rank-pattern", "q_proj=0"], "must be NAME=RANK");
     peft(&["--alpha-pattern", "q_proj=-1"], "must be NAME=ALPHA");
     peft(&["--init-lora-weights", "eva"], "must be true, false, gaussian, pissa");
+    peft(&["--init-lora-weights", "loftq", "--loftq-bits", "5"], "loftq_bits");
     peft(&["--init-lora-weights", "orthogonal", "--lora-r", "3"], "even with init_lora_weights orthogonal");
     peft(&["--use-dora", "--lora-target-modules", "lm_head"], "use_dora on lm_head, which is not supported");
     peft(&["--bias", "all"], "bias trains biases, but the modules it is for have none in this model");

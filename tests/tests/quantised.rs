@@ -111,7 +111,7 @@ fn what_quantised_models_cannot_do_is_said() {
     let part = planish_nn::adapters::Partial::layers(1, model.layers.len(), vec![], vec![]).unwrap();
     let frozen = planish_nn::adapters::train_only(&mut model, &part).unwrap_err().to_string();
     assert!(frozen.contains("quantised") && frozen.contains("use_peft"), "{frozen}");
-    for init in ["pissa", "olora"] {
+    for init in ["pissa", "olora", "loftq"] {
         let init_lora_weights = planish_nn::adapters::LoraInit::parse(init).unwrap();
         let config = LoraConfig { init_lora_weights, target_modules: Targets::AllLinear, ..LoraConfig::default() };
         let refused = attach_lora(&mut model.clone(), &config, 0).unwrap_err().to_string();

@@ -167,10 +167,7 @@ pub fn lora_config(lora: &LoraSettings, base: &str) -> Result<LoraConfig, Config
         lora_dropout: lora.lora_dropout,
         use_rslora: lora.use_rslora,
         use_dora: lora.use_dora,
-        init_lora_weights: LoraInit::parse(&lora.init_lora_weights).ok_or(ConfigError::Conflict {
-            key: "init_lora_weights",
-            problem: "must be true, false, gaussian, pissa, pissa_niter_N, olora or orthogonal",
-        })?,
+        init_lora_weights: init(lora)?,
         bias: match lora.bias {
             BiasChoice::None => LoraBias::None,
             BiasChoice::All => LoraBias::All,
@@ -186,6 +183,19 @@ pub fn lora_config(lora: &LoraSettings, base: &str) -> Result<LoraConfig, Config
         base_model: Some(base.to_string()),
         ..LoraConfig::default()
     })
+}
+
+fn init(lora: &LoraSettings) -> Result<LoraInit, ConfigError> {
+    let wrong = |key, problem| ConfigError::Conflict { key, problem };
+    let init = LoraInit::parse(&lora.init_lora_weights).ok_or(wrong(
+        "init_lora_weights",
+        "must be true, false, gaussian, pissa, pissa_niter_N, olora, loftq or orthogonal",
+    ))?;
+    match (init, lora.loftq_bits) {
+        (LoraInit::LoftQ { .. }, bits @ (4 | 8)) => Ok(LoraInit::LoftQ { bits, iterations: lora.loftq_iter }),
+        (LoraInit::LoftQ { .. }, _) => Err(wrong("loftq_bits", "must be 4 or 8")),
+        (init, _) => Ok(init),
+    }
 }
 
 /// Entries of the form `NAME=NUMBER`.

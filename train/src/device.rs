@@ -55,8 +55,10 @@ impl Demands {
     #[must_use]
     pub fn adapter(self, adapter: Option<&AdapterConfig>) -> Demands {
         let Some(adapter) = adapter else { return self };
-        match (adapter.peft_type(), adapter.to_json()["use_dora"].as_bool()) {
+        let json = adapter.to_json();
+        match (adapter.peft_type(), json["use_dora"].as_bool()) {
             ("LORA", Some(true)) => self.lacks("DoRA"),
+            ("LORA", _) if json["init_lora_weights"] == "loftq" => self.lacks("a quantised base, as loftq makes one,"),
             ("LORA" | "LN_TUNING" | "IA3" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING", _) => self,
             (other, _) => self.lacks(format!("the adapter {other}")),
         }

@@ -138,7 +138,8 @@ fn open(dir: &Path) -> Result<Part> {
     let path = dir.join(CONFIG_FILE);
     let config = LoraConfig::from_json(&read_json(&path)?, &path)?;
     if !config.is_plain() {
-        let problem = "is not plain LoRA (DoRA, PiSSA, OLoRA, biases and modules_to_save have no weighted sum)".into();
+        let problem =
+            "is not plain LoRA (DoRA, PiSSA, OLoRA, LoftQ, biases and modules_to_save have no weighted sum)".into();
         return Err(AdapterError::Combine { path: dir.to_path_buf(), problem }.into());
     }
     Ok(Part { dir: dir.to_path_buf(), config, weights: WeightsReader::open(dir.join(WEIGHTS_FILE))? })

@@ -36,6 +36,12 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// The fields of an entry that is an object.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        let read = |v: &'a Value| v.as_object().ok_or_else(|| self.wrong(key, "an object"));
+        Ok(self.get(key).map(read).transpose()?.map(|map| Fields { map, path: self.path }))
+    }
+
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key).map(|v| v.as_str().ok_or_else(|| self.wrong(key, "a text"))).transpose()
     }

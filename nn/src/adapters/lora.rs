@@ -259,7 +259,7 @@ impl LoraConfig {
     /// Whether its updates are plain sums s·B A, which combinations of adapters are made of.
     pub(super) fn is_plain(&self) -> bool {
         !self.use_dora
-            && !matches!(self.init_lora_weights, LoraInit::Pissa | LoraInit::PissaIterated(_) | LoraInit::Olora)
+            && !self.init_lora_weights.takes()
             && self.bias == LoraBias::None
             && self.modules_to_save.is_empty()
             && self.target_parameters.is_empty()

@@ -211,7 +211,7 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return bad("lora_dropout", self.lora_dropout, "from 0 to below 1");
         }
-        Ok(())
+        self.init_lora_weights.validate()
     }
 
     /// As PEFT writes it. Of a new adapter it has the keys that every version of PEFT in use knows; those
@@ -235,6 +235,9 @@ impl LoraConfig {
             "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         });
+        if let Some(loftq) = self.init_lora_weights.loftq_config() {
+            all["loftq_config"] = loftq;
+        }
         self.targeting().write(&mut all, "LORA");
         // A key that older versions of PEFT do not know.
         if !self.target_parameters.is_empty() {

@@ -20,12 +20,23 @@ fn panels_bytes() -> usize {
     })
 }
 
+/// Bytes of panels beside packed rows of A. These stay in the second-level cache, and are packed anew for each block
+/// of columns; the panels come from the third, each once for all rows that are packed together.
+const WIDE_BYTES: usize = 4 << 20;
+
+/// Parts that the last blocks of a product are cut into, by rows: threads are never quite equally fast, and one waits
+/// for no more than a part of a block.
+const LAST_PARTS: usize = 4;
+
 /// Rows of A that are packed together at most, where they must be: with the panels they fit the second-level cache.
 const PACKED_ROWS: usize = 64;
 
 /// Depth of a piece of a panel when there are few rows: it is read a few times after it was packed, so it
 /// should not leave the first-level cache in between.
 const PIECE: usize = 96;
+
+/// Panels whose pieces are copied together, where they are: neighbours in memory.
+const PANELS: usize = 4;
 
 /// Most rows that take a panel of B piece by piece. With more, panels are packed whole.
 const FEW_ROWS: usize = 32;
@@ -75,17 +86,28 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         if self.m == 0 || self.n == 0 {
             return;
         }
-        let (rows, cols) = self.blocks(rayon::current_num_threads());
+        let threads = rayon::current_num_threads();
+        let (rows, cols) = self.blocks(threads);
         let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
+        let whole = across * down;
+        // The last block of each thread, in parts of rows.
+        let last = if threads > 1 && rows >= LAST_PARTS * MIN_ROWS { threads.min(whole) } else { 0 };
+        let part = rows.div_ceil(LAST_PARTS).next_multiple_of(R::shape().mr);
+        let parts = rows.div_ceil(part);
         let c = Shared(c);
         let task = |i: usize| {
-            let (j, i) = (i / down * cols, i % down * rows);
+            let (block, inner) = match i.checked_sub(whole - last) {
+                Some(i) => (whole - last + i / parts, i % parts * part..(i % parts + 1) * part),
+                None => (i, 0..rows),
+            };
+            let (i, j) = (block % down * rows, block / down * cols);
+            let rows = self.m.min(i + inner.start)..self.m.min(i + inner.end.min(rows));
             crate::scratch::with(|scratch| {
-                // SAFETY: blocks are disjoint and inside C.
-                unsafe { self.block(i..self.m.min(i + rows), j..self.n.min(j + cols), c.ptr(), scratch) }
+                // SAFETY: blocks, and the parts of one, are disjoint and inside C.
+                unsafe { self.block(rows, j..self.n.min(j + cols), c.ptr(), scratch) }
             });
         };
-        crate::team::for_each(across * down, task);
+        crate::team::for_each(whole - last + last * parts, task);
     }
 
     /// Rows and columns of a task's block: as many columns as there are panels for in the second-level cache,
@@ -94,7 +116,9 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         let shape = R::shape();
         let kc = self.base.a.cols.clamp(1, KC);
         let panels = self.n.div_ceil(shape.nr);
-        let most = (panels_bytes() / size_of::<R>() / kc / shape.nr).max(1);
+        let packs_a = self.base.a.cs != 1 && self.m > FEW_ROWS;
+        let bytes = if packs_a { WIDE_BYTES } else { panels_bytes() };
+        let most = (bytes / size_of::<R>() / kc / shape.nr).max(1);
         let small = self.m * self.n * self.base.a.cols.max(1) < (1 << 17);
         if threads == 1 || small {
             return (self.m, if small { self.n } else { most * shape.nr });
@@ -284,88 +308,96 @@ impl<R: Real> Block<R> {
             if packs_a {
                 pack_a(packed_a, shape.mr, &term.a, rows.clone(), &depth);
             }
-            for i in rows.clone().step_by(shape.mr) {
+            let tile = |i: usize, j: usize| {
                 let live = shape.mr.min(rows.end - i);
                 let (a, a_row, a_k) = if packs_a {
                     (packed_a[(i - i0) * kc..].as_ptr(), 1, shape.mr)
                 } else {
                     (term.a.data[i * term.a.rs + depth.start..].as_ptr(), term.a.rs, 1)
                 };
-                let mut at = 0;
-                for j in self.cols.clone().step_by(shape.nr) {
-                    let cols = shape.nr.min(self.cols.end - j);
-                    let width = cols.next_multiple_of(shape.lanes);
-                    let (b, b_behind) = (panels[at * kc..].as_ptr(), panels_behind[at * more..].as_ptr());
-                    at += width;
-                    // SAFETY: the panels hold kc (and `more`) × width, and A's rows i.. (packed or not) are `live`
-                    // long and as deep by `Mat`'s own check; C by the caller's promise.
-                    unsafe {
-                        let c = self.c.add(i * self.n + j);
+                let cols = shape.nr.min(self.cols.end - j);
+                let width = cols.next_multiple_of(shape.lanes);
+                // All panels before are whole.
+                let at = j - self.cols.start;
+                let (b, b_behind) = (panels[at * kc..].as_ptr(), panels_behind[at * more..].as_ptr());
+                // SAFETY: the panels hold kc (and `more`) × width, and A's rows i.. (packed or not) are `live`
+                // long and as deep by `Mat`'s own check; C by the caller's promise.
+                unsafe {
+                    let c = self.c.add(i * self.n + j);
+                    R::tile(&Tile { rows: live, cols, kc, a, a_row, a_k, b, width, c, c_row: self.n, mode });
+                    if let Some(Term { a, .. }) = behind {
+                        let (a, a_row, a_k) = (a.data[i * a.rs..].as_ptr(), a.rs, 1);
+                        let (kc, b, mode) = (more, b_behind, Mode::Add);
                         R::tile(&Tile { rows: live, cols, kc, a, a_row, a_k, b, width, c, c_row: self.n, mode });
-                        if let Some(Term { a, .. }) = behind {
-                            let (a, a_row, a_k) = (a.data[i * a.rs..].as_ptr(), a.rs, 1);
-                            let (kc, b, mode) = (more, b_behind, Mode::Add);
-                            R::tile(&Tile { rows: live, cols, kc, a, a_row, a_k, b, width, c, c_row: self.n, mode });
-                        }
                     }
                 }
+            };
+            let (is, js) = (rows.clone().step_by(shape.mr), self.cols.clone().step_by(shape.nr));
+            // What is nearer in the caches stays, what is further passes: rows of A beside panels that the
+            // second-level cache holds, panels beside rows that it holds.
+            if packs_a {
+                js.for_each(|j| is.clone().for_each(|i| tile(i, j)));
+            } else {
+                is.for_each(|i| js.clone().for_each(|j| tile(i, j)));
             }
         }
     }
 
     /// Few rows: each piece of a panel is used at once, by one tile of rows after the other, and the chains go on
-    /// from piece to piece in a buffer.
+    /// from piece to piece in a buffer. Pieces follow B as it lies in memory: down a panel where columns are
+    /// contiguous, across panels where rows are.
     ///
     /// # Safety
     /// As [`Block::add`].
     unsafe fn few_rows<B: Right<R>>(&self, term: &Term<R, B>, depth: Range<usize>, mode: Mode, scratch: &mut Vec<R>) {
         let (shape, rows, kc) = (R::shape(), self.rows.len(), depth.len());
         let packs_a = term.a.cs != 1;
-        let whole = rows.next_multiple_of(shape.mr);
-        let [piece, sums, packed_a] =
-            parts(scratch, [PIECE * shape.nr, rows * shape.nr, if packs_a { whole * kc } else { 0 }]);
+        let in_place = term.b.panel(depth.start, self.cols.start);
+        // Columns that are copied together: at some distances of rows, few lines of one panel find room.
+        let together = match in_place {
+            Some((_, b_row)) if rows > shape.mr && !spreads(b_row * size_of::<R>()) => PANELS * shape.nr,
+            _ => shape.nr,
+        };
+        let kept = if in_place.is_some() { self.cols.len().next_multiple_of(shape.nr) } else { shape.nr };
+        let lens = [PIECE * together, rows * kept, if packs_a { rows.next_multiple_of(shape.mr) * kc } else { 0 }];
+        let [piece, sums, packed_a] = parts(scratch, lens);
         if packs_a {
             pack_a(packed_a, shape.mr, &term.a, self.rows.clone(), &depth);
         }
-        // Rows from i on, as the kernel takes them: pointer, distance of rows, distance along the depth.
-        let a = |i: usize| match packs_a {
-            true => (packed_a[i * kc..].as_ptr(), 1, shape.mr),
-            false => (term.a.data[(self.rows.start + i) * term.a.rs + depth.start..].as_ptr(), term.a.rs, 1),
-        };
-        let tiles = || (0..rows).step_by(shape.mr).map(|i| (i, shape.mr.min(rows - i)));
-        for j in self.cols.clone().step_by(shape.nr) {
-            let cols = shape.nr.min(self.cols.end - j);
-            let width = cols.next_multiple_of(shape.lanes);
+        // Depths p.. of columns js, into `sums` from column `at`.
+        let mut advance = |p: usize, js: Range<usize>, sums: &mut [R], at: usize| {
+            let len = PIECE.min(kc - p);
+            let width = js.len().next_multiple_of(shape.lanes);
+            let (from, to) = (depth.start + p, depth.start + p + len);
             // Rows of B that need neither widening nor padding are a panel as they are.
-            if let Some((b, b_row)) = term.b.panel(depth.start, j).filter(|_| cols == width) {
-                for (i, rows) in tiles() {
-                    let (a, a_row, a_k) = a(i);
-                    // SAFETY: as in `many_rows`; rows of B hold `cols` elements from column j on.
-                    unsafe {
-                        let c = self.c.add((self.rows.start + i) * self.n + j);
-                        R::tile(&Tile { rows, cols, kc, a, a_row, a_k, b, width: b_row, c, c_row: self.n, mode });
-                    }
-                }
-                continue;
-            }
-            for p in (0..kc).step_by(PIECE) {
-                let len = PIECE.min(kc - p);
+            let as_it_is = term.b.panel(from, js.start).filter(|_| js.len() == width && together == shape.nr);
+            let (b, width) = as_it_is.unwrap_or_else(|| {
                 let piece = &mut piece[..len * width];
-                let (from, to) = (depth.start + p, depth.start + p + len);
-                term.b.pack(piece, width, j..j + cols, &(from..to));
-                let mode = if p == 0 { Mode::Set } else { Mode::Continue };
-                let b = piece.as_ptr();
-                for (i, rows) in tiles() {
-                    let (a, a_row, a_k) = a(i);
-                    let (c, c_row) = (sums[i * shape.nr..].as_mut_ptr(), shape.nr);
-                    // SAFETY: as in `many_rows`, from depth p on; `sums` holds `nr` elements for each row.
+                term.b.pack(piece, width, js.clone(), &(from..to));
+                (piece.as_ptr(), width)
+            });
+            let mode = if p == 0 { Mode::Set } else { Mode::Continue };
+            for j in (0..js.len()).step_by(shape.nr) {
+                for i in (0..rows).step_by(shape.mr) {
+                    let (live, cols) = (shape.mr.min(rows - i), shape.nr.min(js.len() - j));
+                    let (a, a_row, a_k) = if packs_a {
+                        (packed_a[i * kc + p * shape.mr..].as_ptr(), 1, shape.mr)
+                    } else {
+                        (term.a.data[(self.rows.start + i) * term.a.rs + from..].as_ptr(), term.a.rs, 1)
+                    };
+                    let (c, c_row) = (sums[i * kept + at + j..].as_mut_ptr(), kept);
+                    // SAFETY: as in `many_rows`, from depth p on; rows of B, packed or not, hold `cols` elements from
+                    // column j on, rounded up to `lanes` where packed; `sums` holds `kept` for each row.
                     unsafe {
-                        let a = a.add(p * a_k);
-                        R::tile(&Tile { rows, cols, kc: len, a, a_row, a_k, b, width, c, c_row, mode })
+                        let b = b.add(j);
+                        R::tile(&Tile { rows: live, cols, kc: len, a, a_row, a_k, b, width, c, c_row, mode })
                     }
                 }
             }
-            for (r, sums) in sums.chunks_exact(shape.nr).enumerate() {
+        };
+        // Columns j.. of C from the first of `sums`.
+        let put = |sums: &[R], j: usize, cols: usize| {
+            for (r, sums) in sums.chunks_exact(kept).enumerate() {
                 for (l, &sum) in sums[..cols].iter().enumerate() {
                     // SAFETY: inside the block.
                     unsafe {
@@ -374,8 +406,28 @@ impl<R: Real> Block<R> {
                     }
                 }
             }
+        };
+        let ps = (0..kc).step_by(PIECE);
+        let runs = self.cols.clone().step_by(together).map(|j| j..self.cols.end.min(j + together));
+        if in_place.is_some() {
+            ps.for_each(|p| runs.clone().for_each(|js| advance(p, js.clone(), sums, js.start - self.cols.start)));
+            put(sums, self.cols.start, self.cols.len());
+        } else {
+            for js in runs {
+                ps.clone().for_each(|p| advance(p, js.clone(), sums, 0));
+                put(sums, js.start, js.len());
+            }
         }
     }
+}
+
+/// Whether [`PIECE`] rows of one panel, so many bytes apart, find room in a first-level cache of 64 sets of 8 lines
+/// together. Distances that powers of two divide do not: all rows fall into few sets.
+fn spreads(bytes: usize) -> bool {
+    const SETS: usize = 64;
+    let lines = bytes / 64;
+    let sets = SETS >> lines.trailing_zeros().min(SETS.trailing_zeros());
+    8 * sets >= PIECE
 }
 
 /// Cuts `scratch`, grown as needed, into parts.

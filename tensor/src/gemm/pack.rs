@@ -83,12 +83,37 @@ fn transpose_pack<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<'
 crate::simd::simd_fn! {
     /// Lines are neighbours: each depth is one run to copy.
     fn copy_pack<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<'_, S>) {
-        let Part { data, l0, lines, k0, kc, depth_stride, .. } = part;
-        for p in 0..kc {
-            let at = l0 + (k0 + p) * depth_stride;
-            for (o, x) in panel[p * width..p * width + lines].iter_mut().zip(&data[at..at + lines]) {
-                *o = x.widen();
+        // The lengths that whole tiles have, known to the compiler: a run is a few moves then, not a call.
+        match part.lines {
+            4 => copy_runs::<R, S, 4>(panel, width, &part),
+            6 => copy_runs::<R, S, 6>(panel, width, &part),
+            8 => copy_runs::<R, S, 8>(panel, width, &part),
+            16 => copy_runs::<R, S, 16>(panel, width, &part),
+            48 => copy_runs::<R, S, 48>(panel, width, &part),
+            64 => copy_runs::<R, S, 64>(panel, width, &part),
+            _ => {
+                let Part { data, l0, lines, k0, kc, depth_stride, .. } = part;
+                for p in 0..kc {
+                    let at = l0 + (k0 + p) * depth_stride;
+                    for (o, x) in panel[p * width..p * width + lines].iter_mut().zip(&data[at..at + lines]) {
+                        *o = x.widen();
+                    }
+                }
             }
+        }
+    }
+}
+
+/// As [`copy_pack`], of N lines.
+#[inline(always)]
+fn copy_runs<R: Real, S: Float, const N: usize>(panel: &mut [R], width: usize, part: &Part<'_, S>) {
+    let from = part.l0 + part.k0 * part.depth_stride;
+    for p in 0..part.kc {
+        let at = from + p * part.depth_stride;
+        let run: &[S; N] = part.data[at..at + N].try_into().expect("N long");
+        let out: &mut [R; N] = (&mut panel[p * width..p * width + N]).try_into().expect("N long");
+        for (o, x) in out.iter_mut().zip(run) {
+            *o = x.widen();
         }
     }
 }
@@ -101,7 +126,7 @@ mod tests {
 
     fn check<S: Float>() {
         let stream = Stream::new(5, Purpose::Data, 0);
-        for lines in [1usize, 7, 15, 16, 17, 31, 33, 48] {
+        for lines in [1usize, 5, 7, 9, 15, 16, 17, 31, 33, 48, 49] {
             for kc in [1usize, 5, 15, 16, 17, 32, 40, 65] {
                 for (line_stride, depth_stride) in [(kc + 3, 1), (1, lines + 2), (2 * (kc + 1), 2)] {
                     let n = (lines + 2) * line_stride + (kc + 3) * depth_stride;

@@ -49,7 +49,7 @@ proptest! {
     fn branches(
         // Queries and more keys of a root, and of each branch its queries and how much of the root it sees.
         families in proptest::collection::vec(
-            ((0usize..4, 0usize..3), proptest::collection::vec((0usize..3, any::<prop::sample::Index>()), 0..3)),
+            ((0usize..4, 0usize..3), proptest::collection::vec((0usize..3, any::<prop::sample::Index>()), 0..4)),
             0..3,
         ),
         (kv_heads, group, width) in (1usize..3, 1usize..3, 1usize..4),

@@ -1,4 +1,4 @@
-//! Pairs that share what they begin with: the bits of pairs that do not, and the same gradient.
+//! Segments that share what they begin with: the bits of those that do not, and the same gradient.
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
@@ -89,9 +89,43 @@ fn no_bit_depends_on_sharing_under_adapters() {
     }
 }
 
+/// Nine segments, so two runs of four and one alone: that share a beginning of 20 or 70 tokens, a part of it, too
+/// little to be worth it, all that they are, and nothing.
+fn neighbours(vocabulary: usize) -> (Packed, Vec<bool>) {
+    let id = |j: usize, salt: usize| ((j * 7 + salt * 13) % vocabulary) as u32;
+    let lengths = [(20, 9), (20, 30), (12, 25), (3, 6), (70, 5), (70, 0), (64, 8), (0, 11), (20, 4)];
+    let segments: Vec<Vec<u32>> = lengths
+        .into_iter()
+        .enumerate()
+        .map(|(i, (shared, own))| (0..shared).map(|j| id(j, 0)).chain((0..own).map(|j| id(j, 1 + i))).collect())
+        .collect();
+    let mask = segments.iter().flat_map(|s| (0..s.len()).map(|j| j > s.len() / 3)).collect();
+    (Packed::new(&segments), mask)
+}
+
+/// As [`no_bit_depends_on_sharing`], of runs of segments.
+#[test]
+fn no_bit_depends_on_shared_beginnings() {
+    for family in ["smollm2", "gemma2", "qwen2_window"] {
+        let model = load(&format!("models/{family}"), None, false);
+        let (batch, mask) = neighbours(model.config.vocab_size);
+        let laid = Laid::beginnings(&model, &Ctx::inference(), batch.clone(), true);
+        assert!(laid.stream().len() + 100 < batch.len(), "{family}: {} of {}", laid.stream().len(), batch.len());
+        let [apart, together] = [false, true].map(|beginnings| {
+            let want = Want { beginnings, ..Want::default() };
+            token_scores(&model, &Ctx::inference(), &batch, &mask, want).unwrap()
+        });
+        assert_eq!(bits(&apart.logprobs), bits(&together.logprobs), "{family}");
+        assert_eq!(bits(&apart.entropy), bits(&together.entropy), "{family}");
+    }
+}
+
+/// A batch, and whether its segments are pairs.
+type Case = (fn(usize) -> (Packed, Vec<bool>), bool);
+
 /// In f64, of all weights and of adapters, with and without recomputation.
 #[test]
-fn the_gradient_is_that_of_pairs_apart() {
+fn the_gradient_is_that_of_segments_apart() {
     let cases = [
         ("smollm2", None),
         ("gemma2", None),
@@ -110,23 +144,27 @@ fn the_gradient_is_that_of_pairs_apart() {
                 model
             }
         };
-        let gradients = |share: bool, recompute: bool| -> Vec<(String, Vec<f64>)> {
+        let gradients = |(batch, pairs): Case, share: bool, recompute: bool| -> Vec<(String, Vec<f64>)> {
             model.params().iter().for_each(|p| p.clear_grad());
-            let found = scores(&model, &Ctx::training(&Tape::new(), None), share, recompute);
+            let (batch, mask) = batch(model.config.vocab_size);
+            let want = Want { share: share && pairs, beginnings: share && !pairs, recompute, ..Want::default() };
+            let found = token_scores(&model, &Ctx::training(&Tape::new(), None), &batch, &mask, want).unwrap();
             let slopes: Vec<f64> = (0..found.logprobs.len()).map(|i| ((i * 37 % 11) as f64 - 5.0) / 10.0).collect();
             found.backward(&slopes).unwrap();
             let trained = model.params().into_iter().filter(|p| p.is_trainable());
             trained.map(|p| (p.name().to_string(), p.grad().unwrap().to_vec::<f64>().unwrap())).collect()
         };
-        let want = gradients(false, false);
-        assert!(!want.is_empty());
-        for recompute in [false, true] {
-            for ((name, want), (_, found)) in want.iter().zip(gradients(true, recompute)) {
-                let size = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                assert!(size > 0.0, "{family} {name}");
-                for (a, b) in want.iter().zip(&found) {
-                    // Sums of some hundred f64 terms in another order.
-                    assert!((a - b).abs() <= 1e-12 * size.max(1.0), "{family} {adapter:?} {name}: {a} and {b}");
+        for case in [(pairs as fn(usize) -> _, true), (neighbours, false)] {
+            let want = gradients(case, false, false);
+            assert!(!want.is_empty());
+            for recompute in [false, true] {
+                for ((name, want), (_, found)) in want.iter().zip(gradients(case, true, recompute)) {
+                    let size = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+                    assert!(size > 0.0, "{family} {name}");
+                    for (a, b) in want.iter().zip(&found) {
+                        // Sums of some hundred f64 terms in another order.
+                        assert!((a - b).abs() <= 1e-12 * size.max(1.0), "{family} {adapter:?} {name}: {a} and {b}");
+                    }
                 }
             }
         }

@@ -15,12 +15,13 @@ use crate::resume::{base, prepare};
 use crate::{StopAfter, files, metrics, result, settings};
 
 /// Name of the run, and the settings that choose the method.
-const METHODS: [(&str, &[(&str, &str)]); 18] = [
+const METHODS: [(&str, &[(&str, &str)]); 19] = [
     ("plain", &[("bias", "none"), ("rank_pattern", "down_proj=1"), ("alpha_pattern", "q_proj=3")]),
     ("dora", &[("use_dora", "true"), ("lora_dropout", "0.2")]),
     ("loraplus", &[("loraplus_lr_ratio", "8")]),
     ("pissa", &[("init_lora_weights", "pissa"), ("lora_target_modules", "q_proj,down_proj")]),
     ("olora", &[("init_lora_weights", "olora"), ("layers_to_transform", "1")]),
+    ("loftq", &[("init_lora_weights", "loftq"), ("loftq_iter", "2")]),
     ("orthogonal", &[("init_lora_weights", "orthogonal"), ("exclude_modules", "k_proj")]),
     ("ends", &[("lora_target_modules", "embed_tokens,lm_head,v_proj"), ("lora_dropout", "0.2")]),
     ("saved", &[("lora_modules_to_save", "lm_head"), ("init_lora_weights", "gaussian")]),

@@ -8,7 +8,7 @@ use planish_tensor::{DType, Element, Tensor};
 use super::Found;
 use crate::Result;
 use crate::data::{Batch, Example};
-use crate::losses::cross_entropy;
+use crate::losses::{Want, cross_entropy_unread};
 use crate::trainer::packed;
 
 /// A way to compute it.
@@ -20,11 +20,13 @@ pub(super) struct Way {
     pub(super) recompute: bool,
     /// Supervised rows that the LM head takes at a time; all of a micro-batch if `None`.
     pub(super) head_rows: Option<usize>,
+    /// Whether what neighbours begin with is computed once.
+    pub(super) share: bool,
 }
 
 impl Way {
     pub(super) fn of(micro_batches: Vec<Vec<usize>>) -> Way {
-        Way { micro_batches, recompute: false, head_rows: None }
+        Way { micro_batches, recompute: false, head_rows: None, share: false }
     }
 }
 
@@ -48,14 +50,17 @@ pub(super) fn gradient(model: &Model, examples: &[Example], way: &Way) -> Result
         let batch = Batch::from_examples(members.iter().map(|&i| (i, &examples[i])));
         let (stream, ctx) = (packed(&batch), Ctx::training(&Tape::new(), None));
         loss += match way.head_rows {
-            None => cross_entropy(model, &ctx, &stream, &batch.mask, way.recompute)?.loss,
+            None => {
+                let want = Want { recompute: way.recompute, beginnings: way.share, ..Want::default() };
+                cross_entropy_unread(model, &ctx, &stream, &batch.mask, want)?.read()?.loss
+            }
             Some(rows) => in_pieces(model, &ctx, &stream, &batch.mask, rows)?,
         };
     }
     Ok(Gradient { tensors: params.iter().map(|p| (p.name().to_owned(), p.take_grad())).collect(), loss })
 }
 
-/// As [`cross_entropy`], with a call of the LM head for each `rows` supervised rows.
+/// As [`cross_entropy`](crate::losses::cross_entropy), with a call of the LM head for each `rows` supervised rows.
 fn in_pieces(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], rows: usize) -> Result<f64> {
     let hidden = model.forward(ctx, batch, false)?;
     // Nothing predicts the first token of a segment, whose mask is false.

@@ -66,6 +66,7 @@ fn ways(examples: &[Example]) -> Vec<(String, Way)> {
         let way = Way { head_rows: Some(rows), ..Way::of(vec![all.clone()]) };
         ways.push((format!("LM head in pieces of {rows} rows"), way));
     }
+    ways.push(("beginnings that neighbours share computed once".into(), Way { share: true, ..Way::of(vec![all]) }));
     ways
 }
 

@@ -329,7 +329,7 @@ settings! {
     /// What examples share.
     pub struct SharingSettings ("Training") {
         /// Compute what neighbouring examples begin with (a template's system prompt, say) once; changes gradients by rounding only. Without effect with dropout or noise, and on a device.
-        share_prompts: bool = false, SWITCH;
+        share_prompts: bool = true, SWITCH;
     }
 }
 
@@ -364,8 +364,12 @@ settings! {
         use_rslora: bool = false, SWITCH;
         /// Train the lengths of the weight's rows too (DoRA, arXiv 2402.09353).
         use_dora: bool = false, SWITCH;
-        /// How LoRA begins: true, false, gaussian, pissa, pissa_niter_N, olora or orthogonal.
+        /// How LoRA begins: true, false, gaussian, pissa, pissa_niter_N, olora, loftq or orthogonal.
         init_lora_weights: String = "true", TEXT;
+        /// Bits that loftq quantises weights to: 4 (NF4) or 8.
+        loftq_bits: usize = 4usize, COUNT;
+        /// Turns in which loftq finds quantised weights and adapters.
+        loftq_iter: usize = 1usize, COUNT;
         /// Biases trained with LoRA.
         bias: BiasChoice = BiasChoice::None, BiasChoice::RULE;
         /// Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354) [1].
