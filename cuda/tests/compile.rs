@@ -1,4 +1,4 @@
-//! Every kernel compiles for every architecture, to PTX and to machine code, and none spills.
+//! Every kernel compiles for every architecture, to PTX and to machine code; none spills, and products overlap.
 
 mod support;
 
@@ -46,6 +46,9 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
                     "{}\t{variant:?}\t{arch}\t{}\t{}\t{spills}\t{}",
                     kernel.name, u.kernel, u.registers, u.shared
                 );
+                if u.serialised {
+                    faults.lock().unwrap().push(format!("its wgmma do not overlap: {line}"));
+                }
                 if spills > 0 && !kernel.may_spill.contains(&u.kernel.as_str()) {
                     faults.lock().unwrap().push(format!("spills: {line}"));
                 }

@@ -1,7 +1,10 @@
 //! attention on Hopper against the kernel of other cards, which other tests hold against f64.
 
+use planish_cuda::driver::{Arg, Fill, Swizzle, TensorMap};
+use planish_cuda::kernels::{ATTENTION_HOPPER, Kernel};
+use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::attention::{self, Attention, Segments};
-use planish_cuda::{DType, Device};
+use planish_cuda::{DType, Device, Shape};
 
 use crate::support::*;
 
@@ -68,4 +71,36 @@ fn what_is_in_the_next_segment_changes_nothing() {
         assert_eq!(got[..own * 64], want[..own * 64], "{value}");
         assert_eq!(lse[..own], want_lse[..own], "{value}");
     }
+}
+
+/// What ordinary stores brought is read by the tensor cores: without the fence they may see what was there before.
+#[test]
+fn a_missing_fence_is_seen() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    let fence = "fence_asynchronous();\n                    __syncwarp();";
+    assert!(ATTENTION_HOPPER.text.contains(fence));
+    let text = ATTENTION_HOPPER.text.replace(fence, "__syncwarp();").leak();
+    let kernel = Kernel { text, name: "attention_without_fence", ..ATTENTION_HOPPER };
+    let [q, k, v] = [1, 2, 3].map(|salt| put(queue, &random(5 * 64, t, salt), t));
+    let (out, lse) = (room(queue, 5 * 64, t), room(queue, 5, DType::F32));
+    let (cu, start, keys) =
+        (queue.upload("a test", &[0u32, 5]), queue.upload("a test", &[0u32]), queue.upload("a test", &[5u32]));
+    let map = |x: &DeviceBuffer| {
+        let (sizes, strides, tile) = (&[64, 1, 5], &[128, 128], &[64, 1, 64]);
+        let (swizzle, fill) = (Swizzle::Bytes128, Fill::Zeros);
+        device.driver().tensor_map(&TensorMap { base: x.ptr(), dtype: t, sizes, strides, tile, swizzle, fill }).unwrap()
+    };
+    let (map_k, map_v) = (map(&k), map(&v));
+    let options: Vec<u8> = [0.125f32.to_bits(), 0, 1, 0, 1, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut args: Vec<Arg<'_>> = [&out, &lse, &q, &k, &v].map(|x| Arg::Ptr(x.ptr())).to_vec();
+    args.extend([&map_k, &map_v].map(|map| Arg::Bytes(map)));
+    args.extend([&cu, &start, &keys].map(|x| Arg::Ptr(x.as_ref().unwrap().ptr())));
+    args.extend([Arg::U64(0), Arg::Bytes(&options)]);
+    let of = defines(&[("T", "bf16"), ("D", "64"), ("GROUPS", "1")]);
+    let shape = Shape::line(1, 256).shared(2 * 2 * 8192 + 32);
+    let run = |kernel| queue.launch(kernel, "attention_hopper", &of, shape, &args);
+    run(&ATTENTION_HOPPER).unwrap();
+    let seen = run(&kernel).unwrap_err().to_string();
+    assert!(seen.contains("without a fence.proxy.async between") && seen.contains("st.shared"), "{seen}");
 }
