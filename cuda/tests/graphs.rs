@@ -1,13 +1,14 @@
-//! Recorded work: a step of decoding, done again and again.
+//! Recorded work: steps of decoding and of training, done again and again.
 
 mod support;
 
 use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::adamw::{self, AdamW};
 use planish_cuda::ops::attention::{self, Attention, Segments, TILE};
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 use planish_cuda::ops::rms_norm::{self, RmsNorm};
 use planish_cuda::ops::rope::{self, Heads};
-use planish_cuda::ops::{elementwise, embedding, gather};
+use planish_cuda::ops::{elementwise, embedding, gather, grad_norm, linear};
 use planish_cuda::{DType, Queue, Result};
 use support::*;
 
@@ -145,6 +146,112 @@ fn a_decoding_step_is_replayed_with_the_same_bits() {
     assert_eq!(device.pool().usage().in_use, usage.in_use);
     drop(recording);
     assert!(device.pool().usage().in_use < usage.in_use);
+}
+
+/// A linear layer that learns, and all that it works on.
+struct Learner {
+    x: DeviceBuffer,
+    target: DeviceBuffer,
+    weight: DeviceBuffer,
+    masters: DeviceBuffer,
+    moments: [DeviceBuffer; 2],
+    gradient: DeviceBuffer,
+    update: DeviceBuffer,
+    norm: DeviceBuffer,
+}
+
+const ROWS: usize = 24;
+const INPUT: usize = 40;
+const OUTPUT: usize = 16;
+
+impl Learner {
+    fn new(queue: Queue<'_>) -> Learner {
+        let n = OUTPUT * INPUT;
+        let zeros = || queue.zeros("a test", n, F32).unwrap();
+        Learner {
+            x: room(queue, ROWS * INPUT, T),
+            target: room(queue, ROWS * OUTPUT, T),
+            weight: put(queue, &random(n, T, 3), T),
+            masters: put(queue, &random(n, T, 3), F32),
+            moments: [zeros(), zeros()],
+            gradient: room(queue, n, F32),
+            update: room(queue, size_of::<adamw::Update>() / 4, F32),
+            norm: room(queue, 1, DType::F64),
+        }
+    }
+
+    /// What the host says before a step: another batch, another learning rate.
+    fn tell(&mut self, step: u64) {
+        let halves = |n, salt| -> Vec<u16> {
+            random(n, T, salt).into_iter().map(|x| half::bf16::from_f64(x).to_bits()).collect()
+        };
+        self.x.upload(&halves(ROWS * INPUT, 100 + step)).unwrap();
+        self.target.upload(&halves(ROWS * OUTPUT, 200 + step)).unwrap();
+        let settings =
+            AdamW { learning_rate: 0.1 / step as f64, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.01 };
+        self.update.upload(&settings.update(step, 1.0 / ROWS as f64, Some(0.5)).bytes()).unwrap();
+    }
+}
+
+/// A step on |x Wᵀ - target|² / 2 with clipping.
+fn learn(queue: Queue<'_>, of: &mut Learner) -> Result<()> {
+    let mut y = queue.alloc("a step", ROWS * OUTPUT, T)?;
+    linear::forward(queue, y.slice_mut(T), of.x.slice(T), of.weight.slice(T), None, INPUT)?;
+    elementwise::axpby(queue, y.slice_mut(T), of.target.slice(T), -1.0, 1.0)?;
+    queue.device.driver().fill(of.gradient.ptr(), 0, of.gradient.bytes(), queue.stream)?;
+    queue.device.driver().fill(of.norm.ptr(), 0, of.norm.bytes(), queue.stream)?;
+    let (dw, x, weight) = (Some(of.gradient.slice_mut(F32)), of.x.slice(T), of.weight.slice(T));
+    linear::backward(queue, None, dw, None, y.slice(T), x, weight, INPUT)?;
+    grad_norm::add_squares(queue, of.norm.slice_mut(DType::F64), of.gradient.slice(F32))?;
+    let [m, v] = &mut of.moments;
+    let parameter = adamw::Parameter {
+        p: of.masters.slice_mut(F32),
+        weight: Some(of.weight.slice_mut(T)),
+        m: m.slice_mut(F32),
+        v: v.slice_mut(F32),
+        g: of.gradient.slice(F32),
+        squares: Some(of.norm.slice(DType::F64)),
+    };
+    adamw::step_recorded(queue, parameter, of.update.slice(F32))
+}
+
+#[test]
+fn a_training_step_is_replayed_with_the_same_bits() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let mut learner = Learner::new(queue);
+    let plain: Vec<Vec<f64>> = (1..=4)
+        .map(|step| {
+            learner.tell(step);
+            learn(queue, &mut learner).unwrap();
+            get(&learner.masters, F32)
+        })
+        .collect();
+    // The coefficients as arguments give the same bits.
+    let mut by_value = Learner::new(queue);
+    by_value.tell(1);
+    learn(queue, &mut by_value).unwrap();
+    let gradient = get(&by_value.gradient, F32);
+    let mut fresh = Learner::new(queue);
+    let g = put(queue, &gradient, F32);
+    let settings = AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.01 };
+    let update = settings.update(1, 1.0 / ROWS as f64, Some(0.5));
+    let [m, v] = &mut fresh.moments;
+    let (p, w, m, v) =
+        (fresh.masters.slice_mut(F32), Some(fresh.weight.slice_mut(T)), m.slice_mut(F32), v.slice_mut(F32));
+    adamw::step(queue, p, w, m, v, g.slice(F32), Some(by_value.norm.slice(DType::F64)), &update).unwrap();
+    assert_eq!(get(&fresh.masters, F32), plain[0]);
+
+    let mut learner = Learner::new(queue);
+    learner.tell(1);
+    // Recording does the step once, and replaying it again; what it changes is not changed by recording.
+    let mut recording = queue.record(learner, learn).unwrap();
+    assert_eq!(get(&recording.held().masters, F32), plain[0]);
+    for step in 2..=4 {
+        recording.held_mut().tell(step);
+        recording.replay(queue).unwrap();
+        assert_eq!(get(&recording.held().masters, F32), plain[step as usize - 1], "step {step}");
+    }
 }
 
 #[test]
