@@ -105,7 +105,7 @@ fn places(tile: &[u32]) -> impl Iterator<Item = Vec<u64>> + '_ {
 
 fn swizzled(at: u64, swizzle: Swizzle) -> u64 {
     let chunks = u64::from(swizzle.span().unwrap_or(16)) / 16;
-    at ^ (at / 128 % chunks) * 16
+    at ^ ((at / 128 % chunks) * 16)
 }
 
 fn check(sizes: &[u64], dtype: DType, tile: &[u32], swizzle: Swizzle, fill: Fill, first: &[i32]) {

@@ -109,8 +109,8 @@ impl Map {
         let count: u64 = self.tile[1..].iter().product();
         (0..count).map(move |number| {
             let (mut rest, mut address) = (number, Some(self.base));
-            for dimension in 1..self.rank {
-                let at = first[dimension] + (rest % self.tile[dimension]) as i64;
+            for (dimension, begin) in first.iter().enumerate().take(self.rank).skip(1) {
+                let at = begin + (rest % self.tile[dimension]) as i64;
                 rest /= self.tile[dimension];
                 let inside = (0..self.sizes[dimension] as i64).contains(&at);
                 address = address
