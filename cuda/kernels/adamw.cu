@@ -41,12 +41,9 @@ extern "C" __global__ void adamw_naive(
     if (weight) weight[i] = narrow<T>(p[i]);
 }
 
-// Rung 1: 16 bytes of each array a thread.
-extern "C" __global__ void adamw(
-    f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, Coefficients c, u64 n) {
-    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (i >= n) return;
-    const f32 scale = factor(c, squares);
+// Four elements from i on: 16 bytes of each array.
+__device__ __forceinline__ void step4(
+    f32* p, T* weight, f32* m, f32* v, const f32* g, f32 scale, const Coefficients& c, u64 i, u64 n) {
     f32 ps[4], ms[4], vs[4], gs[4];
     load4(ps, p + i, n - i);
     load4(ms, m + i, n - i);
@@ -57,4 +54,18 @@ extern "C" __global__ void adamw(
     store4(m + i, ms, n - i);
     store4(v + i, vs, n - i);
     if (weight) store4(weight + i, ps, n - i);
+}
+
+// Rung 1: four elements a thread.
+extern "C" __global__ void adamw(
+    f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, Coefficients c, u64 n) {
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i < n) step4(p, weight, m, v, g, factor(c, squares), c, i, n);
+}
+
+// The same with the coefficients in memory: a recorded step has other ones each time.
+extern "C" __global__ void adamw_recorded(
+    f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, const Coefficients* c, u64 n) {
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i < n) step4(p, weight, m, v, g, factor(*c, squares), *c, i, n);
 }

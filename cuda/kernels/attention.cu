@@ -17,7 +17,9 @@
 // Macros: T (bf16 or f16; the naive kernel f32 too), D (size of a head; 64 or 128, for the naive one any).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; soft-cap: Gemma 2, arXiv:2408.00118.
 #include "attention.cuh"
-#include "mma.cuh"
+#ifdef TENSOR_CORES
+#include "running.cuh"
+#endif
 
 // Rung 0: a warp a query and head; a lane has every 32nd element, each score is a sum over the warp. Also what does f32.
 extern "C" __global__ void attention_forward_naive(
@@ -52,7 +54,6 @@ extern "C" __global__ void attention_forward_naive(
 const u32 ROWS = 64;       // of a block; a warp has 16
 const u32 THREADS = 128;
 const u32 TILE_BYTES = TILE * D * 2;
-const f32 LOG2_E = 1.4426950408889634f;
 
 // Rung 1: tensor cores; the next tile of k and v comes while this one is multiplied.
 // Grid: (blocks of rows, key/value heads, segments). Shared memory: 5 tiles.
@@ -117,51 +118,16 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
                 multiply(scores[2 * j + 1], fq, fk[2], fk[3], T());
             }
         }
-        // Scores to probabilities, in place.
-        f32 next[2] = {top[0], top[1]};
-#pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
-#pragma unroll
-            for (u32 e = 0; e < 4; ++e) {
-                const u32 key = tile * TILE + 8 * j + lane % 4 * 2 + e % 2;
-                const Span span = spans[e / 2];
-                scores[j][e] = span.first <= key && key < span.last ? capped(scores[j][e], o) : -INFINITY_F32;
-                next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
-            }
-        f32 shrink[2], base[2];
-#pragma unroll
-        for (u32 e = 0; e < 2; ++e) {
-            next[e] = fmaxf(next[e], __shfl_xor_sync(ALL_LANES, next[e], 1));
-            next[e] = fmaxf(next[e], __shfl_xor_sync(ALL_LANES, next[e], 2));
-            // Nothing seen so far: any finite number does, every p is 0.
-            base[e] = next[e] == -INFINITY_F32 ? 0.0f : next[e];
-            shrink[e] = exp2f((top[e] - base[e]) * LOG2_E);
-            top[e] = next[e];
-        }
-        f32 sum[2] = {};
-#pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
-#pragma unroll
-            for (u32 e = 0; e < 4; ++e) {
-                scores[j][e] = exp2f((scores[j][e] - base[e / 2]) * LOG2_E);
-                sum[e / 2] += scores[j][e];
-            }
-#pragma unroll
-        for (u32 e = 0; e < 2; ++e) {
-            sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 1);
-            sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 2);
-            total[e] = total[e] * shrink[e] + sum[e];
-        }
+        f32 shrink[2];
+        take_scores(scores, top, total, shrink, spans, tile * TILE, o);
 #pragma unroll
         for (u32 d = 0; d < D / 8; ++d)
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) sums[d][e] *= shrink[e / 2];
-        // What a lane holds of the product is what it must hold of the next one's left factor.
 #pragma unroll
         for (u32 j = 0; j < TILE / 16; ++j) {
-            const u32 fp[4] = {
-                pair<T>(scores[2 * j][0], scores[2 * j][1]), pair<T>(scores[2 * j][2], scores[2 * j][3]),
-                pair<T>(scores[2 * j + 1][0], scores[2 * j + 1][1]), pair<T>(scores[2 * j + 1][2], scores[2 * j + 1][3])};
+            u32 fp[4];
+            rounded(fp, scores, j);
 #pragma unroll
             for (u32 d = 0; d < D / 16; ++d) {
                 u32 fv[4];
@@ -176,12 +142,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
     for (u32 e = 0; e < 2; ++e) {
         const u32 r = row0 + warp * 16 + lane / 4 + 8 * e;
         if (r >= rows) continue;
-        const u64 at = place(r);
-        const f32 inverse = total[e] > 0.0f ? 1.0f / total[e] : 0.0f;
-#pragma unroll
-        for (u32 d = 0; d < D / 8; ++d)
-            *(u32*)(out + at * D + 8 * d + lane % 4 * 2) = pair<T>(sums[d][2 * e] * inverse, sums[d][2 * e + 1] * inverse);
-        if (lane % 4 == 0) lse[at] = total[e] > 0.0f ? top[e] + logf(total[e]) : -INFINITY_F32;
+        finish_row(out, lse, place(r), sums, e, top[e], total[e]);
     }
 }
 #endif

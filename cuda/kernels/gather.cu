@@ -31,3 +31,14 @@ extern "C" __global__ void scatter_add_rows(
     f32* y, const T* source, const u32* rows, const u32* starts, const u32* order, u32 size) {
     add_rows(y, source, rows, starts, order, size);
 }
+
+// y row index[i] = x row i; a block a row, and no two of the indices alike. So new keys go to their places in a cache.
+extern "C" __global__ void place_rows(T* y, const T* x, const u32* index, u32 size) {
+    const T* from = x + (i64)blockIdx.x * size;
+    T* to = y + (i64)index[blockIdx.x] * size;
+    for (u32 i = PACK * threadIdx.x; i < size; i += PACK * blockDim.x) {
+        f32 v[8];
+        load8(v, from + i, size - i);
+        store8(to + i, v, size - i);
+    }
+}

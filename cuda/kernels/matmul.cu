@@ -16,6 +16,7 @@
 // STAGES tiles on their way. Without tensor cores TB and TB2, the types of B and B2, may differ from T (f32 activations,
 // bf16 weights), and PM is the rows of a block.
 #include "mma.cuh"
+#include "product.cuh"
 
 #ifndef TB
 #define TB T
@@ -24,13 +25,6 @@
 #define TB2 T
 #endif
 
-// What becomes of a sum: the new value of *c.
-__device__ __forceinline__ f32 finished(const O* c, f32 sum, u32 column, const T* bias, f32 alpha) {
-    f32 v = alpha * sum;
-    if (bias) v += widen(bias[column]);
-    if (ADD) v += widen(*c);
-    return v;
-}
 
 // Rung 0: an element of C a thread, one fused multiply-add after another.
 extern "C" __global__ void matmul_naive(
@@ -189,17 +183,9 @@ extern "C" __global__ void __launch_bounds__(WM * WN * 32) matmul(
         for (u32 j = 0; j < TN / 8; ++j)
 #pragma unroll
             for (u32 e = 0; e < 4; e += 2) {
-                // Two neighbours of a row, in one store where they may be.
                 const u32 r = row + wm + 16 * i + lane / 4 + e / 2 * 8, q = column + wn + 8 * j + lane % 4 * 2;
                 if (r >= m || q >= n) continue;
-                O* to = c + (u64)r * ldc + q;
-                const f32 low = finished(to, sums[i][j][e], q, bias, alpha);
-                if (q + 1 == n) {
-                    *to = narrow<O>(low);
-                    continue;
-                }
-                const f32 high = finished(to + 1, sums[i][j][e + 1], q + 1, bias, alpha);
-                store2(to, low, high);
+                finish2(c + (u64)r * ldc + q, sums[i][j][e], sums[i][j][e + 1], q, n, bias, alpha);
             }
 }
 #endif

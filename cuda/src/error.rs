@@ -47,6 +47,9 @@ pub enum Error {
         /// What does not fit.
         problem: String,
     },
+    /// A tensor that the copy engine cannot be told of.
+    #[error("{0}")]
+    TensorMap(#[from] crate::driver::TensorMapProblem),
     /// There is no NVRTC to compile kernels with.
     #[error(
         "NVRTC, the compiler of CUDA kernels, was not found: `pip install nvidia-cuda-nvrtc` in the Python on PATH, or set CUDA_HOME"

@@ -4,6 +4,8 @@
 //! the files with the variants that are compiled ahead by `planish kernels compile` and in tests; any other
 //! combination is compiled when it is first asked for.
 
+use crate::nvrtc::Arch;
+
 /// A macro definition: (name, value).
 pub type Define = (&'static str, &'static str);
 
@@ -18,9 +20,21 @@ pub struct Kernel {
     pub variants: &'static [&'static [Define]],
     /// Kernels that may use memory in place of registers, which in all others is a failed test. Naive versions only.
     pub may_spill: &'static [&'static str],
+    /// The architecture whose instructions it is written in; `None` for kernels of all.
+    pub only: Option<Arch>,
 }
 
 impl Kernel {
+    /// Compute capability of a device on which its op runs this file.
+    pub fn capability(&self) -> (u32, u32) {
+        self.only.map_or((8, 0), |arch| arch.capability)
+    }
+
+    /// Whether it compiles for an architecture.
+    pub fn is_for(&self, arch: Arch) -> bool {
+        self.only.is_none_or(|only| only == arch)
+    }
+
     /// The first sentence of the file's head: what it computes.
     pub fn about(&self) -> String {
         let head: Vec<&str> = self.text.lines().map_while(|line| line.strip_prefix("//")).map(str::trim).collect();
@@ -37,6 +51,9 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("act.cuh", include_str!("../kernels/act.cuh")),
     ("mma.cuh", include_str!("../kernels/mma.cuh")),
     ("attention.cuh", include_str!("../kernels/attention.cuh")),
+    ("running.cuh", include_str!("../kernels/running.cuh")),
+    ("product.cuh", include_str!("../kernels/product.cuh")),
+    ("hopper.cuh", include_str!("../kernels/hopper.cuh")),
     ("philox.cuh", include_str!("../kernels/philox.cuh")),
 ];
 
@@ -176,8 +193,84 @@ const MATMULS: &[&[Define]] = &[
     &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "1"), ("ADD", "0"), ("TB", "bf16"), ("PM", "64")],
 ];
 
+/// As the launcher writes them: layouts of forward, input gradient and weight gradient, in the tiles of many rows and of few.
+const HOPPER_MATMULS: &[&[Define]] = &[
+    &[
+        ("T", "bf16"),
+        ("O", "bf16"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("GROUPS", "2"),
+        ("BN", "128"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "bf16"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("GROUPS", "1"),
+        ("BN", "64"),
+        ("STAGES", "6"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "bf16"),
+        ("A_T", "0"),
+        ("B_T", "1"),
+        ("ADD", "0"),
+        ("GROUPS", "2"),
+        ("BN", "128"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "1"),
+        ("B_T", "1"),
+        ("ADD", "1"),
+        ("GROUPS", "2"),
+        ("BN", "128"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("GROUPS", "2"),
+        ("BN", "128"),
+        ("STAGES", "4"),
+    ],
+    &[
+        ("T", "bf16"),
+        ("O", "f32"),
+        ("A_T", "0"),
+        ("B_T", "1"),
+        ("ADD", "1"),
+        ("GROUPS", "1"),
+        ("BN", "64"),
+        ("STAGES", "6"),
+    ],
+    &[
+        ("T", "f16"),
+        ("O", "f16"),
+        ("A_T", "0"),
+        ("B_T", "0"),
+        ("ADD", "0"),
+        ("GROUPS", "2"),
+        ("BN", "128"),
+        ("STAGES", "4"),
+    ],
+];
+
 macro_rules! kernels {
-    ($($name:ident = $stem:literal, $variants:expr;)*) => {
+    (@only) => { None };
+    (@only $only:expr) => { Some($only) };
+    ($($name:ident = $stem:literal, $variants:expr $(, only $only:expr)?;)*) => {
         $(
             #[doc = concat!("`", $stem, ".cu`")]
             pub const $name: Kernel = Kernel {
@@ -185,6 +278,7 @@ macro_rules! kernels {
                 text: include_str!(concat!("../kernels/", $stem, ".cu")),
                 variants: $variants,
                 may_spill: &[],
+                only: kernels!(@only $($only)?),
             };
         )*
 
@@ -227,10 +321,16 @@ kernels! {
     NF4 = "nf4", T;
     DROPOUT = "dropout", T;
     MATMUL = "matmul", MATMULS;
+    MATMUL_HOPPER = "matmul_hopper", HOPPER_MATMULS, only Arch::specific(9, 0);
     ATTENTION = "attention", &[
         &[("T", "bf16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "bf16"), ("D", "128"), ("TENSOR_CORES", "1")],
         &[("T", "f16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "f32"), ("D", "64")],
     ];
+    ATTENTION_HOPPER = "attention_hopper", &[
+        &[("T", "bf16"), ("D", "64"), ("GROUPS", "2")], &[("T", "bf16"), ("D", "128"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "64"), ("GROUPS", "1")], &[("T", "bf16"), ("D", "128"), ("GROUPS", "1")],
+        &[("T", "f16"), ("D", "64"), ("GROUPS", "2")],
+    ], only Arch::specific(9, 0);
     ATTENTION_BACKWARD = "attention_backward", &[
         &[("T", "bf16"), ("D", "64"), ("QB", "64")], &[("T", "bf16"), ("D", "128"), ("QB", "32")],
         &[("T", "f16"), ("D", "64"), ("QB", "64")], &[("T", "f32"), ("D", "64")],

@@ -152,7 +152,8 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let absmax = numbers(queue, TOKENS * HIDDEN / 64, F32)?;
             nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64)?;
         }
-        "matmul" => {
+        // The launcher chooses the file by the device.
+        "matmul" | "matmul_hopper" => {
             let square = numbers(queue, HIDDEN * HIDDEN, T)?;
             let mut dw = zeros(HIDDEN * HIDDEN)?;
             let once = |c: SliceMut<'_>, m, layout, a: Slice<'_>, b: Slice<'_>, depth, add| {
@@ -172,7 +173,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
                 false,
             )?;
         }
-        "attention" | "attention_backward" => attention(queue, name == "attention_backward")?,
+        "attention" | "attention_hopper" | "attention_backward" => attention(queue, name == "attention_backward")?,
         "lm_head" => head(queue)?,
         "sampling" => {
             let (logits, mut chosen) = (numbers(queue, 8 * VOCABULARY, F32)?, room(8, U32)?);

@@ -4,7 +4,7 @@ mod emulator_support;
 
 use emulator_support::{Device, from_bf16, kind, noise, to_bf16};
 use planish_cuda::driver::Arg;
-use planish_cuda::emulator::{Emulator, FaultKind};
+use planish_cuda::emulator::{AccessKind, Emulator, FaultKind};
 
 /// Where `a` and `b` lie: the first KiB of shared memory is the hardware's.
 const A: u64 = 1024;
@@ -163,4 +163,149 @@ fn bulk_copies_out_of_shared_memory() {
     assert_eq!(run(text).unwrap(), (0..64).collect::<Vec<u32>>());
     let found = kind(run(&text.replace("bar.sync 0;", "")).map(|_| ()));
     assert!(matches!(found, FaultKind::Race { .. } | FaultKind::Unwritten { .. }), "{found}");
+}
+
+/// One product of 64 x 8 from unswizzled tiles of zeros and a 1, with pieces of the kernel replaced.
+fn product(change: &[(&str, &str)]) -> planish_cuda::Result<()> {
+    let steps = [(descriptor(A, 1024, 128, 0), descriptor(B, 1024, 128, 0))];
+    let mut text = module(8, &steps, (0, 0), WAIT);
+    for (old, new) in change {
+        assert!(text.contains(old), "{old} is not there");
+        text = text.replace(old, new);
+    }
+    let device = Device::with(Emulator::new((9, 0)).unwrap().with_budget(100_000), &text);
+    let (x, out) = (device.u16s(&[0x3f80; 4096]), device.empty(64 * 8 * 4));
+    device.launch("k", [1; 3], [128, 1, 1], 0, &[Arg::Ptr(x), Arg::Ptr(x), Arg::Ptr(out), Arg::U32(8192)])?;
+    assert_eq!(device.read_f32(out, 4), [16.0; 4]);
+    Ok(())
+}
+
+const FENCE: &str = "wgmma.fence.sync.aligned;";
+const COMMIT: &str = "wgmma.commit_group.sync.aligned;";
+const AWAIT: &str = "wgmma.wait_group.sync.aligned 0;";
+
+#[test]
+fn products_are_fenced_and_waited_for() {
+    product(&[]).unwrap();
+    let fault = |change: &[(&str, &str)]| kind(product(change));
+    assert_eq!(fault(&[(FENCE, "")]), FaultKind::NoGroupFence { fenced: false });
+    let written = format!("{FENCE} mov.f32 %f3, 0f3F800000;");
+    assert_eq!(fault(&[(FENCE, &written)]), FaultKind::NoGroupFence { fenced: true });
+    product(&[(FENCE, &format!("mov.f32 %f3, 0f3F800000; {FENCE}"))]).unwrap();
+    // Not waited for, not committed, one batch too many left.
+    for change in [(AWAIT, ""), (COMMIT, ""), (AWAIT, "wgmma.wait_group.sync.aligned 1;")] {
+        let found = fault(&[change]);
+        assert!(
+            matches!(&found, FaultKind::ProductInFlight { access: AccessKind::Read, product } if product.text.contains("m64n8k16")),
+            "{found}"
+        );
+    }
+    let early = format!("mov.f32 %f2, 0f00000000; {AWAIT}");
+    assert!(matches!(fault(&[(AWAIT, &early)]), FaultKind::ProductInFlight { access: AccessKind::Write, .. }));
+    // A batch that is waited for beside one that is not.
+    let two = format!("{COMMIT} {COMMIT} wgmma.wait_group.sync.aligned 1;");
+    product(&[(COMMIT, &two)]).unwrap();
+}
+
+#[test]
+fn operands_are_read_at_the_wait() {
+    let fault = |change: &[(&str, &str)]| kind(product(change));
+    // All is in order, and yet the tile is another when the product is made.
+    let late = format!("setp.ne.u32 %p, %t, 0; @!%p st.shared.u32 [sa], %t; fence.proxy.async; bar.sync 0; {AWAIT}");
+    assert!(matches!(fault(&[(AWAIT, &late)]), FaultKind::OperandOverwritten { address: A, writer: 0, .. }));
+    let before = |fence: &str| {
+        format!(
+            "setp.ne.u32 %p, %t, 0; mov.u32 %r3, 0x3f803f80; @!%p st.shared.u32 [sa], %r3; {fence} bar.sync 0; {FENCE}"
+        )
+    };
+    product(&[(FENCE, &before("fence.proxy.async.shared::cta;"))]).unwrap();
+    assert!(matches!(fault(&[(FENCE, &before(""))]), FaultKind::NoProxyFence { address: A, writer: 0, .. }));
+    // Of another space.
+    let found = fault(&[(FENCE, &before("fence.proxy.async.global;"))]);
+    assert!(matches!(found, FaultKind::NoProxyFence { .. }), "{found}");
+}
+
+#[test]
+fn descriptors_must_be_of_a_layout() {
+    let good = descriptor(A, 1024, 128, 0).to_string();
+    let with = |bits: u64| kind(product(&[(&format!("mov.u64 %a, {good};"), &format!("mov.u64 %a, {bits};"))]));
+    let found = with(descriptor(A + 128, 0, 1024, 1));
+    assert!(matches!(
+        found,
+        FaultKind::BadDescriptor { problem: "begins within the eight rows of a swizzle's pattern", .. }
+    ));
+    assert!(matches!(with(descriptor(A, 0, 1024, 1) | 1 << 49), FaultKind::BadDescriptor { .. }));
+    assert!(matches!(with(descriptor(A, 1 << 17, 128, 0)), FaultKind::OutOfBounds { space: "shared", .. }));
+}
+
+/// A from registers, as the fragments of `mma`; then a register of it that is changed too soon.
+#[test]
+fn a_may_lie_in_registers() {
+    let module = |after: &str| {
+        format!(
+            ".version 8.0\n.target sm_90a\n.address_size 64
+            .visible .entry k(.param .u64 a, .param .u64 b, .param .u64 o) {{
+            .reg .pred %p; .reg .b32 %t, %r<8>; .reg .f32 %f<4>; .reg .b64 %a, %b, %o, %d;
+            .shared .align 1024 .b8 sb[256];
+            ld.param.u64 %a, [a]; ld.param.u64 %b, [b]; ld.param.u64 %o, [o]; mov.u32 %t, %tid.x;
+            mul.wide.u32 %d, %t, 16; add.u64 %a, %a, %d; ld.global.v4.u32 {{%r0, %r1, %r2, %r3}}, [%a];
+            setp.ge.u32 %p, %t, 64; @%p bra GO;
+            mul.wide.u32 %d, %t, 4; add.u64 %d, %b, %d; ld.global.u32 %r4, [%d];
+            mov.u32 %r5, sb; shl.b32 %r6, %t, 2; add.u32 %r5, %r5, %r6; st.shared.u32 [%r5], %r4;
+            GO: fence.proxy.async.shared::cta; bar.sync 0;
+            mov.f32 %f0, 0f3F800000; mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0; mov.u64 %b, {};
+            wgmma.fence.sync.aligned;
+            wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f0, %f1, %f2, %f3}}, {{%r0, %r1, %r2, %r3}}, %b, 1, -1, 1, 0;
+            wgmma.commit_group.sync.aligned; {after} wgmma.wait_group.sync.aligned 0;
+            mul.wide.u32 %d, %t, 16; add.u64 %o, %o, %d; st.global.v4.f32 [%o], {{%f0, %f1, %f2, %f3}}; ret; }}",
+            descriptor(A, 128, 256, 0)
+        )
+    };
+    let (k, n) = (16, 8);
+    let bf16 = |seed, count| noise(seed, count).into_iter().map(to_bf16).collect::<Vec<u16>>();
+    let (a, b) = (bf16(11, 64 * k), bf16(12, n * k));
+    // Thread t of warp w: rows 16 w + t / 4 and 8 more, k from 2 (t mod 4) and 8 more.
+    let mut fragments = Vec::new();
+    for thread in 0..128 {
+        for part in 0..4 {
+            let (row, at) = (thread / 32 * 16 + thread % 32 / 4 + part % 2 * 8, thread % 4 * 2 + part / 2 * 8);
+            fragments.extend([a[row * k + at], a[row * k + at + 1]]);
+        }
+    }
+    // Two chunks of 8 columns by 16 bytes.
+    let tile: Vec<u16> = (0..n * k).map(|at| b[at / 8 % 8 * k + at / 64 * 8 + at % 8]).collect();
+    let run = |after: &str| {
+        let device = Device::with(Emulator::new((9, 0)).unwrap(), &module(after));
+        let (xa, xb, out) = (device.u16s(&fragments), device.u16s(&tile), device.empty(64 * n * 4));
+        let done = device.launch("k", [1; 3], [128, 1, 1], 0, &[Arg::Ptr(xa), Arg::Ptr(xb), Arg::Ptr(out)]);
+        done.map(|()| device.read_f32(out, 64 * n))
+    };
+    for (at, sum) in run("").unwrap().into_iter().enumerate() {
+        let (thread, i) = (at / 4, at % 4);
+        let (row, column) = (thread / 32 * 16 + thread % 32 / 4 + i / 2 * 8, thread % 4 * 2 + i % 2);
+        let products = (0..k).map(|l| f64::from(from_bf16(a[row * k + l])) * f64::from(from_bf16(b[column * k + l])));
+        let want = 1.0 - products.sum::<f64>();
+        assert!((f64::from(sum) - want).abs() <= 1e-5, "({row}, {column}): {sum} instead of {want}");
+    }
+    let read = run("mov.u32 %r7, %r1;");
+    assert!(read.is_ok(), "reading is allowed: {read:?}");
+    let found = kind(run("mov.u32 %r1, %t;").map(drop));
+    assert!(matches!(found, FaultKind::ProductInFlight { access: AccessKind::Write, .. }), "{found}");
+    let found = kind(run("mov.f32 %f1, %f0;").map(drop));
+    assert!(matches!(found, FaultKind::ProductInFlight { .. }), "{found}");
+}
+
+#[test]
+fn registers_are_given_back_in_eights() {
+    let text = |count: u32| {
+        format!(
+            ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k() {{ setmaxnreg.dec.sync.aligned.u32 {count}; ret; }}"
+        )
+    };
+    let run =
+        |count| Device::with(Emulator::new((9, 0)).unwrap(), &text(count)).launch("k", [1; 3], [128, 1, 1], 0, &[]);
+    run(40).unwrap();
+    for count in [16, 41, 264] {
+        assert!(run(count).unwrap_err().to_string().contains("multiple of 8 from 24 to 256"), "{count}");
+    }
 }

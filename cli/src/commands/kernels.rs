@@ -107,7 +107,7 @@ fn compile(matches: &ArgMatches) -> anyhow::Result<u8> {
     let (cache, arch) = (cache(matches), arch(matches)?.expect("clap demands it"));
     let begin = std::time::Instant::now();
     let (mut files, mut count) = (0, 0);
-    for kernel in kernels::ALL {
+    for kernel in kernels::ALL.iter().filter(|kernel| kernel.is_for(arch)) {
         for variant in kernel.variants {
             let compiled = cache.precompile(kernel, &defines(variant), arch)?;
             files += 1;
@@ -156,7 +156,8 @@ fn named(matches: &ArgMatches) -> anyhow::Result<&'static Kernel> {
 fn inspect(matches: &ArgMatches) -> anyhow::Result<u8> {
     let kernel = named(matches)?;
     let (cache, only) = (Arc::new(cache(matches)), arch(matches)?);
-    let archs = only.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
+    let archs: Vec<Arch> = only.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
+    let archs: Vec<Arch> = archs.into_iter().filter(|arch| kernel.is_for(*arch)).collect();
     let mut table = Vec::new();
     for (variant, arch) in kernel.variants.iter().flat_map(|variant| archs.iter().map(move |arch| (variant, *arch))) {
         for u in cache.get(kernel, &defines(variant), arch)?.usage {
@@ -216,7 +217,7 @@ struct Emulated {
 }
 
 fn emulated(kernel: &Kernel, cache: Arc<KernelCache>) -> anyhow::Result<Vec<Emulated>> {
-    let emulator = Arc::new(Emulator::new((9, 0))?.with_reports());
+    let emulator = Arc::new(Emulator::new(kernel.capability())?.with_reports());
     let device = Device::new(emulator.clone(), cache);
     sample::run(device.queue(), kernel.name).with_context(|| format!("running {} in the emulator", kernel.name))?;
     let reports = emulator.take_reports().into_iter().map(|report| Emulated {

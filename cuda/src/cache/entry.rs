@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use crate::nvrtc::{Compiled, Usage};
 
-const MAGIC: &[u8; 16] = b"planish kernel 1";
+const MAGIC: &[u8; 16] = b"planish kernel 2";
 
 pub(super) fn write(compiled: &Compiled) -> Vec<u8> {
     let mut body = Vec::new();
@@ -16,7 +16,7 @@ pub(super) fn write(compiled: &Compiled) -> Vec<u8> {
     part(&compiled.cubin);
     for u in &compiled.usage {
         part(u.kernel.as_bytes());
-        let numbers = [u.registers, u.spill_stores, u.spill_loads, u.stack, u.shared];
+        let numbers = [u.registers, u.spill_stores, u.spill_loads, u.stack, u.shared, u32::from(u.serialised)];
         part(&numbers.map(u32::to_le_bytes).concat());
     }
     let mut bytes = MAGIC.to_vec();
@@ -49,6 +49,7 @@ pub(super) fn read(bytes: &[u8]) -> Option<Compiled> {
             spill_loads: number(2)?,
             stack: number(3)?,
             shared: number(4)?,
+            serialised: number(5)? != 0,
         });
     }
     Some(Compiled { ptx, cubin, usage })
@@ -60,7 +61,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_damage_is_seen() {
-        let usage = Usage { kernel: "k".into(), registers: 1, spill_stores: 2, spill_loads: 3, stack: 4, shared: 5 };
+        let usage = Usage {
+            kernel: "k".into(),
+            registers: 1,
+            spill_stores: 2,
+            spill_loads: 3,
+            stack: 4,
+            serialised: true,
+            shared: 5,
+        };
         let compiled = Compiled { ptx: ".version 9.0".into(), cubin: vec![1, 2, 3], usage: vec![usage.clone(), usage] };
         let bytes = write(&compiled);
         assert_eq!(read(&bytes), Some(compiled));

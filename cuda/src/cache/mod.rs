@@ -1,9 +1,9 @@
 //! Compiled kernels on disk.
 //!
-//! An entry is named by a hash of all that its code depends on: the source, every header, the macro definitions, the
-//! compiler's options, the architecture and the version of NVRTC. So nothing ever has to be invalidated: what changed
-//! has another name. Entries are written to a temporary file and renamed; two processes that compile the same
-//! kernel write the same bytes. An entry whose checksum is wrong is compiled again and replaced. A cache
+//! An entry is named by a hash of all that its code depends on: the source, the headers that it includes, the macro
+//! definitions, the compiler's options, the architecture and the version of NVRTC. So nothing ever has to be
+//! invalidated: what changed has another name. Entries are written to a temporary file and renamed; two processes that
+//! compile the same kernel write the same bytes. An entry whose checksum is wrong is compiled again and replaced. A cache
 //! that cannot be written costs time only.
 
 mod entry;
@@ -108,10 +108,26 @@ fn key(kernel: &Kernel, defines: &Defines, arch: Arch, version: (i32, i32)) -> S
     };
     add(&format!("{arch} {}.{}", version.0, version.1));
     add(kernel.text);
-    HEADERS.iter().for_each(|(name, text)| [name, text].into_iter().for_each(|part| add(part)));
+    included(kernel.text).iter().for_each(|(name, text)| [name, text].into_iter().for_each(|part| add(part)));
     OPTIONS.iter().for_each(|option| add(option));
     defines.iter().for_each(|(name, value)| [name, value].into_iter().for_each(|part| add(part)));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The headers that a text includes, and those that they include, in the order of [`HEADERS`].
+fn included(text: &str) -> Vec<(&'static str, &'static str)> {
+    let names = |text: &str, name: &str| text.contains(&format!("#include \"{name}\""));
+    let mut found = vec![false; HEADERS.len()];
+    loop {
+        let before = found.clone();
+        for (at, (name, _)) in HEADERS.iter().enumerate() {
+            found[at] |= names(text, name)
+                || before.iter().zip(HEADERS).any(|(found, (_, header))| *found && names(header, name));
+        }
+        if found == before {
+            return HEADERS.iter().zip(found).filter(|(_, found)| *found).map(|(header, _)| *header).collect();
+        }
+    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -156,6 +172,14 @@ mod tests {
         let distinct: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
         assert!(keys.iter().all(|key| key.len() == 64));
+    }
+
+    #[test]
+    fn headers_that_are_not_included_change_nothing() {
+        let of = |kernel: &Kernel| included(kernel.text).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(of(&kernels::CAST), ["common.cuh"]);
+        assert_eq!(of(&kernels::MATMUL_HOPPER), ["common.cuh", "mma.cuh", "product.cuh", "hopper.cuh"]);
+        assert!(of(&kernels::ATTENTION_HOPPER).contains(&"attention.cuh"), "by way of another");
     }
 
     #[test]

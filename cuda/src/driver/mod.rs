@@ -7,8 +7,10 @@
 //! foreign one is an error, never undefined behaviour of this crate.
 
 mod nvidia;
+mod tensor_map;
 
 pub use nvidia::Nvidia;
+pub use tensor_map::{Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap, TensorMapProblem};
 
 use std::fmt::Debug;
 
@@ -167,6 +169,12 @@ pub trait Driver: Send + Sync + Debug {
     /// Starts a kernel. The number and sizes of `args` are checked against its parameters where the driver knows
     /// them.
     fn launch(&self, function: Function, launch: &Launch, args: &[Arg<'_>], stream: Stream) -> Result<()>;
+
+    /// A tensor map for kernels of this device: 128 bytes that only it understands.
+    ///
+    /// # Errors
+    /// [`Error::TensorMap`](crate::Error::TensorMap) for a description against the rules.
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<[u8; TENSOR_MAP_BYTES]>;
 
     /// Begins to record a stream's work instead of doing it.
     fn begin_capture(&self, stream: Stream) -> Result<()>;

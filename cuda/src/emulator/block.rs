@@ -8,14 +8,14 @@ use std::collections::HashMap;
 
 use super::barrier::Meeting;
 use super::exec::bulk::Bulk;
-use super::exec::registers::FULL;
-use super::exec::{Arithmetic, Group, Origin, State, Warp, matrix};
+use super::exec::{Arithmetic, Group, Origin, State, Warp};
 use super::fault::{Fault, FaultKind, Line};
 use super::isa::{Inst, Kernel, Op};
 use super::mbarrier::Mbarrier;
 use super::memory::Memory;
 use super::report::Stats;
 use super::shared::{Checks, Shared};
+use super::together::members;
 use super::trace::{Step, Watch};
 
 /// Instructions that a warp runs before the next has its turn.
@@ -144,7 +144,8 @@ impl<'a> Block<'a> {
             warp.begin(number as u32, self.grid.kernel, &origin);
         }
         let common = &mut self.common;
-        common.shared.reset(total_shared, self.grid.kernel.granule, self.grid.checks);
+        let threads = self.grid.threads.iter().product();
+        common.shared.reset(total_shared, self.grid.kernel.granule, threads, self.grid.checks);
         let warps = self.warps.len();
         common.clocks = (0..warps).map(|own| (0..warps).map(|warp| u32::from(warp == own)).collect()).collect();
         common.mbarriers.clear();
@@ -322,6 +323,12 @@ impl<'a> Block<'a> {
             count.lanes += u64::from(mask.count_ones());
             let slots = &kernel.pool[inst.at as usize..][..usize::from(inst.defs) + usize::from(inst.uses)];
             let (clock, ran) = (self.common.instructions, pc);
+            if !warp.products.is_empty()
+                && mask != 0
+                && let Some(kind) = warp.touches(kernel, inst)
+            {
+                return Err((mask.trailing_zeros(), pc, kind));
+            }
             if (self.grid.arithmetic)(&mut warp.registers, inst.op, slots, mask, clock) {
                 pc += 1;
             } else {
@@ -373,6 +380,7 @@ impl<'a> Block<'a> {
                 if mask == 0 {
                     return Ok(After::Next);
                 }
+                self.common.await_stores(warp, mask, None)?;
                 warp.alive &= !mask;
                 for group in &mut warp.groups {
                     if group.state == State::Warp {
@@ -403,7 +411,10 @@ impl<'a> Block<'a> {
             | Op::LoadMatrix { .. }
             | Op::StoreMatrix { .. }
             | Op::Mma { .. }
-            | Op::GroupMma { .. } => return self.together(at, own, pc, inst, mask),
+            | Op::GroupMma { .. }
+            | Op::GroupFence
+            | Op::GroupCommit
+            | Op::GroupWait => return self.together(at, own, pc, inst, mask),
             Op::Barrier { .. } => return self.barrier(at, own, pc, inst, mask),
             _ => {}
         }
@@ -432,6 +443,21 @@ impl<'a> Block<'a> {
             }
             Op::BulkLoad => common.bulk_load(warp, inst, mask, pc),
             Op::BulkStore => common.bulk_store(warp, inst, mask, pc),
+            Op::BulkCommit => {
+                super::exec::memory::lanes(mask).for_each(|lane| warp.leaving_groups[lane] += 1);
+                Ok(())
+            }
+            Op::BulkWait => {
+                common.await_stores(warp, mask, Some(inst.imm.try_into().unwrap_or(u32::MAX)))?;
+                Ok(())
+            }
+            Op::TensorLoad => common.tensor_load(warp, inst, mask, pc),
+            Op::TensorStore => common.tensor_store(warp, inst, mask, pc),
+            Op::MapPrefetch => common.map_prefetch(warp, inst, mask),
+            Op::ProxyFence => {
+                super::exec::memory::lanes(mask).for_each(|lane| common.shared.fence(warp.number * 32 + lane as u32));
+                Ok(())
+            }
             _ => common.mbarrier(warp, inst, mask, pc),
         };
         done.map_err(|(lane, kind)| (lane, pc, kind))?;
@@ -458,94 +484,6 @@ impl<'a> Block<'a> {
         warp.groups.remove(own);
         warp.groups.extend(parts.into_iter().map(|(pc, mask)| Group { pc, mask, state: State::Ready }));
         Ok(After::Choose)
-    }
-
-    /// An instruction that all lanes of its member mask run at once.
-    fn together(&mut self, at: usize, own: usize, pc: u32, inst: &Inst, mask: u32) -> Result<After, Failure> {
-        let kernel = self.grid.kernel;
-        let slots = &kernel.pool[inst.at as usize..][..usize::from(inst.defs) + usize::from(inst.uses)];
-        let mut waiting = 0;
-        let mut rest = mask;
-        while rest != 0 {
-            let warp = &mut self.warps[at];
-            let lane = rest.trailing_zeros();
-            let named = members(warp, inst, kernel, lane);
-            let part = super::exec::memory::lanes(rest)
-                .filter(|other| members(warp, inst, kernel, *other as u32) == named)
-                .fold(0, |part, other| part | 1 << other);
-            rest &= !part;
-            if part & !named != 0 {
-                return Err(((part & !named).trailing_zeros(), pc, FaultKind::NotAMember { mask: named }));
-            }
-            let needed = match inst.op {
-                // Whole warps only.
-                Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } | Op::GroupMma { .. } => FULL,
-                _ => named & warp.alive,
-            };
-            // `bar.warp.sync` may be met at different places of the code.
-            let mut met = part;
-            if inst.op == Op::WarpSync {
-                for group in &warp.groups {
-                    let there = &kernel.code[group.pc as usize];
-                    if group.state == State::Warp && there.op == Op::WarpSync && group.mask & !named == 0 {
-                        met |= group.mask;
-                    }
-                }
-            }
-            if met & needed != needed {
-                waiting |= part;
-                continue;
-            }
-            let common = &mut self.common;
-            let done = match inst.op {
-                Op::LoadMatrix { count, transposed } => common.load_matrix(warp, inst, count.into(), transposed, pc),
-                Op::StoreMatrix { count, transposed } => common.store_matrix(warp, inst, count.into(), transposed, pc),
-                Op::GroupMma { .. } => common.check_group(warp).and_then(|()| common.group_product(warp, inst, pc)),
-                Op::Mma { k, a, wide } => {
-                    matrix::multiply(warp, slots, k.into(), a, wide);
-                    Ok(())
-                }
-                Op::WarpSync => {
-                    common.clocks[at][at] += 1;
-                    for group in &mut warp.groups {
-                        let there = &kernel.code[group.pc as usize];
-                        if group.state == State::Warp && there.op == Op::WarpSync && group.mask & !named == 0 {
-                            group.state = State::Ready;
-                            group.pc += 1;
-                        }
-                    }
-                    Ok(())
-                }
-                _ => warp.collective(inst, slots, part),
-            };
-            done.map_err(|(lane, kind)| (lane, pc, kind))?;
-        }
-        if waiting == 0 {
-            return Ok(After::Next);
-        }
-        Ok(self.wait(at, own, pc, waiting))
-    }
-
-    /// The lanes of `waiting` wait for others of their warp; the rest of the group goes on.
-    pub(crate) fn wait(&mut self, at: usize, own: usize, pc: u32, waiting: u32) -> After {
-        let groups = &mut self.warps[at].groups;
-        let rest = groups[own].mask & !waiting;
-        groups[own] = Group { pc, mask: waiting, state: State::Warp };
-        if rest != 0 {
-            groups.push(Group { pc: pc + 1, mask: rest, state: State::Ready });
-        }
-        After::Choose
-    }
-}
-
-/// The lanes that an instruction names, as lane `lane` sees it.
-fn members(warp: &Warp, inst: &Inst, kernel: &Kernel, lane: u32) -> u32 {
-    match inst.op {
-        Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } | Op::GroupMma { .. } => FULL,
-        _ => {
-            let slot = kernel.pool[inst.at as usize + usize::from(inst.defs)];
-            warp.registers.words[usize::from(slot)][lane as usize]
-        }
     }
 }
 

@@ -68,7 +68,12 @@ impl Op {
             },
             Self::Param(_) => Class::Local,
             Self::Atomic { .. } => Class::Atomic,
-            Self::CopyAsync { .. } | Self::BulkLoad | Self::BulkStore => Class::Global,
+            Self::CopyAsync { .. }
+            | Self::BulkLoad
+            | Self::BulkStore
+            | Self::TensorLoad
+            | Self::TensorStore
+            | Self::MapPrefetch => Class::Global,
             Self::LoadMatrix { .. } | Self::StoreMatrix { .. } => Class::Shared,
             Self::Shuffle(..)
             | Self::Vote(_)
@@ -79,6 +84,12 @@ impl Op {
             Self::WarpSync
             | Self::Barrier { .. }
             | Self::CopyCommit
+            | Self::BulkCommit
+            | Self::BulkWait
+            | Self::GroupFence
+            | Self::GroupCommit
+            | Self::GroupWait
+            | Self::ProxyFence
             | Self::CopyWait
             | Self::CopyWaitAll
             | Self::MbarrierInit

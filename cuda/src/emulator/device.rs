@@ -60,7 +60,6 @@ pub(crate) struct Loaded {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    Upload(u64, Vec<u8>),
     Copy(u64, u64, u64),
     Fill(u64, u8, u64),
     Launch(Arc<Kernel>, Launch, Vec<u8>),
@@ -211,7 +210,6 @@ impl Emulator {
     pub(crate) fn work(&self, state: &mut State, work: &Work) -> Result<()> {
         let refused = |call, kind: super::fault::FaultKind| Error::Driver { call, reason: kind.to_string() };
         match work {
-            Work::Upload(to, bytes) => state.memory.upload(*to, bytes).map_err(|kind| refused("upload", kind)),
             Work::Copy(to, from, bytes) => state.memory.copy(*to, *from, *bytes).map_err(|kind| refused("copy", kind)),
             Work::Fill(to, byte, bytes) => state.memory.fill(*to, *byte, *bytes).map_err(|kind| refused("fill", kind)),
             Work::Launch(kernel, launch, arguments) => {

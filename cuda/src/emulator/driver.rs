@@ -7,7 +7,11 @@ use std::time::Instant;
 use super::decode::{Globals, decode, tidy};
 use super::device::{Emulator, Loaded, Work};
 use super::ptx::{Problem, parse};
-use crate::driver::{Arg, DevicePtr, Driver, Event, Function, Graph, Image, Launch, Module, Properties, Stream};
+use super::tensor_map;
+use crate::driver::{
+    Arg, DevicePtr, Driver, Event, Function, Graph, Image, Launch, Module, Properties, Stream, TENSOR_MAP_BYTES,
+    TensorMap,
+};
 use crate::error::{Error, Result};
 
 fn ptx_error(problem: Problem, lines: &[&str]) -> Error {
@@ -41,7 +45,11 @@ impl Driver for Emulator {
     }
 
     fn upload(&self, dst: DevicePtr, src: &[u8], stream: Stream) -> Result<()> {
-        self.submit(Work::Upload(dst.0, src.to_vec()), stream)
+        let state = self.state()?;
+        // A card's recorded copy would read the host's memory again when it holds something else.
+        state.not_captured(stream, "upload")?;
+        let done = state.memory.upload(dst.0, src);
+        done.map_err(|kind| Error::Driver { call: "upload", reason: kind.to_string() })
     }
 
     fn download(&self, dst: &mut [u8], src: DevicePtr, stream: Stream) -> Result<()> {
@@ -179,6 +187,10 @@ impl Driver for Emulator {
         };
         let arguments = self.prepare(&kernel, launch, args)?;
         self.submit(Work::Launch(kernel, *launch, arguments), stream)
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<[u8; TENSOR_MAP_BYTES]> {
+        tensor_map::encode(map, self.properties.compute_capability)
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {

@@ -191,6 +191,50 @@ pub enum FaultKind {
         /// Warps of the block.
         warps: u32,
     },
+    /// A register that `wgmma` reads or writes in the background, touched before `wgmma.wait_group`.
+    ProductInFlight {
+        /// What the instruction does to the register.
+        access: AccessKind,
+        /// The product.
+        product: Line,
+    },
+    /// `wgmma` with a register that was written since the warp's last `wgmma.fence`, or without any fence.
+    NoGroupFence {
+        /// Whether there was a fence before.
+        fenced: bool,
+    },
+    /// A product or bulk copy reads shared memory that a store wrote, without `fence.proxy.async` between.
+    NoProxyFence {
+        /// The address in shared memory.
+        address: u64,
+        /// The thread that wrote.
+        writer: u32,
+        /// Its instruction.
+        write: Line,
+    },
+    /// Shared memory that `wgmma` or a bulk copy reads was written after that began and before it was waited for.
+    OperandOverwritten {
+        /// The address in shared memory.
+        address: u64,
+        /// The thread that wrote.
+        writer: u32,
+        /// Its instruction.
+        write: Line,
+    },
+    /// A matrix descriptor or tile that the layouts of `wgmma` do not have.
+    BadDescriptor {
+        /// The descriptor.
+        descriptor: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A tensor map that is none, or not for this copy.
+    BadTensorMap {
+        /// Its address.
+        address: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// An mbarrier that was not initialised, or used against its count.
     BadMbarrier {
         /// Its address in shared memory.
@@ -274,6 +318,25 @@ impl fmt::Display for FaultKind {
                 write!(f, "the instruction is for four warps together, and the block has {warps}")
             }
             Self::BadMbarrier { address, problem } => write!(f, "the mbarrier at {address:#x} {problem}"),
+            Self::ProductInFlight { access, product } => {
+                write!(f, "{access} of a register of the wgmma of {product}, which no wgmma.wait_group has waited for")
+            }
+            Self::NoGroupFence { fenced: true } => {
+                f.write_str("a register of the product was written since the last wgmma.fence")
+            }
+            Self::NoGroupFence { fenced: false } => f.write_str("no wgmma.fence comes before the first product"),
+            Self::NoProxyFence { address, writer, write } => write!(
+                f,
+                "shared memory at {address:#x} was written by thread {writer}, {write}, and is read by the asynchronous \
+                 proxy without a fence.proxy.async between"
+            ),
+            Self::OperandOverwritten { address, writer, write } => write!(
+                f,
+                "shared memory at {address:#x} was overwritten by thread {writer}, {write}, before the product or copy that \
+                 reads it was waited for"
+            ),
+            Self::BadDescriptor { descriptor, problem } => write!(f, "the descriptor {descriptor:#018x} {problem}"),
+            Self::BadTensorMap { address, problem } => write!(f, "the tensor map at {address:#x} {problem}"),
         }
     }
 }

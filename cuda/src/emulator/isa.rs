@@ -388,6 +388,19 @@ pub(crate) enum Op {
     },
     BulkLoad,
     BulkStore,
+    /// `cp.async.bulk.commit_group`, `.wait_group`; of the latter the number is how many may be left.
+    BulkCommit,
+    BulkWait,
+    /// `cp.async.bulk.tensor`; coordinates are the last sources.
+    TensorLoad,
+    TensorStore,
+    MapPrefetch,
+    /// `wgmma.fence`, `.commit_group`, `.wait_group`; of the last the instruction's number is how many may be left.
+    GroupFence,
+    GroupCommit,
+    GroupWait,
+    /// `fence.proxy.async`
+    ProxyFence,
 
     Shuffle(Shuffle, bool),
     Vote(Vote),
@@ -493,6 +506,8 @@ pub(crate) struct Kernel {
     pub(crate) name: String,
     pub(crate) code: Vec<Inst>,
     pub(crate) pool: Vec<u16>,
+    /// Of each slot in the pool, whether it is a word.
+    pub(crate) words: Vec<bool>,
     pub(crate) places: Vec<Place>,
     /// Targets of indexed branches.
     pub(crate) tables: Vec<Vec<u32>>,

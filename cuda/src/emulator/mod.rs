@@ -64,6 +64,8 @@ mod ptx;
 mod report;
 mod shared;
 mod slots;
+mod tensor_map;
+mod together;
 mod trace;
 mod window;
 

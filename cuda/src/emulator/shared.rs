@@ -16,6 +16,17 @@ struct Record(u64);
 
 const PENDING: u64 = 1 << 63;
 const STRONG: u64 = 1 << 62;
+/// Of a cell's stamp: written by the asynchronous proxy, which needs no fence to be read by it.
+const ASYNCHRONOUS: u32 = 1 << 31;
+
+/// The way that an access takes to memory. `cp.async` goes the generic way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    /// Loads, stores, atomics.
+    Generic,
+    /// Bulk copies and `wgmma`.
+    Asynchronous,
+}
 
 impl Record {
     fn new(by: &Accessor<'_>, flags: u64) -> Self {
@@ -55,6 +66,8 @@ impl Record {
 struct Cell {
     write: Record,
     reads: [Record; 2],
+    /// When it was written, by `Shared::now`, and `ASYNCHRONOUS` if by a bulk copy.
+    stamp: u32,
 }
 
 /// Who accesses.
@@ -79,11 +92,13 @@ pub struct Checks {
     /// A barrier that threads wait at while others of the block have finished without it. Hardware lets it pass, CUDA
     /// does not promise so.
     pub finished_at_barrier: bool,
+    /// Shared memory that a store wrote and a bulk copy or `wgmma` reads without `fence.proxy.async` between.
+    pub proxies: bool,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { unwritten: true, races: true, finished_at_barrier: true }
+        Self { unwritten: true, races: true, finished_at_barrier: true, proxies: true }
     }
 }
 
@@ -94,6 +109,10 @@ pub(crate) struct Shared {
     cells: Vec<Cell>,
     /// log2 of the bytes of a cell.
     shift: u32,
+    /// Counts fences and products, so that a write is before or after each.
+    now: u32,
+    /// For each thread, when it last ran `fence.proxy.async`.
+    fences: Vec<u32>,
     checks: Checks,
 }
 
@@ -102,6 +121,8 @@ pub(crate) enum SharedFault {
     Plain(FaultKind),
     Race { address: u64, access: AccessKind, other: AccessKind, thread: u32, pc: u32 },
     Pending { address: u64, thread: u32, pc: u32 },
+    NoFence { address: u64, thread: u32, pc: u32 },
+    Overwritten { address: u64, thread: u32, pc: u32 },
 }
 
 impl SharedFault {
@@ -112,15 +133,24 @@ impl SharedFault {
                 FaultKind::Race { address, access, other, other_thread: thread, other_at: line(pc) }
             }
             Self::Pending { address, thread, pc } => FaultKind::PendingCopy { address, copier: thread, copy: line(pc) },
+            Self::NoFence { address, thread, pc } => {
+                FaultKind::NoProxyFence { address, writer: thread, write: line(pc) }
+            }
+            Self::Overwritten { address, thread, pc } => {
+                FaultKind::OperandOverwritten { address, writer: thread, write: line(pc) }
+            }
         }
     }
 }
 
 impl Shared {
     /// Forgets everything, for a new block.
-    pub(crate) fn reset(&mut self, bytes: u32, granule: u32, checks: Checks) {
+    pub(crate) fn reset(&mut self, bytes: u32, granule: u32, threads: u32, checks: Checks) {
         self.shift = granule.max(1).ilog2();
         self.checks = checks;
+        self.now = 0;
+        self.fences.clear();
+        self.fences.resize(threads as usize, 0);
         let bytes = bytes.next_multiple_of(16) as usize;
         self.bytes.clear();
         self.bytes.resize(bytes, 0);
@@ -169,6 +199,49 @@ impl Shared {
         Ok(&self.bytes[at..at + bytes as usize])
     }
 
+    /// A thread runs `fence.proxy.async`: what it knows of is seen by bulk copies and products from now on.
+    pub(crate) fn fence(&mut self, thread: u32) {
+        self.now += 1;
+        if let Some(last) = self.fences.get_mut(thread as usize) {
+            *last = self.now;
+        }
+    }
+
+    /// A product or a copy out of here begins: the time that what it reads may not be written after.
+    pub(crate) fn begin_reading(&mut self) -> u32 {
+        self.now += 1;
+        self.now
+    }
+
+    /// A read by a bulk copy or a product. What was written the generic way needs a fence between, of the writer or of
+    /// the thread that asks for the read; what was written since the product began must not be there.
+    pub(crate) fn read_asynchronously(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        by: &Accessor<'_>,
+        begun: Option<u32>,
+    ) -> Result<&[u8], SharedFault> {
+        self.read(address, bytes, by)?;
+        let at = (address - SHARED_BEGIN) as usize;
+        let fence = |thread: u32| self.fences.get(thread as usize).copied().unwrap_or(0);
+        for cell in &self.cells[at >> self.shift..=(at + bytes as usize - 1) >> self.shift] {
+            let (thread, pc, stamp) = (cell.write.thread(), cell.write.pc(), cell.stamp & !ASYNCHRONOUS);
+            // Of bytes that nothing wrote there is nothing to say, where they may be read.
+            if cell.write.0 == 0 {
+                continue;
+            }
+            if begun.is_some_and(|begun| stamp >= begun) {
+                return Err(SharedFault::Overwritten { address, thread, pc });
+            }
+            let fenced = cell.stamp & ASYNCHRONOUS != 0 || fence(thread) > stamp || fence(by.thread) > stamp;
+            if self.checks.proxies && !fenced {
+                return Err(SharedFault::NoFence { address, thread, pc });
+            }
+        }
+        Ok(&self.bytes[at..at + bytes as usize])
+    }
+
     fn claim(&mut self, at: usize, address: u64, bytes: u64, by: &Accessor<'_>, flags: u64) -> Result<(), SharedFault> {
         let (first, last) = (at >> self.shift, (at + bytes as usize - 1) >> self.shift);
         for cell in &mut self.cells[first..=last] {
@@ -186,7 +259,7 @@ impl Shared {
                     }
                 }
             }
-            *cell = Cell { write: Record::new(by, flags), reads: Default::default() };
+            *cell = Cell { write: Record::new(by, flags), reads: Default::default(), stamp: self.now };
         }
         Ok(())
     }
@@ -234,12 +307,13 @@ impl Shared {
     }
 
     /// A copy's bytes arrive, as a write of the thread that asked for it, now.
-    pub(crate) fn end_copy(&mut self, address: u64, value: &[u8], by: &Accessor<'_>) {
+    pub(crate) fn end_copy(&mut self, address: u64, value: &[u8], by: &Accessor<'_>, proxy: Proxy) {
         let at = (address - SHARED_BEGIN) as usize;
         self.bytes[at..at + value.len()].copy_from_slice(value);
+        let stamp = self.now | if proxy == Proxy::Asynchronous { ASYNCHRONOUS } else { 0 };
         let (first, last) = (at >> self.shift, (at + value.len() - 1) >> self.shift);
         for cell in &mut self.cells[first..=last] {
-            *cell = Cell { write: Record::new(by, 0), reads: Default::default() };
+            *cell = Cell { write: Record::new(by, 0), reads: Default::default(), stamp };
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A register lives from its first to its last position in the order of the code, widened over every block into which
 //! or out of which it is live. Lanes on different paths may hold different registers in one slot: each writes its
-//! own lane only.
+//! own lane only. Registers of `wgmma` live until it may have been waited for.
 
 use super::isa::{Bank, Op};
 
@@ -52,8 +52,24 @@ pub(crate) fn assign(code: &[Draft], tables: &[Vec<u32>], banks: &[Bank], pinned
     (slots, counts)
 }
 
+/// The registers that products in the background read or write until they are waited for.
+fn held_by_products(code: &[Draft]) -> Vec<u32> {
+    let mut held: Vec<u32> = Vec::new();
+    for inst in code {
+        if let Op::GroupMma { in_registers, .. } = inst.op {
+            held.extend(&inst.defs);
+            // Behind the sums, which come again, A.
+            held.extend(inst.uses.iter().skip(inst.defs.len()).take(if in_registers { 4 } else { 0 }));
+        }
+    }
+    held.sort_unstable();
+    held.dedup();
+    held
+}
+
 /// First and last position of each register.
 fn spans(code: &[Draft], tables: &[Vec<u32>], registers: usize) -> Vec<Option<(u32, u32)>> {
+    let held = held_by_products(code);
     // Blocks.
     let mut starts = vec![false; code.len() + 1];
     if let Some(first) = starts.first_mut() {
@@ -90,7 +106,8 @@ fn spans(code: &[Draft], tables: &[Vec<u32>], registers: usize) -> Vec<Option<(u
             let guard = inst.guard.map(|(register, _)| register);
             // A guarded write leaves some lanes as they were.
             let kept: &[u32] = if guard.is_some() { &inst.defs } else { &[] };
-            for register in inst.uses.iter().chain(kept).copied().chain(guard) {
+            let waits: &[u32] = if inst.op == Op::GroupWait { &held } else { &[] };
+            for register in inst.uses.iter().chain(kept).chain(waits).copied().chain(guard) {
                 if !has(&writes[range.clone()], register) {
                     set(&mut reads[range.clone()], register);
                 }
@@ -151,7 +168,9 @@ fn spans(code: &[Draft], tables: &[Vec<u32>], registers: usize) -> Vec<Option<(u
             }
         }
         for (at, inst) in code.iter().enumerate().take(end).skip(*begin) {
-            for register in inst.defs.iter().chain(&inst.uses).copied().chain(inst.guard.map(|(register, _)| register))
+            let waits: &[u32] = if inst.op == Op::GroupWait { &held } else { &[] };
+            for register in
+                inst.defs.iter().chain(&inst.uses).chain(waits).copied().chain(inst.guard.map(|(register, _)| register))
             {
                 widen(register as usize, at);
             }

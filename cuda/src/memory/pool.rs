@@ -133,6 +133,34 @@ impl Pool {
         streams.into_iter().fold(first, |first, stream| first.and(self.driver.synchronize(stream)))
     }
 
+    /// Takes what is kept for a stream out of the pool, with its size: for work that is recorded there, which nobody may
+    /// share its memory with.
+    pub(crate) fn withhold(&self, stream: Stream) -> Vec<(DevicePtr, u64)> {
+        let mut state = self.state();
+        let mut taken = Vec::new();
+        state.kept.retain(|&(of, size), blocks| {
+            if of == stream {
+                taken.extend(blocks.drain(..).map(|ptr| (ptr, size)));
+            }
+            of != stream
+        });
+        state.usage.in_use += taken.iter().map(|(_, size)| size).sum::<u64>();
+        state.usage.peak = state.usage.peak.max(state.usage.in_use);
+        taken
+    }
+
+    /// Gives blocks that were withheld, and all that is kept for the stream, back to the driver.
+    pub(crate) fn let_go(&self, blocks: Vec<(DevicePtr, u64)>, stream: Stream) {
+        let kept = self.withhold(stream);
+        let mut state = self.state();
+        for (ptr, size) in blocks.into_iter().chain(kept) {
+            // A device that has failed has nothing left to free.
+            let _ = self.driver.free(ptr, stream);
+            state.usage.in_use -= size;
+            state.usage.reserved -= size;
+        }
+    }
+
     /// Takes a block back.
     pub(super) fn give_back(&self, ptr: DevicePtr, size: u64, stream: Stream) {
         let mut state = self.state();

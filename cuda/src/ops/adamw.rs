@@ -75,6 +75,24 @@ impl Update {
     }
 }
 
+/// What an update works on: the masters p and the moments m, v and the gradient g, all (n) f32; `weight`, if the model's
+/// is narrower, becomes p rounded. `squares` is |g|² of all gradients (one f64), for updates that clip.
+#[derive(Debug)]
+pub struct Parameter<'a> {
+    /// Masters.
+    pub p: SliceMut<'a>,
+    /// The model's weight.
+    pub weight: Option<SliceMut<'a>>,
+    /// First moment.
+    pub m: SliceMut<'a>,
+    /// Second moment.
+    pub v: SliceMut<'a>,
+    /// Gradient.
+    pub g: Slice<'a>,
+    /// The squared norm.
+    pub squares: Option<Slice<'a>>,
+}
+
 /// One update of the masters p and the moments m, v from g, all (n) f32; `weight`, if the model's is narrower, becomes
 /// p rounded. `squares` is |g|² of all gradients (one f64), asked for only if the update clips.
 ///
@@ -90,33 +108,48 @@ pub fn step(
     squares: Option<Slice<'_>>,
     update: &Update,
 ) -> Result<()> {
+    if squares.is_none() && update.max_norm != 0.0 {
+        return Err(crate::Error::Length { op: OP, what: "the squared norm", expected: 1, got: 0 });
+    }
+    launch(queue, "adamw", &Parameter { p, weight, m, v, g, squares }, Arg::Bytes(&update.bytes()))
+}
+
+/// As [`step`], with the update's numbers on the device: [`Update::bytes`], uploaded before. For a step that is recorded
+/// and replayed, whose launches cannot say them.
+///
+/// # Errors
+/// Sizes or types that do not agree; no squared norm, which the update might ask for.
+pub fn step_recorded(queue: Queue<'_>, of: Parameter<'_>, update: Slice<'_>) -> Result<()> {
+    update.expect_dtype(OP, "the update's numbers", DType::F32)?;
+    update.expect(OP, "the update's numbers", size_of::<Update>() / 4)?;
+    if of.squares.is_none() {
+        return Err(crate::Error::Length { op: OP, what: "the squared norm", expected: 1, got: 0 });
+    }
+    launch(queue, "adamw_recorded", &of, update.arg())
+}
+
+fn launch(queue: Queue<'_>, name: &'static str, of: &Parameter<'_>, update: Arg<'_>) -> Result<()> {
+    let Parameter { p, weight, m, v, g, squares } = of;
     g.expect_dtype(OP, "the gradient", DType::F32)?;
-    same(OP, g, &[("the masters", *p), ("m", *m), ("v", *v)])?;
-    if let Some(weight) = &weight {
+    same(OP, *g, &[("the masters", **p), ("m", **m), ("v", **v)])?;
+    if let Some(weight) = weight {
         weight.expect_compute(OP, "the weight")?;
         weight.expect(OP, "the weight", g.len())?;
     }
-    match squares {
-        Some(squares) => {
-            squares.expect(OP, "the squared norm", 1)?;
-            squares.expect_dtype(OP, "the squared norm", DType::F64)?;
-        }
-        None if update.max_norm != 0.0 => {
-            return Err(crate::Error::Length { op: OP, what: "the squared norm", expected: 1, got: 0 });
-        }
-        None => {}
+    if let Some(squares) = squares {
+        squares.expect(OP, "the squared norm", 1)?;
+        squares.expect_dtype(OP, "the squared norm", DType::F64)?;
     }
     let dtype = weight.as_ref().map_or(DType::F32, |weight| weight.dtype());
-    let bytes = update.bytes();
     let args = [
         p.arg(),
         or_null_mut(weight.as_ref()),
         m.arg(),
         v.arg(),
         g.arg(),
-        or_null(squares),
-        Arg::Bytes(&bytes),
+        or_null(*squares),
+        update,
         Arg::U64(g.len() as u64),
     ];
-    queue.launch(&ADAMW, "adamw", &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
+    queue.launch(&ADAMW, name, &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
 }

@@ -84,3 +84,21 @@ fn check(index: Slice<'_>, rows: usize) -> Result<u32> {
     index.expect(OP, "index", picks * rows)?;
     size(OP, "picks of a row", picks)
 }
+
+/// y row index\[i\] = x row i; y: (rows, width), x: (picks, width), index: (picks) u32. The other rows stay.
+///
+/// Indices must be below the number of rows and no two alike: they are on the device, so that is for whoever made them
+/// to see to. With them there a recorded step can write to another place each time.
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn place(queue: Queue<'_>, y: SliceMut<'_>, x: Slice<'_>, index: Slice<'_>, width: usize) -> Result<()> {
+    x.expect_compute(OP, "x")?;
+    y.expect_dtype(OP, "y", x.dtype())?;
+    index.expect_dtype(OP, "the index", DType::U32)?;
+    rows(OP, "the width", *y, width)?;
+    x.expect(OP, "x", index.len() * width)?;
+    let args = [y.arg(), x.arg(), index.arg(), Arg::U32(size(OP, "width", width)?)];
+    let shape = Shape::line(index.len(), row_threads(width));
+    queue.launch(&GATHER, "place_rows", &types([("T", x.dtype())]), shape, &args)
+}

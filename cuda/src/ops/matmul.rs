@@ -1,6 +1,6 @@
-//! Matrix products; see `cuda/kernels/matmul.cu`.
+//! Matrix products; see `cuda/kernels/matmul.cu` and `matmul_hopper.cu`.
 
-use super::{or_null, size, types, with};
+use super::{matmul_hopper, or_null, size, types, with};
 use crate::cache::Defines;
 use crate::driver::Arg;
 use crate::kernels::MATMUL;
@@ -99,7 +99,8 @@ impl Tile {
 ///
 /// bf16 and f16 factors of one type go to tensor cores if every stored row is a multiple of 8 elements; f32, an A and
 /// a B of different types, and other sizes go to the plain kernel. Which of them is a matter of the weight's shape,
-/// never of the number of rows. C is of any type.
+/// never of the number of rows. C is of any type. On Hopper the products of halves are `matmul_hopper.cu`, elsewhere
+/// `matmul.cu`.
 ///
 /// # Errors
 /// Sizes or types that do not agree; no term or more than two.
@@ -165,6 +166,11 @@ pub fn matmul(
         let rows = if m <= PLAIN_FEW { PLAIN_FEW } else { PLAIN_ROWS };
         let blocks = m.div_ceil(rows) * n.div_ceil(PLAIN_COLUMNS);
         return queue.launch(&MATMUL, "matmul_plain", &with(defines, "PM", rows), Shape::line(blocks, 256), &args);
+    }
+    // An op for all numbers of rows: on Hopper that kernel, whose sums may differ by a bit from those of this one.
+    if matmul_hopper::is_for(queue) && k > 0 {
+        let end = (epilogue.alpha, or_null(epilogue.bias));
+        return matmul_hopper::launch(queue, &c, [m, n], layout, [Some(first), second], end, defines);
     }
     let tile = if m <= FEW_ROWS && !layout.a_transposed { SMALL } else { LARGE };
     queue.launch(&MATMUL, "matmul", &tile.defines(defines), tile.shape(m, n), &args)

@@ -23,6 +23,7 @@ pub mod linear;
 pub mod lm_head;
 pub mod lora_linear;
 pub mod matmul;
+mod matmul_hopper;
 pub mod nf4;
 pub mod reduction;
 pub mod rms_norm;

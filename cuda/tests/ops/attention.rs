@@ -140,15 +140,17 @@ shapes! {
 
 #[test]
 fn kinds_of_attention_on_tensor_cores() {
-    let Some(device) = device() else { return };
-    let queue = device.queue();
-    let base = causal(3, 1, 64);
-    check(queue, DType::BF16, &base, &[(1, 1), (130, 130)]);
-    check(queue, DType::BF16, &Attention { window: Some(20), ..base }, &[(75, 140), (3, 3)]);
-    check(queue, DType::BF16, &Attention { causal: false, ..base }, &[(40, 66), (5, 2)]);
-    check(queue, DType::F16, &Attention { softcap: Some(2.0), ..base }, &[(33, 33)]);
-    check(queue, DType::BF16, &causal(2, 1, 128), &[(40, 70), (0, 0), (9, 9)]);
-    check(queue, DType::F32, &Attention { window: Some(3), ..causal(2, 2, 64) }, &[(7, 9)]);
+    for capability in [(8, 0), (9, 0)] {
+        let Some(device) = device_of(capability) else { return };
+        let queue = device.queue();
+        let base = causal(3, 1, 64);
+        check(queue, DType::BF16, &base, &[(1, 1), (130, 130)]);
+        check(queue, DType::BF16, &Attention { window: Some(20), ..base }, &[(75, 140), (3, 3)]);
+        check(queue, DType::BF16, &Attention { causal: false, ..base }, &[(40, 66), (5, 2)]);
+        check(queue, DType::F16, &Attention { softcap: Some(2.0), ..base }, &[(33, 33)]);
+        check(queue, DType::BF16, &causal(2, 1, 128), &[(40, 70), (0, 0), (9, 9)]);
+        check(queue, DType::F32, &Attention { window: Some(3), ..causal(2, 2, 64) }, &[(7, 9)]);
+    }
 }
 
 /// The card with the least shared memory: 99 KiB a block.
@@ -161,56 +163,58 @@ fn the_largest_heads_fit_ada() {
 /// Law 5: a token decoded over a paged cache has the bits that it has in training, whatever the rest of the batch.
 #[test]
 fn decoding_gives_the_bits_of_training() {
-    let Some(device) = device() else { return };
-    let (queue, t) = (device.queue(), DType::BF16);
-    let a = causal(3, 1, 64);
-    let (n, width) = (133, a.kv_heads * a.size);
-    let (q, k, v) = (random(n * a.heads * a.size, t, 1), random(n * width, t, 2), random(n * width, t, 3));
-    let [qs, ks, vs] = [&q, &k, &v].map(|x| put(queue, x, t));
-    let (mut out, mut lse) = (room(queue, q.len(), t), room(queue, n * a.heads, DType::F32));
-    let of = Segments::packed(queue, &[0, n as u32], &[0, n as u32]).unwrap();
-    attention::forward(
-        queue,
-        out.slice_mut(t),
-        lse.slice_mut(DType::F32),
-        qs.slice(t),
-        ks.slice(t),
-        vs.slice(t),
-        &of,
-        &a,
-    )
-    .unwrap();
-    let (whole, whole_lse) = (get(&out, t), get(&lse, DType::F32));
-
-    // Two sequences, of which the first is this one up to `i`, its pages out of order.
-    let per_token = a.heads * a.size;
-    for i in [0, 5, 63, 64, 100, 132] {
-        let pages = [3u32, 0, 4, 1, 9, 9];
-        let mut cache = [vec![0.0; 5 * TILE * width], vec![0.0; 5 * TILE * width]];
-        for j in 0..n {
-            let row = pages[j / TILE] as usize * TILE + j % TILE;
-            for (cache, from) in cache.iter_mut().zip([&k, &v]) {
-                cache[row * width..][..width].copy_from_slice(&from[j * width..][..width]);
-            }
-        }
-        let [kc, vc] = [&cache[0], &cache[1]].map(|x| put(queue, x, t));
-        let of = Segments::paged(queue, &[0, 1, 2], &[i as u32 + 1, 7], &pages, 3).unwrap();
-        let both: Vec<f64> = q[i * per_token..][..per_token].iter().chain(&q[..per_token]).copied().collect();
-        let (qs, mut out, mut lse) =
-            (put(queue, &both, t), room(queue, 2 * per_token, t), room(queue, 2 * a.heads, DType::F32));
+    for capability in [(8, 0), (9, 0)] {
+        let Some(device) = device_of(capability) else { return };
+        let (queue, t) = (device.queue(), DType::BF16);
+        let a = causal(3, 1, 64);
+        let (n, width) = (133, a.kv_heads * a.size);
+        let (q, k, v) = (random(n * a.heads * a.size, t, 1), random(n * width, t, 2), random(n * width, t, 3));
+        let [qs, ks, vs] = [&q, &k, &v].map(|x| put(queue, x, t));
+        let (mut out, mut lse) = (room(queue, q.len(), t), room(queue, n * a.heads, DType::F32));
+        let of = Segments::packed(queue, &[0, n as u32], &[0, n as u32]).unwrap();
         attention::forward(
             queue,
             out.slice_mut(t),
             lse.slice_mut(DType::F32),
             qs.slice(t),
-            kc.slice(t),
-            vc.slice(t),
+            ks.slice(t),
+            vs.slice(t),
             &of,
             &a,
         )
         .unwrap();
-        assert_eq!(get(&out, t)[..per_token], whole[i * per_token..][..per_token], "token {i}");
-        assert_eq!(get(&lse, DType::F32)[..a.heads], whole_lse[i * a.heads..][..a.heads], "token {i}");
+        let (whole, whole_lse) = (get(&out, t), get(&lse, DType::F32));
+
+        // Two sequences, of which the first is this one up to `i`, its pages out of order.
+        let per_token = a.heads * a.size;
+        for i in [0, 5, 63, 64, 100, 132] {
+            let pages = [3u32, 0, 4, 1, 9, 9];
+            let mut cache = [vec![0.0; 5 * TILE * width], vec![0.0; 5 * TILE * width]];
+            for j in 0..n {
+                let row = pages[j / TILE] as usize * TILE + j % TILE;
+                for (cache, from) in cache.iter_mut().zip([&k, &v]) {
+                    cache[row * width..][..width].copy_from_slice(&from[j * width..][..width]);
+                }
+            }
+            let [kc, vc] = [&cache[0], &cache[1]].map(|x| put(queue, x, t));
+            let of = Segments::paged(queue, &[0, 1, 2], &[i as u32 + 1, 7], &pages, 3).unwrap();
+            let both: Vec<f64> = q[i * per_token..][..per_token].iter().chain(&q[..per_token]).copied().collect();
+            let (qs, mut out, mut lse) =
+                (put(queue, &both, t), room(queue, 2 * per_token, t), room(queue, 2 * a.heads, DType::F32));
+            attention::forward(
+                queue,
+                out.slice_mut(t),
+                lse.slice_mut(DType::F32),
+                qs.slice(t),
+                kc.slice(t),
+                vc.slice(t),
+                &of,
+                &a,
+            )
+            .unwrap();
+            assert_eq!(get(&out, t)[..per_token], whole[i * per_token..][..per_token], "token {i}");
+            assert_eq!(get(&lse, DType::F32)[..a.heads], whole_lse[i * a.heads..][..a.heads], "token {i}");
+        }
     }
 }
 

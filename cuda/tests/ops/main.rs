@@ -7,10 +7,12 @@
 mod support;
 
 mod attention;
+mod attention_hopper;
 mod copy;
 mod elementwise;
 mod lm_head;
 mod matmul;
+mod matmul_hopper;
 mod norms;
 mod optim;
 mod rows;

@@ -123,13 +123,15 @@ fn the_plain_kernels_tiles_do_not_change_a_bit() {
 /// More than a tile in each direction, more steps than stages, more tiles of rows than a band.
 #[test]
 fn products_of_several_tiles() {
-    let Some(device) = device() else { return };
-    let queue = device.queue();
-    for layout in [Layout::FORWARD, Layout::INPUT_GRADIENT, Layout::WEIGHT_GRADIENT] {
-        check(queue, [264, 136, 200, 16], layout, DType::BF16, DType::F32, true);
+    for capability in [(8, 0), (9, 0)] {
+        let Some(device) = device_of(capability) else { return };
+        let queue = device.queue();
+        for layout in [Layout::FORWARD, Layout::INPUT_GRADIENT, Layout::WEIGHT_GRADIENT] {
+            check(queue, [264, 136, 200, 16], layout, DType::BF16, DType::F32, true);
+        }
+        check(queue, [1100, 72, 16, 0], Layout::FORWARD, DType::BF16, DType::BF16, false);
+        check(queue, [17, 136, 520, 8], Layout::FORWARD, DType::BF16, DType::BF16, false);
     }
-    check(queue, [1100, 72, 16, 0], Layout::FORWARD, DType::BF16, DType::BF16, false);
-    check(queue, [17, 136, 520, 8], Layout::FORWARD, DType::BF16, DType::BF16, false);
 }
 
 /// The card with the least shared memory: 99 KiB a block.
@@ -141,22 +143,24 @@ fn both_tiles_fit_ada() {
     }
 }
 
-/// Law 5: the small tile, the large one and any company give a row the same bits.
+/// Law 5: the small tile, the large one and any company give a row the same bits, with mma.sync and with wgmma.
 #[test]
 fn a_rows_bits_do_not_depend_on_the_batch() {
-    let Some(device) = device() else { return };
-    let (queue, t) = (device.queue(), DType::BF16);
-    let (rows, n, k) = (150, 72, 168);
-    let (x, w) = (put(queue, &random(rows * k, t, 1), t), put(queue, &random(n * k, t, 2), t));
-    let of = |start: usize, count: usize| -> Vec<f64> {
-        let mut y = room(queue, count * n, DType::F32);
-        let x = x.slice(t).part(start * k, count * k).unwrap();
-        linear::forward(queue, y.slice_mut(DType::F32), x, w.slice(t), None, k).unwrap();
-        get(&y, DType::F32)
-    };
-    let whole = of(0, rows);
-    for (start, count) in [(0, 1), (149, 1), (3, 17), (20, 32), (7, 130)] {
-        assert_eq!(of(start, count), whole[start * n..(start + count) * n], "{count} rows from {start}");
+    for capability in [(8, 0), (9, 0)] {
+        let Some(device) = device_of(capability) else { return };
+        let (queue, t) = (device.queue(), DType::BF16);
+        let (rows, n, k) = (150, 72, 168);
+        let (x, w) = (put(queue, &random(rows * k, t, 1), t), put(queue, &random(n * k, t, 2), t));
+        let of = |start: usize, count: usize| -> Vec<f64> {
+            let mut y = room(queue, count * n, DType::F32);
+            let x = x.slice(t).part(start * k, count * k).unwrap();
+            linear::forward(queue, y.slice_mut(DType::F32), x, w.slice(t), None, k).unwrap();
+            get(&y, DType::F32)
+        };
+        let whole = of(0, rows);
+        for (start, count) in [(0, 1), (149, 1), (3, 17), (20, 32), (7, 130)] {
+            assert_eq!(of(start, count), whole[start * n..(start + count) * n], "{count} rows from {start}");
+        }
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn run(kernel: &'static Kernel, cache: KernelCache, matches: &ArgMatc
     let number = |name: &str| *matches.get_one::<u32>(name).expect("has a default");
     let (from, count, lane) = (number("from") as usize, number("count") as usize, number("lane") as usize);
     let watch = Watch { block: [number("block"), 0, 0], warp: number("warp"), most: from.saturating_add(count) };
-    let emulator = Arc::new(Emulator::new((9, 0))?.with_watch(watch));
+    let emulator = Arc::new(Emulator::new(kernel.capability())?.with_watch(watch));
     let device = Device::new(emulator.clone(), Arc::new(cache));
     sample::run(device.queue(), kernel.name).with_context(|| format!("running {} in the emulator", kernel.name))?;
     let trace = chosen(emulator.take_traces(), matches)?;

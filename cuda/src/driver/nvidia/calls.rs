@@ -8,8 +8,11 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::handles::{Kernel, Signature};
 use super::{Nvidia, call, error, new_stream};
-use crate::driver::{Arg, DevicePtr, Driver, Event, Function, Graph, Image, Launch, Module, Properties, Stream};
-use crate::{Error, Result};
+use crate::driver::{
+    Arg, DevicePtr, Driver, Event, Fill, Function, Graph, Image, Launch, Module, Properties, Stream, Swizzle,
+    TENSOR_MAP_BYTES, TensorMap,
+};
+use crate::{DType, Error, Result};
 
 /// Refuses what may not be recorded on a stream whose work is.
 fn not_recorded(what: &'static str, stream: sys::CUstream) -> Result<()> {
@@ -306,6 +309,56 @@ impl Driver for Nvidia {
             call("cuLaunchKernelEx", unsafe {
                 sys::cuLaunchKernelEx(&raw const config, kernel.function, pointers.as_mut_ptr(), ptr::null_mut())
             })
+        })
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<[u8; TENSOR_MAP_BYTES]> {
+        map.check(self.properties.compute_capability)?;
+        let dtype = match map.dtype {
+            DType::F32 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            DType::F64 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
+            DType::BF16 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            DType::F16 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            DType::U32 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT32,
+            DType::U8 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        };
+        let swizzle = match map.swizzle {
+            Swizzle::None => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::Bytes32 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::Bytes64 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::Bytes128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let fill = match map.fill {
+            Fill::Zeros => sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            Fill::Nan => sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA,
+        };
+        let interleave = sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE;
+        let promotion = sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+        self.with(|_| {
+            let mut made = sys::CUtensorMap_st { opaque: [0; 16] };
+            // SAFETY: the map has the alignment of its type, and by `check` there are as many sizes, box sizes and
+            // traversal strides as dimensions and one stride less, of at most 5. The address is not read here.
+            call("cuTensorMapEncodeTiled", unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    &raw mut made,
+                    dtype,
+                    map.sizes.len() as u32,
+                    map.base.0 as *mut c_void,
+                    map.sizes.as_ptr(),
+                    map.strides.as_ptr(),
+                    map.tile.as_ptr(),
+                    [1_u32; 5].as_ptr(),
+                    interleave,
+                    swizzle,
+                    promotion,
+                    fill,
+                )
+            })?;
+            let mut bytes = [0; TENSOR_MAP_BYTES];
+            for (to, word) in bytes.chunks_exact_mut(8).zip(made.opaque) {
+                to.copy_from_slice(&word.to_ne_bytes());
+            }
+            Ok(bytes)
         })
     }
 

@@ -5,7 +5,7 @@ use crate::emulator::isa::{Bank, Element, FloatMods, IntOp, Op, Ty};
 use crate::emulator::ptx::Operand;
 
 /// An address as one 64-bit register, its offset added.
-fn whole_address<'a>(d: &mut Decoder<'a>, operand: &'a Operand<'a>) -> Result<u32> {
+fn whole_address<'a>(d: &mut Decoder<'a>, operand: &Operand<'a>) -> Result<u32> {
     let (mut base, offset, wide) = d.address(operand)?;
     if !wide {
         let to = d.temporary(Bank::Wide);
@@ -24,10 +24,15 @@ fn whole_address<'a>(d: &mut Decoder<'a>, operand: &'a Operand<'a>) -> Result<u3
 
 /// `cp.async.bulk`, its first words taken.
 pub(super) fn copy<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
-    if mods.take("commit_group") || mods.take("wait_group") {
-        // Copies out of shared memory are done when they are asked for.
+    if mods.take("commit_group") {
+        d.emit(Op::BulkCommit, vec![], vec![]);
+        return Ok(());
+    }
+    if mods.take("wait_group") {
+        // Whether the copies have been read, or are done: here they are both.
         mods.take("read");
-        d.emit(Op::Nothing, vec![], vec![]);
+        let [Operand::Int(left)] = operands else { return d.problem("a number of groups was expected") };
+        d.emit_at(Op::BulkWait, vec![], vec![], (*left).try_into().unwrap_or(i64::MAX), false);
         return Ok(());
     }
     if mods.rest.first() == Some(&"prefetch") {
@@ -36,7 +41,7 @@ pub(super) fn copy<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [
         return Ok(());
     }
     if mods.take("tensor") {
-        return d.problem("copies by a tensor map are not supported");
+        return tensor(d, mods, operands);
     }
     let inward = match mods.rest.first() {
         Some(&("shared::cluster" | "shared::cta")) => true,
@@ -68,14 +73,71 @@ pub(super) fn copy<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [
     Ok(())
 }
 
+/// `cp.async.bulk.tensor`, these words taken.
+fn tensor<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
+    let numbers = [("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)];
+    let Some(dimensions) = mods.one_of(&numbers) else { return d.problem("a copy without a number of dimensions") };
+    mods.take("tile");
+    let inward = match mods.rest.first() {
+        Some(&("shared::cluster" | "shared::cta")) => true,
+        Some(&"global") => false,
+        _ => return d.problem("a copy between these state spaces is not supported"),
+    };
+    mods.rest.remove(0);
+    if !mods.take(if inward { "global" } else { "shared::cta" }) {
+        return d.problem("a copy between these state spaces is not supported");
+    }
+    let hinted = usize::from(mods.take("L2::cache_hint"));
+    if !mods.take(if inward { "mbarrier::complete_tx::bytes" } else { "bulk_group" }) {
+        return d.problem("a bulk copy that says not how it completes");
+    }
+    if operands.len() != if inward { 3 } else { 2 } + hinted {
+        return d.problem("a wrong number of operands");
+    }
+    let (shared, there) = if inward { (&operands[0], &operands[1]) } else { (&operands[1], &operands[0]) };
+    let Operand::Address(base, offset, rest) = there else { return d.problem("a tensor map was expected") };
+    let [Operand::List(coordinates)] = &rest[..] else { return d.problem("a list of coordinates was expected") };
+    if coordinates.len() != dimensions {
+        return d.problem(format!("{dimensions} coordinates were expected, and {} are there", coordinates.len()));
+    }
+    let mut uses = vec![whole_address(d, shared)?];
+    uses.push(whole_address(d, &Operand::Address(base.clone(), *offset, vec![]))?);
+    if inward {
+        uses.push(whole_address(d, &operands[2])?);
+    }
+    for coordinate in coordinates {
+        uses.push(d.read(coordinate, Ty::S32)?);
+    }
+    d.shared_granule(16);
+    d.emit(if inward { Op::TensorLoad } else { Op::TensorStore }, vec![], uses);
+    Ok(())
+}
+
+/// `prefetch.tensormap`
+pub(super) fn prefetch<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
+    mods.rest.clear();
+    let [map] = d.operands(operands)?;
+    let uses = vec![whole_address(d, map)?];
+    d.emit(Op::MapPrefetch, vec![], uses);
+    Ok(())
+}
+
 /// `wgmma`.
 pub(super) fn group_product<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
     if !(mods.take("sync") && mods.take("aligned")) {
         return d.problem("wgmma without .sync.aligned");
     }
-    if mods.take("fence") || mods.take("commit_group") || mods.take("wait_group") {
-        // Products are done when they are asked for.
-        d.emit(Op::Nothing, vec![], vec![]);
+    if mods.take("fence") {
+        d.emit(Op::GroupFence, vec![], vec![]);
+        return Ok(());
+    }
+    if mods.take("commit_group") {
+        d.emit(Op::GroupCommit, vec![], vec![]);
+        return Ok(());
+    }
+    if mods.take("wait_group") {
+        let [Operand::Int(left)] = operands else { return d.problem("a number of groups was expected") };
+        d.emit_at(Op::GroupWait, vec![], vec![], (*left).try_into().unwrap_or(i64::MAX), false);
         return Ok(());
     }
     if !mods.take("mma_async") || mods.rest.len() != 4 {

@@ -38,6 +38,7 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
             let to = d.write(to, ty)?;
             d.emit(if ty.bits() == 64 { Op::MovWide } else { Op::Mov }, vec![to], vec![from]);
         }
+        "prefetch" if mods.rest.last() == Some(&"tensormap") => bulk::prefetch(d, mods, operands)?,
         "prefetch" | "prefetchu" | "discard" | "applypriority" => {
             mods.rest.clear();
             d.emit(Op::Nothing, vec![], vec![]);

@@ -428,11 +428,12 @@ impl<'a> Decoder<'a> {
         if counts.iter().any(|count| *count >= usize::from(u16::MAX)) {
             return self.problem("the kernel needs too many registers at a time");
         }
-        let mut pool = Vec::new();
+        let (mut pool, mut words) = (Vec::new(), Vec::new());
         let mut code = Vec::with_capacity(self.code.len());
         for draft in &self.code {
             let at = pool.len() as u32;
             pool.extend(draft.defs.iter().chain(&draft.uses).map(|register| slots[*register as usize] as u16));
+            words.extend(draft.defs.iter().chain(&draft.uses).map(|register| banks[*register as usize] == Bank::Word));
             code.push(Inst {
                 op: draft.op,
                 guard: draft.guard.map_or(u16::MAX, |(register, _)| slots[register as usize] as u16),
@@ -456,6 +457,7 @@ impl<'a> Decoder<'a> {
         Ok(Kernel {
             name: self.entry.name.to_owned(),
             pool,
+            words,
             text: lines.collect(),
             sources: file.sources.iter().map(|(number, name)| (*number as u32, (*name).to_owned())).collect(),
             places: self.places,

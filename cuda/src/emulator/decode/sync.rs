@@ -30,7 +30,24 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
         "call" => return d.problem("calls of functions are not supported"),
         "trap" | "brkpt" => d.emit(Op::Trap, vec![], vec![]),
         "bar" | "barrier" => barrier(d, mods, operands)?,
-        "membar" | "fence" | "griddepcontrol" | "nanosleep" | "setmaxnreg" | "pmevent" => {
+        "fence" => {
+            let asynchronous = mods.take("proxy") && mods.take("async");
+            // Only shared memory has a check; all other fences order what is in the order of the program anyway.
+            let shared = !mods.take("global");
+            mods.rest.clear();
+            d.emit(if asynchronous && shared { Op::ProxyFence } else { Op::Nothing }, vec![], vec![]);
+        }
+        "setmaxnreg" => {
+            let known =
+                (mods.take("inc") || mods.take("dec")) && mods.take("sync") && mods.take("aligned") && mods.take("u32");
+            let [Operand::Int(count)] = operands else { return d.problem("a number of registers was expected") };
+            if !known || !(24..=256).contains(count) || !count.is_multiple_of(8) {
+                return d.problem("setmaxnreg takes a multiple of 8 from 24 to 256");
+            }
+            // There is room for all: the emulator does not count registers.
+            d.emit(Op::Nothing, vec![], vec![]);
+        }
+        "membar" | "griddepcontrol" | "nanosleep" | "pmevent" => {
             // Memory here is in the order of the program, and there is nothing to wait for.
             mods.rest.clear();
             d.emit(Op::Nothing, vec![], vec![]);

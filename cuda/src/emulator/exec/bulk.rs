@@ -2,26 +2,48 @@
 
 use super::Warp;
 use super::memory::{Result, global, lanes};
-use crate::emulator::block::Common;
+use crate::emulator::block::{Common, Failure};
 use crate::emulator::fault::{AccessKind, FaultKind};
 use crate::emulator::isa::Inst;
-use crate::emulator::shared::Accessor;
+use crate::emulator::shared::{Accessor, Proxy};
+use crate::emulator::tensor_map::{Map, place};
 
 /// A bulk copy that has not arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Bulk {
     /// The mbarrier that counts its bytes.
     pub(crate) barrier: u64,
-    to: u64,
-    data: Vec<u8>,
-    thread: u32,
-    pc: u32,
+    pub(crate) to: u64,
+    pub(crate) data: Vec<u8>,
+    /// The swizzle, as in a map.
+    pub(crate) exchange: u64,
+    pub(crate) thread: u32,
+    pub(crate) pc: u32,
     /// What its warp knew when it asked.
     pub(crate) clocks: Vec<u32>,
 }
 
+/// A copy out of shared memory that was asked for and not waited for.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaving {
+    pub(crate) lane: u8,
+    /// The group that it was or will be committed with.
+    group: u32,
+    pub(crate) pc: u32,
+    pub(crate) begun: u32,
+    pub(crate) from: u64,
+    target: Target,
+}
+
+/// Where it goes.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Bytes { to: u64, bytes: u64 },
+    Box { map: Map, first: [i64; 5] },
+}
+
 /// Bytes go in pieces of this size, which is what addresses and sizes must be multiples of.
-const PIECE: u64 = 16;
+pub(crate) const PIECE: u64 = 16;
 
 fn checked(lane: usize, address: u64) -> Result<()> {
     if address.is_multiple_of(PIECE) {
@@ -64,7 +86,7 @@ impl Common<'_> {
                 let problem = "was not initialised";
                 return Err((lane as u32, FaultKind::BadMbarrier { address: barrier, problem }));
             }
-            self.bulks.push(Bulk { barrier, to, data, thread, pc, clocks });
+            self.bulks.push(Bulk { barrier, to, data, exchange: 0, thread, pc, clocks });
         }
         Ok(())
     }
@@ -77,18 +99,17 @@ impl Common<'_> {
         due.into_iter()
             .map(|bulk| {
                 let by = Accessor { thread: bulk.thread, pc: bulk.pc, strong: false, clocks: &bulk.clocks };
-                if !bulk.data.is_empty() {
-                    self.shared.end_copy(bulk.to, &bulk.data, &by);
+                for (piece, at) in bulk.data.chunks(PIECE as usize).zip((0..).step_by(PIECE as usize)) {
+                    self.shared.end_copy(place(bulk.exchange, bulk.to, at), piece, &by, Proxy::Asynchronous);
                 }
                 (bulk.data.len() as i64, bulk.clocks)
             })
             .collect()
     }
 
-    /// Copies at once.
-    pub(crate) fn bulk_store(&mut self, warp: &Warp, inst: &Inst, mask: u32, pc: u32) -> Result<()> {
-        let kernel = self.kernel;
-        let uses = &kernel.pool[inst.at as usize..];
+    /// `cp.async.bulk` out of shared memory: the bytes leave when they are waited for.
+    pub(crate) fn bulk_store(&mut self, warp: &mut Warp, inst: &Inst, mask: u32, pc: u32) -> Result<()> {
+        let uses = &self.kernel.pool[inst.at as usize..];
         for lane in lanes(mask) {
             let wide = |at: usize| warp.registers.wides[usize::from(uses[at])][lane];
             let (to, from) = (wide(0), wide(1) & 0xffff_ffff);
@@ -96,18 +117,54 @@ impl Common<'_> {
             for address in [to, from, bytes] {
                 checked(lane, address)?;
             }
-            let clocks = &self.clocks[warp.number as usize];
-            let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: false, clocks };
-            let mut cached = None;
-            for at in (0..bytes).step_by(8) {
-                let read = self.shared.read(from.wrapping_add(at), 8, &by);
-                let read = read.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
-                let value = u64::from_le_bytes(read.try_into().unwrap_or_default());
-                let address = to.wrapping_add(at);
-                let (allocation, place) = global(self.memory, &mut cached, address, 8, AccessKind::Write, lane)?;
-                allocation.store(place, 8, value);
-                allocation.mark(place, 8);
-            }
+            self.leave(warp, lane, pc, from, Target::Bytes { to, bytes });
+        }
+        Ok(())
+    }
+
+    pub(super) fn leave(&mut self, warp: &mut Warp, lane: usize, pc: u32, from: u64, target: Target) {
+        let (group, begun) = (warp.leaving_groups[lane], self.shared.begin_reading());
+        warp.leaving.push(Leaving { lane: lane as u8, group, pc, begun, from, target });
+    }
+
+    /// Copies out of shared memory by `mask`'s lanes are done, all but those of the last `left` groups of each; `None` for
+    /// all.
+    pub(crate) fn await_stores(
+        &mut self,
+        warp: &mut Warp,
+        mask: u32,
+        left: Option<u32>,
+    ) -> std::result::Result<(), Failure> {
+        let groups = warp.leaving_groups;
+        let due = |store: &Leaving| {
+            let lane = usize::from(store.lane);
+            mask >> lane & 1 == 1 && left.is_none_or(|left| store.group < groups[lane].saturating_sub(left))
+        };
+        let (due, rest): (Vec<Leaving>, Vec<Leaving>) = std::mem::take(&mut warp.leaving).into_iter().partition(due);
+        warp.leaving = rest;
+        for store in due {
+            let done = match &store.target {
+                Target::Bytes { to, bytes } => self.store_bytes(warp, &store, *to, *bytes),
+                Target::Box { map, first } => self.store_box(warp, &store, map, *first),
+            };
+            done.map_err(|(lane, kind)| (lane, store.pc, kind))?;
+        }
+        Ok(())
+    }
+
+    fn store_bytes(&mut self, warp: &Warp, store: &Leaving, to: u64, bytes: u64) -> Result<()> {
+        let (kernel, lane) = (self.kernel, usize::from(store.lane));
+        let clocks = &self.clocks[warp.number as usize];
+        let by = Accessor { thread: warp.number * 32 + lane as u32, pc: store.pc, strong: false, clocks };
+        let mut cached = None;
+        for at in (0..bytes).step_by(8) {
+            let read = self.shared.read_asynchronously(store.from.wrapping_add(at), 8, &by, Some(store.begun));
+            let read = read.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
+            let value = u64::from_le_bytes(read.try_into().unwrap_or_default());
+            let address = to.wrapping_add(at);
+            let (allocation, place) = global(self.memory, &mut cached, address, 8, AccessKind::Write, lane)?;
+            allocation.store(place, 8, value);
+            allocation.mark(place, 8);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::{Copy, Warp};
 use crate::emulator::block::Common;
 use crate::emulator::fault::{AccessKind, FaultKind};
 use crate::emulator::isa::{Inst, Space};
-use crate::emulator::shared::Accessor;
+use crate::emulator::shared::{Accessor, Proxy};
 
 impl Common<'_> {
     /// Reads the source now, and lets the bytes arrive when they are waited for.
@@ -69,7 +69,7 @@ impl Common<'_> {
                 return true;
             }
             let by = Accessor { thread: number * 32 + lane as u32, pc: copy.pc, strong: false, clocks };
-            shared.end_copy(copy.to, &copy.data[..usize::from(copy.bytes)], &by);
+            shared.end_copy(copy.to, &copy.data[..usize::from(copy.bytes)], &by, Proxy::Generic);
             false
         });
     }

@@ -9,6 +9,7 @@ pub(crate) mod integer;
 pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod registers;
+mod tensor;
 pub(crate) mod warp;
 
 use registers::{LANES, Registers};
@@ -55,6 +56,16 @@ pub(crate) struct Warp {
     pub(crate) copies: Vec<Copy>,
     /// Groups of copies that each lane has committed.
     pub(crate) committed: [u32; LANES],
+    /// Copies out of shared memory in flight, and the groups of them that each lane has committed.
+    pub(crate) leaving: Vec<bulk::Leaving>,
+    pub(crate) leaving_groups: [u32; LANES],
+    /// Products in flight, and what they hold of each word register.
+    pub(crate) products: Vec<group::Product>,
+    pub(crate) held: Vec<group::Held>,
+    /// Groups of products that were committed.
+    pub(crate) product_groups: u32,
+    /// The word registers at the last `wgmma.fence`; empty before it.
+    pub(crate) fenced: Vec<[u32; LANES]>,
 }
 
 /// Where a warp stands in its grid.
@@ -79,6 +90,12 @@ impl Warp {
         self.groups.push(Group { pc: 0, mask: self.alive, state: State::Ready });
         self.copies.clear();
         self.committed = [0; LANES];
+        self.leaving.clear();
+        self.leaving_groups = [0; LANES];
+        self.products.clear();
+        self.held.clear();
+        self.product_groups = 0;
+        self.fenced.clear();
         self.local.clear();
         self.local.resize(kernel.local_bytes as usize * LANES, 0);
         let [words, wides, preds] = kernel.slots;

@@ -1,9 +1,11 @@
-//! Attention over a packed stream of sequences; see `cuda/kernels/attention.cu` and `attention_backward.cu`.
+//! Attention over a packed stream of sequences; see `cuda/kernels/attention.cu`, `attention_hopper.cu` and
+//! `attention_backward.cu`.
 //!
 //! [`forward`] is training, prefill and decoding: [`Segments`] says which keys belong to which queries, in a stream of
 //! keys or in pages of a cache. f32 and head sizes other than 64 and 128 go to the plain kernel.
 
 mod backward;
+mod hopper;
 mod segments;
 
 pub use backward::backward;
@@ -139,6 +141,9 @@ pub fn forward(
     lse.expect(OP, "lse", of.queries() * attention.heads)?;
     lse.expect_dtype(OP, "lse", DType::F32)?;
     of.check(attention)?;
+    if attention.tensor_cores(q.dtype()) && hopper::is_for(queue, of) {
+        return hopper::forward(queue, &out, &lse, [q, k, v], of, attention);
+    }
     let options = attention.bytes(of.max_pages())?;
     let [cu_q, k_start, k_len, pages] = of.args();
     let args = [out.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), cu_q, k_start, k_len, pages, Arg::Bytes(&options)];

@@ -12,6 +12,8 @@ pub struct Segments {
     len: usize,
     queries: usize,
     key_rows: usize,
+    /// Of each segment.
+    queries_of: Vec<usize>,
     max_queries: usize,
     max_keys: usize,
     /// A segment with more queries than keys, of which causal attention cannot say where the queries stand.
@@ -21,6 +23,8 @@ pub struct Segments {
     k_start: Option<DeviceBuffer>,
     k_len: DeviceBuffer,
     pages: Option<DeviceBuffer>,
+    /// The same on the host, for other numbers of keys in it.
+    page_table: Vec<u32>,
 }
 
 impl Segments {
@@ -55,17 +59,11 @@ impl Segments {
             let expected = k_len.len() * max_pages;
             return Err(Error::Length { op: OP, what: "the page table", expected, got: pages.len() });
         }
-        if let Some(&keys) = k_len.iter().find(|&&keys| keys as usize > max_pages * TILE) {
-            let expected = "at most what its pages hold";
-            return Err(Error::Size { op: OP, what: "the keys of a segment", expected, got: keys as usize });
-        }
-        let used = k_len.iter().enumerate().flat_map(|(s, &keys)| {
-            pages[s * max_pages..][..(keys as usize).div_ceil(TILE)].iter().map(|&page| page as usize + 1)
-        });
-        let rows = used.max().unwrap_or(0) * TILE;
+        let rows = rows_in_use(k_len, pages, max_pages)?;
         let mut table = Segments::new(queue, cu_q, k_len, rows)?;
         table.max_pages = max_pages;
         table.pages = Some(queue.upload("a page table", pages)?);
+        table.page_table = pages.to_vec();
         Ok(table)
     }
 
@@ -75,6 +73,7 @@ impl Segments {
             len: k_len.len(),
             queries: cu_q[cu_q.len() - 1] as usize,
             key_rows,
+            queries_of: queries.clone().collect(),
             max_queries: queries.clone().max().unwrap_or(0),
             max_keys: k_len.iter().copied().max().unwrap_or(0) as usize,
             overfull: queries.zip(k_len).find(|&(queries, &keys)| queries > keys as usize).map(|(queries, _)| queries),
@@ -83,7 +82,27 @@ impl Segments {
             k_start: None,
             k_len: queue.upload("a segment table", k_len)?,
             pages: None,
+            page_table: Vec::new(),
         })
+    }
+
+    /// Other numbers of keys in the same pages. Only what lies on the device changes, so a recorded step of decoding, which
+    /// has one query a segment, goes on with the next key.
+    ///
+    /// # Errors
+    /// Keys in no pages; a number of segments that is another; a segment with more keys than its pages hold.
+    pub fn set_keys(&mut self, k_len: &[u32]) -> Result<()> {
+        if k_len.len() != self.len || !self.is_paged() {
+            let expected = if self.is_paged() { self.len } else { 0 };
+            return Err(Error::Length { op: OP, what: "the numbers of keys in pages", expected, got: k_len.len() });
+        }
+        let rows = rows_in_use(k_len, &self.page_table, self.max_pages)?;
+        self.k_len.upload(k_len)?;
+        self.key_rows = rows;
+        self.max_keys = k_len.iter().copied().max().unwrap_or(0) as usize;
+        let too_many = self.queries_of.iter().zip(k_len).find(|(queries, keys)| **queries > **keys as usize);
+        self.overfull = too_many.map(|(queries, _)| *queries);
+        Ok(())
     }
 
     /// Number of segments.
@@ -144,6 +163,18 @@ impl Segments {
             self.pages.as_ref().map_or(NULL, arg),
         ]
     }
+}
+
+/// Rows of a cache that these keys reach to.
+fn rows_in_use(k_len: &[u32], pages: &[u32], max_pages: usize) -> Result<usize> {
+    if let Some(&keys) = k_len.iter().find(|&&keys| keys as usize > max_pages * TILE) {
+        let expected = "at most what its pages hold";
+        return Err(Error::Size { op: OP, what: "the keys of a segment", expected, got: keys as usize });
+    }
+    let used = k_len.iter().enumerate().flat_map(|(s, &keys)| {
+        pages[s * max_pages..][..(keys as usize).div_ceil(TILE)].iter().map(|&page| page as usize + 1)
+    });
+    Ok(used.max().unwrap_or(0) * TILE)
 }
 
 fn rising(what: &'static str, cu: &[u32]) -> Result<()> {

@@ -1,0 +1,150 @@
+// Matrix product on Hopper: C = alpha (A B + A2 B2) + bias, or C += that.
+//
+//   C (m, n) O     A (m, k) T     B (k, n) T     A2 (m, k2), B2 (k2, n) T     bias (n) T, may be null
+//
+// The product of matmul.cu, its layouts (A_T, B_T) and its second term, the way Hopper's tensor cores are fast: they read
+// both factors from shared memory, four warps at a time, and run in the background. So nothing passes through
+// registers but the sums, and the warps that multiply need not move data: a warp of its own asks the copy engine for boxes
+// of 64 x 64, as many as there is room for, and each box says by an mbarrier that it has come. Edges need no code
+// either: what a box has outside of its matrix is zero, and adding 0 changes no sum.
+//
+// Accumulation in f32. Order: k in steps of 16, one wgmma after another onto one accumulator, then k2 likewise. No
+// split-k, and the tile only says how many such chains run at a time: an element's bits depend neither on m, n nor the
+// tile. On Hopper all products of these types go here, however few rows they have: mma.sync may add 16 products otherwise.
+// Contract: C is written (=), or added to (+=) with ADD = 1.
+// Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence two tiles.
+//
+// Macros: T (bf16 or f16), O (type of C), A_T, B_T, ADD; GROUPS of four warps that multiply, each 64 rows; BN columns of a
+// block (64 or 128), STAGES tiles in the ring. Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
+// of 16 bytes, and k is not 0.
+// Source: PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.25 (bulk copies), 9.7.13.15 (mbarrier). Not yet run on a card.
+#include "hopper.cuh"
+#include "product.cuh"
+
+const u32 BK = 64;  // depth of a box
+const u32 COLUMNS = BN / 8;
+
+// Boxes of COUNT * 64 rows (or columns, of B) and 64 steps of depth.
+template <bool TRANSPOSED, u32 COUNT> __device__ __forceinline__ void fetch(
+    u32 to, const TensorMap* map, u32 barrier, u32 row, u32 depth) {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; ++i) {
+        if (TRANSPOSED) load_box(to + i * BOX, map, barrier, row + 64 * i, depth);
+        else load_box(to + i * BOX, map, barrier, depth, row + 64 * i);
+    }
+}
+
+// The products of a tile: 4 steps of 16.
+__device__ __forceinline__ void multiply_tile(f32 (&sums)[COLUMNS][4], u32 a, u32 b) {
+    settle(sums);
+    products_begin();
+#pragma unroll
+    for (u32 s = 0; s < BK / 16; ++s) group_multiply<A_T, B_T>(sums, factor<A_T>(a, s), factor<B_T>(b, s), T());
+    products_commit();
+}
+
+// The sums of a group of four warps to rows from `row` on and columns from `column` on.
+__device__ __forceinline__ void finish(
+    O* c, const f32 (&sums)[COLUMNS][4], u32 row, u32 column, u32 m, u32 n, u32 ldc, const T* bias, f32 alpha) {
+    const u32 warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 j = 0; j < COLUMNS; ++j)
+#pragma unroll
+        for (u32 e = 0; e < 4; e += 2) {
+            const u32 r = row + warp * 16 + lane / 4 + e / 2 * 8, q = column + 8 * j + lane % 4 * 2;
+            if (r < m && q < n) finish2(c + (u64)r * ldc + q, sums[j][e], sums[j][e + 1], q, n, bias, alpha);
+        }
+}
+
+// The block's first row and column. Blocks that run at the same time should share tiles of A and B: bands of 8 tiles of
+// rows, columns within.
+__device__ __forceinline__ void place(u32 m, u32 n, u32 rows, u32& row, u32& column) {
+    const u32 down = (m + rows - 1) / rows, across = (n + BN - 1) / BN, band = blockIdx.x / (8 * across);
+    const u32 height = min(8, down - band * 8), within = blockIdx.x - band * 8 * across;
+    row = (band * 8 + within % height) * rows;
+    column = within / height * BN;
+}
+
+// Rung 0: one group does all by turns. It asks for a tile, waits for it, multiplies it and waits again.
+// Shared memory: a box of A, BN / 64 of B, and 8 bytes.
+extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
+    O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
+    const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc) {
+    extern __shared__ __align__(1024) u8 memory[];
+    const u32 ta = shared_address(memory), tb = ta + BOX, arrived = tb + BN / 64 * BOX;
+    u32 row, column;
+    place(m, n, 64, row, column);
+    if (threadIdx.x == 0) {
+        barrier_init(arrived, 1);
+        fence_asynchronous();
+    }
+    f32 sums[COLUMNS][4] = {};
+    const u32 first = (k + BK - 1) / BK, steps = first + (k2 + BK - 1) / BK;
+    for (u32 step = 0; step < steps; ++step) {
+        __syncthreads();  // the barrier is there, and all are done with the tile before
+        if (threadIdx.x == 0) {
+            const bool main = step < first;
+            const u32 depth = (main ? step : step - first) * BK;
+            barrier_expect(arrived, (1 + BN / 64) * BOX);
+            fetch<A_T, 1>(ta, main ? &a : &a2, arrived, row, depth);
+            fetch<B_T, BN / 64>(tb, main ? &b : &b2, arrived, column, depth);
+        }
+        barrier_wait(arrived, step & 1);
+        multiply_tile(sums, ta, tb);
+        products_wait<0>();
+    }
+    settle(sums);
+    finish(c, sums, row, column, m, n, ldc, bias, alpha);
+}
+
+// Rung 1: a ring of STAGES tiles. The last group is the producer, of which one thread works: it fills each stage as soon as
+// nobody multiplies what was there. The others multiply: two groups of 64 rows with the same tile of B between them.
+// The products of a stage run while the next one's are asked for; when they are done the stage is free.
+// Shared memory: STAGES tiles, and 16 bytes for each.
+extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hopper(
+    O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
+    const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc) {
+    extern __shared__ __align__(1024) u8 memory[];
+    const u32 bytes_a = GROUPS * BOX, bytes = bytes_a + BN / 64 * BOX;
+    const u32 shared = shared_address(memory), full = shared + STAGES * bytes, empty = full + 8 * STAGES;
+    u32 row, column;
+    place(m, n, 64 * GROUPS, row, column);
+    if (threadIdx.x == 0) {
+        for (u32 s = 0; s < STAGES; ++s) {
+            barrier_init(full + 8 * s, 1);             // the producer arrives, and then the bytes
+            barrier_init(empty + 8 * s, 4 * GROUPS);   // each warp that multiplies
+        }
+        fence_asynchronous();
+    }
+    __syncthreads();
+    const u32 first = (k + BK - 1) / BK, steps = first + (k2 + BK - 1) / BK, group = threadIdx.x / GROUP;
+    if (group == GROUPS) {
+        if (GROUPS == 2) release_registers<40>();
+        if (threadIdx.x == GROUP * GROUPS)
+            for (u32 step = 0; step < steps; ++step) {
+                const u32 s = step % STAGES, tile = shared + s * bytes;
+                const bool main = step < first;
+                const u32 depth = (main ? step : step - first) * BK;
+                barrier_wait(empty + 8 * s, step / STAGES & 1 ^ 1);  // at first at once
+                barrier_expect(full + 8 * s, bytes);
+                fetch<A_T, GROUPS>(tile, main ? &a : &a2, full + 8 * s, row, depth);
+                fetch<B_T, BN / 64>(tile + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
+            }
+    } else {
+        if (GROUPS == 2) claim_registers<232>();
+        f32 sums[COLUMNS][4] = {};
+        // There is a step. A loop that might have none would leave a path from the zeros above to the wait below, and the
+        // assembler would then let no two products overlap.
+        u32 step = 0;
+        do {
+            const u32 s = step % STAGES, tile = shared + s * bytes;
+            barrier_wait(full + 8 * s, step / STAGES & 1);
+            multiply_tile(sums, tile + group * BOX, tile + bytes_a);
+            products_wait<1>();  // those of the step before
+            if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((step - 1) % STAGES));
+        } while (++step < steps);
+        products_wait<0>();
+        settle(sums);
+        finish(c, sums, row + group * 64, column, m, n, ldc, bias, alpha);
+    }
+}

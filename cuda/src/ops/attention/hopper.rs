@@ -1,0 +1,57 @@
+//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu`.
+
+use super::{Attention, Segments, TILE};
+use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
+use crate::kernels::ATTENTION_HOPPER;
+use crate::memory::{Slice, SliceMut};
+use crate::nvrtc::Arch;
+use crate::ops::with;
+use crate::{Queue, Result, Shape};
+
+/// Tiles in the ring, as in the kernel.
+const STAGES: usize = 2;
+
+/// Whether attention on tensor cores goes to this kernel on the queue's device. On Hopper all of it does, in training and
+/// in decoding: `mma.sync` may add the 16 products of a step otherwise.
+pub(super) fn is_for(queue: Queue<'_>, of: &Segments) -> bool {
+    // Without a key there is nothing to make a map of, and nothing to add.
+    queue.device.arch() == Arch::specific(9, 0) && of.key_rows() > 0
+}
+
+/// Boxes of a tile's rows, one head and 64 of its dimensions.
+fn map(queue: Queue<'_>, x: Slice<'_>, attention: &Attention) -> Result<[u8; TENSOR_MAP_BYTES]> {
+    let (heads, size, bytes) = (attention.kv_heads, attention.size, x.dtype().size());
+    queue.device.driver().tensor_map(&TensorMap {
+        base: x.ptr(),
+        dtype: x.dtype(),
+        sizes: &[size as u64, heads as u64, (x.len() / (heads * size)) as u64],
+        strides: &[(size * bytes) as u64, (heads * size * bytes) as u64],
+        tile: &[64, 1, TILE as u32],
+        swizzle: Swizzle::Bytes128,
+        fill: Fill::Zeros,
+    })
+}
+
+/// Everything has been checked; the size of a head is 64 or 128.
+pub(super) fn forward(
+    queue: Queue<'_>,
+    out: &SliceMut<'_>,
+    lse: &SliceMut<'_>,
+    [q, k, v]: [Slice<'_>; 3],
+    of: &Segments,
+    attention: &Attention,
+) -> Result<()> {
+    let options = attention.bytes(of.max_pages())?;
+    let [cu_q, k_start, k_len, pages] = of.args();
+    let (map_k, map_v) = (map(queue, k, attention)?, map(queue, v, attention)?);
+    let (maps, options) = ([Arg::Bytes(&map_k), Arg::Bytes(&map_v)], Arg::Bytes(&options));
+    let mut args = vec![out.arg(), lse.arg(), q.arg(), k.arg(), v.arg()];
+    args.extend(maps);
+    args.extend([cu_q, k_start, k_len, pages, options]);
+    let rows = of.max_queries() * attention.group();
+    let groups = if rows <= 64 { 1 } else { 2 };
+    let room = STAGES * (2 * TILE * attention.size * 2 + 16);
+    let shape = Shape::grid([rows.div_ceil(64 * groups), attention.kv_heads, of.len()], 128 * (groups as u32 + 1));
+    let defines = with(attention.defines(q.dtype()), "GROUPS", groups);
+    queue.launch(&ATTENTION_HOPPER, "attention_hopper", &defines, shape.shared(room), &args)
+}

@@ -1,0 +1,96 @@
+//! Matrix products on Hopper; see `cuda/kernels/matmul_hopper.cu`. [`matmul`](super::matmul::matmul) sends there what
+//! belongs there.
+
+use super::matmul::{Layout, Term};
+use super::{size, with};
+use crate::cache::Defines;
+use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
+use crate::kernels::MATMUL_HOPPER;
+use crate::memory::{Slice, SliceMut};
+use crate::nvrtc::Arch;
+use crate::{Queue, Result, Shape};
+
+const OP: &str = "matmul";
+
+/// Rows and columns of a box, and bytes.
+const BOX: usize = 64;
+const BOX_BYTES: usize = BOX * BOX * 2;
+
+/// A tile of C and what makes it: part of the speed, not of the arithmetic.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    /// Groups of four warps that multiply, each 64 rows.
+    groups: usize,
+    columns: usize,
+    stages: usize,
+}
+
+/// Hundreds of rows: training, prefill. 128 KiB of tiles.
+const LARGE: Tile = Tile { groups: 2, columns: 128, stages: 4 };
+/// A few rows: decoding, where reading B is all. 96 KiB, so that two blocks share a multiprocessor.
+const SMALL: Tile = Tile { groups: 1, columns: 64, stages: 6 };
+
+impl Tile {
+    fn defines(self, mut defines: Defines) -> Defines {
+        for (name, value) in [("GROUPS", self.groups), ("BN", self.columns), ("STAGES", self.stages)] {
+            defines = with(defines, name, value);
+        }
+        defines
+    }
+
+    fn shape(self, [m, n]: [usize; 2]) -> Shape {
+        let blocks = m.div_ceil(BOX * self.groups) * n.div_ceil(self.columns);
+        let tiles = self.stages * (self.groups + self.columns / BOX) * BOX_BYTES;
+        Shape::line(blocks, 128 * (self.groups as u32 + 1)).shared(tiles + 16 * self.stages)
+    }
+}
+
+/// Whether products of halves go to this kernel on the queue's device.
+pub(super) fn is_for(queue: Queue<'_>) -> bool {
+    queue.device.arch() == Arch::specific(9, 0)
+}
+
+/// The map of a factor whose `rows` lie along the stored rows, or across them if `transposed`.
+fn map(queue: Queue<'_>, x: Slice<'_>, transposed: bool, rows: usize, depth: usize) -> Result<[u8; TENSOR_MAP_BYTES]> {
+    let (along, across) = if transposed { (rows, depth) } else { (depth, rows) };
+    queue.device.driver().tensor_map(&TensorMap {
+        base: x.ptr(),
+        dtype: x.dtype(),
+        sizes: &[along as u64, across as u64],
+        strides: &[(along * x.dtype().size()) as u64],
+        tile: &[BOX as u32; 2],
+        swizzle: Swizzle::Bytes128,
+        fill: Fill::Zeros,
+    })
+}
+
+/// The product; everything has been checked, rows of factors are multiples of 8 halves and begin at multiples of 16
+/// bytes, and the first depth is not 0.
+pub(super) fn launch(
+    queue: Queue<'_>,
+    c: &SliceMut<'_>,
+    [m, n]: [usize; 2],
+    layout: Layout,
+    [first, second]: [Option<&Term<'_>>; 2],
+    (alpha, bias): (f32, Arg<'_>),
+    defines: Defines,
+) -> Result<()> {
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let mut maps = [[0; TENSOR_MAP_BYTES]; 4];
+    for (term, maps) in [first, second].into_iter().zip(maps.chunks_exact_mut(2)) {
+        // Of a term without depth no box is asked for.
+        if let Some(term) = term.filter(|term| term.depth > 0) {
+            maps[0] = map(queue, term.a, layout.a_transposed, m, term.depth)?;
+            maps[1] = map(queue, term.b, layout.b_transposed, n, term.depth)?;
+        }
+    }
+    let depth = |term: Option<&Term<'_>>| size(OP, "the depth", term.map_or(0, |term| term.depth)).map(Arg::U32);
+    let mut args = vec![c.arg()];
+    args.extend(maps.iter().map(|map| Arg::Bytes(map)));
+    args.extend([bias, Arg::F32(alpha), Arg::U32(size(OP, "m", m)?), Arg::U32(size(OP, "n", n)?)]);
+    args.extend([depth(first)?, depth(second)?, Arg::U32(size(OP, "a row of C", n)?)]);
+    let tile = if m <= BOX { SMALL } else { LARGE };
+    queue.launch(&MATMUL_HOPPER, "matmul_hopper", &tile.defines(defines), tile.shape([m, n]), &args)
+}

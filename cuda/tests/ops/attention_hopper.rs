@@ -1,0 +1,106 @@
+//! attention on Hopper against the kernel of other cards, which other tests hold against f64.
+
+use planish_cuda::driver::{Arg, Fill, Swizzle, TensorMap};
+use planish_cuda::kernels::{ATTENTION_HOPPER, Kernel};
+use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::attention::{self, Attention, Segments};
+use planish_cuda::{DType, Device, Shape};
+
+use crate::support::*;
+
+fn cumulative(lengths: impl Iterator<Item = usize>) -> Vec<u32> {
+    let mut cu = vec![0];
+    lengths.for_each(|n| cu.push(cu[cu.len() - 1] + n as u32));
+    cu
+}
+
+/// Result and log-sum-exp of segments of (queries, keys); `last` is what the last segment's keys and values all are, if
+/// not numbers like the others.
+fn forward(device: &Device, t: DType, a: &Attention, lengths: &[(usize, usize)], last: Option<f64>) -> [Vec<f64>; 2] {
+    let queue = device.queue();
+    let (cu_q, cu_k) = (cumulative(lengths.iter().map(|l| l.0)), cumulative(lengths.iter().map(|l| l.1)));
+    let (queries, keys) = (cu_q[lengths.len()] as usize, cu_k[lengths.len()] as usize);
+    let width = a.kv_heads * a.size;
+    let (q, mut k, mut v) =
+        (random(queries * a.heads * a.size, t, 1), random(keys * width, t, 2), random(keys * width, t, 3));
+    if let Some(value) = last {
+        let begin = cu_k[lengths.len() - 1] as usize * width;
+        k[begin..].fill(value);
+        v[begin..].fill(value);
+    }
+    let [q, k, v] = [&q, &k, &v].map(|x| put(queue, x, t));
+    let (mut out, mut lse) = (room(queue, queries * a.heads * a.size, t), room(queue, queries * a.heads, DType::F32));
+    let of = Segments::packed(queue, &cu_q, &cu_k).unwrap();
+    let (to, sums) = (out.slice_mut(t), lse.slice_mut(DType::F32));
+    attention::forward(queue, to, sums, q.slice(t), k.slice(t), v.slice(t), &of, a).unwrap();
+    [get(&out, t), get(&lse, DType::F32)]
+}
+
+fn causal(heads: usize, kv_heads: usize, size: usize) -> Attention {
+    Attention { heads, kv_heads, size, scale: (size as f32).powf(-0.5), causal: true, window: None, softcap: None }
+}
+
+/// The emulator adds in the order that the heads of both files state, so both must give the same bits.
+#[test]
+fn hopper_and_ampere_attend_in_one_order() {
+    let (Some(hopper), Some(ampere)) = (device_of((9, 0)), device_of((8, 0))) else { return };
+    let base = causal(3, 1, 64);
+    for (t, a, lengths) in [
+        // One block and several, whole tiles and rests, more tiles than stages, segments without queries or keys.
+        (DType::BF16, base, &[(64, 64), (5, 128), (0, 3), (70, 200)][..]),
+        (DType::F16, base, &[(1, 1), (0, 0), (2, 63), (130, 130)]),
+        (DType::BF16, causal(4, 2, 128), &[(33, 100), (3, 64)]),
+        (DType::BF16, Attention { window: Some(20), ..base }, &[(75, 190), (3, 3)]),
+        (DType::BF16, Attention { causal: false, softcap: Some(2.0), ..base }, &[(40, 66), (5, 0), (5, 2)]),
+        (DType::BF16, base, &[(0, 0)]),
+    ] {
+        let of = |device| forward(device, t, &a, lengths, None);
+        assert!(of(&hopper) == of(&ampere), "{t} {a:?} {lengths:?}");
+    }
+}
+
+/// A box goes on into the next segment; what lies there is nobody's business.
+#[test]
+fn what_is_in_the_next_segment_changes_nothing() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (a, lengths) = (causal(2, 1, 64), [(6, 70), (2, 90)]);
+    let of = |last| forward(&device, DType::BF16, &a, &lengths, last);
+    let ([want, want_lse], own) = (of(None), 6 * 2);
+    for value in [f64::NAN, f64::INFINITY, 3e38] {
+        let [got, lse] = of(Some(value));
+        assert_eq!(got[..own * 64], want[..own * 64], "{value}");
+        assert_eq!(lse[..own], want_lse[..own], "{value}");
+    }
+}
+
+/// What ordinary stores brought is read by the tensor cores: without the fence they may see what was there before.
+#[test]
+fn a_missing_fence_is_seen() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    let fence = "fence_asynchronous();\n                    __syncwarp();";
+    assert!(ATTENTION_HOPPER.text.contains(fence));
+    let text = ATTENTION_HOPPER.text.replace(fence, "__syncwarp();").leak();
+    let kernel = Kernel { text, name: "attention_without_fence", ..ATTENTION_HOPPER };
+    let [q, k, v] = [1, 2, 3].map(|salt| put(queue, &random(5 * 64, t, salt), t));
+    let (out, lse) = (room(queue, 5 * 64, t), room(queue, 5, DType::F32));
+    let (cu, start, keys) =
+        (queue.upload("a test", &[0u32, 5]), queue.upload("a test", &[0u32]), queue.upload("a test", &[5u32]));
+    let map = |x: &DeviceBuffer| {
+        let (sizes, strides, tile) = (&[64, 1, 5], &[128, 128], &[64, 1, 64]);
+        let (swizzle, fill) = (Swizzle::Bytes128, Fill::Zeros);
+        device.driver().tensor_map(&TensorMap { base: x.ptr(), dtype: t, sizes, strides, tile, swizzle, fill }).unwrap()
+    };
+    let (map_k, map_v) = (map(&k), map(&v));
+    let options: Vec<u8> = [0.125f32.to_bits(), 0, 1, 0, 1, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut args: Vec<Arg<'_>> = [&out, &lse, &q, &k, &v].map(|x| Arg::Ptr(x.ptr())).to_vec();
+    args.extend([&map_k, &map_v].map(|map| Arg::Bytes(map)));
+    args.extend([&cu, &start, &keys].map(|x| Arg::Ptr(x.as_ref().unwrap().ptr())));
+    args.extend([Arg::U64(0), Arg::Bytes(&options)]);
+    let of = defines(&[("T", "bf16"), ("D", "64"), ("GROUPS", "1")]);
+    let shape = Shape::line(1, 256).shared(2 * 2 * 8192 + 32);
+    let run = |kernel| queue.launch(kernel, "attention_hopper", &of, shape, &args);
+    run(&ATTENTION_HOPPER).unwrap();
+    let seen = run(&kernel).unwrap_err().to_string();
+    assert!(seen.contains("without a fence.proxy.async between") && seen.contains("st.shared"), "{seen}");
+}

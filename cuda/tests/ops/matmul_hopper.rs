@@ -1,0 +1,211 @@
+//! matmul on Hopper: the ring of tiles, and the version that takes them by turns.
+
+use std::sync::Arc;
+
+use planish_cuda::driver::{Arg, Fill, Swizzle, TensorMap};
+use planish_cuda::emulator::Emulator;
+use planish_cuda::kernels::{Kernel, MATMUL_HOPPER};
+use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
+use planish_cuda::{DType, Device, Queue, Shape};
+
+use crate::support::*;
+
+const LAYOUTS: [Layout; 4] = [
+    Layout::FORWARD,
+    Layout::INPUT_GRADIENT,
+    Layout::WEIGHT_GRADIENT,
+    Layout { a_transposed: true, b_transposed: false },
+];
+
+/// A, B, A2, B2, the bias and C before, of a product of these sizes.
+fn inputs(queue: Queue<'_>, [m, n, k, k2]: [usize; 4], t: DType, to: DType) -> [DeviceBuffer; 6] {
+    let sizes = [m * k, n * k, m * k2, n * k2, n, m * n];
+    std::array::from_fn(|i| {
+        let dtype = if i == 5 { to } else { t };
+        put(queue, &random(sizes[i], dtype, i as u64 + 1), dtype)
+    })
+}
+
+fn product(device: &Device, sizes: [usize; 4], layout: Layout, t: DType, to: DType, add: bool) -> Vec<f64> {
+    let [m, n, k, k2] = sizes;
+    let [a, b, a2, b2, bias, mut c] = inputs(device.queue(), sizes, t, to);
+    let terms = [Term { a: a.slice(t), b: b.slice(t), depth: k }, Term { a: a2.slice(t), b: b2.slice(t), depth: k2 }];
+    let epilogue = Epilogue { alpha: 0.5, bias: Some(bias.slice(t)), add };
+    matmul(device.queue(), c.slice_mut(to), [m, n], layout, &terms, epilogue).unwrap();
+    get(&c, to)
+}
+
+/// The emulator adds in the order that the heads of both files state, so both must give the same bits: those of the
+/// kernel of other cards, which other tests hold against f64.
+#[test]
+fn hopper_and_ampere_add_in_one_order() {
+    let (Some(hopper), Some(ampere)) = (device_of((9, 0)), device_of((8, 0))) else { return };
+    let (half, f32) = (DType::BF16, DType::F32);
+    let same = |sizes, layout, t, to, add| {
+        let of = |device| product(device, sizes, layout, t, to, add);
+        assert!(of(&hopper) == of(&ampere), "{sizes:?} {layout:?} {t}");
+    };
+    // Few rows and many, more steps than stages, edges in every direction.
+    for layout in LAYOUTS {
+        same([72, 200, 72, 16], layout, half, f32, true);
+    }
+    same([8, 8, 8, 0], Layout::FORWARD, half, half, false);
+    same([64, 72, 456, 8], Layout::INPUT_GRADIENT, DType::F16, DType::F16, false);
+    // A number of rows that is no multiple of 8, and columns that are odd.
+    for sizes in [[1, 24, 40, 0], [131, 33, 64, 24]] {
+        same(sizes, Layout::FORWARD, half, half, false);
+    }
+}
+
+/// Rung 0 and rung 1, and both tiles: the same chains, the same bits.
+#[test]
+fn turns_and_ring_give_the_same_bits() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    for layout in [Layout::FORWARD, Layout::WEIGHT_GRADIENT] {
+        let sizes @ [m, n, k, k2] = [72, 136, 136, 24];
+        let want = product(&device, sizes, layout, t, DType::F32, true);
+        let [a, b, a2, b2, bias, _] = inputs(queue, sizes, t, DType::F32);
+        let map = |x: &DeviceBuffer, transposed: bool, rows: usize, depth: usize| {
+            let (along, across) = if transposed { (rows, depth) } else { (depth, rows) };
+            let map = TensorMap {
+                base: x.ptr(),
+                dtype: t,
+                sizes: &[along as u64, across as u64],
+                strides: &[2 * along as u64],
+                tile: &[64, 64],
+                swizzle: Swizzle::Bytes128,
+                fill: Fill::Zeros,
+            };
+            device.driver().tensor_map(&map).unwrap()
+        };
+        let maps = [
+            map(&a, layout.a_transposed, m, k),
+            map(&b, layout.b_transposed, n, k),
+            map(&a2, layout.a_transposed, m, k2),
+            map(&b2, layout.b_transposed, n, k2),
+        ];
+        for (name, groups, columns, stages) in [
+            ("matmul_hopper", 2, 64, 4),
+            ("matmul_hopper_by_turns", 2, 64, 4),
+            ("matmul_hopper", 1, 128, 3),
+            ("matmul_hopper_by_turns", 1, 128, 3),
+        ] {
+            let of = [
+                ("T", "bf16".to_owned()),
+                ("O", "f32".to_owned()),
+                ("A_T", u8::from(layout.a_transposed).to_string()),
+                ("B_T", u8::from(layout.b_transposed).to_string()),
+                ("ADD", "1".to_owned()),
+                ("GROUPS", groups.to_string()),
+                ("BN", columns.to_string()),
+                ("STAGES", stages.to_string()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value));
+            let c = put(queue, &random(m * n, DType::F32, 6), DType::F32);
+            let mut args = vec![Arg::Ptr(c.ptr())];
+            args.extend(maps.iter().map(|map| Arg::Bytes(map)));
+            args.extend([Arg::Ptr(bias.ptr()), Arg::F32(0.5)]);
+            args.extend([m, n, k, k2, n].map(|x| Arg::U32(x as u32)));
+            // One group without a ring, or as many as there are and the producer.
+            let (working, threads, room) = match name {
+                "matmul_hopper" => {
+                    (groups, 128 * (groups as u32 + 1), stages * (groups + columns / 64) * 8192 + 16 * stages)
+                }
+                _ => (1, 128, (1 + columns / 64) * 8192 + 8),
+            };
+            let blocks = m.div_ceil(64 * working) * n.div_ceil(columns);
+            let shape = Shape::line(blocks, threads).shared(room);
+            queue.launch(&MATMUL_HOPPER, name, &of.to_vec(), shape, &args).unwrap();
+            assert!(get(&c, DType::F32) == want, "{name} {groups} {columns} {layout:?}");
+        }
+    }
+}
+
+/// A weight's rows of 8 elements but a first element that the copy engine cannot fetch; no row, no column, no depth.
+#[test]
+fn what_does_not_fit_goes_elsewhere() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    let (x, w) = (random(5 * 16, t, 1), random(9 * 16, t, 2));
+    let (px, pw) = (put(queue, &x, t), put(queue, &w, t));
+    let mut y = room(queue, 5 * 8, t);
+    let term = Term { a: px.slice(t), b: pw.slice(t).part(4, 8 * 16).unwrap(), depth: 16 };
+    matmul(queue, y.slice_mut(t), [5, 8], Layout::FORWARD, &[term], Epilogue::default()).unwrap();
+    let want: Vec<f64> = (0..40).map(|e| (0..16).map(|i| x[e / 8 * 16 + i] * w[4 + e % 8 * 16 + i]).sum()).collect();
+    close("from an odd place", &get(&y, t), &want, tolerance(t));
+    for [m, n, k] in [[0, 8, 8], [8, 0, 8], [8, 8, 0]] {
+        let (a, b) = (put(queue, &random(m * k, t, 1), t), put(queue, &random(n * k, t, 1), t));
+        let mut c = put(queue, &vec![2.0; m * n], DType::F32);
+        let term = Term { a: a.slice(t), b: b.slice(t), depth: k };
+        let add = Epilogue { add: true, ..Epilogue::default() };
+        matmul(queue, c.slice_mut(DType::F32), [m, n], Layout::FORWARD, &[term], add).unwrap();
+        assert_eq!(get(&c, DType::F32), vec![2.0; m * n]);
+    }
+}
+
+/// The kernel with a piece of its text replaced, on a product of two stages more than the ring has.
+fn broken(device: &Device, change: &[(&str, &str)]) -> planish_cuda::Result<()> {
+    let mut text = MATMUL_HOPPER.text.to_owned();
+    for (old, new) in change {
+        assert!(text.contains(old), "{old} is not there");
+        text = text.replace(old, new);
+    }
+    let kernel = Kernel { text: text.leak(), ..MATMUL_HOPPER };
+    let (queue, t) = (device.queue(), DType::BF16);
+    let [m, n, k] = [64, 64, 256];
+    let [a, b, _, _, _, c] = inputs(queue, [m, n, k, 0], t, t);
+    let map = |x: &DeviceBuffer| {
+        let (base, sizes, strides) = (x.ptr(), &[k as u64, 64], &[2 * k as u64]);
+        let (tile, swizzle, fill) = (&[64, 64], Swizzle::Bytes128, Fill::Zeros);
+        device.driver().tensor_map(&TensorMap { base, dtype: t, sizes, strides, tile, swizzle, fill }).unwrap()
+    };
+    let (map_a, map_b) = (map(&a), map(&b));
+    let of = [("T", "bf16"), ("O", "bf16"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("GROUPS", "1"), ("BN", "64")];
+    let of = defines(&[&of[..], &[("STAGES", "2")]].concat());
+    let mut args = vec![Arg::Ptr(c.ptr())];
+    args.extend([&map_a, &map_b, &map_a, &map_b].map(|map| Arg::Bytes(map)));
+    args.extend([Arg::U64(0), Arg::F32(1.0)]);
+    args.extend([m, n, k, 0, n].map(|x| Arg::U32(x as u32)));
+    let shape = Shape::line(1, 256).shared(2 * 2 * 8192 + 32);
+    queue.launch(&kernel, "matmul_hopper", &of, shape, &args)
+}
+
+/// Each way of being careless with copies and products, in the kernel that ships.
+#[test]
+fn broken_rings_are_caught() {
+    let arrive = "if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((step - 1) % STAGES));";
+    let wait = "products_wait<1>();  // those of the step before";
+    let early = format!("if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);\n            {wait}");
+    let cases: [(&[(&str, &str)], &str); 7] = [
+        (&[], ""),
+        (&[("barrier_wait(full + 8 * s, step / STAGES & 1);", "")], "shared memory"),
+        (&[("    products_begin();\n", "")], "no wgmma.fence"),
+        (
+            &[(
+                "        products_wait<0>();\n        settle(sums);\n        finish(c, sums, row + group",
+                "        finish(c, sums, row + group",
+            )],
+            "which no wgmma.wait_group has waited for",
+        ),
+        // The stage is given back before the products have read it.
+        (&[(arrive, ""), (wait, &early)], "shared memory"),
+        (&[("barrier_init(empty + 8 * s, 4 * GROUPS);", "barrier_init(empty + 8 * s, 1);")], "hangs"),
+        (
+            &[("row, depth);\n                fetch<B_T", "row, depth);\n                if (step == 9) fetch<B_T")],
+            "hangs",
+        ),
+    ];
+    for (change, words) in cases {
+        let Some(cache) = cache() else { return };
+        let emulator = Emulator::new((9, 0)).unwrap().with_budget(1_000_000);
+        let device = Device::new(Arc::new(emulator), cache);
+        let result = broken(&device, change);
+        match (words, result) {
+            ("", result) => result.unwrap(),
+            (words, Err(error)) => assert!(error.to_string().contains(words), "{change:?}: {error}"),
+            (_, Ok(())) => panic!("nothing was seen of {change:?}"),
+        }
+    }
+}
