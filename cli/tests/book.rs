@@ -26,7 +26,9 @@ fn commands() -> Vec<(PathBuf, Vec<String>)> {
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         let blocks = text.split("```console\n").skip(1).filter_map(|rest| rest.split_once("```"));
-        for line in blocks.flat_map(|(block, _)| block.lines()) {
+        // A backslash at the end of a line goes on with the next.
+        let blocks: Vec<String> = blocks.map(|(block, _)| block.replace("\\\n", "")).collect();
+        for line in blocks.iter().flat_map(|block| block.lines()) {
             let arguments = line.strip_prefix("planish ").or_else(|| line.strip_prefix("cargo run --release -- "));
             if let Some(arguments) = arguments {
                 found.push((document.clone(), words(arguments)));

@@ -24,6 +24,7 @@ impl TextEncoder for Bytes {
         messages: &[ChatMessage],
         _: &ChatExtras,
         add_generation_prompt: bool,
+        _: u64,
     ) -> Result<RenderedChat, TextError> {
         let mut chat = RenderedChat::default();
         for (i, message) in messages.iter().enumerate() {
