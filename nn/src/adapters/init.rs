@@ -305,9 +305,11 @@ mod tests {
             let matrix = |t: &Tensor| Matrix::new(t.dims()[0], t.dims()[1], t.to_vec::<f64>().unwrap());
             let update = matrix(&taken.b).times(&matrix(&taken.a));
             for (found, want) in [(&q, numbers(&case["q"])), (&update.data, numbers(&case["update"]))] {
-                let off =
-                    found.iter().zip(&want).fold(0f64, |m, (a, b)| if (a - b).abs() <= m { m } else { (a - b).abs() });
-                assert!(off <= 1e-5, "{case}: {off}", case = init.to_json());
+                assert_eq!(found.len(), want.len());
+                for (a, b) in found.iter().zip(&want) {
+                    // torch's decomposition is in f32: its rounding, some ten times over.
+                    assert!((a - b).abs() <= 1e-5, "{init:?}: {a} and {b}");
+                }
             }
         }
     }
