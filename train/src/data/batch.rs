@@ -95,26 +95,41 @@ impl Batch {
         supervised(&self.mask)
     }
 
-    /// The same segments in order, in batches of about equal size that hold up to `limit` tokens, or one example
-    /// that is longer; whole if `limit` is 0. The segments of an example stay together.
+    /// The same segments in order, in as few batches as hold up to `limit` tokens each, or one example that is longer;
+    /// the longest of these batches is as short as it can be. Whole if `limit` is 0. The segments of an example stay
+    /// together.
     pub fn split(&self, limit: usize) -> Vec<Batch> {
         if limit == 0 || self.tokens() <= limit {
             return vec![self.clone()];
         }
-        let even = self.tokens().div_ceil(self.tokens().div_ceil(limit));
-        let fresh = || Batch { per_example: self.per_example, ..Batch::new() };
-        let mut parts = vec![fresh()];
         let group = self.per_example.max(1);
-        for first in (0..self.segments()).step_by(group) {
-            let segments = first..self.segments().min(first + group);
-            let tokens = segments.clone().map(|s| self.segment(s).len()).sum::<usize>();
-            let last = parts.last().expect("never empty").tokens();
-            if last > 0 && (last >= even || last + tokens > limit) {
-                parts.push(fresh());
+        let examples: Vec<std::ops::Range<usize>> =
+            (0..self.segments()).step_by(group).map(|s| s..self.segments().min(s + group)).collect();
+        let tokens = |e: &std::ops::Range<usize>| (self.cu_seqlens[e.end] - self.cu_seqlens[e.start]) as usize;
+        // How many batches that hold `most` it takes, filled one after the other.
+        let count = |most: usize| {
+            let (mut parts, mut filled) = (0, usize::MAX);
+            for n in examples.iter().map(tokens) {
+                filled = filled.saturating_add(n);
+                if filled > most {
+                    (parts, filled) = (parts + 1, n);
+                }
             }
-            let part = parts.last_mut().expect("never empty");
-            part.margins.extend(self.margins.get(first / group));
-            for s in segments {
+            parts
+        };
+        let (fewest, mut low, mut most) = (count(limit), 0, limit);
+        while low < most {
+            let middle = low.midpoint(most);
+            if count(middle) > fewest { low = middle + 1 } else { most = middle }
+        }
+        let mut parts: Vec<Batch> = Vec::with_capacity(fewest);
+        for (e, segments) in examples.iter().enumerate() {
+            if parts.last().is_none_or(|last| last.tokens() + tokens(segments) > most) {
+                parts.push(Batch { per_example: self.per_example, ..Batch::new() });
+            }
+            let part = parts.last_mut().expect("one was pushed");
+            part.margins.extend(self.margins.get(e));
+            for s in segments.clone() {
                 let range = self.segment(s);
                 part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range]);
                 part.labels.extend(self.labels.get(s));

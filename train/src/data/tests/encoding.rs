@@ -184,5 +184,10 @@ fn a_batch_splits_between_its_segments() {
         assert!(parts.iter().all(|p| p.segments() == 1 || limit == 0 || p.tokens() <= limit));
     }
     assert_eq!(batch.split(0).len(), 1);
+    let sizes = |limit: usize| batch.split(limit).iter().map(|p| p.tokens()).collect::<Vec<_>>();
+    // As few as there can be, and none longer than it must: 13, 6 and 14 tokens, not 16, 15 and 2.
+    assert_eq!(sizes(16), [13, 6, 14]);
+    assert_eq!(sizes(32), [16, 17]);
+    assert_eq!(sizes(6), [6, 7, 6, 12, 2]);
     assert_eq!(batch.split(33), vec![batch]);
 }
