@@ -41,6 +41,10 @@ const PANELS: usize = 4;
 /// Most rows that take a panel of B piece by piece. With more, panels are packed whole.
 const FEW_ROWS: usize = 32;
 
+/// With few rows: runs of columns for each thread at most, and panels of each at least.
+const FEW_RUNS: usize = 4;
+const FEW_PANELS: usize = 6;
+
 /// Rows of C that pay for packing a panel of B anew: fewer are not split between tasks.
 const MIN_ROWS: usize = 192;
 
@@ -123,9 +127,11 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         if threads == 1 || small {
             return (self.m, if small { self.n } else { most * shape.nr });
         }
-        // Few rows pass once: a run of W for each thread, which asks for its own lines ahead.
+        // Few rows pass once: long runs of W, which asks for its own lines ahead, but more of them than threads, which
+        // are never quite equally fast.
         if self.m <= FEW_ROWS {
-            return (self.m, panels.div_ceil(threads) * shape.nr);
+            let runs = (panels / FEW_PANELS).clamp(threads, FEW_RUNS * threads);
+            return (self.m, panels.div_ceil(runs) * shape.nr);
         }
         // A whole number of rounds of equal tasks.
         let rounds = panels.div_ceil(most * threads);
