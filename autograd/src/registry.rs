@@ -73,6 +73,7 @@ pub fn ops() -> &'static [&'static Op] {
         &lm_head_divergence::OP,
         &lora_embedding::OP,
         &lora_linear::OP,
+        &lstm::OP,
         &reduction::SUM,
         &reduction::MEAN,
         &reduction::MAX,

@@ -12,7 +12,7 @@ use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_div
 use planish_autograd::ops::lora_embedding::lora_embedding;
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{
-    activation, block_rotate, elementwise, embedding, gather, glu, layer_norm, linear, rms_norm, rope, softmax,
+    activation, block_rotate, elementwise, embedding, gather, glu, layer_norm, linear, lstm, rms_norm, rope, softmax,
 };
 use planish_autograd::registry::{Fixture, ops};
 use planish_autograd::{Tape, Var};
@@ -82,6 +82,7 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
             let norms = row_norms(weight.value(), a.value(), b.value(), lora.scale).unwrap();
             one(dora_linear(c.var("x"), &weight, c.opt("bias"), (a, b), (c.var("magnitude"), &norms), &lora))
         }
+        "lstm" => one(lstm::lstm(c.var("gates"), c.var("w_hh"), c.params["reverse"].as_bool().unwrap())),
         "lora_embedding" => {
             let weight = c.var("weight").detach();
             one(lora_embedding(&weight, c.var("lora_a"), c.var("lora_b"), &c.ids("ids"), c.number("scale")))
@@ -173,6 +174,7 @@ const TABLE: &[(&str, f64)] = &[
     // `far` stands at ±1e4, where a rounding is 2e-12 of 1; it is what is left of x - m - ln s.
     ("log_softmax", 1e-13),
     ("lora_embedding", 1e-14),
+    ("lstm", 1e-14),
     ("lora_linear", 1e-14),
     // The gradient of a row scaled by 1e-3 is a thousand times larger than its parts' differences.
     ("rms_norm", 1e-13),

@@ -8,15 +8,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use planish_nn::adapters::{
-    AdaLoraConfig, AdapterConfig, BoftConfig, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit, OftConfig,
-    PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets, VeraConfig, attach,
-    load_adapter, resume_adapter, train_only,
+    AdaLoraConfig, AdapterConfig, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit,
+    OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets,
+    VeraConfig, attach, load_adapter, resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
 
 use crate::Result;
 use crate::config::{
-    BiasChoice, ConfigError, FinetuningType, LoraSettings, ModelSettings, OptimSettings, PeftType, PromptInitChoice,
+    BiasChoice, ConfigError, EncoderChoice, FinetuningType, LoraSettings, ModelSettings, OptimSettings, PeftType,
+    PromptInitChoice,
 };
 use crate::models::{self, Opened};
 use crate::optim::Rates;
@@ -147,7 +148,15 @@ pub fn adapter_config(lora: &LoraSettings, base: &str, total_steps: u64) -> Resu
             config.encoder_hidden_size = lora.encoder_hidden_size;
             Arc::new(config)
         }
-        PeftType::PTuning => Arc::new(PTuningConfig::new(count, lora.encoder_hidden_size, base)),
+        PeftType::PTuning => {
+            let mut config = PTuningConfig::new(count, lora.encoder_hidden_size, base);
+            config.encoder = match lora.encoder_reparameterization_type {
+                EncoderChoice::Mlp => Encoder::Mlp,
+                EncoderChoice::Lstm => Encoder::Lstm,
+            };
+            config.encoder_num_layers = lora.encoder_num_layers;
+            Arc::new(config)
+        }
     })
 }
 

@@ -59,6 +59,9 @@ impl Demands {
         match (adapter.peft_type(), json["use_dora"].as_bool()) {
             ("LORA", Some(true)) => self.lacks("DoRA"),
             ("LORA", _) if json["init_lora_weights"] == "loftq" => self.lacks("a quantised base, as loftq makes one,"),
+            ("P_TUNING", _) if json["encoder_reparameterization_type"] == "LSTM" => {
+                self.lacks("an encoder with an LSTM")
+            }
             ("LORA" | "LN_TUNING" | "IA3" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING", _) => self,
             (other, _) => self.lacks(format!("the adapter {other}")),
         }

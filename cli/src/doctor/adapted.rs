@@ -4,6 +4,7 @@ use planish_autograd::ops::block_rotate::block_rotate;
 use planish_autograd::ops::cayley::{Cayley, cayley};
 use planish_autograd::ops::dora_linear::{Lora, dora_linear, row_norms};
 use planish_autograd::ops::lora_embedding::lora_embedding;
+use planish_autograd::ops::lstm::lstm;
 use planish_autograd::{Result, Var};
 use planish_tensor::DType;
 
@@ -21,6 +22,7 @@ pub(super) fn cases(name: &str) -> Option<Make> {
         "lora_embedding" => lora_embeddings,
         "cayley" => cayleys,
         "block_rotate" => block_rotates,
+        "lstm" => lstms,
         _ => return None,
     })
 }
@@ -72,6 +74,18 @@ fn cayleys(s: &Sizes) -> Result<Vec<Case>> {
         Ok(Case::new(variant, inputs, terms, Work::None, move |v| cayley(&v[0], BLOCK, kind)))
     };
     [("exact, n 32", Cayley::Exact, 4), ("5 terms, n 32", Cayley::Series(5), 5)].into_iter().map(case).collect()
+}
+
+/// An encoder of virtual tokens: a chain over the hidden size, and one over the steps.
+fn lstms(s: &Sizes) -> Result<Vec<Case>> {
+    let (steps, hidden) = (s.tokens.min(20), s.hidden.min(64));
+    let flops = 8.0 * (steps * hidden * hidden) as f64;
+    let inputs = vec![
+        Input { tensor: s.normal(1, &[steps, 4 * hidden])?, kind: Kind::Activation },
+        Input { tensor: s.weight(DType::F32, 2, &[4 * hidden, hidden])?, kind: Kind::Weight },
+    ];
+    let terms = Rounding::Terms(hidden + steps);
+    Ok(vec![Case::new("h 64", inputs, terms, Work::Flops(flops, 2.0 * flops), |v| lstm(&v[0], &v[1], false))])
 }
 
 /// A chain over the block forward and for dx, over the tokens for dR.

@@ -1,10 +1,11 @@
-//! P-tuning: virtual tokens before every sequence, as an MLP makes them of trained embeddings.
+//! P-tuning: virtual tokens before every sequence, as an encoder makes them of trained embeddings.
 //!
-//! values = W₃ relu(W₂ relu(W₁ E + b₁) + b₂) + b₃, with E: (virtual tokens, hidden).
+//! values = W₃ relu(W₂ relu(W₁ E + b₁) + b₂) + b₃, with E: (virtual tokens, hidden), or
+//! values = W₂ relu(W₁ H + b₁) + b₂, with H: (virtual tokens, 2 width) of a bidirectional LSTM over E.
 //!
 //! # Source
 //! Liu et al., "GPT Understands, Too", arXiv:2103.10385. PEFT saves the values only; what training needs to go on is in
-//! a file of its own. PEFT's LSTM encoder cannot be trained here; adapters made with it load, as values.
+//! a file of its own.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use planish_tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::json::Fields;
-use super::prompt_tuning::{Between, FILE_NAME, Prompt, PromptEncoder, encoder_state, saved};
+use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, saved};
 use super::{AdapterError, Attach, Method};
 use crate::Result;
 use crate::decoder::Place;
@@ -23,7 +24,7 @@ use crate::decoder::Place;
 pub enum Encoder {
     /// Three linear layers with ReLU between.
     Mlp,
-    /// A bidirectional LSTM: known by adapters that are loaded only.
+    /// A bidirectional LSTM, then two linear layers with ReLU between.
     Lstm,
 }
 
@@ -33,14 +34,20 @@ pub struct PTuningConfig {
     pub(super) prompt: Prompt,
     /// The encoder.
     pub encoder: Encoder,
-    /// Width between its layers; the model's if `None`.
+    /// Width between its layers, and of each direction of the LSTM; the model's if `None`.
     pub encoder_hidden_size: Option<usize>,
+    /// Layers of the LSTM, at least 1. The MLP has three, whatever this says.
+    pub encoder_num_layers: usize,
 }
+
+/// PEFT's.
+const NUM_LAYERS: usize = 2;
 
 impl PTuningConfig {
     /// So many virtual tokens, made by the MLP.
     pub fn new(num_virtual_tokens: usize, encoder_hidden_size: Option<usize>, base: Option<String>) -> PTuningConfig {
-        PTuningConfig { prompt: Prompt::new(num_virtual_tokens, base), encoder: Encoder::Mlp, encoder_hidden_size }
+        let prompt = Prompt::new(num_virtual_tokens, base);
+        PTuningConfig { prompt, encoder: Encoder::Mlp, encoder_hidden_size, encoder_num_layers: NUM_LAYERS }
     }
 
     pub(super) fn read(f: &Fields<'_>) -> Result<PTuningConfig, AdapterError> {
@@ -51,9 +58,15 @@ impl PTuningConfig {
                 return Err(AdapterError::Unsupported { what: format!("encoder_reparameterization_type {other:?}") });
             }
         };
-        let own = ["encoder_reparameterization_type", "encoder_hidden_size"];
+        let own = ["encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"];
         let encoder_hidden_size = f.opt_whole("encoder_hidden_size")?;
-        Ok(PTuningConfig { prompt: Prompt::read(f, &own)?, encoder, encoder_hidden_size })
+        let encoder_num_layers = f.whole("encoder_num_layers", NUM_LAYERS)?;
+        Ok(PTuningConfig { prompt: Prompt::read(f, &own)?, encoder, encoder_hidden_size, encoder_num_layers })
+    }
+
+    fn kind(&self) -> Kind {
+        let recurrent = if self.encoder == Encoder::Lstm { self.encoder_num_layers } else { 0 };
+        Kind { recurrent, ..Kind::linear(Between::Relu, Place::Embeddings) }
     }
 }
 
@@ -66,7 +79,7 @@ impl Method for PTuningConfig {
         let all = json!({
             "encoder_dropout": 0.0,
             "encoder_hidden_size": self.encoder_hidden_size,
-            "encoder_num_layers": 2,
+            "encoder_num_layers": self.encoder_num_layers,
             "encoder_reparameterization_type": if self.encoder == Encoder::Mlp { "MLP" } else { "LSTM" },
             "num_attention_heads": null,
             "num_layers": null,
@@ -78,15 +91,18 @@ impl Method for PTuningConfig {
 
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.prompt.validate()?;
+        if !(1..=64).contains(&self.encoder_num_layers) {
+            let value = self.encoder_num_layers.to_string();
+            return Err(AdapterError::Value { key: "encoder_num_layers", value, expected: "from 1 to 64" }.into());
+        }
         let (count, hidden) = (self.prompt.num_virtual_tokens, to.model.config.hidden_size);
         let encoder = if to.trains() {
-            if self.encoder == Encoder::Lstm {
-                let what = "training encoder_reparameterization_type \"LSTM\"".into();
-                return Err(AdapterError::Unsupported { what }.into());
-            }
             let width = self.encoder_hidden_size.unwrap_or(hidden).max(1);
-            let sizes = [(width, hidden), (width, width), (hidden, width)];
-            PromptEncoder::attach(to, count, "mlp_head", &sizes, (Between::Relu, Place::Embeddings))?
+            let sizes: &[(usize, usize)] = match self.encoder {
+                Encoder::Mlp => &[(width, hidden), (width, width), (hidden, width)],
+                Encoder::Lstm => &[(2 * width, 2 * width), (hidden, 2 * width)],
+            };
+            PromptEncoder::attach(to, (count, hidden), "mlp_head", sizes, self.kind())?
         } else {
             // PEFT saves what the encoder makes: training goes on from that, without it.
             let values = to.param(FILE_NAME, &[count, hidden], |draw| draw.full(0.0))?;
@@ -98,7 +114,7 @@ impl Method for PTuningConfig {
     }
 
     fn saved(&self, params: &[Param]) -> Result<Vec<(String, Tensor)>> {
-        saved(params, Between::Relu, Place::Embeddings)
+        saved(params, self.kind())
     }
 
     fn training_state(&self, params: &[Param]) -> Vec<(String, Tensor)> {

@@ -15,7 +15,7 @@ use planish_tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::json::Fields;
-use super::prompt_tuning::{Between, FILE_NAME, Prompt, PromptEncoder, encoder_state, saved};
+use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, saved};
 use super::{AdapterError, Attach, Method};
 use crate::Result;
 use crate::decoder::Place;
@@ -47,6 +47,8 @@ impl PrefixTuningConfig {
     }
 }
 
+const KIND: Kind = Kind { recurrent: 0, between: Between::Tanh, place: Place::KeysAndValues };
+
 impl Method for PrefixTuningConfig {
     fn peft_type(&self) -> &'static str {
         "PREFIX_TUNING"
@@ -76,7 +78,7 @@ impl Method for PrefixTuningConfig {
         let encoder = if self.prefix_projection && to.trains() {
             let between = self.encoder_hidden_size.unwrap_or(width).max(1);
             let sizes = [(between, width), (all, between)];
-            PromptEncoder::attach(to, count, "transform", &sizes, (Between::Tanh, Place::KeysAndValues))?
+            PromptEncoder::attach(to, (count, width), "transform", &sizes, KIND)?
         } else {
             let values = to.param(FILE_NAME, &[count, all], |draw| draw.normal(1.0))?;
             PromptEncoder::plain(values, Place::KeysAndValues)
@@ -87,7 +89,7 @@ impl Method for PrefixTuningConfig {
     }
 
     fn saved(&self, params: &[Param]) -> Result<Vec<(String, Tensor)>> {
-        saved(params, Between::Tanh, Place::KeysAndValues)
+        saved(params, KIND)
     }
 
     fn training_state(&self, params: &[Param]) -> Vec<(String, Tensor)> {

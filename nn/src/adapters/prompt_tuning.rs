@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use planish_autograd::Param;
 use planish_autograd::Var;
-use planish_autograd::ops::{activation, linear, unary};
+use planish_autograd::ops::{activation, concat, linear, lstm, unary};
 use planish_tensor::Tensor;
 use planish_tensor::ops::embedding;
 use serde_json::{Map, Value, json};
@@ -75,34 +75,80 @@ pub(super) enum Between {
     Relu,
 }
 
+/// What an encoder does besides its linear layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// Layers of a bidirectional LSTM before them, each as wide as half of what the first linear layer takes.
+    pub(super) recurrent: usize,
+    pub(super) between: Between,
+    pub(super) place: Place,
+}
+
+impl Kind {
+    /// Of linear layers alone.
+    pub(super) fn linear(between: Between, place: Place) -> Kind {
+        Kind { recurrent: 0, between, place }
+    }
+}
+
+/// One direction of a recurrent layer: W_ih (4 hidden, in), W_hh (4 hidden, hidden), b_ih and b_hh (4 hidden).
+#[derive(Debug)]
+struct Direction([Param; 4]);
+
+impl Direction {
+    fn through(&self, ctx: &Ctx, x: &Var, reverse: bool) -> planish_autograd::Result<Var> {
+        let [w_ih, w_hh, b_ih, b_hh] = self.0.each_ref().map(|p| ctx.param(p));
+        let bias = planish_autograd::ops::elementwise::add(&b_ih, &b_hh)?;
+        lstm::lstm(&linear::linear(x, &w_ih, Some(&bias))?, &w_hh, reverse)
+    }
+}
+
 /// Virtual tokens: rows of a table, through an encoder's layers if there are any.
 #[derive(Debug)]
 pub(super) struct PromptEncoder {
     /// (virtual tokens, width).
     pub(super) embedding: Param,
+    /// Forward and reverse of each recurrent layer.
+    recurrent: Vec<[Direction; 2]>,
     /// W (out, in) and b (out) of each layer.
     pub(super) layers: Vec<(Param, Param)>,
-    pub(super) between: Between,
-    pub(super) place: Place,
+    kind: Kind,
 }
 
 impl PromptEncoder {
     /// Of a table alone.
     pub(super) fn plain(embedding: Param, place: Place) -> PromptEncoder {
-        PromptEncoder { embedding, layers: Vec::new(), between: Between::Relu, place }
+        let kind = Kind::linear(Between::Relu, place);
+        PromptEncoder { embedding, recurrent: Vec::new(), layers: Vec::new(), kind }
     }
 
     /// A table of `width` and layers of these (out, in), under PEFT's names for their parameters within the encoder:
-    /// `head.0`, `head.2`, …
+    /// `lstm_head.weight_ih_l0`, …, and `head.0`, `head.2`, …
     pub(super) fn attach(
         to: &mut Attach<'_>,
-        count: usize,
+        (count, width): (usize, usize),
         head: &str,
         sizes: &[(usize, usize)],
-        (between, place): (Between, Place),
+        kind: Kind,
     ) -> Result<PromptEncoder> {
-        let width = sizes[0].1;
         let embedding = to.param("prompt_encoder.embedding.weight", &[count, width], |draw| draw.normal(1.0))?;
+        let mut recurrent = Vec::new();
+        for layer in 0..kind.recurrent {
+            let (both, hidden) = (sizes[0].1, sizes[0].1 / 2);
+            let input = if layer == 0 { width } else { both };
+            // torch's initialisation of a recurrent layer.
+            let bound = 1.0 / (hidden as f64).sqrt();
+            let mut direction = |suffix: &str| -> Result<Direction> {
+                let name = |part: &str| format!("prompt_encoder.lstm_head.{part}_l{layer}{suffix}");
+                Ok(Direction([
+                    to.param(name("weight_ih"), &[4 * hidden, input], |draw| draw.uniform(bound))?,
+                    to.param(name("weight_hh"), &[4 * hidden, hidden], |draw| draw.uniform(bound))?,
+                    to.param(name("bias_ih"), &[4 * hidden], |draw| draw.uniform(bound))?,
+                    to.param(name("bias_hh"), &[4 * hidden], |draw| draw.uniform(bound))?,
+                ]))
+            };
+            recurrent.push([direction("")?, direction("_reverse")?]);
+        }
         let mut layers = Vec::new();
         for (i, &(out, input)) in sizes.iter().enumerate() {
             let name = |part: &str| format!("prompt_encoder.{head}.{}.{part}", 2 * i);
@@ -112,14 +158,19 @@ impl PromptEncoder {
             let b = to.param(name("bias"), &[out], |draw| draw.uniform(bound))?;
             layers.push((w, b));
         }
-        Ok(PromptEncoder { embedding, layers, between, place })
+        Ok(PromptEncoder { embedding, recurrent, layers, kind })
     }
 
     /// The same from its parameters, in the order of [`VirtualTokens::params`].
-    pub(super) fn from_params(params: &[Param], between: Between, place: Place) -> Option<PromptEncoder> {
+    pub(super) fn from_params(params: &[Param], kind: Kind) -> Option<PromptEncoder> {
         let (embedding, rest) = params.split_first()?;
-        let layers = rest.chunks_exact(2).map(|p| (p[0].clone(), p[1].clone())).collect();
-        Some(PromptEncoder { embedding: embedding.clone(), layers, between, place })
+        // What was loaded to go on with has no encoder.
+        let recurrent = if rest.is_empty() { 0 } else { kind.recurrent };
+        let (recurrent, layers) = rest.split_at_checked(8 * recurrent)?;
+        let direction = |p: &[Param]| Direction(std::array::from_fn(|i| p[i].clone()));
+        let recurrent = recurrent.chunks_exact(8).map(|p| [direction(&p[..4]), direction(&p[4..])]).collect();
+        let layers = layers.chunks_exact(2).map(|p| (p[0].clone(), p[1].clone())).collect();
+        Some(PromptEncoder { embedding: embedding.clone(), recurrent, layers, kind })
     }
 
     /// What PEFT saves: the encoder's output.
@@ -134,14 +185,17 @@ impl VirtualTokens for PromptEncoder {
     }
 
     fn place(&self) -> Place {
-        self.place
+        self.kind.place
     }
 
     fn values(&self, ctx: &Ctx) -> planish_autograd::Result<Var> {
         let mut x = ctx.param(&self.embedding);
+        for [forward, reverse] in &self.recurrent {
+            x = concat::concat(&[&forward.through(ctx, &x, false)?, &reverse.through(ctx, &x, true)?], 1)?;
+        }
         for (i, (w, b)) in self.layers.iter().enumerate() {
             if i > 0 {
-                x = match self.between {
+                x = match self.kind.between {
                     Between::Tanh => unary::tanh(&x)?,
                     Between::Relu => activation::relu(&x)?,
                 };
@@ -152,13 +206,15 @@ impl VirtualTokens for PromptEncoder {
     }
 
     fn params(&self) -> Vec<&Param> {
-        std::iter::once(&self.embedding).chain(self.layers.iter().flat_map(|(w, b)| [w, b])).collect()
+        let recurrent = self.recurrent.iter().flatten().flat_map(|d| &d.0);
+        let layers = self.layers.iter().flat_map(|(w, b)| [w, b]);
+        std::iter::once(&self.embedding).chain(recurrent).chain(layers).collect()
     }
 }
 
 /// What an encoder's file holds: its output; and, for going on, the encoder.
-pub(super) fn saved(params: &[Param], between: Between, place: Place) -> Result<Vec<(String, Tensor)>> {
-    match PromptEncoder::from_params(params, between, place) {
+pub(super) fn saved(params: &[Param], kind: Kind) -> Result<Vec<(String, Tensor)>> {
+    match PromptEncoder::from_params(params, kind) {
         Some(encoder) => Ok(vec![(FILE_NAME.to_string(), encoder.output()?)]),
         None => Ok(Vec::new()),
     }

@@ -23,6 +23,7 @@ pub mod lm_head;
 pub mod lm_head_divergence;
 pub mod lora_embedding;
 pub mod lora_linear;
+pub mod lstm;
 pub mod reduction;
 pub mod rms_norm;
 pub mod rope;

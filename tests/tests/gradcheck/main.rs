@@ -23,6 +23,7 @@ mod lm_head;
 mod lm_head_divergence;
 mod lora_embedding;
 mod lora_linear;
+mod lstm;
 mod reduction;
 mod rms_norm;
 mod rope;
@@ -55,6 +56,7 @@ fn covered() -> Vec<&'static str> {
         lm_head_divergence::COVERS,
         lora_embedding::COVERS,
         lora_linear::COVERS,
+        lstm::COVERS,
         reduction::COVERS,
         rms_norm::COVERS,
         rope::COVERS,

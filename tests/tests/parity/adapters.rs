@@ -187,7 +187,7 @@ fn trajectories_of_every_method_are_those_of_trl() {
 /// What goes on with training begins where it stopped, bit for bit, also where PEFT's file holds less.
 #[test]
 fn training_state_is_kept() {
-    for name in ["llama3_p_tuning", "smollm2_prefix_mlp", "smollm2_adalora"] {
+    for name in ["llama3_p_tuning", "llama3_p_tuning_lstm", "smollm2_prefix_mlp", "smollm2_adalora"] {
         let dir = fixture(&format!("adapters/{name}"));
         let mut model = base_of(&dir);
         let config = resume_adapter(&mut model, &dir).unwrap();

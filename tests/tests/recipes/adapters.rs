@@ -15,7 +15,7 @@ use crate::resume::{base, prepare};
 use crate::{StopAfter, files, metrics, result, settings};
 
 /// Name of the run, and the settings that choose the method.
-const METHODS: [(&str, &[(&str, &str)]); 19] = [
+const METHODS: [(&str, &[(&str, &str)]); 20] = [
     ("plain", &[("bias", "none"), ("rank_pattern", "down_proj=1"), ("alpha_pattern", "q_proj=3")]),
     ("dora", &[("use_dora", "true"), ("lora_dropout", "0.2")]),
     ("loraplus", &[("loraplus_lr_ratio", "8")]),
@@ -42,6 +42,15 @@ const METHODS: [(&str, &[(&str, &str)]); 19] = [
     ),
     ("prefix", &[("peft_type", "PREFIX_TUNING"), ("num_virtual_tokens", "3"), ("prefix_projection", "true")]),
     ("encoder", &[("peft_type", "P_TUNING"), ("num_virtual_tokens", "3"), ("encoder_hidden_size", "7")]),
+    (
+        "recurrent",
+        &[
+            ("peft_type", "P_TUNING"),
+            ("num_virtual_tokens", "3"),
+            ("encoder_hidden_size", "5"),
+            ("encoder_reparameterization_type", "LSTM"),
+        ],
+    ),
     ("ranks", &[("peft_type", "ADALORA"), ("init_r", "4"), ("target_r", "2"), ("tinit", "2"), ("tfinal", "2")]),
 ];
 

@@ -158,6 +158,16 @@ choices! {
 }
 
 choices! {
+    /// What makes the embeddings of p-tuning, under PEFT's names.
+    pub enum EncoderChoice {
+        /// Three linear layers.
+        Mlp = "MLP" | "mlp",
+        /// A bidirectional LSTM and two linear layers.
+        Lstm = "LSTM" | "lstm",
+    }
+}
+
+choices! {
     /// Which biases are trained with a LoRA adapter.
     pub enum BiasChoice {
         /// None.
@@ -414,6 +424,10 @@ settings! {
         prefix_projection: bool = false, SWITCH;
         /// Width of the encoder of p-tuning, or of prefix_projection [that of its output's rows].
         encoder_hidden_size: Option<usize> = None, COUNT;
+        /// The encoder of p-tuning.
+        encoder_reparameterization_type: EncoderChoice = EncoderChoice::Mlp, EncoderChoice::RULE;
+        /// Layers of p-tuning's encoder, if it is an LSTM.
+        encoder_num_layers: usize = 2usize, COUNT;
         /// What is trained without use_peft.
         finetuning_type: FinetuningType = FinetuningType::Full, FinetuningType::RULE;
         /// With finetuning_type freeze: how many layers are trained, the last ones; negative for the first ones.
