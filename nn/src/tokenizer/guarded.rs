@@ -66,7 +66,7 @@ impl Tokenizer {
     /// and all tokens of one character share its bytes.
     pub(crate) fn encode_pieces(&self, text: &str, guarded: &[Range<usize>]) -> Result<Vec<Piece>> {
         let (trapped, free) = self.special_occurrences(text, guarded)?;
-        if trapped == 0 && !free.is_empty() && self.has_sections() {
+        if trapped == 0 && (self.words().is_some() || (!free.is_empty() && self.has_sections())) {
             return self.encode_sections(text, &free);
         }
         if trapped == 0 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Map, Value};
 use tokenizers::models::ModelWrapper;
@@ -161,6 +161,8 @@ pub(super) fn assemble(json: &[u8], file: &str, around: Surroundings) -> Result<
             guarded: OnceLock::new(),
             special_pattern: OnceLock::new(),
             has_sections: OnceLock::new(),
+            words: OnceLock::new(),
+            memories: Mutex::default(),
             number: super::sections::number(),
             special,
             special_ids,

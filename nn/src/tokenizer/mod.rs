@@ -19,11 +19,12 @@ mod sections;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod words;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Backend;
@@ -48,6 +49,10 @@ struct Inner {
     special_pattern: OnceLock<regex::Regex>,
     /// Whether text between special tokens may be encoded by itself.
     has_sections: OnceLock<bool>,
+    /// Where words are cut, if that is known.
+    words: OnceLock<Option<words::Words>>,
+    /// Words met before, one memory for each thread that encodes at the same time.
+    memories: Mutex<Vec<words::Memory>>,
     /// Tells this tokenizer from the others of the process.
     number: u64,
     /// `bos_token`, `eos_token`, …: what a chat template sees under these names.
@@ -114,6 +119,9 @@ impl Tokenizer {
     ///
     /// The tokenizer library's, where its model cannot represent the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        if let Some(ids) = self.encode_by_words(text, add_special_tokens)? {
+            return Ok(ids);
+        }
         guard("encode", || self.inner.backend.encode_fast(text, add_special_tokens)).map(|e| e.get_ids().to_vec())
     }
 
@@ -238,6 +246,8 @@ impl Tokenizer {
             guarded: OnceLock::new(),
             special_pattern: OnceLock::new(),
             has_sections: OnceLock::new(),
+            words: OnceLock::new(),
+            memories: Mutex::default(),
             number: sections::number(),
             special: i.special.clone(),
             special_ids: i.special_ids.clone(),

@@ -5,6 +5,8 @@
 
 use serde_json::{Value, json};
 
+/// The one built into the library's byte-level pre-tokenizer.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -71,6 +73,24 @@ pub(super) fn find(name: &str) -> Option<&'static PreTokenizer> {
 /// All names, for an error.
 pub(super) fn known() -> String {
     KNOWN.iter().flat_map(|p| p.names).copied().collect::<Vec<_>>().join(", ")
+}
+
+/// The expression that a pre-tokenizer of tokenizer.json cuts words by, if it is one of those here, and whether it cuts out
+/// every digit first.
+pub(super) fn expression_of(pre_tokenizer: &Value) -> Option<(bool, &'static str)> {
+    let wanted = without_offsets(pre_tokenizer);
+    let known = KNOWN.iter().find(|p| without_offsets(&p.json()) == wanted)?;
+    Some(match known.split {
+        Split::Gpt2 => (false, GPT2),
+        Split::DigitsThenGpt2 => (true, GPT2),
+        Split::Regex(expression) => (false, expression),
+    })
+}
+
+/// Every pre-tokenizer as tokenizer.json has it, and whether text is composed first.
+#[cfg(test)]
+pub(super) fn all() -> impl Iterator<Item = (Value, bool)> {
+    KNOWN.iter().map(|p| (p.json(), p.nfc))
 }
 
 /// The name of a pre-tokenizer that tokenizer.json has, with what stands around it: the first of those it goes by.

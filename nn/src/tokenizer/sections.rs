@@ -70,8 +70,13 @@ impl Tokenizer {
         let found = match found {
             Some(found) => found,
             None => {
-                let encoding = guard("encode", || self.inner.backend.encode(text, false))?;
-                let new: Rc<[Piece]> = pieces(&encoding, |offset| offset, |id| id).into();
+                let new: Rc<[Piece]> = match self.encode_words(text)? {
+                    Some(pieces) => pieces.into(),
+                    None => {
+                        let encoding = guard("encode", || self.inner.backend.encode(text, false))?;
+                        pieces(&encoding, |offset| offset, |id| id).into()
+                    }
+                };
                 if text.len() <= LONGEST {
                     RECENT.with_borrow_mut(|recent| {
                         recent.sections.truncate(KEPT - 1);
@@ -94,10 +99,8 @@ impl Tokenizer {
 /// Whether every step of the tokenizer is known to look at one section at a time. What is not known is not.
 fn independent(backend: &Backend) -> bool {
     let json = |part: Option<serde_json::Result<Value>>| part.transpose().map(Option::unwrap_or_default);
-    let steps = [
-        json(backend.get_pre_tokenizer().map(serde_json::to_value)),
-        json(backend.get_post_processor().map(serde_json::to_value)),
-    ];
+    let before = json(backend.get_pre_tokenizer().map(serde_json::to_value));
+    let after = json(backend.get_post_processor().map(serde_json::to_value));
     let added = backend.get_added_tokens_decoder();
     // A special token that takes spaces along, or that overlaps with another added token, is not cut out as it
     // is written.
@@ -108,7 +111,8 @@ fn independent(backend: &Backend) -> bool {
     plain
         && backend.get_truncation().is_none()
         && backend.get_padding().is_none()
-        && steps.iter().all(|step| step.as_ref().is_ok_and(sectionwise))
+        && before.is_ok_and(|step| sectionwise(&step, false))
+        && after.is_ok_and(|step| sectionwise(&step, true))
 }
 
 /// Whether an occurrence of one may reach into an occurrence of the other.
@@ -117,14 +121,14 @@ fn overlap(a: &str, b: &str) -> bool {
     a.contains(b) || b.contains(a) || reaches(a, b) || reaches(b, a)
 }
 
-/// Whether a pre-tokenizer or post-processor treats each section as if it were alone.
-fn sectionwise(step: &Value) -> bool {
-    let all = |key: &str| step[key].as_array().is_some_and(|steps| steps.iter().all(sectionwise));
+/// Whether a pre-tokenizer or (`post`) a post-processor treats each section as if it were alone.
+fn sectionwise(step: &Value, post: bool) -> bool {
+    let all = |key: &str| step[key].as_array().is_some_and(|steps| steps.iter().all(|s| sectionwise(s, post)));
     match step["type"].as_str() {
         None => step.is_null(),
         Some("Sequence") => all("pretokenizers") || all("processors"),
         // A space before the first word goes by the word's place in the text.
-        Some("ByteLevel") => step["add_prefix_space"] == false,
+        Some("ByteLevel") => step["add_prefix_space"] == false || (post && step["trim_offsets"] == false),
         // Adds special tokens, which are not asked for.
         Some("TemplateProcessing") => true,
         Some("Split" | "Digits" | "Punctuation" | "Whitespace" | "WhitespaceSplit") => true,
@@ -156,6 +160,11 @@ mod tests {
         let metaspace = json!({"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": true});
         assert!(!sections(&[("/pre_tokenizer", metaspace)]));
         assert!(!sections(&[("/pre_tokenizer/add_prefix_space", json!(true))]));
+        // As a post-processor that cuts nothing off it looks at nothing.
+        let post = |trim: bool| json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": trim, "use_regex": true});
+        let sequence = |trim: bool| json!({"type": "Sequence", "processors": [post(trim)]});
+        assert!(sections(&[("/post_processor", sequence(false))]));
+        assert!(!sections(&[("/post_processor", sequence(true))]));
         assert!(!sections(&[("/added_tokens/0/lstrip", json!(true))]));
         assert!(!sections(&[("/added_tokens/2/content", json!("<s>>"))]));
     }
