@@ -138,7 +138,9 @@ impl HeadLora {
             concat::concat(&[&Var::constant(weight.value().to_dtype(dtype)?), &cast::cast(&b, dtype)?], 1)?
         } else {
             let key = [weight.value(), b.value()];
-            Var::constant(self.wide.get(ctx, &key, || widened(key[0], key[1], dtype))?)
+            let kept = self.wide.get(ctx, &key, || widened(key[0], key[1], dtype))?;
+            // Kept for activations of another dtype.
+            Var::constant(if kept.dtype() == dtype { kept } else { widened(key[0], key[1], dtype)? })
         };
         Ok((wide, weight))
     }

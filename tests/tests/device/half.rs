@@ -148,35 +148,26 @@ fn other_families() {
     }
 }
 
+/// A model of the fixtures with an adapter of them.
+fn adapted(name: &str) -> Model {
+    let dir = fixture("adapters").join(name);
+    let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let base = config["base_model_name_or_path"].as_str().unwrap();
+    let mut model = load(base.trim_start_matches("models/"), None, false);
+    load_adapter(&mut model, &dir).unwrap();
+    model
+}
+
 /// Adapters hold f32 parameters that meet bf16 activations: scales, norms, virtual tokens, updates of the ends of the model.
 #[test]
 fn other_adapters() {
     let Some(device) = emulator(42) else { return };
-    let adapters = fixture("adapters");
-    let mut seen = BTreeSet::new();
-    for dir in std::fs::read_dir(&adapters).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()) {
-        let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
-        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let base = config["base_model_name_or_path"].as_str().unwrap().trim_start_matches("models/").to_owned();
-        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        let kind = config["peft_type"].as_str().unwrap().to_owned();
-        let wanted = match kind.as_str() {
-            "LORA" => LORAS.contains(&name.as_str()),
-            "IA3" | "LN_TUNING" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING" => true,
-            _ => false,
-        };
-        if !wanted || !seen.insert(if kind == "LORA" { name.clone() } else { kind }) {
-            continue;
-        }
-        let made = || {
-            let mut model = load(&base, None, false);
-            load_adapter(&mut model, &dir).unwrap();
-            model
-        };
-        let (here, there) = (made(), in_bf16(made(), device));
-        close(&name, &trajectory(&here, false, 2), &trajectory(&there, false, 2), BOUNDS_OF_FIXTURES);
+    let others = ["qwen2_ia3", "llama3_ln", "gemma2_prompt", "smollm2_prefix_mlp", "llama3_p_tuning"];
+    for name in LORAS.into_iter().chain(others) {
+        let (here, there) = (adapted(name), in_bf16(adapted(name), device));
+        close(name, &trajectory(&here, false, 2), &trajectory(&there, false, 2), BOUNDS_OF_FIXTURES);
     }
-    assert_eq!(seen.len(), LORAS.len() + 5, "{seen:?}");
 }
 
 /// Each parameter's gradient, as a vector, is off by 1 to 3% of its length: some 60 roundings of 0.1% along the way of a
@@ -242,7 +233,7 @@ fn every_way_gives_the_same_bits() {
     }
 }
 
-/// The same with plain kernels, and what sampling reports.
+/// The same with other sizes, with adapters, and what sampling reports.
 #[test]
 fn every_way_of_other_families() {
     let Some(device) = emulator(39) else { return };
@@ -250,6 +241,11 @@ fn every_way_of_other_families() {
         let model = in_bf16(load(family, Some(DType::BF16), false), device);
         let sequences = sequences(&model, &[12, 2, 19], 5);
         law5::check(family, &model, &Ctx::inference(), &sequences);
+    }
+    for name in ["qwen2_prefix", "gemma2_prompt", "smollm2_head", "llama3_embed", "qwen2_ia3"] {
+        let model = in_bf16(adapted(name), device);
+        let sequences = sequences(&model, &[5, 2, 8], 5);
+        law5::check(name, &model, &Ctx::inference(), &sequences);
     }
     let model = in_bf16(tiny(DType::F32, false), device);
     let prompts = sequences(&model, &[6, 3], 8);
