@@ -104,12 +104,13 @@ fn ten_steps_on_tensor_cores() {
     ];
     for (number, capability, head, dtype, forward) in cards {
         let Some((device, emulator)) = watched(number, capability) else { return };
-        let here = trajectory(&tiny_of(head, dtype, true), false, STEPS);
+        let steps = if head == 64 { STEPS } else { 2 };
+        let here = trajectory(&tiny_of(head, dtype, true), false, steps);
         let there = in_bf16(tiny_of(head, dtype, true), device);
         close(
             &format!("heads of {head}, {dtype} weights, on {capability:?}"),
             &here,
-            &trajectory(&there, false, STEPS),
+            &trajectory(&there, false, steps),
             BOUNDS,
         );
         let seen = kernels_of(&emulator);
@@ -242,9 +243,9 @@ fn every_way_of_other_families() {
         let sequences = sequences(&model, &[12, 2, 19], 5);
         law5::check(family, &model, &Ctx::inference(), &sequences);
     }
-    for name in ["qwen2_prefix", "gemma2_prompt", "smollm2_head", "llama3_embed", "qwen2_ia3"] {
+    for name in ["qwen2_prefix", "gemma2_prompt", "smollm2_head"] {
         let model = in_bf16(adapted(name), device);
-        let sequences = sequences(&model, &[5, 2, 8], 5);
+        let sequences = sequences(&model, &[5, 2], 5);
         law5::check(name, &model, &Ctx::inference(), &sequences);
     }
     let model = in_bf16(tiny(DType::F32, false), device);
@@ -277,7 +278,7 @@ fn activations_take_half_the_memory() {
         let mut model = with_lora(tiny(DType::BF16, false), 0.0);
         model.to_device(device).unwrap();
         model.set_activations(activations).unwrap();
-        let run = || accumulate(&model, &OptimSettings::default(), &step_of(&model, &[60, 90], 1), 0).unwrap();
+        let run = || accumulate(&model, &OptimSettings::default(), &step_of(&model, &[20, 30], 1), 0).unwrap();
         // Gradients are there already the second time.
         run();
         device.peak_of(run).unwrap().1
