@@ -106,11 +106,24 @@ pub(crate) fn grad_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// Adds `grad` into `slot`, in place where the slot already holds a gradient.
+/// The same in f32 if it is of a half: what sums are kept in.
+pub(crate) fn widened(grad: Tensor) -> Result<Tensor> {
+    match grad.dtype() {
+        DType::BF16 | DType::F16 => Ok(grad.to_dtype(DType::F32)?),
+        _ => Ok(grad),
+    }
+}
+
+/// Adds `grad` into `slot`, in place where the slot already holds a gradient. One half stays as it is, several add up in
+/// f32: the sum is rounded once, whether it is read at once or by way of a checkpoint.
 pub(crate) fn accumulate(slot: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
     match slot {
         None => *slot = Some(grad),
-        Some(sum) => planish_tensor::ops::elementwise::add_assign(sum, &grad)?,
+        Some(_) => {
+            let mut sum = widened(slot.take().expect("just seen"))?;
+            planish_tensor::ops::elementwise::add_assign(&mut sum, &grad)?;
+            *slot = Some(sum);
+        }
     }
     Ok(())
 }

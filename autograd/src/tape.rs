@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use planish_tensor::{DType, Device, Tensor};
 
-use crate::param::{Param, accumulate, grad_dtype};
+use crate::param::{Param, accumulate, grad_dtype, widened};
 use crate::registry::{Backward, Op};
 use crate::saved::{Recipe, Saved};
 use crate::{Error, Result};
@@ -31,7 +31,34 @@ struct Slot {
     shape: Vec<usize>,
     dtype: DType,
     device: Device,
-    param: Option<Param>,
+    of: Of,
+}
+
+/// What a tracked value is.
+enum Of {
+    Param(Param),
+    Leaf,
+    /// An op's output.
+    Output,
+}
+
+impl Slot {
+    /// Dtype of the gradient where it is read. Those of parameters and leaves are in the compute dtype. An op's rule hears
+    /// of its output's gradient in the output's own dtype on a device, where kernels compute on halves, and in the compute
+    /// dtype on the processor, where none does.
+    fn read_as(&self) -> DType {
+        match self.of {
+            Of::Output if !self.device.is_cpu() && self.dtype.is_float() => self.dtype,
+            _ => grad_dtype(self.dtype),
+        }
+    }
+
+    /// Whether a rule may give a gradient of this dtype. On a device a half is rounded or widened where it is read.
+    fn takes(&self, dtype: DType) -> bool {
+        let both = [dtype, self.read_as()];
+        both[0] == both[1]
+            || !self.device.is_cpu() && both.iter().all(|d| matches!(d, DType::F32 | DType::BF16 | DType::F16))
+    }
 }
 
 struct Node {
@@ -130,18 +157,22 @@ impl Tape {
 
     /// A value whose gradient is wanted, found after the backward pass in [`Gradients`].
     pub fn leaf(&self, value: Tensor) -> Var {
-        self.track(value, None)
+        self.track(value, Of::Leaf)
     }
 
     /// A parameter's value. Its gradient is added to the [`Param`] itself; a frozen one is untracked.
     pub fn param(&self, param: &Param) -> Var {
-        if param.is_trainable() { self.track(param.value(), Some(param.clone())) } else { Var::constant(param.value()) }
+        if param.is_trainable() {
+            self.track(param.value(), Of::Param(param.clone()))
+        } else {
+            Var::constant(param.value())
+        }
     }
 
-    fn track(&self, value: Tensor, param: Option<Param>) -> Var {
+    fn track(&self, value: Tensor, of: Of) -> Var {
         let mut slots = self.0.slots.borrow_mut();
         let (shape, dtype, device) = (value.dims().to_vec(), value.dtype(), value.device());
-        slots.push(Slot { shape, dtype, device, param });
+        slots.push(Slot { shape, dtype, device, of });
         Var { value, place: Some((self.clone(), slots.len() - 1)), recipe: None }
     }
 
@@ -172,7 +203,7 @@ impl Tape {
                 None => None,
             });
         }
-        let outputs: Vec<Var> = outputs.into_iter().map(|t| self.track(t, None)).collect();
+        let outputs: Vec<Var> = outputs.into_iter().map(|t| self.track(t, Of::Output)).collect();
         let end = self.0.slots.borrow().len();
         self.0.nodes.borrow_mut().push(Node { op, inputs: slots, outputs: end - outputs.len()..end, rule });
         Ok(outputs)
@@ -214,11 +245,15 @@ impl Tape {
         loop {
             // Taken out one by one, so that what a rule saved is freed as soon as it has run.
             let Some(node) = self.0.nodes.borrow_mut().pop() else { break };
-            let upstream: Vec<Option<Tensor>> = grads[node.outputs.clone()].iter_mut().map(Option::take).collect();
+            let slots = self.0.slots.borrow();
+            let places = grads[node.outputs.clone()].iter_mut().zip(&slots[node.outputs.clone()]);
+            let read = |(place, slot): (&mut Option<Tensor>, &Slot)| {
+                place.take().map(|sum| sum.to_dtype(slot.read_as())).transpose()
+            };
+            let upstream: Vec<Option<Tensor>> = places.map(read).collect::<planish_tensor::Result<_>>()?;
             if upstream.iter().all(Option::is_none) {
                 continue;
             }
-            let slots = self.0.slots.borrow();
             node.rule.backward(&mut Grads {
                 op: node.op,
                 upstream,
@@ -286,7 +321,8 @@ impl Grads<'_> {
     /// Adds `grad` to the gradient of input `i`, if that is wanted.
     ///
     /// # Errors
-    /// [`Error::GradientShape`] if it is of another shape or not of the gradient dtype.
+    /// [`Error::GradientShape`] if it is of another shape, or not of the gradient dtype; on a device it may be any of
+    /// f32, bf16 and f16, and several are added up in f32.
     pub fn add(&mut self, i: usize, grad: Tensor) -> Result<()> {
         let Some(slot) = self.inputs[i] else { return Ok(()) };
         check(&self.slots[slot], &grad, self.op.name, i)?;
@@ -294,7 +330,7 @@ impl Grads<'_> {
     }
 
     /// Lets `f` add (`+=`) into the gradient buffer of input `i`, if that is wanted. The buffer has the
-    /// input's shape and the gradient dtype, and holds zeros where nothing was added yet.
+    /// input's shape and the compute dtype (f64 for f64, else f32), and holds zeros where nothing was added yet.
     ///
     /// # Errors
     /// Those of `f`.
@@ -303,22 +339,22 @@ impl Grads<'_> {
         let info = &self.slots[slot];
         let run = |place: &mut Option<Tensor>| -> Result<()> {
             let mut buffer = match place.take() {
-                Some(buffer) => buffer,
+                Some(buffer) => widened(buffer)?,
                 None => Tensor::zeros_on(info.device, info.shape.as_slice(), grad_dtype(info.dtype))?,
             };
             f(&mut buffer)?;
             *place = Some(buffer);
             Ok(())
         };
-        match &info.param {
-            Some(param) => run(&mut param.lock_grad()),
-            None => run(&mut self.grads[slot]),
+        match &info.of {
+            Of::Param(param) => run(&mut param.lock_grad()),
+            Of::Leaf | Of::Output => run(&mut self.grads[slot]),
         }
     }
 }
 
 fn check(slot: &Slot, grad: &Tensor, op: &'static str, input: usize) -> Result<()> {
-    if grad.dims() != slot.shape || grad.dtype() != grad_dtype(slot.dtype) {
+    if grad.dims() != slot.shape || !slot.takes(grad.dtype()) {
         return Err(Error::GradientShape {
             op,
             input,
@@ -330,9 +366,10 @@ fn check(slot: &Slot, grad: &Tensor, op: &'static str, input: usize) -> Result<(
 }
 
 fn deposit(slot: &Slot, place: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
-    match &slot.param {
-        Some(param) => accumulate(&mut param.lock_grad(), grad),
-        None => accumulate(place, grad),
+    match &slot.of {
+        Of::Param(param) => accumulate(&mut param.lock_grad(), grad.to_dtype(slot.read_as())?),
+        Of::Leaf => accumulate(place, grad.to_dtype(slot.read_as())?),
+        Of::Output => accumulate(place, grad),
     }
 }
 

@@ -45,6 +45,17 @@ pub(crate) fn device() -> Arg {
         .help("Where to compute: cpu, cuda, cuda:N, emulator, or auto for a GPU if there is one")
 }
 
+/// `--bf16`, of the same.
+pub(crate) fn bf16() -> Arg {
+    Arg::new("bf16")
+        .long("bf16")
+        .value_name("BOOL")
+        .num_args(0..=1)
+        .default_missing_value("true")
+        .value_parser(value_parser!(bool))
+        .help("Activations in bfloat16, for tensor cores [true on a GPU; the processor has float32 only]")
+}
+
 /// `--threads`.
 pub(crate) fn threads() -> Arg {
     let parser = value_parser!(u64).range(1..=1024);
@@ -73,7 +84,8 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
         None => None,
     };
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
-        model.to_device(device::choose(choice, &Demands::none().adapter(adapter.as_ref()).model(&model.config))?)?;
+        let demands = Demands::none().adapter(adapter.as_ref()).model(&model.config).bf16(bf16_of(matches));
+        device::place(&mut model, choice, &demands)?;
     }
     Ok((model, opened.tokenizer))
 }
@@ -85,7 +97,7 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
 pub(crate) fn open_reward(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
     let (opened, dtype) = files(matches)?;
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device")
-        && !device::choose(choice, &Demands::none())?.is_cpu()
+        && !device::choose(choice, &Demands::none().bf16(bf16_of(matches)))?.is_cpu()
     {
         return Err(wrong("rewards are computed on the CPU only; leave --device out"));
     }
@@ -98,6 +110,11 @@ pub(crate) fn open_reward(matches: &ArgMatches) -> anyhow::Result<(Model, Tokeni
         return Err(wrong("neither the model nor an adapter has a head of rewards; train one with `planish reward`"));
     }
     Ok((model, opened.tokenizer))
+}
+
+/// What `--bf16` says, of commands that have it.
+fn bf16_of(matches: &ArgMatches) -> Option<bool> {
+    matches.try_get_one::<bool>("bf16").ok().flatten().copied()
 }
 
 /// The model's files, and the dtype to hold them in.

@@ -288,7 +288,10 @@ macro_rules! kernels {
 }
 
 kernels! {
-    RMS_NORM = "rms_norm", TW;
+    RMS_NORM = "rms_norm", &[
+        &[("T", "f32"), ("W", "f32")], &[("T", "f32"), ("W", "bf16")], &[("T", "bf16"), ("W", "bf16")],
+        &[("T", "bf16"), ("W", "f32")], &[("T", "f16"), ("W", "f16")],
+    ];
     LAYER_NORM = "layer_norm", TW;
     GLU = "glu", &[
         &[("T", "f32"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "1")],

@@ -31,6 +31,14 @@ pub enum Error {
         /// What it cannot do.
         what: String,
     },
+    /// A dtype that activations have not there.
+    #[error("activations in {dtype} are not supported on {device}: they are float32, or on a GPU bfloat16")]
+    Activations {
+        /// The dtype asked for.
+        dtype: planish_tensor::DType,
+        /// Where the weights are.
+        device: planish_tensor::Device,
+    },
     /// config.json is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),

@@ -34,7 +34,8 @@ fn unknown_names_are_refused_with_the_nearest() {
     refused(&["config", "stf"], "there is no command `stf`; did you mean `sft`?");
     refused(&sft(&["--learnin-rate", "1"]), "there is no flag `--learnin-rate`; did you mean `--learning-rate`?");
     refused(&sft(&["--learnin_rate=1"]), "did you mean `--learning-rate`?");
-    refused(&sft(&["--bf16"]), "choose the weights' dtype with `dtype: bfloat16`");
+    refused(&sft(&["--fp16"]), "half activations are bfloat16 (`bf16`)");
+    refused(&sft(&["--bf16"]), "`bf16` is of a GPU's activations, and the processor computes in float32");
     refused(&["doctor", "--jsn"], "did you mean `--json`?");
     refused(&sft(&["one.yaml", "two.yaml"]), "`two.yaml` is one argument too many");
 }

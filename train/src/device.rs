@@ -5,15 +5,17 @@
 
 use planish_nn::adapters::AdapterConfig;
 use planish_nn::config::ModelConfig;
-use planish_tensor::Device;
+use planish_nn::decoder::Model;
+use planish_tensor::{DType, Device};
 
-use crate::config::{DeviceChoice, OptimSettings, OptimizerChoice};
+use crate::config::{BF16_ON_CPU, ConfigError, DeviceChoice, OptimSettings, OptimizerChoice};
 use crate::{Error, Result};
 
 /// What a command is going to do with the device.
 #[derive(Debug, Default)]
 pub struct Demands {
     lacking: Vec<String>,
+    bf16: Option<bool>,
 }
 
 impl Demands {
@@ -27,6 +29,12 @@ impl Demands {
     pub fn lacks(mut self, what: impl Into<String>) -> Demands {
         self.lacking.push(what.into());
         self
+    }
+
+    /// The setting `bf16`: activations in bfloat16, which is the default on a device and what the processor does not do.
+    #[must_use]
+    pub fn bf16(self, wanted: Option<bool>) -> Demands {
+        Demands { bf16: wanted, ..self }
     }
 
     /// Training with these settings.
@@ -71,19 +79,39 @@ impl Demands {
 /// The device that `choice` means, opened.
 ///
 /// # Errors
-/// [`Error::NotOnDevice`] for what it cannot do; [`Error::Tensor`] where it cannot be opened, with what is missing.
+/// [`Error::NotOnDevice`] for what it cannot do; [`Error::Tensor`] where it cannot be opened, with what is missing;
+/// [`Error::Config`] for bf16 on the processor.
 pub fn choose(choice: DeviceChoice, demands: &Demands) -> Result<Device> {
     let device = match choice {
-        DeviceChoice::On(Device::Cpu) => return Ok(Device::Cpu),
         DeviceChoice::On(device) => device,
-        DeviceChoice::Auto if !demands.lacking.is_empty() => return Ok(Device::Cpu),
-        DeviceChoice::Auto => return Ok(Device::best()),
+        DeviceChoice::Auto if !demands.lacking.is_empty() => Device::Cpu,
+        DeviceChoice::Auto => Device::best(),
     };
+    if device.is_cpu() {
+        let (key, problem) = BF16_ON_CPU;
+        return match demands.bf16 {
+            Some(true) => Err(ConfigError::Conflict { key, problem }.into()),
+            _ => Ok(device),
+        };
+    }
     if let Some(what) = demands.lacking.first() {
         return Err(Error::NotOnDevice { device, what: what.clone() });
     }
     device.open()?;
     Ok(device)
+}
+
+/// Moves the model to the device that `choice` means. There its activations are bf16, unless the demands say otherwise.
+///
+/// # Errors
+/// As [`choose`]; no room.
+pub fn place(model: &mut Model, choice: DeviceChoice, demands: &Demands) -> Result<()> {
+    let device = choose(choice, demands)?;
+    model.to_device(device)?;
+    if !device.is_cpu() && demands.bf16 != Some(false) {
+        model.set_activations(DType::BF16)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -102,6 +130,11 @@ mod tests {
         assert!(refused.is_usage());
         for choice in [DeviceChoice::Auto, DeviceChoice::On(Device::Cpu)] {
             assert_eq!(choose(choice, &Demands::none().lacks("this")).unwrap(), Device::Cpu);
+            let refused = choose(choice, &Demands::none().lacks("this").bf16(Some(true))).unwrap_err();
+            assert!(
+                refused.is_usage() && refused.to_string().contains("the processor computes in float32"),
+                "{refused}"
+            );
         }
     }
 }

@@ -187,9 +187,10 @@ fn print_checks(device: Device, checks: &[Checked]) -> io::Result<()> {
         let name = device.name().unwrap_or_else(|error| error.to_string());
         line(format_args!("\non {device}: {name}"))?;
     }
-    line(format_args!("\n{:<14}{:<18}{:>11}{:>11}  {:<6} {}", "op", "case", "error", "bound", "", "largest in"))?;
+    line(format_args!("\n{:<14}{:<23}{:>11}{:>11}  {:<6} {}", "op", "case", "error", "bound", "", "largest in"))?;
     for row in checks {
-        let name = format!("{:<14}{:<18}", row.op, row.variant);
+        let case = if row.bf16 { format!("{} bf16", row.variant) } else { row.variant.to_owned() };
+        let name = format!("{:<14}{:<23}", row.op, case.trim_start());
         match &row.outcome {
             Outcome::Skipped(why) => line(format_args!("{name}{:>11}{:>11}  {:<6} {why}", "", "", "none"))?,
             Outcome::Failed(why) => line(format_args!("{name}{:>11}{:>11}  {:<6} {why}", "", "", "FAILED"))?,

@@ -48,6 +48,7 @@ pub(crate) fn command() -> Command {
                 .help("Say on stderr how long reading the prompts and decoding took; as a JSON line with --json"),
         )
         .arg(model_args::device())
+        .arg(model_args::bf16())
         .arg(json_flag());
     sampling::with_flags(command)
 }

@@ -48,6 +48,7 @@ pub(crate) fn command() -> Command {
                 .help("Divide the logits by this for --top-k [1]"),
         )
         .arg(model_args::device())
+        .arg(model_args::bf16())
         .arg(json_flag())
 }
 

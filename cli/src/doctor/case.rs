@@ -11,6 +11,10 @@
 //! Mary, 2019), and the sums do too: a right kernel stays under n u with a factor of about √n to spare,
 //! and one that leaves out a single term of n, or rounds to bf16 on the way, is far over. Ops that only
 //! move numbers must be exact.
+//!
+//! On a device the ops of a decoder run with bf16 activations as well, which the f64 side is given too. Results and what
+//! is kept on the way (weights, probabilities, the low-rank activations) are then rounded to bf16, by 2⁻⁹ of themselves:
+//! [`HALF_ROUNDINGS`] of these are added to the bound.
 
 use planish_autograd::{Result, Tape, Var};
 use planish_tensor::rng::{Purpose, Stream};
@@ -55,6 +59,9 @@ pub(super) enum Work {
     None,
 }
 
+/// Roundings to bf16 on the longest way through an op: of a weight, of what is kept within, of a gradient, of the result.
+const HALF_ROUNDINGS: f64 = 4.0;
+
 /// Makes the cases of an op at given sizes.
 pub(super) type Make = fn(&Sizes) -> Result<Vec<Case>>;
 
@@ -69,6 +76,8 @@ pub(super) struct Case {
     pub(super) work: Work,
     /// Why it does not run on a device, though its op does.
     pub(super) cpu_only: Option<&'static str>,
+    /// Whether activations are bf16.
+    pub(super) half: bool,
 }
 
 impl Case {
@@ -81,7 +90,7 @@ impl Case {
         run: impl Fn(&[Var]) -> Result<Var> + Send + Sync + 'static,
     ) -> Case {
         let run = move |vars: &[Var]| Ok(vec![run(vars)?]);
-        Case { variant, inputs, run: Box::new(run), rounding, work, cpu_only: None }
+        Case { variant, inputs, run: Box::new(run), rounding, work, cpu_only: None, half: false }
     }
 
     /// Whether there is a gradient to check.
@@ -110,6 +119,14 @@ impl Case {
         Case { cpu_only: Some(reason), ..self }
     }
 
+    /// The same with activations, and the gradients of results, that bf16 holds.
+    pub(super) fn in_bf16(mut self) -> Result<Case> {
+        for input in self.inputs.iter_mut().filter(|input| input.kind == Kind::Activation) {
+            input.tensor = input.tensor.to_dtype(DType::BF16)?;
+        }
+        Ok(Case { half: true, ..self })
+    }
+
     /// Why it does not run on a device, though its op does.
     pub(super) fn stays_on_cpu(&self) -> Option<&'static str> {
         let packed = self.inputs.iter().any(|input| input.tensor.dtype() == DType::Packed);
@@ -128,6 +145,7 @@ impl Case {
             Rounding::Exact => (0.0, 0),
             Rounding::Terms(n) => (n as f64 * f64::from(f32::EPSILON) / 2.0, n),
         };
+        let bound = if self.half && terms > 0 { bound + HALF_ROUNDINGS * 2f64.powi(-9) } else { bound };
         // Written so that a NaN fails.
         let passed = worst <= bound && got.len() == want.len() && !got.is_empty();
         Outcome::Compared { error: worst, bound, terms, of, passed }
@@ -151,7 +169,7 @@ impl Case {
         for (i, out) in outputs.into_iter().enumerate() {
             numbers.push(Numbers { name: format!("output {i}"), values: values(out.value())? });
             if out.is_tracked() {
-                let upstream = upstream(out.value(), i as u64)?;
+                let upstream = upstream(out.value(), i as u64, self.half)?;
                 seeds.push((out, upstream));
             }
         }
@@ -176,12 +194,15 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?)
 }
 
-/// Standard normal values that f32 holds, in the shape of `out` and the dtype its gradient is kept in.
-pub(super) fn upstream(out: &Tensor, salt: u64) -> Result<Tensor> {
+/// Standard normal values that f32 holds, or bf16 if that is what `out` or activations are, in the shape of `out` and in
+/// the compute dtype.
+pub(super) fn upstream(out: &Tensor, salt: u64, half: bool) -> Result<Tensor> {
     let stream = Stream::new(salt, Purpose::Noise, 0);
     let values: Vec<f32> = (0..out.numel() as u64).map(|i| stream.normal(i) as f32).collect();
     let dtype = if out.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    Ok(Tensor::from_vec(values, out.dims())?.to_dtype(dtype)?.to_device(out.device())?)
+    let values = Tensor::from_vec(values, out.dims())?;
+    let values = if half || out.dtype() == DType::BF16 { values.to_dtype(DType::BF16)? } else { values };
+    Ok(values.to_dtype(dtype)?.to_device(out.device())?)
 }
 
 /// max |got − want| / max |want|; infinite where the lengths differ.
@@ -210,6 +231,8 @@ pub(crate) struct Checked {
     pub(crate) op: &'static str,
     /// Which case of it.
     pub(crate) variant: &'static str,
+    /// Whether activations are bf16: f32 otherwise.
+    pub(crate) bf16: bool,
     /// What came of it.
     #[serde(flatten)]
     pub(crate) outcome: Outcome,

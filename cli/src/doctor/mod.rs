@@ -43,17 +43,58 @@ pub(crate) fn check(device: Device) -> Vec<Checked> {
 }
 
 fn check_op(op: &Op, device: Device) -> Vec<Checked> {
-    let row = |variant, outcome| Checked { op: op.name, variant, outcome };
+    let row = |variant, outcome| Checked { op: op.name, variant, bf16: false, outcome };
     match entry(op.name) {
         None => vec![row("", Outcome::Failed("there is no check of this op: a bug in planish".into()))],
         Some(Entry::None(why)) => vec![row("", Outcome::Skipped(why))],
         Some(Entry::Cases(make)) => {
-            let sizes = if matches!(device, Device::Emulator(_)) { &Sizes::EMULATED } else { &Sizes::CHECK };
-            match make(sizes) {
+            let emulated = matches!(device, Device::Emulator(_));
+            let sizes = if emulated { &Sizes::EMULATED } else { &Sizes::CHECK };
+            let mut rows = match make(sizes) {
                 Ok(cases) => cases.iter().map(|case| row(case.variant, outcome(op, case, device))).collect(),
                 Err(error) => vec![row("", Outcome::Failed(error.to_string()))],
+            };
+            if !device.is_cpu() && IN_BF16.contains(&op.name) {
+                let sizes = if emulated { &Sizes::HALF_EMULATED } else { &Sizes::HALF };
+                rows.extend(check_in_bf16(op, make, sizes, device));
             }
+            rows
         }
+    }
+}
+
+/// The ops that see a decoder's activations, which may be bf16 on a device.
+const IN_BF16: [&str; 17] = [
+    "linear",
+    "lora_linear",
+    "lm_head",
+    "attention",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "geglu",
+    "add",
+    "mul",
+    "scale",
+    "dropout",
+    "index_select",
+    "concat",
+    "narrow",
+    "reshape",
+    "transpose",
+];
+
+/// The cases with bf16 activations, at sizes that tensor cores take.
+fn check_in_bf16(op: &Op, make: Make, sizes: &Sizes, device: Device) -> Vec<Checked> {
+    let row = |variant, outcome| Checked { op: op.name, variant, bf16: true, outcome };
+    let check = |case: Case| -> Checked {
+        let variant = case.variant;
+        let outcome = case.in_bf16().map(|case| case.check(device));
+        row(variant, outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())))
+    };
+    match make(sizes) {
+        Ok(cases) => cases.into_iter().filter(|case| case.stays_on_cpu().is_none()).map(check).collect(),
+        Err(error) => vec![row("", Outcome::Failed(error.to_string()))],
     }
 }
 
@@ -144,6 +185,9 @@ mod tests {
         for op in ops().iter().filter(|op| matches!(op.cuda, Cuda::Kernel(_))) {
             let ran = |c: &&Checked| c.op == op.name && matches!(c.outcome, Outcome::Compared { .. });
             assert!(all.iter().any(|c| ran(&c)), "{} claims a kernel and was not run", op.name);
+        }
+        for name in IN_BF16 {
+            assert!(all.iter().any(|c| c.bf16 && c.op == name), "{name} was not run with bf16 activations");
         }
     }
 }

@@ -28,6 +28,14 @@ impl Sizes {
     pub(super) const EMULATED: Sizes =
         Sizes { tokens: 19, hidden: 67, mlp: 131, heads: 6, kv_heads: 2, head: 20, vocabulary: 4999 };
 
+    /// As [`Sizes::CHECK`], but multiples of 8, and heads of 64: sizes that tensor cores take.
+    pub(super) const HALF: Sizes =
+        Sizes { tokens: 67, hidden: 576, mlp: 1032, heads: 9, kv_heads: 3, head: 64, vocabulary: 5000 };
+
+    /// The same for the emulator.
+    pub(super) const HALF_EMULATED: Sizes =
+        Sizes { tokens: 19, hidden: 72, mlp: 136, heads: 4, kv_heads: 2, head: 64, vocabulary: 1000 };
+
     /// Standard normal values in f32, the same in every run.
     pub(super) fn normal(&self, seed: u64, dims: &[usize]) -> Result<Tensor> {
         self.map(seed, dims, |x| x)

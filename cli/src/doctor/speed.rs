@@ -129,7 +129,7 @@ fn time_backward(case: &Case) -> anyhow::Result<f64> {
         let out = (case.run)(&vars)?.swap_remove(0);
         let seed = match &gradient {
             Some(seed) => seed.clone(),
-            None => gradient.insert(upstream(out.value(), 0)?).clone(),
+            None => gradient.insert(upstream(out.value(), 0, false)?).clone(),
         };
         // The leaves live until the gradients are there.
         Ok((tape, vars, out, seed))

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use planish_autograd::ops::cast::cast;
 use planish_autograd::ops::elementwise::mul;
 use planish_autograd::ops::linear::linear;
 use planish_autograd::ops::view::reshape;
@@ -59,7 +60,7 @@ struct Scaling {
 impl LinearAdapter for Scaling {
     fn forward(&self, ctx: &Ctx, x: &Var, weight: &Var, bias: Option<&Var>) -> planish_autograd::Result<Var> {
         let l = ctx.param(&self.l);
-        let l = reshape(&l, &[l.value().numel()])?;
+        let l = cast(&reshape(&l, &[l.value().numel()])?, x.value().dtype())?;
         if self.feedforward { linear(&mul(x, &l)?, weight, bias) } else { mul(&linear(x, weight, bias)?, &l) }
     }
 

@@ -1,7 +1,7 @@
 //! LoRA on the two ends of the model: the embedding and the LM head.
 
 use planish_autograd::ops::lora_embedding::lora_embedding;
-use planish_autograd::ops::{concat, dropout, elementwise, linear};
+use planish_autograd::ops::{cast, concat, dropout, elementwise, linear};
 use planish_autograd::{Param, Var};
 use planish_tensor::ops::concat as concat_kernel;
 use planish_tensor::{DType, Tensor};
@@ -135,10 +135,12 @@ impl HeadLora {
         let wide = concat::concat(&[hidden, &u], 1)?;
         let dtype = hidden.value().dtype();
         let weight = if b.is_tracked() {
-            concat::concat(&[&Var::constant(weight.value().to_dtype(dtype)?), &b], 1)?
+            concat::concat(&[&Var::constant(weight.value().to_dtype(dtype)?), &cast::cast(&b, dtype)?], 1)?
         } else {
             let key = [weight.value(), b.value()];
-            Var::constant(self.wide.get(ctx, &key, || widened(key[0], key[1], dtype))?)
+            let kept = self.wide.get(ctx, &key, || widened(key[0], key[1], dtype))?;
+            // Kept for activations of another dtype.
+            Var::constant(if kept.dtype() == dtype { kept } else { widened(key[0], key[1], dtype)? })
         };
         Ok((wide, weight))
     }
@@ -155,5 +157,5 @@ impl HeadLora {
 }
 
 fn widened(weight: &Tensor, b: &Tensor, dtype: DType) -> planish_tensor::Result<Tensor> {
-    concat_kernel::forward(&[&weight.to_dtype(dtype)?, b], 1)
+    concat_kernel::forward(&[&weight.to_dtype(dtype)?, &b.to_dtype(dtype)?], 1)
 }

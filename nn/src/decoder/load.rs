@@ -248,6 +248,7 @@ impl Model {
             head_lora: Slots::default(),
             virtual_tokens: Slots::default(),
             beside: Vec::new(),
+            activations: None,
         })
     }
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use planish_autograd::ops::attention::Stem;
 use planish_autograd::ops::lm_head::{LmHead, Scores, lm_head};
-use planish_autograd::ops::{elementwise, embedding, index_select};
+use planish_autograd::ops::{cast, elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
 use planish_tensor::rng::Rows;
 use planish_tensor::{DType, Device, Tensor};
@@ -94,6 +94,8 @@ pub struct Model {
     pub virtual_tokens: Slots<Arc<dyn VirtualTokens>>,
     /// Trained beside the model and no part of it: an objective's own parameters. It saves them itself.
     pub beside: Vec<Param>,
+    /// Dtype of what goes from op to op, if it is not [`Model::dtype`].
+    activations: Option<DType>,
 }
 
 impl Model {
@@ -140,7 +142,7 @@ impl Model {
                     (cu, kept) = (table.cu, Some(table.kept));
                 }
                 Place::KeysAndValues => {
-                    prefixes = Prefix::all(&self.config, &lead.values(ctx)?, lead.count(), &table)?;
+                    prefixes = Prefix::all(&self.config, &self.activation(lead.values(ctx)?)?, lead.count(), &table)?;
                     positions = positions.iter().map(|p| p + n).collect();
                 }
             }
@@ -188,10 +190,15 @@ impl Model {
 
     /// Virtual tokens' embeddings, times the family's factor where it is on all inputs.
     fn inputs(&self, values: Var) -> Result<Var> {
-        scale(values, if self.config.scales_all_inputs { self.config.embedding_scale } else { 1.0 })
+        self.activation(scale(values, if self.config.scales_all_inputs { self.config.embedding_scale } else { 1.0 })?)
     }
 
-    /// Embedding of tokens, times the family's factor.
+    /// In the dtype of activations.
+    fn activation(&self, x: Var) -> Result<Var> {
+        Ok(cast::cast(&x, self.activations())?)
+    }
+
+    /// Embedding of tokens, times the family's factor, in the dtype of activations.
     ///
     /// # Errors
     /// [`Error::TokenId`].
@@ -205,7 +212,7 @@ impl Model {
             None => embedding::embedding(&weight, ids)?,
             Some(lora) => lora.forward(ctx, &weight, ids)?,
         };
-        scale(x, self.config.embedding_scale)
+        self.activation(scale(x, self.config.embedding_scale)?)
     }
 
     /// Per-token log-probabilities of `targets` at the given rows of `hidden`. Only these rows are
@@ -287,7 +294,9 @@ impl Model {
                     positions = (0..fresh.len()).flat_map(|s| leading(s).chain(own(s))).collect();
                     (cu, kept) = (table.cu.to_vec(), Some(table.kept));
                 }
-                Place::KeysAndValues => prefixes = Prefix::all(&self.config, &lead.values(&ctx)?, count, &table)?,
+                Place::KeysAndValues => {
+                    prefixes = Prefix::all(&self.config, &self.activation(lead.values(&ctx)?)?, count, &table)?;
+                }
             }
         }
         let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
@@ -311,12 +320,36 @@ impl Model {
 
     /// An empty cache for one sequence.
     pub fn cache(&self) -> SequenceCache {
-        SequenceCache::new(&self.config, self.dtype(), self.device())
+        SequenceCache::new(&self.config, self.activations(), self.device())
     }
 
-    /// Dtype that activations are computed in: f64 for f64 weights, else f32.
+    /// Dtype that sums, new parameters and gradients of parameters are in: f64 for f64 weights, else f32. Activations
+    /// too, unless [`Model::set_activations`] says otherwise.
     pub fn dtype(&self) -> DType {
         if self.embed_tokens.base.value().dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
+    /// Dtype of activations, of their gradients, and of the caches of decoding.
+    pub fn activations(&self) -> DType {
+        self.activations.unwrap_or_else(|| self.dtype())
+    }
+
+    /// Lets activations, from the embedding on to the LM head, and their gradients be bf16, with which products and
+    /// attention run on tensor cores; or f32 again. On a device only. The stream of residuals is bf16 as well, as in
+    /// transformers with bf16 weights; each op computes in f32 and rounds its result once. Weights are multiplied in
+    /// bf16 whatever they are held in; log-probabilities, the statistics of norms and the gradients of parameters are
+    /// f32.
+    ///
+    /// # Errors
+    /// [`Error::Activations`] on the processor, and for other dtypes.
+    pub fn set_activations(&mut self, dtype: DType) -> Result<()> {
+        let device = self.device();
+        match dtype {
+            DType::F32 if self.dtype() == DType::F32 => self.activations = None,
+            DType::BF16 if !device.is_cpu() => self.activations = Some(dtype),
+            _ => return Err(Error::Activations { dtype, device }),
+        }
+        Ok(())
     }
 
     /// Where its weights are, and so what computes with them.

@@ -319,12 +319,14 @@ crate::simd::simd_fn! {
 /// # Errors
 /// As [`forward`].
 pub fn logits(hidden: &Tensor, weight: &Tensor, options: &LmHead) -> Result<Tensor> {
-    let mut logits = super::linear::forward(hidden, weight, None)?;
-    validate(hidden, weight, &vec![0; hidden.dims()[0]], options)?;
-    if let Some(on) = device::of(OP, [&logits])? {
+    if let Some(on) = device::of(OP, [hidden, weight])? {
+        validate(hidden, weight, &vec![0; hidden.dims().first().copied().unwrap_or(0)], options)?;
+        let mut logits = on_device::logits(hidden, weight)?;
         on_device::cap(&on, &mut logits, options)?;
         return Ok(logits);
     }
+    let mut logits = super::linear::forward(hidden, weight, None)?;
+    validate(hidden, weight, &vec![0; hidden.dims()[0]], options)?;
     dispatch_real!(OP, hidden.dtype(), R => {
         let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
         parallel::chunks(logits.as_slice_mut::<R>()?, 1, |_, z| cap_all(z, scale, softcap));

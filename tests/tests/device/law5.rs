@@ -10,7 +10,7 @@ use planish_train::score::{ScoreError, ScoreRow, Scorer};
 
 use crate::{emulator, load, sequences, stir, with_lora};
 
-type Bits = Vec<Vec<u64>>;
+pub(crate) type Bits = Vec<Vec<u64>>;
 
 fn bits(x: &Tensor) -> Vec<u64> {
     let here = x.to_device(Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
@@ -56,7 +56,7 @@ fn cached(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], chunk: usize) -> Bit
     }
 }
 
-fn check(what: &str, model: &Model, ctx: &Ctx, sequences: &[Vec<u32>]) -> Bits {
+pub(crate) fn check(what: &str, model: &Model, ctx: &Ctx, sequences: &[Vec<u32>]) -> Bits {
     let want: Bits = sequences.iter().flat_map(|s| packed(model, ctx, std::slice::from_ref(s))).collect();
     assert_eq!(packed(model, &Ctx::training(&Tape::new(), None), sequences), want, "{what}: training");
     let rows = sequences.iter().map(|s| Ok::<_, ScoreError>(ScoreRow::completion(s.clone(), 1)));

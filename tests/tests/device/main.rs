@@ -2,6 +2,7 @@
 //!
 //! Without NVRTC these tests say that they skip; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
 
+mod half;
 mod law5;
 mod ops;
 mod program;
@@ -40,13 +41,15 @@ fn emulator(number: u32) -> Option<Device> {
 
 /// The same with so many bytes of memory.
 fn small_emulator(number: u32, bytes: u64) -> Option<Device> {
-    if !has_nvrtc() {
-        return None;
-    }
-    let cache = Arc::new(KernelCache::new(Some(kernels())));
-    let gpu = planish_cuda::Device::new(Arc::new(Emulator::new((9, 0)).unwrap().with_memory(bytes)), cache);
-    Device::Emulator(number).install(gpu).unwrap();
-    Some(Device::Emulator(number))
+    has_nvrtc().then(|| install(number, Emulator::new((9, 0)).unwrap().with_memory(bytes)).0)
+}
+
+/// Emulator `number` of this kind.
+fn install(number: u32, emulator: Emulator) -> (Device, Arc<Emulator>) {
+    let (cache, emulator) = (Arc::new(KernelCache::new(Some(kernels()))), Arc::new(emulator));
+    let device = Device::Emulator(number);
+    device.install(planish_cuda::Device::new(emulator.clone(), cache)).unwrap();
+    (device, emulator)
 }
 
 fn fixture(path: &str) -> PathBuf {

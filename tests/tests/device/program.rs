@@ -113,19 +113,24 @@ fn runs_resume_bitwise_and_what_they_save_is_used() {
     let model = model.to_str().unwrap();
     let lora = ["--use-peft", "--lora-r", "2", "--lora-dropout", "0.2", "--lora-target-modules", "all-linear"];
     let adapter = resumed(dir, "lora", &[&["sft", "--model", model, "--dataset", &data][..], &lora].concat());
-    let score = |device: &str| -> Vec<f64> {
-        let (out, adapter) = (dir.join(device), adapter.to_str().unwrap());
+    let score = |device: &str, bf16: &str| -> Vec<f64> {
+        let (out, adapter) = (dir.join(format!("{device}-{bf16}")), adapter.to_str().unwrap());
         let flags = ["score", "--model", model, "--adapter", adapter, "--dataset", &data, "--device", device];
-        let done = planish(&[&flags[..], &["--output", out.to_str().unwrap()]].concat());
+        let done = planish(&[&flags[..], &["--bf16", bf16, "--output", out.to_str().unwrap()]].concat());
         assert_eq!(done.code, 0, "{done:?}");
         let lines = std::fs::read_to_string(out).unwrap();
         lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["sum"].as_f64().unwrap()).collect()
     };
-    let (there, here) = (score("emulator"), score("cpu"));
+    let (there, here) = (score("emulator", "false"), score("cpu", "false"));
     assert_eq!(there.len(), 12);
     for (got, want) in there.iter().zip(&here) {
         // A dozen log-probabilities of about 7, each right to some tens of roundings of 6e-8.
         assert!((got - want).abs() <= 1e-5 * want.abs(), "{got} for {want}");
+    }
+    for (got, want) in score("emulator", "true").iter().zip(&here) {
+        // The same with each op's result rounded to bf16, by 2e-3 of itself.
+        let off = (got - want).abs() / want.abs();
+        assert!(off > 1e-6 && off <= 5e-3, "{got} for {want}");
     }
 }
 
@@ -134,16 +139,19 @@ fn the_builtin_model_answers_on_the_emulator() {
     if !has_nvrtc() {
         return;
     }
-    let ask = |device: &str| {
+    let ask = |device: &str, bf16: &str| {
         let prompt = "What is 2 plus 3?";
         let flags =
             ["generate", "--model", "builtin", "--prompt", prompt, "--max-new-tokens", "4", "--temperature", "0"];
-        let done = planish(&[&flags[..], &["--json", "--device", device]].concat());
+        let done = planish(&[&flags[..], &["--json", "--device", device, "--bf16", bf16]].concat());
         assert_eq!(done.code, 0, "{done:?}");
         let answers: Value = serde_json::from_str(&done.stdout).unwrap();
         answers[0]["ids"].clone()
     };
-    assert_eq!(ask("emulator"), ask("cpu"));
+    let here = ask("cpu", "false");
+    for bf16 in ["false", "true"] {
+        assert_eq!(ask("emulator", bf16), here);
+    }
 }
 
 #[test]
@@ -164,6 +172,10 @@ fn what_devices_do_not_do_is_refused_by_name() {
     refuse("sft", &[&emulator[..], &["--memory-budget", "4"]].concat(), "memory_budget");
     refuse("dpo", &emulator, "--device emulator: preference tuning is not supported there yet; use --device cpu");
     refuse("plan", &emulator, "a forecast");
+    refused(&["generate", "--model", "builtin", "--prompt", "x", "--bf16"], "the processor computes in float32");
+    for command in ["sft", "dpo", "plan"] {
+        refuse(command, &["--bf16", "true"], "the processor computes in float32: leave it out");
+    }
     if has_nvrtc() {
         let dora = ["--use-peft", "--use-dora", "true"];
         refuse("sft", &[&emulator[..], &dora].concat(), "DoRA is not supported there yet");

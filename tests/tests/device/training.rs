@@ -11,11 +11,16 @@ use planish_train::trainer::accumulate;
 
 use crate::{emulator, fixture, load, sequences, small_emulator, with_lora};
 
-const STEPS: usize = 10;
+pub(crate) const STEPS: usize = 10;
 
 /// A step of two micro-batches of two examples.
-fn step(model: &Model, number: usize) -> Step {
-    let all = sequences(model, &[5, 9, 3, 6], number as u64);
+pub(crate) fn step(model: &Model, number: usize) -> Step {
+    step_of(model, &[5, 9, 3, 6], number)
+}
+
+/// A step of micro-batches of two examples of these lengths.
+pub(crate) fn step_of(model: &Model, lengths: &[usize], number: usize) -> Step {
+    let all = sequences(model, lengths, number as u64);
     let example = |ids: &Vec<u32>| Example {
         ids: ids.clone(),
         mask: (0..ids.len()).map(|i| i >= 2).collect(),
@@ -38,8 +43,8 @@ fn step(model: &Model, number: usize) -> Step {
     }
 }
 
-/// (loss, norm of the gradient) of each step, with clipping.
-fn trajectory(model: &Model, recompute: bool) -> Vec<[f64; 2]> {
+/// (loss, norm of the gradient) of each of so many steps, with clipping.
+pub(crate) fn trajectory(model: &Model, recompute: bool, steps: usize) -> Vec<[f64; 2]> {
     let optim = OptimSettings {
         learning_rate: 1e-3,
         weight_decay: 0.1,
@@ -49,7 +54,7 @@ fn trajectory(model: &Model, recompute: bool) -> Vec<[f64; 2]> {
     };
     let mut adamw = optimizer(&model.params(), &optim, &Rates::default(), &std::env::temp_dir()).unwrap();
     let mut all = Vec::new();
-    for number in 0..STEPS {
+    for number in 0..steps {
         let sum = accumulate(model, &optim, &step(model, number), number as u64).unwrap();
         let scale = 1.0 / sum.count as f64;
         let norm = grad_norm(&adamw.params(), scale).unwrap();
@@ -76,7 +81,7 @@ fn compare(what: &str, here: &Model, there: &Model, device: Device, recompute: b
     assert!(there.params().iter().all(|p| p.value().device() == device));
     let bf16 = here.params().iter().any(|p| p.is_trainable() && p.value().dtype() == DType::BF16);
     let bounds = if bf16 { BOUNDS_OF_BF16 } else { BOUNDS };
-    let (want, got) = (trajectory(here, recompute), trajectory(there, recompute));
+    let (want, got) = (trajectory(here, recompute, STEPS), trajectory(there, recompute, STEPS));
     for (step, (want, got)) in want.iter().zip(&got).enumerate() {
         for (i, name) in ["loss", "norm"].iter().enumerate() {
             let off = (want[i] - got[i]).abs() / want[i].abs();
@@ -110,7 +115,8 @@ fn lora_on_every_family() {
 }
 
 /// What LoRA can be besides updates of linear modules.
-const LORAS: [&str; 5] = ["llama3_embed", "qwen2_bias_all", "qwen2_saved_both", "smollm2_head", "smollm2_pissa"];
+pub(crate) const LORAS: [&str; 5] =
+    ["llama3_embed", "qwen2_bias_all", "qwen2_saved_both", "smollm2_head", "smollm2_pissa"];
 
 /// The other adapters that devices take, as PEFT saved them: the embedding and the head, trained copies, biases, scales,
 /// norms and virtual tokens.

@@ -482,6 +482,8 @@ settings! {
         logging_steps: u64 = 10u64, AT_LEAST_ONE;
         /// Where to compute: `auto` is a GPU if there is one that can do all of the run.
         device: DeviceChoice = DeviceChoice::On(planish_tensor::Device::Cpu), DeviceChoice::RULE;
+        /// Activations and their gradients in bfloat16, for tensor cores; `dtype` is that of the weights [true on a GPU; the processor has float32 only].
+        bf16: Option<bool> = None, SWITCH;
         /// Threads [the processor's cores].
         threads: Option<usize> = None, COUNT;
     }
@@ -503,8 +505,7 @@ pub(super) const ALIASES: &[(&str, &str)] = &[
 
 /// Settings of TRL and transformers that have no meaning here, and what to do instead.
 pub(super) const NOT_OURS: &[(&str, &str)] = &[
-    ("bf16", "choose the weights' dtype with `dtype: bfloat16`"),
-    ("fp16", "choose the weights' dtype with `dtype: bfloat16`"),
+    ("fp16", "half activations are bfloat16 (`bf16`), whose range needs no scaling of the loss; leave it out"),
     ("padding_free", "no batch is ever padded, so leave it out"),
     ("pad_to_multiple_of", "no batch is ever padded, so leave it out"),
     ("attn_implementation", "there is one attention, fused and for packed sequences; leave it out"),
@@ -512,7 +513,7 @@ pub(super) const NOT_OURS: &[(&str, &str)] = &[
     ("report_to", "every run writes metrics.jsonl, TensorBoard events and report.html; leave it out"),
     ("logging_dir", "TensorBoard events are in output_dir; leave it out"),
     ("trust_remote_code", "no code of a model is ever run; leave it out"),
-    ("bnb_4bit_compute_dtype", "arithmetic is in float32 whatever the weights' format; leave it out"),
+    ("bnb_4bit_compute_dtype", "the processor, which they are for, computes in float32; leave it out"),
     ("bnb_4bit_quant_storage", "4-bit weights are held as bytes; leave it out"),
     ("push_to_hub", "upload the result with the hub's own client"),
     ("precompute_ref_batch_size", "passes hold `tokens_per_pass` tokens; leave it out"),

@@ -60,6 +60,7 @@ pub use preference_recipes::{
     RewardConfig, SimpoConfig,
 };
 pub use raw::{Node, Raw, parse_yaml};
+pub(crate) use recipes::BF16_ON_CPU;
 pub use recipes::{PretrainConfig, Recipe, SftConfig};
 pub use replay::ReplaySettings;
 pub use router::RouterSettings;

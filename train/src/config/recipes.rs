@@ -1,5 +1,6 @@
 //! The settings of each recipe: which blocks it takes, its own defaults, and what must agree.
 
+use super::device::DeviceChoice;
 use super::error::ConfigError;
 use super::groups::{
     ArchitectureSettings, DataSettings, EvalSettings, Interval, LoraSettings, ModelSettings, OptimSettings,
@@ -166,6 +167,13 @@ pub(super) fn check_data(data: &DataSettings) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// A setting that the processor does not do, and what to do.
+pub(crate) const BF16_ON_CPU: (&str, &str) = (
+    "bf16",
+    "is of a GPU's activations, and the processor computes in float32: leave it out, or choose a GPU with `device` \
+     (weights in bfloat16 are `dtype: bfloat16`)",
+);
+
 pub(super) fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), ConfigError> {
     if run.output_dir.is_empty() {
         return Err(ConfigError::Missing { key: "output_dir" });
@@ -175,6 +183,9 @@ pub(super) fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), 
             "overwrite_output_dir",
             "removes the run that `resume_from_checkpoint` would go on from; give one of the two",
         );
+    }
+    if run.bf16 == Some(true) && run.device == DeviceChoice::On(planish_tensor::Device::Cpu) {
+        return conflict(BF16_ON_CPU.0, BF16_ON_CPU.1);
     }
     if optim.warmup_steps > 0.0 && optim.warmup_ratio > 0.0 {
         return conflict("warmup_ratio", "and `warmup_steps` are both set; keep one");

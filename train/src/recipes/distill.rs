@@ -39,7 +39,7 @@ pub const ACCEPTED: &[DatasetType] = &[
 /// Settings, data, models or run directory that are wrong, and a teacher of another vocabulary: nothing has been
 /// written then. Later: stored predictions that are not of the data; a full disk; a loss that is no number any more.
 pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    device::choose(config.run.device, &Demands::none().lacks("distillation"))?;
+    device::choose(config.run.device, &Demands::none().lacks("distillation").bf16(config.run.bf16))?;
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let (tokenizer, vocabulary) = (opened.tokenizer.clone(), opened.pretrained.config.vocab_size);
     let resume = match &config.run.resume_from_checkpoint {

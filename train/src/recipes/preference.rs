@@ -71,7 +71,7 @@ fn ready(
     observer: &mut dyn Observer,
     build: Build<'_>,
 ) -> Result<Ready> {
-    device::choose(b.run.device, &Demands::none().lacks("preference tuning"))?;
+    device::choose(b.run.device, &Demands::none().lacks("preference tuning").bf16(b.run.bf16))?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
     let resume = match &b.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, b.run.output_dir.as_ref())?),

@@ -31,7 +31,7 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages,
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let demands = Demands::none().training(&config.optim);
+    let demands = Demands::none().training(&config.optim).bf16(config.run.bf16);
     device::choose(config.run.device, &demands)?;
     let resume = match &config.run.resume_from_checkpoint {
         Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
@@ -40,7 +40,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
     let mut config = config.clone();
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let m = &config.model;
-    let (model, tokenizer) = if let Some(from) = &resume {
+    let (mut model, tokenizer) = if let Some(from) = &resume {
         let opened = models::open_path(&from.path)?;
         (opened.load(m.dtype, true)?, opened.tokenizer)
     } else if let Some(model) = &m.model {
@@ -59,7 +59,8 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         ACCEPTED,
         inputs::packing(&config.data),
     )?;
-    model.to_device(device::choose(config.run.device, &demands.model(&model.config))?)?;
+    let demands = demands.model(&model.config);
+    device::place(&mut model, config.run.device, &demands)?;
     let router = router::terms(&config.router, &model.config)?;
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::run_dir(&config.run)?;

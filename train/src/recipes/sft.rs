@@ -36,7 +36,7 @@ pub const ACCEPTED: &[DatasetType] = &[
 /// Settings, data, model or run directory that are wrong: nothing has been written then. Later: a full
 /// disk, a loss that is no number any more.
 pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    let demands = Demands::none().training(&config.optim);
+    let demands = Demands::none().training(&config.optim).bf16(config.run.bf16);
     device::choose(config.run.device, &demands)?;
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
@@ -49,10 +49,10 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let inputs = read(&config, &opened)?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
+    let (mut model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
     let demands = demands.adapter(adapter.as_ref()).model(&model.config);
-    model.to_device(device::choose(config.run.device, &demands)?)?;
+    device::place(&mut model, config.run.device, &demands)?;
     let router = router::terms(&config.router, &model.config)?;
     let share = config.sharing.share_prompts && !adapter.as_ref().is_some_and(|a| drops_out(&a.to_json()));
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
@@ -108,7 +108,8 @@ pub fn preview(config: &SftConfig) -> Result<Preflight> {
 /// # Errors
 /// As [`run`], but for the run directory, which is not touched.
 pub fn plan(config: &SftConfig) -> Result<Forecast> {
-    device::choose(config.run.device, &Demands::none().lacks("a forecast, which times this processor,"))?;
+    let forecast = Demands::none().lacks("a forecast, which times this processor,").bf16(config.run.bf16);
+    device::choose(config.run.device, &forecast)?;
     let opened = Opened::by(&config.model, &mut |_| {})?;
     let inputs = read(config, &opened)?;
     let (model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;

@@ -1,10 +1,11 @@
 //! Elementwise arithmetic.
 
+use planish_cuda::ops::copy::{self, Dim};
 use planish_cuda::ops::elementwise as kernel;
 pub(crate) use planish_cuda::ops::elementwise::Binary;
 
 use super::On;
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 /// a ∘ b, of one shape.
 pub(crate) fn binary(on: &On, op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -14,9 +15,13 @@ pub(crate) fn binary(on: &On, op: &'static str, kind: Binary, a: &Tensor, b: &Te
     Ok(out)
 }
 
-/// a += b, of one shape.
+/// a += b, of one shape and dtype, or a half b into an f32 a.
 pub(crate) fn add_assign(on: &On, a: &mut Tensor, b: &Tensor) -> Result<()> {
     let b = b.contiguous()?;
+    if a.dtype() == DType::F32 && b.dtype() != DType::F32 {
+        let all = Dim { size: b.numel(), x: 1, y: 1 };
+        return Ok(copy::add(on.queue(), a.cells_mut()?, b.cells()?, &[all])?);
+    }
     Ok(kernel::axpby(on.queue(), a.cells_mut()?, b.cells()?, 1.0, 1.0)?)
 }
 

@@ -16,7 +16,30 @@ fn dense(t: &Tensor) -> Result<(Tensor, bool)> {
     if transposed.is_contiguous() { Ok((transposed, true)) } else { Ok((t.copied()?, false)) }
 }
 
-/// C = or += A B + U V, all two-dimensional; A, U and C are f32, B and V of any float type.
+/// Halves of a row of eight: what tensor cores ask of stored rows.
+const ROW: usize = 8;
+
+/// What a product is computed on, with sums in f32. Halves, on tensor cores, where A is one and B is alike or the
+/// result is a half too: then A is an activation or a gradient, and a B of another type is a weight, taken in the type
+/// of the activations as torch's autocast does. Otherwise f32, with B widened as it is read.
+fn computed_in(a: DType, b: DType, c: DType) -> DType {
+    let half = |t| matches!(t, DType::BF16 | DType::F16);
+    if half(a) && (a == b || half(c)) { a } else { DType::F32 }
+}
+
+/// A tensor with `axis` filled up with zeros to `size`. Where that is what a sum is over, they change no bit of it.
+pub(super) fn filled(on: &On, t: Tensor, axis: usize, size: usize) -> Result<Tensor> {
+    if t.dims()[axis] == size {
+        return Ok(t);
+    }
+    let mut dims = t.dims().to_vec();
+    dims[axis] = size;
+    let mut out = on.zeros("filling up", dims, t.dtype())?;
+    out.write(axis, 0, &t)?;
+    Ok(out)
+}
+
+/// C = or += A B + U V, all two-dimensional and of any compute type; see [`computed_in`].
 pub(crate) fn product(
     on: &On,
     (a, b): (&Tensor, &Tensor),
@@ -28,9 +51,14 @@ pub(crate) fn product(
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let (a, a_transposed) = dense(&a.to_dtype(DType::F32)?)?;
+    let kind = computed_in(a.dtype(), b.dtype(), c.dtype());
+    let wide = kind == DType::F32;
+    let right = |t: Tensor| if wide { Ok(t) } else { t.to_dtype(kind) };
+    let (a, a_transposed) = dense(a)?;
+    let a = a.to_dtype(kind)?;
     // The kernel calls the layout of a weight, (n, k), the plain one.
     let (b, b_plain) = dense(b)?;
+    let b = right(b)?;
     let layout = Layout { a_transposed, b_transposed: !b_plain };
     // The factors of the update must lie as A and B do.
     let like = |t: &Tensor, transposed: bool| match transposed {
@@ -39,7 +67,13 @@ pub(crate) fn product(
     };
     let update = match update {
         None => None,
-        Some((u, v)) => Some((like(&u.to_dtype(DType::F32)?, a_transposed)?, like(v, b_plain)?, u.dims()[1])),
+        Some((u, v)) => {
+            // A rank that is no multiple of 8 would send the whole product away from the tensor cores.
+            let rank = if wide { u.dims()[1] } else { u.dims()[1].next_multiple_of(ROW) };
+            let u = filled(on, like(&u.to_dtype(kind)?, a_transposed)?, usize::from(!a_transposed), rank)?;
+            let v = filled(on, like(&right(v.clone())?, b_plain)?, usize::from(b_plain), rank)?;
+            Some((u, v, rank))
+        }
     };
     let depth = if a_transposed { a.dims()[0] } else { a.dims()[1] };
     let mut terms = vec![Term { a: a.cells()?, b: b.cells()?, depth }];

@@ -4,6 +4,7 @@ use planish_cuda::DType as Type;
 use planish_cuda::ops::lm_head::{self as kernel, Output, Rows};
 
 use super::On;
+use crate::ops::linear::matmul;
 use crate::ops::lm_head::{LmHead, LmHeadOutput};
 use crate::{DType, Device, Result, Tensor};
 
@@ -11,6 +12,13 @@ const OP: &str = "lm_head";
 
 fn options(of: &LmHead) -> kernel::LmHead {
     kernel::LmHead { scale: of.scale as f32, softcap: of.softcap.map(|c| c as f32) }
+}
+
+/// Both without gaps; the weight in the type of half hidden states, for tensor cores.
+fn dense(hidden: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
+    let weight = weight.contiguous()?;
+    let weight = if hidden.dtype() == DType::F32 { weight } else { weight.to_dtype(hidden.dtype())? };
+    Ok((hidden.contiguous()?, weight))
 }
 
 /// Places of the results of `rows` rows.
@@ -40,7 +48,7 @@ impl Results {
 
 /// Log-probabilities of the targets.
 pub(crate) fn forward(on: &On, hidden: &Tensor, weight: &Tensor, targets: &[u32], of: &LmHead) -> Result<LmHeadOutput> {
-    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let (hidden, weight) = dense(hidden, weight)?;
     let mut out = Results::new(on, targets.len())?;
     if !targets.is_empty() {
         let words = on.words(targets)?;
@@ -51,7 +59,7 @@ pub(crate) fn forward(on: &On, hidden: &Tensor, weight: &Tensor, targets: &[u32]
     Ok(LmHeadOutput { logprobs, entropy, lse, correct: Correct::new(best, targets) })
 }
 
-/// dhidden; dW added to `dweight`.
+/// dhidden, f32; dW added to `dweight`.
 pub(crate) fn backward(
     on: &On,
     dlogprobs: &Tensor,
@@ -62,7 +70,7 @@ pub(crate) fn backward(
     of: &LmHead,
     dweight: Option<&mut Tensor>,
 ) -> Result<Tensor> {
-    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let (hidden, weight) = dense(hidden, weight)?;
     let (dlogprobs, lse) = (dlogprobs.contiguous()?, lse.contiguous()?);
     let mut dhidden = on.scratch(OP, hidden.shape(), DType::F32)?;
     if !targets.is_empty() {
@@ -87,6 +95,12 @@ pub(crate) fn forward_with_gradient(
     let ones = on.full(OP, 1.0, [targets.len()])?;
     let gradient = backward(on, &ones, hidden, weight, targets, &out.lse, of, None)?;
     Ok((out, gradient))
+}
+
+/// W h of a few rows, f32 whatever h is: the sums that [`forward`] computes within.
+pub(crate) fn logits(hidden: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (hidden, weight) = dense(hidden, weight)?;
+    matmul(&hidden, &weight.transpose(0, 1)?, DType::F32)
 }
 
 /// Logits capped and scaled, in place.

@@ -14,19 +14,19 @@ pub(crate) fn sum(on: &On, x: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Σ along `axis`, to the shape `dims`.
+/// Σ along `axis`, to the shape `dims`; f32 whatever x is.
 pub(crate) fn sum_axis(on: &On, x: &Tensor, axis: usize, dims: Vec<usize>) -> Result<Tensor> {
     let (outer, n, inner) = around(x.dims(), axis);
     let x = x.contiguous()?;
     if x.numel() == 0 {
-        return on.zeros("sum_axis", dims, x.dtype());
+        return on.zeros("sum_axis", dims, DType::F32);
     }
     if inner == 1 {
-        let mut out = on.scratch("sum_axis", dims, x.dtype())?;
+        let mut out = on.scratch("sum_axis", dims, DType::F32)?;
         kernel::sum_rows(on.queue(), out.cells_mut()?, x.cells()?, n)?;
         return Ok(out);
     }
-    let mut out = on.zeros("sum_axis", dims, x.dtype())?;
+    let mut out = on.zeros("sum_axis", dims, DType::F32)?;
     for i in 0..outer {
         let to = out.cells_mut()?.part(i * inner, inner)?;
         kernel::add_columns(on.queue(), to, x.cells()?.part(i * n * inner, n * inner)?)?;
@@ -48,11 +48,11 @@ fn last(x: &Tensor, axis: usize) -> Result<Tensor> {
     (axis + 1..x.rank()).try_fold(x.clone(), |x, i| x.transpose(i - 1, i))
 }
 
-/// The largest along `axis` and its index, both of the shape `dims`.
+/// The largest along `axis`, f32, and its index, both of the shape `dims`.
 pub(crate) fn max_axis(on: &On, x: &Tensor, axis: usize, dims: Vec<usize>) -> Result<(Tensor, Tensor)> {
     let n = x.dims()[axis];
     let x = last(x, axis)?.contiguous()?;
-    let mut best = on.scratch("max_axis", dims.as_slice(), x.dtype())?;
+    let mut best = on.scratch("max_axis", dims.as_slice(), DType::F32)?;
     let mut index = on.scratch("max_axis", dims, DType::U32)?;
     if x.numel() > 0 {
         let (to, at) = (best.cells_mut()?, index.cells_mut()?);
@@ -66,7 +66,7 @@ pub(crate) fn max_axis_backward(on: &On, dy: &Tensor, index: &Tensor, dims: &[us
     let mut moved = dims.to_vec();
     let n = moved.remove(axis);
     moved.push(n);
-    let mut dx = on.zeros("max_axis", moved, dy.dtype())?;
+    let mut dx = on.zeros("max_axis", moved, DType::F32)?;
     let (dy, index) = (dy.contiguous()?, index.contiguous()?);
     if dx.numel() > 0 {
         gather::backward(on.queue(), dx.cells_mut()?, dy.cells()?, index.cells()?, n)?;
