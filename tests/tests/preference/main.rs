@@ -1,6 +1,7 @@
 //! Learning from preferences: numbers of TRL, whole runs, and what is refused.
 
 mod parity;
+mod process;
 mod refused;
 mod runs;
 mod shared;

@@ -5,6 +5,7 @@ use std::path::Path;
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::{LoadOptions, Model};
 use planish_nn::pretrained::{Pretrained, read_json};
+use planish_nn::reward::RewardKind;
 use planish_tensor::DType;
 use planish_train::config::{
     CpoConfig, DpoConfig, KtoConfig, OptimSettings, OrpoConfig, Recipe, RewardConfig, resolve,
@@ -114,7 +115,10 @@ fn train(spec: &Value, rows: &[Value], feed: Feed) -> Vec<Vec<(String, f64)>> {
         false => open("smollm2", feed.dtype, !lora),
         true => {
             let options = LoadOptions { dtype: Some(feed.dtype), trainable: !lora };
-            Pretrained::open(&fixture("preference/reward")).unwrap().load_reward(options, 0).unwrap()
+            Pretrained::open(&fixture("preference/reward"))
+                .unwrap()
+                .load_reward(options, RewardKind::Outcome, 0)
+                .unwrap()
         }
     };
     if lora {

@@ -53,7 +53,7 @@ pub use groups::{
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use preference::{
     CpoLossType, CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings,
-    PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings,
+    PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings, StepSettings,
 };
 pub use preference_recipes::{
     CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, PairSettings, PreferenceBlocks, PreferenceRecipe,

@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, PeftType, RunSettings, TruncationMode};
 use super::preference::{
     CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
-    ReferenceSettings, RewardSettings, SimpoSettings,
+    ReferenceSettings, RewardSettings, SimpoSettings, StepSettings,
 };
 use super::recipes::{Recipe, check_base, check_data, check_eval, check_run, conflict};
 use super::setting::rules::SWITCH;
@@ -192,7 +192,8 @@ preference_recipe! {
 preference_recipe! {
     /// Reward models (`planish reward`).
     RewardConfig, "reward",
-    (reward: RewardSettings, "The loss."),
+    (reward: RewardSettings, "The loss of pairs."),
+    (steps: StepSettings, "Answers in steps."),
     (pairs: PairSettings, "How pairs are computed.");
     |c| {
         c.optim.learning_rate = 1e-4;

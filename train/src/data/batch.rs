@@ -24,6 +24,9 @@ pub struct Batch {
     /// By how much the chosen side of each pair is better, 0 where the data does not say: `(pairs,)`, or empty if
     /// there are no pairs.
     pub margins: Vec<f64>,
+    /// Whether the step that ends at each token of the mask is right: one for each of them, or empty if the data is not
+    /// in steps.
+    pub steps: Vec<bool>,
 }
 
 impl Batch {
@@ -53,6 +56,16 @@ impl Batch {
         for (index, example, label) in examples {
             batch.push(index, &example.ids, &example.mask);
             batch.labels.push(label);
+        }
+        batch
+    }
+
+    /// Answers in steps, each with the labels of its steps.
+    pub fn from_steps<'a>(answers: impl IntoIterator<Item = (usize, &'a Example, &'a [bool])>) -> Batch {
+        let mut batch = Batch::new();
+        for (index, example, labels) in answers {
+            batch.push(index, &example.ids, &example.mask);
+            batch.steps.extend(labels);
         }
         batch
     }
@@ -105,6 +118,7 @@ impl Batch {
         let fresh = || Batch { per_example: self.per_example, ..Batch::new() };
         let mut parts = vec![fresh()];
         let group = self.per_example.max(1);
+        let mut step = 0;
         for first in (0..self.segments()).step_by(group) {
             let segments = first..self.segments().min(first + group);
             let tokens = segments.clone().map(|s| self.segment(s).len()).sum::<usize>();
@@ -116,7 +130,12 @@ impl Batch {
             part.margins.extend(self.margins.get(first / group));
             for s in segments {
                 let range = self.segment(s);
-                part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range]);
+                part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range.clone()]);
+                if !self.steps.is_empty() {
+                    let steps = step..step + supervised(&self.mask[range]);
+                    step = steps.end;
+                    part.steps.extend(&self.steps[steps]);
+                }
                 part.labels.extend(self.labels.get(s));
             }
         }

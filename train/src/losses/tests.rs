@@ -111,6 +111,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn slopes_of_steps_are_those_of_the_loss(z0 in -30.0..30.0f64, z1 in -30.0..30.0f64, right: bool) {
+        const STEP: f64 = 1e-6;
+        let found = step_loss([z0, z1], right);
+        let by = |a: f64, b: f64| {
+            (step_loss([z0 + a, z1 + b], right).loss - step_loss([z0 - a, z1 - b], right).loss) / (2.0 * STEP)
+        };
+        prop_assert!((found.slopes[0] - by(STEP, 0.0)).abs() <= 1e-8);
+        prop_assert!((found.slopes[1] - by(0.0, STEP)).abs() <= 1e-8);
+        // Softmax over both, written out.
+        let p = z1.exp() / (z0.exp() + z1.exp());
+        prop_assert!((found.right - p).abs() <= 1e-12);
+        let want = -(if right { p } else { 1.0 - p }).ln();
+        prop_assert!(p < 1e-9 || p > 1.0 - 1e-9 || (found.loss - want).abs() <= 1e-6 * (1.0 + want));
+    }
+}
+
 #[test]
 fn dpo_at_the_reference_is_log_two() {
     let side = |logp| Side { logp, reference: logp, tokens: 3.0, alignment: 0.0 };

@@ -5,22 +5,26 @@
 //!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
 //! ```
 //!
-//! [`Pairs`], [`Unpaired`] and [`Rewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
+//! [`Pairs`], [`Unpaired`], [`Rewards`] and [`StepRewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
 //! [`Reference`] is what they compare with.
 
+mod ensemble;
 mod judged;
 mod pairs;
 mod precompute;
 mod reference;
 mod rewards;
+mod steps;
 mod unpaired;
 mod watch;
 
+pub use ensemble::Spread;
 pub use judged::{Bin, Judged, Judgement, Length, Share};
 pub use pairs::Pairs;
 pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};
 pub use rewards::Rewards;
+pub use steps::{Answer, StepJudgement, StepRewards};
 pub use unpaired::Unpaired;
 
 use std::sync::Arc;

@@ -55,8 +55,7 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
         config.eval.per_device_eval_batch_size,
         &tokenizer,
         vocabulary,
-        ACCEPTED,
-        inputs::packing(&config.data),
+        inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let steps = total_steps(&config.optim, inputs.steps_per_epoch);

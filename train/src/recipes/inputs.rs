@@ -13,7 +13,7 @@ use crate::builtin;
 use crate::config::{DataSettings, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode};
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
-    Sampler, SamplerOptions, Truncation, ValidationSplit, preflight,
+    Sampler, SamplerOptions, StepOptions, Truncation, ValidationSplit, preflight,
 };
 use crate::models::BUILTIN;
 use crate::plan::{self, Costs, MemoryPlan, Work};
@@ -128,6 +128,20 @@ pub(super) fn fit(
     Err(plan::over_budget(&plan, budget))
 }
 
+/// What rows a recipe takes, and what becomes of them.
+pub(super) struct Rows<'a> {
+    pub(super) accepted: &'a [DatasetType],
+    pub(super) packing: Packing,
+    /// Of answers in steps.
+    pub(super) steps: StepOptions,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(accepted: &'a [DatasetType], packing: Packing) -> Rows<'a> {
+        Rows { accepted, packing, steps: StepOptions::default() }
+    }
+}
+
 /// Opens the data and looks it over.
 pub(super) fn open(
     data: &DataSettings,
@@ -135,9 +149,9 @@ pub(super) fn open(
     eval_batch: usize,
     tokenizer: &Tokenizer,
     vocab_size: usize,
-    accepted: &[DatasetType],
-    packing: Packing,
+    rows: Rows<'_>,
 ) -> Result<Inputs> {
+    let Rows { accepted, packing, steps } = rows;
     let options = EncodeOptions {
         max_length: data.max_length,
         truncation_mode: match data.truncation_mode {
@@ -150,6 +164,7 @@ pub(super) fn open(
         on_unsupervised: if data.drop_unsupervised { OnUnsupervised::Drop } else { OnUnsupervised::Error },
         vocab_size: Some(vocab_size),
         template_time: data.template_time,
+        steps,
         ..EncodeOptions::default()
     };
     let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
@@ -188,7 +203,7 @@ pub(super) fn open(
                 packing: Packing::None,
                 ..options.clone()
             };
-            Some(Arc::new(Sampler::new(view, encoder.clone(), options)?))
+            Some(Arc::new(Sampler::new(view, encoder.of_held_out(), options)?))
         }
     };
     let sampler = Arc::new(Sampler::new(view, encoder, options)?);

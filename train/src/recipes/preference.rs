@@ -27,23 +27,23 @@ pub(super) fn run<C: PreferenceRecipe>(
     let mut settings = config.clone();
     let blocks = settings.blocks();
     let (model, lora, optim) = (blocks.model.clone(), blocks.lora.clone(), blocks.optim.clone());
-    let build: Build<'_> = Box::new(|opened, steps_per_epoch, resume| {
-        let steps = total_steps(&optim, steps_per_epoch);
+    let build: Build<'_> = Box::new(|opened, inputs, resume| {
+        let steps = total_steps(&optim, inputs.steps_per_epoch);
         adapt::build(opened, &model, &lora, &optim, steps, resume)
     });
-    run_with(config, accepted, observer, build, objective)
+    run_with(config, inputs::Rows::new(accepted, Packing::None), observer, build, objective)
 }
 
 /// As [`run`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.
 pub(super) fn run_with<C: PreferenceRecipe>(
     config: &C,
-    accepted: &[DatasetType],
+    rows: inputs::Rows<'_>,
     observer: &mut dyn Observer,
     build: Build<'_>,
     objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
 ) -> Result<Outcome> {
     let mut config = config.clone();
-    let ready = ready(config.blocks(), accepted, observer, build)?;
+    let ready = ready(config.blocks(), rows, observer, build)?;
     let objective = objective(&config, &ready, observer)?;
     ready.train(&mut config, objective, observer)
 }
@@ -54,20 +54,20 @@ pub(super) struct Ready {
     pub(super) model: Model,
     adapter: Option<AdapterConfig>,
     rates: Rates,
-    inputs: inputs::Inputs,
+    pub(super) inputs: inputs::Inputs,
     resume: Option<Checkpoint>,
 }
 
 /// A model, and the settings of its adapter if it has one.
 type Built = (Model, Option<AdapterConfig>);
 
-/// Makes the model: of the files that were opened, with the optimizer steps of an epoch, or of a checkpoint.
-pub(super) type Build<'a> = Box<dyn FnOnce(&Opened, u64, Option<&Checkpoint>) -> Result<Built> + 'a>;
+/// Makes the model: of the files that were opened, for these data, or of a checkpoint.
+pub(super) type Build<'a> = Box<dyn FnOnce(&Opened, &inputs::Inputs, Option<&Checkpoint>) -> Result<Built> + 'a>;
 
 /// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
 fn ready(
     b: PreferenceBlocks<'_>,
-    accepted: &[DatasetType],
+    rows: inputs::Rows<'_>,
     observer: &mut dyn Observer,
     build: Build<'_>,
 ) -> Result<Ready> {
@@ -80,9 +80,9 @@ fn ready(
     b.data.template_time = inputs::template_time(&b.data.general(), resume.as_ref())?;
     let (tokenizer, vocabulary) = (&opened.tokenizer, opened.pretrained.config.vocab_size);
     let eval_batch = b.eval.per_device_eval_batch_size;
-    let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, accepted, Packing::None)?;
+    let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, rows)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, adapter) = build(&opened, inputs.steps_per_epoch, resume.as_ref())?;
+    let (model, adapter) = build(&opened, &inputs, resume.as_ref())?;
     let rates = adapt::rates(b.lora, b.optim);
     Ok(Ready { opened, model, adapter, rates, inputs, resume })
 }

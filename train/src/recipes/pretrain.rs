@@ -56,8 +56,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         config.eval.per_device_eval_batch_size,
         &tokenizer,
         model.config.vocab_size,
-        ACCEPTED,
-        inputs::packing(&config.data),
+        inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
     model.to_device(device::choose(config.run.device, &demands.model(&model.config))?)?;
     let router = router::terms(&config.router, &model.config)?;

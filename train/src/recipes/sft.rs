@@ -89,8 +89,7 @@ fn read(config: &SftConfig, opened: &Opened) -> Result<inputs::Inputs> {
         config.eval.per_device_eval_batch_size,
         &opened.tokenizer,
         opened.pretrained.config.vocab_size,
-        ACCEPTED,
-        inputs::packing(&config.data),
+        inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )
 }
 
