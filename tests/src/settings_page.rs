@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use planish_train::config::{
-    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings,
-    SftConfig, SimpoConfig, aliases,
+    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, MixConfig, OrpoConfig, PretrainConfig, RewardConfig,
+    Settings, SftConfig, SimpoConfig, aliases,
 };
 use serde_json::Value as Json;
 
@@ -43,6 +43,7 @@ pub fn settings_page() -> String {
         ("orpo", without, OrpoConfig::default().keys(), &dpo),
         ("cpo", without, CpoConfig::default().keys(), &dpo),
         ("simpo", without, SimpoConfig::default().keys(), &dpo),
+        ("mix", as_dpo, MixConfig::default().keys(), &dpo),
         ("reward", without, RewardConfig::default().keys(), &dpo),
         ("distill", "As `planish sft`, but for these.", DistillConfig::default().keys(), &sft),
     ] {

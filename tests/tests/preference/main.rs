@@ -1,5 +1,6 @@
 //! Learning from preferences: numbers of TRL, whole runs, and what is refused.
 
+mod mixed;
 mod parity;
 mod process;
 mod refused;

@@ -80,6 +80,8 @@ choices! {
         Ipo = "ipo",
         /// SimPO.
         Simpo = "simpo",
+        /// RRHF, by the token.
+        Rrhf = "rrhf",
     }
 }
 

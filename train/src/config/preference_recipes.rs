@@ -205,7 +205,7 @@ preference_recipe! {
     }
 }
 
-fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
+pub(super) fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
     use DpoLossType::*;
     let has = |kinds: &[DpoLossType]| dpo.loss_type.iter().any(|l| kinds.contains(l));
     if dpo.loss_type.is_empty() {
@@ -237,7 +237,7 @@ fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_reference(reference: &ReferenceSettings, lora: bool) -> Result<(), ConfigError> {
+pub(super) fn check_reference(reference: &ReferenceSettings, lora: bool) -> Result<(), ConfigError> {
     if reference.reference_free {
         if reference.ref_model.is_some() {
             return conflict("reference_free", "compares with no model and `ref_model` names one; keep one of the two");

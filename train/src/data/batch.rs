@@ -19,6 +19,8 @@ pub struct Batch {
     /// Segments of an example, which follow each other and are never parted: 2 for pairs (chosen, then
     /// rejected), 0 or 1 for everything else.
     pub per_example: usize,
+    /// Segments of each example where some have more than others, or empty: `(examples,)`.
+    pub sizes: Vec<usize>,
     /// Whether each segment is a wanted answer, where the data says so: `(segments,)` or empty.
     pub labels: Vec<bool>,
     /// By how much the chosen side of each pair is better, 0 where the data does not say: `(pairs,)`, or empty if
@@ -92,6 +94,28 @@ impl Batch {
         self.example_indices.push(index);
     }
 
+    /// Segments of each example, in order.
+    pub fn examples(&self) -> Vec<std::ops::Range<usize>> {
+        let (mut start, mut out) = (0, Vec::new());
+        while start < self.segments() {
+            let size = self.sizes.get(out.len()).copied().unwrap_or(self.per_example).max(1);
+            let end = self.segments().min(start + size);
+            out.push(start..end);
+            start = end;
+        }
+        out
+    }
+
+    /// Some segments as a batch of examples of `per_example` segments, with their labels, without margins and steps.
+    pub fn select(&self, segments: impl IntoIterator<Item = usize>, per_example: usize) -> Batch {
+        let mut out = Batch { per_example, ..Batch::new() };
+        for s in segments {
+            out.push(self.example_indices[s], &self.ids[self.segment(s)], &self.mask[self.segment(s)]);
+            out.labels.extend(self.labels.get(s));
+        }
+        out
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
@@ -117,17 +141,18 @@ impl Batch {
         let even = self.tokens().div_ceil(self.tokens().div_ceil(limit));
         let fresh = || Batch { per_example: self.per_example, ..Batch::new() };
         let mut parts = vec![fresh()];
-        let group = self.per_example.max(1);
         let mut step = 0;
-        for first in (0..self.segments()).step_by(group) {
-            let segments = first..self.segments().min(first + group);
+        for (number, segments) in self.examples().into_iter().enumerate() {
             let tokens = segments.clone().map(|s| self.segment(s).len()).sum::<usize>();
             let last = parts.last().expect("never empty").tokens();
             if last > 0 && (last >= even || last + tokens > limit) {
                 parts.push(fresh());
             }
             let part = parts.last_mut().expect("never empty");
-            part.margins.extend(self.margins.get(first / group));
+            part.margins.extend(self.margins.get(number));
+            if !self.sizes.is_empty() {
+                part.sizes.push(segments.len());
+            }
             for s in segments {
                 let range = self.segment(s);
                 part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range.clone()]);

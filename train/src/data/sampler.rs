@@ -472,14 +472,24 @@ fn batch(units: &[Unit], packing: Packing) -> Result<Batch> {
             expected,
         });
     }
-    // Unpacked, a unit is an example, and the units of a data set of pairs are all pairs.
+    // Unpacked, a unit is an example: a pair, answers in steps, or a single sequence; a data set may have several kinds.
     let in_steps = units.iter().flatten().any(|piece| piece.3.steps.is_some());
-    let pairs = packing == Packing::None && !in_steps && units.iter().all(|u| u.len() == 2);
+    let unpacked = packing == Packing::None && !in_steps;
+    let pairs = unpacked && units.iter().all(|u| u.len() == 2);
     let mut batch = Batch { per_example: if pairs { 2 } else { 1 }, ..Batch::new() };
-    for Piece(index, example, range, said) in pieces() {
-        batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
-        batch.labels.extend(said.label);
-        batch.steps.extend(said.steps.iter().flat_map(|steps| steps.iter()));
+    if unpacked && !pairs && units.iter().any(|u| u.len() == 2) {
+        batch.sizes = units.iter().map(Vec::len).collect();
+    }
+    let labelled = pieces().any(|piece| piece.3.label.is_some());
+    for unit in units {
+        for (side, Piece(index, example, range, said)) in unit.iter().enumerate() {
+            batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
+            if labelled {
+                // The first side of a pair is the chosen one.
+                batch.labels.push(said.label.unwrap_or(side == 0));
+            }
+            batch.steps.extend(said.steps.iter().flat_map(|steps| steps.iter()));
+        }
     }
     if pairs {
         batch.margins = units.iter().map(|u| u[0].3.margin.unwrap_or(0.0)).collect();

@@ -5,11 +5,12 @@
 //!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
 //! ```
 //!
-//! [`Pairs`], [`Unpaired`], [`Rewards`] and [`StepRewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
+//! [`Pairs`], [`Unpaired`], [`Rewards`], [`StepRewards`] and [`Mixed`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
 //! [`Reference`] is what they compare with.
 
 mod ensemble;
 mod judged;
+mod mixed;
 mod pairs;
 mod precompute;
 mod reference;
@@ -20,6 +21,7 @@ mod watch;
 
 pub use ensemble::Spread;
 pub use judged::{Bin, Judged, Judgement, Length, Share};
+pub use mixed::{Member, MemberLoss, Mixed, Origins};
 pub use pairs::Pairs;
 pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};

@@ -41,7 +41,7 @@ impl Unpaired {
         for (batch, parts) in micro_batches.iter().zip(passes(micro_batches, optim.tokens_per_pass)) {
             let mut kl = 0.0;
             if self.loss.needs_kl() {
-                kl = self.divergence(model, &mismatched(batch, self.max_length), optim)?;
+                kl = divergence(model, &self.reference, batch, self.max_length, optim)?;
                 sums.measure("kl", kl, 1.0);
             }
             for part in &parts {
@@ -78,18 +78,24 @@ impl Unpaired {
         }
         Ok(sums)
     }
+}
 
-    /// max(0, mean log π/π_ref) over the completions of a batch, nats.
-    fn divergence(&self, model: &Model, batch: &Batch, optim: &OptimSettings) -> Result<f64> {
-        let mut sum = 0.0;
-        for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
-            let ones = vec![1.0; part.supervised()];
-            let reference = self.reference.compare(model, &part, &ones, false, false)?.sums;
-            let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
-            sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
-        }
-        Ok((sum / batch.segments() as f64).max(0.0))
+/// max(0, mean log π/π_ref) over the completions of a batch's prompts each with the completion of the row before it, nats.
+pub(super) fn divergence(
+    model: &Model,
+    reference: &Reference,
+    batch: &Batch,
+    max_length: Option<usize>,
+    optim: &OptimSettings,
+) -> Result<f64> {
+    let (batch, mut sum) = (mismatched(batch, max_length), 0.0);
+    for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
+        let ones = vec![1.0; part.supervised()];
+        let reference = reference.compare(model, &part, &ones, false, false)?.sums;
+        let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
+        sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
     }
+    Ok((sum / batch.segments() as f64).max(0.0))
 }
 
 /// Each prompt with the completion of the row before it, the first with that of the last.

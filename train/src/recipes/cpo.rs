@@ -1,7 +1,7 @@
 //! CPO: contrastive preference optimization, without a reference.
 //!
 //! Deviations from TRL's `CPOTrainer`: cross-entropy is a mean over the tokens of the whole optimizer step, not of
-//! each micro-batch; prompts and completions are tokenised as for DPO; `loss_type: alphapo` is `planish simpo` with
+//! each micro-batch; `loss_type: rrhf`, which it has not; prompts and completions are tokenised as for DPO; `loss_type: alphapo` is `planish simpo` with
 //! an `alpha`.
 
 use super::preference;

@@ -130,7 +130,8 @@ pub(super) fn fit(
 
 /// What rows a recipe takes, and what becomes of them.
 pub(super) struct Rows<'a> {
-    pub(super) accepted: &'a [DatasetType],
+    /// Types of each `dataset` and `eval_dataset`, in their order; the last goes for all that follow.
+    pub(super) accepted: Vec<&'a [DatasetType]>,
     pub(super) packing: Packing,
     /// Of answers in steps.
     pub(super) steps: StepOptions,
@@ -138,7 +139,7 @@ pub(super) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     pub(super) fn new(accepted: &'a [DatasetType], packing: Packing) -> Rows<'a> {
-        Rows { accepted, packing, steps: StepOptions::default() }
+        Rows { accepted: vec![accepted], packing, steps: StepOptions::default() }
     }
 }
 
@@ -170,18 +171,19 @@ pub(super) fn open(
     let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
     let columns = columns(data);
     let seed = optim.data_seed.unwrap_or(optim.seed);
-    let train = Arc::new(Dataset::open(
-        &specs(&data.dataset, &data.dataset_weights, builtin::instructions())?,
-        &columns,
-        accepted,
-    )?);
+    let each = |specs: Vec<DatasetSpec>| {
+        let all = accepted.iter().copied().chain(std::iter::repeat(accepted.last().copied().unwrap_or_default()));
+        specs.into_iter().zip(all).collect::<Vec<_>>()
+    };
+    let own = specs(&data.dataset, &data.dataset_weights, builtin::instructions())?;
+    let train = Arc::new(Dataset::open_each(&each(own), &columns)?);
     let (view, held) = match &data.eval_dataset[..] {
         [] => {
             let split = (data.validation_split > 0.0).then_some(ValidationSplit::Fraction(data.validation_split));
             train.split(split, seed)?
         }
         files => {
-            let eval = Arc::new(Dataset::open(&specs(files, &[], builtin::heldout())?, &columns, accepted)?);
+            let eval = Arc::new(Dataset::open_each(&each(specs(files, &[], builtin::heldout())?), &columns)?);
             (train.split(None, seed)?.0, Some(eval.all()))
         }
     };

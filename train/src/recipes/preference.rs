@@ -24,6 +24,16 @@ pub(super) fn run<C: PreferenceRecipe>(
     observer: &mut dyn Observer,
     objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
 ) -> Result<Outcome> {
+    run_rows(config, inputs::Rows::new(accepted, Packing::None), observer, objective)
+}
+
+/// As [`run`], of other rows.
+pub(super) fn run_rows<C: PreferenceRecipe>(
+    config: &C,
+    rows: inputs::Rows<'_>,
+    observer: &mut dyn Observer,
+    objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
+) -> Result<Outcome> {
     let mut settings = config.clone();
     let blocks = settings.blocks();
     let (model, lora, optim) = (blocks.model.clone(), blocks.lora.clone(), blocks.optim.clone());
@@ -31,7 +41,7 @@ pub(super) fn run<C: PreferenceRecipe>(
         let steps = total_steps(&optim, inputs.steps_per_epoch);
         adapt::build(opened, &model, &lora, &optim, steps, resume)
     });
-    run_with(config, inputs::Rows::new(accepted, Packing::None), observer, build, objective)
+    run_with(config, rows, observer, build, objective)
 }
 
 /// As [`run`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.

@@ -1,0 +1,391 @@
+//! Several objectives in one batch.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use planish_autograd::Tape;
+use planish_nn::decoder::Model;
+
+use super::reference::Reference;
+use super::unpaired::divergence;
+use super::{Mode, Part, passes};
+use crate::Result;
+use crate::config::OptimSettings;
+use crate::data::{Batch, Cursor, Dataset, Sampler, Step};
+use crate::losses::{Kto, Pair, PairLoss, Side, TokenScores, Want, token_scores};
+use crate::trainer::{Objective, Sums, packed};
+
+/// Rows of one data set, and what is minimised over them.
+pub struct Member {
+    /// What its metrics begin with.
+    pub name: String,
+    /// w.
+    pub weight: f64,
+    /// ℓ.
+    pub loss: MemberLoss,
+}
+
+/// The loss of a member's rows.
+pub enum MemberLoss {
+    /// -log p of each supervised token.
+    CrossEntropy,
+    /// Of pairs, each by itself.
+    Pairs(Box<dyn PairLoss>),
+    /// Of completions with a label, or of the two sides of pairs.
+    Labelled(Kto),
+}
+
+/// Which member the rows of a data set belong to: by the number of the spec that they came from.
+pub struct Origins {
+    data: Arc<Dataset>,
+    members: Vec<usize>,
+}
+
+impl Origins {
+    /// `members` has a member for each spec; the last goes for all that follow.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn new(data: Arc<Dataset>, members: Vec<usize>) -> Origins {
+        assert!(!members.is_empty(), "rows belong to a member");
+        Origins { data, members }
+    }
+
+    fn member(&self, index: usize) -> usize {
+        self.members[self.data.spec_of(index as u64).min(self.members.len() - 1)]
+    }
+}
+
+/// Minimises, over the rows of a step,
+///
+/// ```text
+/// L = Σ_k w_k S_k / C_k
+/// ```
+///
+/// S_k is the sum of objective k over its rows of the whole step, and C_k what it counts: supervised tokens, pairs (with
+/// the mean over tokens of cross-entropy that some losses of pairs have beside), or completions. An objective without
+/// rows in a step has no part in it. All rows of a pass go through the model together, whatever their objective: one
+/// forward and one backward pass.
+pub struct Mixed {
+    members: Vec<Member>,
+    reference: Reference,
+    dropout: bool,
+    share: bool,
+    max_length: Option<usize>,
+    train: Origins,
+    held_out: Option<Origins>,
+}
+
+/// Sums of one member.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Total {
+    loss: f64,
+    count: f64,
+    nll: f64,
+    nll_tokens: f64,
+}
+
+/// Sums of all members, and what was measured.
+struct Totals {
+    members: Vec<Total>,
+    measured: Sums,
+}
+
+/// An example of a batch: its member and its segments.
+type Row = (usize, Range<usize>);
+
+impl Mixed {
+    /// An objective over `members`. `dropout` is whether there is any while training; prompts with other rows' completions
+    /// (for KTO's estimate) are cut to `max_length`.
+    pub fn new(
+        members: Vec<Member>,
+        reference: Reference,
+        dropout: bool,
+        max_length: Option<usize>,
+        train: Origins,
+        held_out: Option<Origins>,
+    ) -> Mixed {
+        Mixed { members, reference, dropout, share: false, max_length, train, held_out }
+    }
+
+    /// Lets neighbouring rows share what they begin with ([`Want::beginnings`]).
+    #[must_use]
+    pub fn sharing(self, share: bool) -> Mixed {
+        Mixed { share, ..self }
+    }
+
+    fn rows(&self, batch: &Batch, mode: Mode) -> Vec<Row> {
+        let origins = match (mode, &self.held_out) {
+            (Mode::HeldOut, Some(held_out)) => held_out,
+            _ => &self.train,
+        };
+        let member = |segments: &Range<usize>| origins.member(batch.example_indices[segments.start]);
+        batch.examples().into_iter().map(|segments| (member(&segments), segments)).collect()
+    }
+
+    /// What each member counts over a step.
+    fn counts(&self, micro_batches: &[Batch], mode: Mode) -> Vec<Total> {
+        let mut counts = vec![Total::default(); self.members.len()];
+        for batch in micro_batches {
+            let tokens = |s: usize| batch.segment(s).skip(1).filter(|&i| batch.mask[i]).count() as f64;
+            for (m, segments) in self.rows(batch, mode) {
+                let to = &mut counts[m];
+                match &self.members[m].loss {
+                    MemberLoss::CrossEntropy => to.count += segments.map(tokens).sum::<f64>(),
+                    MemberLoss::Labelled(_) => to.count += segments.len() as f64,
+                    MemberLoss::Pairs(loss) => {
+                        to.count += 1.0;
+                        to.nll_tokens += match loss.nll() {
+                            Some(nll) if nll.prompt => batch.segment(segments.start).len() as f64 - 1.0,
+                            Some(_) => tokens(segments.start),
+                            None => 0.0,
+                        };
+                    }
+                }
+            }
+        }
+        counts
+    }
+
+    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Totals> {
+        let members = self.counts(micro_batches, mode);
+        let mut totals = Totals { members: members.clone(), measured: Sums::default() };
+        for (batch, parts) in micro_batches.iter().zip(passes(micro_batches, optim.tokens_per_pass)) {
+            let kl = self.divergences(model, batch, optim, mode, &mut totals.measured)?;
+            for part in &parts {
+                self.part(model, optim, part, mode, (&members, &kl), &mut totals)?;
+            }
+        }
+        Ok(totals)
+    }
+
+    /// KTO's estimate for each member that needs one, of its rows of a micro-batch.
+    fn divergences(
+        &self,
+        model: &Model,
+        batch: &Batch,
+        optim: &OptimSettings,
+        mode: Mode,
+        measured: &mut Sums,
+    ) -> Result<Vec<f64>> {
+        let rows = self.rows(batch, mode);
+        let mut all = vec![0.0; self.members.len()];
+        for (m, member) in self.members.iter().enumerate() {
+            let own: Vec<&Range<usize>> = rows.iter().filter(|(of, _)| *of == m).map(|(_, s)| s).collect();
+            let MemberLoss::Labelled(kto) = &member.loss else { continue };
+            // Of one row alone there is no other's completion.
+            if !kto.needs_kl() || own.len() < 2 {
+                continue;
+            }
+            let per_example = if own.iter().all(|s| s.len() == 2) { 2 } else { 1 };
+            let segments = own.into_iter().flat_map(Range::clone);
+            all[m] = divergence(model, &self.reference, &batch.select(segments, per_example), self.max_length, optim)?;
+            measured.measure(&format!("{}/kl", member.name), all[m], 1.0);
+        }
+        Ok(all)
+    }
+
+    /// log π_ref of each segment's completion, 0 where nothing is compared with it.
+    fn compared(&self, model: &Model, batch: &Batch, rows: &[Row], mode: Mode) -> Result<Vec<f64>> {
+        let mut sums = vec![0.0; batch.segments()];
+        let mut weights = Vec::new();
+        let mut segments = Vec::new();
+        for (m, own) in rows {
+            let verbose = match &self.members[*m].loss {
+                MemberLoss::Pairs(loss) if loss.has_reference() => Some(loss.verbose_weight()),
+                MemberLoss::Labelled(_) => Some(1.0),
+                _ => None,
+            };
+            let Some(verbose) = verbose else { continue };
+            let least = shorter(batch, own);
+            for s in own.clone() {
+                segments.push(s);
+                weights.extend((0..completion(batch, s)).map(|k| if k < least { 1.0 } else { verbose }));
+            }
+        }
+        if segments.is_empty() {
+            return Ok(sums);
+        }
+        let part = batch.select(segments.iter().copied(), 1);
+        let found = self.reference.compare(model, &part, &weights, mode == Mode::HeldOut, false)?.sums;
+        segments.into_iter().zip(found).for_each(|(s, sum)| sums[s] = sum);
+        Ok(sums)
+    }
+
+    fn part(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        part: &Part,
+        mode: Mode,
+        (counts, kl): (&[Total], &[f64]),
+        totals: &mut Totals,
+    ) -> Result<()> {
+        let batch = &part.batch;
+        let rows = self.rows(batch, mode);
+        // Before anything is recorded: the reference's activations and the model's are never there together.
+        let reference = self.compared(model, batch, &rows, mode)?;
+        let mut mask = batch.mask.clone();
+        for (m, segments) in &rows {
+            if let MemberLoss::Pairs(loss) = &self.members[*m].loss
+                && loss.nll().is_some_and(|nll| nll.prompt)
+            {
+                mask[batch.segment(segments.start)].iter_mut().skip(1).for_each(|on| *on = true);
+            }
+        }
+        let tape = (mode != Mode::HeldOut).then(Tape::new);
+        let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+        let want = Want { recompute: optim.gradient_checkpointing, beginnings: self.share, ..Want::default() };
+        let scores = token_scores(model, &ctx, &packed(batch), &mask, want)?;
+        // Whether each scored token is of a completion; else it is of a prompt that counts.
+        let scored = (0..batch.segments()).flat_map(|s| batch.segment(s).skip(1)).filter(|&i| mask[i]);
+        let of_completion: Vec<bool> = scored.map(|i| batch.mask[i]).collect();
+        let mut slopes = vec![0.0; scores.logprobs.len()];
+        for (m, segments) in rows {
+            let (member, to) = (&self.members[m], &mut totals.members[m]);
+            let scale = member.weight / counts[m].count;
+            let mut own =
+                Own { member, scores: &scores, of_completion: &of_completion, measured: &mut totals.measured };
+            match &member.loss {
+                MemberLoss::CrossEntropy => {
+                    for i in segments.flat_map(|s| scores.of(s)) {
+                        to.loss -= scores.logprobs[i];
+                        slopes[i] = -scale;
+                        own.measure("mean_token_accuracy", f64::from(u8::from(scores.correct[i])));
+                        own.measure("entropy", scores.entropy[i]);
+                    }
+                }
+                MemberLoss::Labelled(kto) => {
+                    for (side, s) in segments.enumerate() {
+                        let label = batch.labels.get(s).copied().unwrap_or(side == 0);
+                        let logratio = scores.of(s).map(|i| scores.logprobs[i]).sum::<f64>() - reference[s];
+                        let found = kto.loss(logratio, label, kl[m]);
+                        to.loss += found.loss;
+                        slopes[scores.of(s)].fill(scale * found.slope);
+                        own.measure(if label { "rewards/chosen" } else { "rewards/rejected" }, kto.beta * logratio);
+                    }
+                }
+                MemberLoss::Pairs(loss) => {
+                    let least = shorter(batch, &segments);
+                    let weight = |k: usize| if k < least { 1.0 } else { loss.verbose_weight() };
+                    let [chosen, rejected] = [segments.start, segments.start + 1];
+                    let pair = Pair {
+                        chosen: own.side(chosen, reference[chosen], weight),
+                        rejected: own.side(rejected, reference[rejected], weight),
+                    };
+                    let found = loss.losses(&[pair])[0];
+                    to.loss += found.loss;
+                    for (s, slope) in [(chosen, found.chosen), (rejected, found.rejected)] {
+                        own.completion(s).enumerate().for_each(|(k, i)| slopes[i] = scale * slope * weight(k));
+                    }
+                    if let Some(nll) = loss.nll() {
+                        let each = member.weight * nll.weight / counts[m].nll_tokens;
+                        for i in scores.of(chosen) {
+                            to.nll -= scores.logprobs[i];
+                            slopes[i] -= each;
+                        }
+                    }
+                    let [c, r] = [&pair.chosen, &pair.rejected].map(|side| loss.reward(side));
+                    own.measure("rewards/chosen", c);
+                    own.measure("rewards/rejected", r);
+                    own.measure("rewards/accuracies", f64::from(u8::from(c > r)));
+                    own.measure("rewards/margins", c - r);
+                }
+            }
+        }
+        if mode != Mode::HeldOut {
+            scores.backward(&slopes)?;
+        }
+        Ok(())
+    }
+
+    /// L, and each member's own mean loss among what was measured.
+    fn together(&self, totals: Totals) -> Sums {
+        let mut sums = Sums::new(0.0, 1.0);
+        for (member, total) in self.members.iter().zip(&totals.members).filter(|(_, total)| total.count > 0.0) {
+            let nll = match &member.loss {
+                MemberLoss::Pairs(loss) => loss.nll().map_or(0.0, |nll| nll.weight * total.nll / total.nll_tokens),
+                _ => 0.0,
+            };
+            let mean = total.loss / total.count + nll;
+            sums.loss += member.weight * mean;
+            sums.measure(&format!("{}/loss", member.name), mean, 1.0);
+        }
+        sums += totals.measured;
+        sums
+    }
+}
+
+/// What a member's rows are computed from, and measured to.
+struct Own<'a> {
+    member: &'a Member,
+    scores: &'a TokenScores,
+    of_completion: &'a [bool],
+    measured: &'a mut Sums,
+}
+
+impl Own<'_> {
+    fn measure(&mut self, name: &str, value: f64) {
+        self.measured.measure(&format!("{}/{name}", self.member.name), value, 1.0);
+    }
+
+    /// Places of the scores of a segment's completion.
+    fn completion(&self, s: usize) -> impl Iterator<Item = usize> {
+        let of_completion = self.of_completion;
+        self.scores.of(s).filter(move |&i| of_completion[i])
+    }
+
+    fn side(&self, s: usize, reference: f64, weight: impl Fn(usize) -> f64) -> Side {
+        let mut side = Side { reference, ..Side::default() };
+        for (k, i) in self.completion(s).enumerate() {
+            side.logp += weight(k) * self.scores.logprobs[i];
+            side.tokens += 1.0;
+        }
+        side
+    }
+}
+
+/// Tokens of a segment's completion.
+fn completion(batch: &Batch, s: usize) -> usize {
+    batch.segment(s).skip(1).filter(|&i| batch.mask[i]).count()
+}
+
+/// Tokens of an example's shorter completion.
+fn shorter(batch: &Batch, segments: &Range<usize>) -> usize {
+    segments.clone().map(|s| completion(batch, s)).min().unwrap_or(0)
+}
+
+impl Objective for Mixed {
+    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
+        let mode = Mode::Train { done, dropout: self.dropout };
+        Ok(self.together(self.run(model, optim, &step.micro_batches, mode)?))
+    }
+
+    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
+        let mut all = Totals { members: vec![Total::default(); self.members.len()], measured: Sums::default() };
+        for step in sampler.steps(Cursor::default())?.epochs(1) {
+            let found = self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
+            for (to, from) in all.members.iter_mut().zip(found.members) {
+                to.loss += from.loss;
+                to.count += from.count;
+                to.nll += from.nll;
+                to.nll_tokens += from.nll_tokens;
+            }
+            all.measured += found.measured;
+        }
+        Ok(self.together(all))
+    }
+
+    fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
+        self.reference.updated(model, done)
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.reference.save(dir)
+    }
+
+    fn load(&mut self, dir: &Path) -> Result<()> {
+        self.reference.load(dir)
+    }
+}
