@@ -352,7 +352,9 @@ fn prm800k_is_read_as_it_is() {
     let extra = [("max_steps", "2"), ("per_device_train_batch_size", "2"), ("gradient_accumulation_steps", "1")];
     let run = |out: &str, share: &str| {
         let extra = [&extra[..], &[("share_prompts", share)]].concat();
-        result(reward::run(&settings::<RewardConfig>(&path, &dir.join(out), &extra), &mut Listener::new()).unwrap());
+        result(
+            reward::run(&settings::<RewardConfig>(&path, &dir.join(out), &extra), &mut Listener::default()).unwrap(),
+        );
         metrics(&dir.join(out))
     };
     let (together, apart) = (run("together", "true"), run("apart", "false"));
@@ -428,7 +430,7 @@ fn bad_steps_are_refused() {
         format!("{good}\n{}\n", r#"{"prompt": "a", "completions": [], "labels": []}"#),
     )
     .unwrap();
-    let mut seen = Listener::new();
+    let mut seen = Listener::default();
     let extra = [("drop_unsupervised", "true"), ("max_steps", "1")];
     reward::run(&settings::<RewardConfig>(&dir.join("some.jsonl"), &dir.join("some"), &extra), &mut seen).unwrap();
     assert!(seen.notes.iter().any(|n| n.contains("1 of 2 examples are dropped")), "{:?}", seen.notes);

@@ -14,6 +14,7 @@ use super::preference_recipes::{
 };
 use super::raw::{Node, Raw, parse_node};
 use super::recipes::{Recipe, check_base, check_data, check_eval, check_run, conflict};
+use super::router::RouterSettings;
 use super::setting::rules::{NOT_NEGATIVE, TEXT};
 use super::setting::{Arity, Rule, Setting, wrong};
 use super::table::{Settings, recipe_settings, settings};
@@ -230,6 +231,8 @@ recipe_settings! {
         mix: MixSettings,
         /// The examples.
         data: PreferenceDataSettings,
+        /// Losses of a router.
+        router: RouterSettings,
         /// How pairs are computed.
         pairs: PairSettings,
         /// What objectives compare with.
@@ -254,6 +257,7 @@ impl Default for MixConfig {
             model: ModelSettings::default(),
             mix: MixSettings::default(),
             data: PreferenceDataSettings::default(),
+            router: RouterSettings::default(),
             pairs: PairSettings::default(),
             reference: ReferenceSettings::default(),
             optim: OptimSettings { learning_rate: 1e-6, ..OptimSettings::default() },

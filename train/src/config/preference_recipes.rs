@@ -7,6 +7,7 @@ use super::preference::{
     ReferenceSettings, RewardSettings, SimpoSettings, StepSettings,
 };
 use super::recipes::{Recipe, check_base, check_data, check_eval, check_run, conflict};
+use super::router::RouterSettings;
 use super::setting::rules::SWITCH;
 use super::table::{recipe_settings, settings};
 
@@ -130,6 +131,7 @@ preference_recipe! {
     /// Direct preference optimization and its family (`planish dpo`).
     DpoConfig, "dpo",
     (dpo: DpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed."),
     (reference: ReferenceSettings, "What it compares with.");
     |_| {};
@@ -143,6 +145,7 @@ preference_recipe! {
     /// Learning from completions that are each good or bad (`planish kto`).
     KtoConfig, "kto",
     (kto: KtoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (reference: ReferenceSettings, "What it compares with.");
     |_| {};
     |c| {
@@ -166,6 +169,7 @@ preference_recipe! {
     /// Cross-entropy and the odds ratio of pairs (`planish orpo`).
     OrpoConfig, "orpo",
     (orpo: OrpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
@@ -175,6 +179,7 @@ preference_recipe! {
     /// Contrastive preference optimization (`planish cpo`).
     CpoConfig, "cpo",
     (cpo: CpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
@@ -184,6 +189,7 @@ preference_recipe! {
     /// SimPO (`planish simpo`).
     SimpoConfig, "simpo",
     (simpo: SimpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())

@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use planish_autograd::Tape;
-use planish_nn::decoder::Model;
+use planish_nn::decoder::{Model, Routing};
 
 use super::reference::Reference;
 use super::unpaired::divergence;
-use super::{Mode, Part, passes};
+use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Dataset, Sampler, Step};
-use crate::losses::{Kto, Pair, PairLoss, Side, TokenScores, Want, token_scores};
+use crate::losses::{Kto, Pair, PairLoss, RouterTerms, Side, TokenScores, Want, token_scores};
+use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Objective, Sums, packed};
 
 /// Rows of one data set, and what is minimised over them.
@@ -75,6 +76,7 @@ pub struct Mixed {
     max_length: Option<usize>,
     train: Origins,
     held_out: Option<Origins>,
+    balance: Balance,
 }
 
 /// Sums of one member.
@@ -90,6 +92,7 @@ struct Total {
 struct Totals {
     members: Vec<Total>,
     measured: Sums,
+    routers: Option<Routers>,
 }
 
 /// An example of a batch: its member and its segments.
@@ -106,7 +109,13 @@ impl Mixed {
         train: Origins,
         held_out: Option<Origins>,
     ) -> Mixed {
-        Mixed { members, reference, dropout, share: false, max_length, train, held_out }
+        Mixed { members, reference, dropout, share: false, max_length, train, held_out, balance: Balance::default() }
+    }
+
+    /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
+    #[must_use]
+    pub fn balanced(self, terms: RouterTerms) -> Mixed {
+        Mixed { balance: Balance::new(terms), ..self }
     }
 
     /// Lets neighbouring rows share what they begin with ([`Want::beginnings`]).
@@ -150,10 +159,12 @@ impl Mixed {
 
     fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Totals> {
         let members = self.counts(micro_batches, mode);
-        let mut totals = Totals { members: members.clone(), measured: Sums::default() };
-        for (batch, parts) in micro_batches.iter().zip(passes(micro_batches, optim.tokens_per_pass)) {
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let routers = routers(model, self.balance.terms(), optim, &all, mode)?;
+        let mut totals = Totals { members: members.clone(), measured: Sums::default(), routers };
+        for (batch, parts) in micro_batches.iter().zip(&all) {
             let kl = self.divergences(model, batch, optim, mode, &mut totals.measured)?;
-            for part in &parts {
+            for part in parts {
                 self.part(model, optim, part, mode, (&members, &kl), &mut totals)?;
             }
         }
@@ -235,8 +246,12 @@ impl Mixed {
             }
         }
         let tape = (mode != Mode::HeldOut).then(Tape::new);
-        let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
-        let want = Want { recompute: optim.gradient_checkpointing, beginnings: self.share, ..Want::default() };
+        let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
+        if totals.routers.is_some() {
+            ctx = ctx.with_routing(&routing);
+        }
+        let beginnings = self.share && !self.balance.terms().any();
+        let want = Want { recompute: optim.gradient_checkpointing, beginnings, ..Want::default() };
         let scores = token_scores(model, &ctx, &packed(batch), &mask, want)?;
         // Whether each scored token is of a completion; else it is of a prompt that counts.
         let scored = (0..batch.segments()).flat_map(|s| batch.segment(s).skip(1)).filter(|&i| mask[i]);
@@ -294,14 +309,18 @@ impl Mixed {
                 }
             }
         }
+        let beside = match &mut totals.routers {
+            Some(routers) => routers.beside(&routing.take(), 1.0)?,
+            None => None,
+        };
         if mode != Mode::HeldOut {
-            scores.backward(&slopes)?;
+            scores.backward_beside(&slopes, beside)?;
         }
         Ok(())
     }
 
     /// L, and each member's own mean loss among what was measured.
-    fn together(&self, totals: Totals) -> Sums {
+    fn together(&self, totals: &Totals) -> Sums {
         let mut sums = Sums::new(0.0, 1.0);
         for (member, total) in self.members.iter().zip(&totals.members).filter(|(_, total)| total.count > 0.0) {
             let nll = match &member.loss {
@@ -312,7 +331,10 @@ impl Mixed {
             sums.loss += member.weight * mean;
             sums.measure(&format!("{}/loss", member.name), mean, 1.0);
         }
-        sums += totals.measured;
+        sums += totals.measured.clone();
+        if let Some(routers) = &totals.routers {
+            routers.add_to(&mut sums, 1.0);
+        }
         sums
     }
 }
@@ -359,11 +381,16 @@ fn shorter(batch: &Batch, segments: &Range<usize>) -> usize {
 impl Objective for Mixed {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
         let mode = Mode::Train { done, dropout: self.dropout };
-        Ok(self.together(self.run(model, optim, &step.micro_batches, mode)?))
+        let totals = self.run(model, optim, &step.micro_batches, mode)?;
+        if let Some(routers) = &totals.routers {
+            self.balance.see(model, routers);
+        }
+        Ok(self.together(&totals))
     }
 
     fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let mut all = Totals { members: vec![Total::default(); self.members.len()], measured: Sums::default() };
+        let members = vec![Total::default(); self.members.len()];
+        let mut all = Totals { members, measured: Sums::default(), routers: None };
         for step in sampler.steps(Cursor::default())?.epochs(1) {
             let found = self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
             for (to, from) in all.members.iter_mut().zip(found.members) {
@@ -374,11 +401,15 @@ impl Objective for Mixed {
             }
             all.measured += found.measured;
         }
-        Ok(self.together(all))
+        Ok(self.together(&all))
     }
 
     fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
         self.reference.updated(model, done)
+    }
+
+    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
+        self.balance.advice().into_iter().collect()
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::decoder::Model;
+use planish_nn::decoder::{Model, Routing};
 
 use super::reference::Reference;
-use super::{Mode, passes};
+use super::{Mode, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
-use crate::losses::{Kto, Want, token_scores};
+use crate::losses::{Kto, RouterTerms, Want, token_scores};
+use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Objective, Sums, packed};
 
 /// Minimises [`Kto`] over labelled completions.
@@ -27,29 +28,45 @@ pub struct Unpaired {
     reference: Reference,
     dropout: bool,
     max_length: Option<usize>,
+    balance: Balance,
 }
+
+/// Sums, and what the routers did in a training step.
+type Found = (Sums, Option<Routers>);
 
 impl Unpaired {
     /// An objective. `dropout` is whether there is any while training; mismatched sequences are cut to
     /// `max_length`.
     pub fn new(loss: Kto, reference: Reference, dropout: bool, max_length: Option<usize>) -> Unpaired {
-        Unpaired { loss, reference, dropout, max_length }
+        Unpaired { loss, reference, dropout, max_length, balance: Balance::default() }
     }
 
-    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
+    /// Adds the losses of the model's routers.
+    #[must_use]
+    pub fn balanced(self, terms: RouterTerms) -> Unpaired {
+        Unpaired { balance: Balance::new(terms), ..self }
+    }
+
+    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Found> {
         let mut sums = Sums::default();
-        for (batch, parts) in micro_batches.iter().zip(passes(micro_batches, optim.tokens_per_pass)) {
+        let completions: usize = micro_batches.iter().map(Batch::segments).sum();
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.balance.terms(), optim, &all, mode)?;
+        for (batch, parts) in micro_batches.iter().zip(&all) {
             let mut kl = 0.0;
             if self.loss.needs_kl() {
                 kl = divergence(model, &self.reference, batch, self.max_length, optim)?;
                 sums.measure("kl", kl, 1.0);
             }
-            for part in &parts {
+            for part in parts {
                 let batch = &part.batch;
                 let ones = vec![1.0; batch.supervised()];
                 let reference = self.reference.compare(model, batch, &ones, mode == Mode::HeldOut, false)?.sums;
                 let tape = (mode != Mode::HeldOut).then(Tape::new);
-                let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+                let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
+                if routers.is_some() {
+                    ctx = ctx.with_routing(&routing);
+                }
                 let recompute = optim.gradient_checkpointing;
                 let want = Want { recompute, mean_logits: true, ..Want::default() };
                 let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
@@ -71,12 +88,19 @@ impl Unpaired {
                         sums.measure(&format!("logits/{side}"), sum, scores.of(s).len() as f64);
                     }
                 }
+                let beside = match &mut routers {
+                    Some(routers) => routers.beside(&routing.take(), completions as f64)?,
+                    None => None,
+                };
                 if mode != Mode::HeldOut {
-                    scores.backward(&slopes)?;
+                    scores.backward_beside(&slopes, beside)?;
                 }
             }
         }
-        Ok(sums)
+        if let Some(routers) = &routers {
+            routers.add_to(&mut sums, completions as f64);
+        }
+        Ok((sums, routers))
     }
 }
 
@@ -130,19 +154,27 @@ fn with_margins(mut sums: Sums) -> Sums {
 impl Objective for Unpaired {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
         let mode = Mode::Train { done, dropout: self.dropout };
-        Ok(with_margins(self.run(model, optim, &step.micro_batches, mode)?))
+        let (sums, routers) = self.run(model, optim, &step.micro_batches, mode)?;
+        if let Some(routers) = &routers {
+            self.balance.see(model, routers);
+        }
+        Ok(with_margins(sums))
     }
 
     fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
         let mut all = Sums::default();
         for step in sampler.steps(Cursor::default())?.epochs(1) {
-            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
+            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?.0;
         }
         Ok(with_margins(all))
     }
 
     fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
         self.reference.updated(model, done)
+    }
+
+    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
+        self.balance.advice().into_iter().collect()
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

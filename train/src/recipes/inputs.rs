@@ -10,7 +10,7 @@ use planish_tensor::Device;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::{DataSettings, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode};
+use crate::config::{DataSettings, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode};
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
     Sampler, SamplerOptions, StepOptions, Truncation, ValidationSplit, preflight,
@@ -225,6 +225,25 @@ pub(super) fn columns(data: &DataSettings) -> Columns {
     }
 }
 
+/// The checkpoint to go on from, if the settings name one.
+pub(super) fn checkpoint(run: &RunSettings) -> Result<Option<Checkpoint>> {
+    let Some(from) = &run.resume_from_checkpoint else { return Ok(None) };
+    Ok(Some(Checkpoint::find(from, run.output_dir.as_ref())?))
+}
+
+/// Makes or reopens the run directory, writes the settings into it, and tells the observer what the report warns of.
+pub(super) fn begin<C: Recipe>(
+    config: &C,
+    run: &RunSettings,
+    report: &Preflight,
+    observer: &mut dyn Observer,
+) -> Result<(RunDir, Option<Checkpoint>)> {
+    let (dir, resume) = run_dir(run)?;
+    dir.write_config(config)?;
+    tell(report, &dir, observer)?;
+    Ok((dir, resume))
+}
+
 /// The time that chat templates see: the one set, else that of the run which is resumed, else (`None`) now.
 pub(super) fn template_time(data: &DataSettings, resume: Option<&Checkpoint>) -> Result<Option<u64>> {
     match (data.template_time, resume) {
@@ -282,18 +301,15 @@ fn as_file(rows: &str) -> Result<PathBuf> {
 }
 
 /// Makes or reopens the run directory, and finds the checkpoint to go on from.
-pub(super) fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
-    match &run.resume_from_checkpoint {
-        None => Ok((RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None)),
-        Some(from) => {
-            let checkpoint = Checkpoint::find(from, run.output_dir.as_ref())?;
-            Ok((RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)))
-        }
-    }
+fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
+    Ok(match checkpoint(run)? {
+        None => (RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None),
+        Some(checkpoint) => (RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)),
+    })
 }
 
 /// Tells the observer what the report warns of, and keeps the report in the run directory.
-pub(super) fn tell(report: &Preflight, dir: &RunDir, observer: &mut dyn Observer) -> Result<()> {
+fn tell(report: &Preflight, dir: &RunDir, observer: &mut dyn Observer) -> Result<()> {
     dir.write("preflight.json", &serde_json::to_vec_pretty(report).expect("plain numbers and texts"))?;
     observer.preflight(report);
     Ok(())

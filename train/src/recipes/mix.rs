@@ -13,6 +13,7 @@ use crate::config::{IngredientLoss, MixConfig};
 use crate::data::{DatasetType, Packing, Sampler};
 use crate::preference::{Member, MemberLoss, Mixed, Origins, Reference};
 use crate::run::{Observer, Outcome};
+use crate::trainer::router;
 
 /// Runs the recipe.
 ///
@@ -22,7 +23,7 @@ pub fn run(config: &MixConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let accepted = config.mix.objectives.0.iter().map(|one| accepted(&one.loss)).collect();
     let rows = Rows { accepted, ..Rows::new(&[], Packing::None) };
     preference::run_rows(config, rows, observer, |c, ready, observer| {
-        let objectives = &c.mix.objectives.0;
+        let (objectives, router) = (&c.mix.objectives.0, router::terms(&c.router, &ready.model.config)?);
         let reference = match objectives.iter().any(|one| one.loss.has_reference()) {
             true => ready.reference(&c.reference, (&c.model, &c.run, &c.optim), 1.0, false, observer)?,
             false => Reference::Free,
@@ -39,7 +40,7 @@ pub fn run(config: &MixConfig, observer: &mut dyn Observer) -> Result<Outcome> {
         let (train, held_out) = (origins(&ready.inputs.sampler), ready.inputs.held_out.as_deref().map(origins));
         let dropout = !c.dropout.disable_dropout;
         let mixed = Mixed::new(members, reference, dropout, ready.max_length(), train, held_out);
-        Ok(Box::new(mixed.sharing(c.pairs.share_prompts)))
+        Ok(Box::new(mixed.sharing(c.pairs.share_prompts).balanced(router)))
     })
 }
 

@@ -83,10 +83,7 @@ fn ready(
 ) -> Result<Ready> {
     device::choose(b.run.device, &Demands::none().lacks("preference tuning"))?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
-    let resume = match &b.run.resume_from_checkpoint {
-        Some(from) => Some(Checkpoint::find(from, b.run.output_dir.as_ref())?),
-        None => None,
-    };
+    let resume = inputs::checkpoint(b.run)?;
     b.data.template_time = inputs::template_time(&b.data.general(), resume.as_ref())?;
     let (tokenizer, vocabulary) = (&opened.tokenizer, opened.pretrained.config.vocab_size);
     let eval_batch = b.eval.per_device_eval_batch_size;
@@ -181,9 +178,8 @@ impl Ready {
         let tokenizer = opened.tokenizer.clone();
         drop(opened);
         inputs::fit(&inputs, &model, config.blocks().optim, resume.as_ref())?;
-        let (dir, resume) = inputs::run_dir(config.blocks().run)?;
-        dir.write_config(config)?;
-        inputs::tell(&inputs.report, &dir, observer)?;
+        let run = config.blocks().run.clone();
+        let (dir, resume) = inputs::begin(config, &run, &inputs.report, observer)?;
         let PreferenceBlocks { optim, eval, run, .. } = config.blocks();
         Trainer {
             model,
