@@ -115,10 +115,7 @@ fn a_mixed_gradient_is_the_weighted_sum_of_the_others() {
     // Each objective over its own rows, by the recipe's own objective.
     let (mut want, mut loss) = (Vec::<Vec<f64>>::new(), 0.0);
     for (k, (weight, ingredient)) in ingredients.iter().enumerate() {
-        let own = |batch: &Batch| {
-            let segments = (0..batch.segments()).filter(|&s| spec(batch, s) == k);
-            batch.select(segments, if k % 2 == 1 { 2 } else { 1 })
-        };
+        let own = |batch: &Batch| batch.select(batch.examples().into_iter().filter(|e| spec(batch, e.start) == k));
         let micro_batches = step.micro_batches.iter().map(own).filter(|b| b.segments() > 0).collect();
         let step = Step { micro_batches, ..step.clone() };
         let mut objective: Box<dyn Objective> = match mix::loss(ingredient, false) {

@@ -106,12 +106,19 @@ impl Batch {
         out
     }
 
-    /// Some segments as a batch of examples of `per_example` segments, with their labels, without margins and steps.
-    pub fn select(&self, segments: impl IntoIterator<Item = usize>, per_example: usize) -> Batch {
-        let mut out = Batch { per_example, ..Batch::new() };
-        for s in segments {
-            out.push(self.example_indices[s], &self.ids[self.segment(s)], &self.mask[self.segment(s)]);
-            out.labels.extend(self.labels.get(s));
+    /// A batch of examples of these segments each, with their labels, without margins and steps.
+    pub fn select(&self, examples: impl IntoIterator<Item = std::ops::Range<usize>>) -> Batch {
+        let mut out = Batch::new();
+        for segments in examples {
+            out.sizes.push(segments.len());
+            for s in segments {
+                out.push(self.example_indices[s], &self.ids[self.segment(s)], &self.mask[self.segment(s)]);
+                out.labels.extend(self.labels.get(s));
+            }
+        }
+        let first = out.sizes.first().copied().unwrap_or(1);
+        if out.sizes.iter().all(|&size| size == first) {
+            (out.per_example, out.sizes) = (first, Vec::new());
         }
         out
     }

@@ -7,56 +7,16 @@ use std::sync::Arc;
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
+use super::members::{Member, MemberLoss, Origins, Own, completion, shorter};
 use super::reference::Reference;
 use super::unpaired::divergence;
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
-use crate::data::{Batch, Cursor, Dataset, Sampler, Step};
-use crate::losses::{Kto, Pair, PairLoss, RouterTerms, Side, TokenScores, Want, token_scores};
+use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::losses::{Pair, RouterTerms, Want, token_scores};
 use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Objective, Sums, packed};
-
-/// Rows of one data set, and what is minimised over them.
-pub struct Member {
-    /// What its metrics begin with.
-    pub name: String,
-    /// w.
-    pub weight: f64,
-    /// ℓ.
-    pub loss: MemberLoss,
-}
-
-/// The loss of a member's rows.
-pub enum MemberLoss {
-    /// -log p of each supervised token.
-    CrossEntropy,
-    /// Of pairs, each by itself.
-    Pairs(Box<dyn PairLoss>),
-    /// Of completions with a label, or of the two sides of pairs.
-    Labelled(Kto),
-}
-
-/// Which member the rows of a data set belong to: by the number of the spec that they came from.
-pub struct Origins {
-    data: Arc<Dataset>,
-    members: Vec<usize>,
-}
-
-impl Origins {
-    /// `members` has a member for each spec; the last goes for all that follow.
-    ///
-    /// # Panics
-    /// If there is none.
-    pub fn new(data: Arc<Dataset>, members: Vec<usize>) -> Origins {
-        assert!(!members.is_empty(), "rows belong to a member");
-        Origins { data, members }
-    }
-
-    fn member(&self, index: usize) -> usize {
-        self.members[self.data.spec_of(index as u64).min(self.members.len() - 1)]
-    }
-}
 
 /// Minimises, over the rows of a step,
 ///
@@ -189,9 +149,8 @@ impl Mixed {
             if !kto.needs_kl() || own.len() < 2 {
                 continue;
             }
-            let per_example = if own.iter().all(|s| s.len() == 2) { 2 } else { 1 };
-            let segments = own.into_iter().flat_map(Range::clone);
-            all[m] = divergence(model, &self.reference, &batch.select(segments, per_example), self.max_length, optim)?;
+            let own = batch.select(own.into_iter().cloned());
+            all[m] = divergence(model, &self.reference, &own, self.max_length, optim)?;
             measured.measure(&format!("{}/kl", member.name), all[m], 1.0);
         }
         Ok(all)
@@ -218,7 +177,7 @@ impl Mixed {
         if segments.is_empty() {
             return Ok(sums);
         }
-        let part = batch.select(segments.iter().copied(), 1);
+        let part = batch.select(segments.iter().map(|&s| s..s + 1));
         let found = self.reference.compare(model, &part, &weights, mode == Mode::HeldOut, false)?.sums;
         segments.into_iter().zip(found).for_each(|(s, sum)| sums[s] = sum);
         Ok(sums)
@@ -337,45 +296,6 @@ impl Mixed {
         }
         sums
     }
-}
-
-/// What a member's rows are computed from, and measured to.
-struct Own<'a> {
-    member: &'a Member,
-    scores: &'a TokenScores,
-    of_completion: &'a [bool],
-    measured: &'a mut Sums,
-}
-
-impl Own<'_> {
-    fn measure(&mut self, name: &str, value: f64) {
-        self.measured.measure(&format!("{}/{name}", self.member.name), value, 1.0);
-    }
-
-    /// Places of the scores of a segment's completion.
-    fn completion(&self, s: usize) -> impl Iterator<Item = usize> {
-        let of_completion = self.of_completion;
-        self.scores.of(s).filter(move |&i| of_completion[i])
-    }
-
-    fn side(&self, s: usize, reference: f64, weight: impl Fn(usize) -> f64) -> Side {
-        let mut side = Side { reference, ..Side::default() };
-        for (k, i) in self.completion(s).enumerate() {
-            side.logp += weight(k) * self.scores.logprobs[i];
-            side.tokens += 1.0;
-        }
-        side
-    }
-}
-
-/// Tokens of a segment's completion.
-fn completion(batch: &Batch, s: usize) -> usize {
-    batch.segment(s).skip(1).filter(|&i| batch.mask[i]).count()
-}
-
-/// Tokens of an example's shorter completion.
-fn shorter(batch: &Batch, segments: &Range<usize>) -> usize {
-    segments.clone().map(|s| completion(batch, s)).min().unwrap_or(0)
 }
 
 impl Objective for Mixed {

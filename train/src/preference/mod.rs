@@ -10,6 +10,7 @@
 
 mod ensemble;
 mod judged;
+mod members;
 mod mixed;
 mod pairs;
 mod precompute;
@@ -21,7 +22,8 @@ mod watch;
 
 pub use ensemble::Spread;
 pub use judged::{Bin, Judged, Judgement, Length, Share};
-pub use mixed::{Member, MemberLoss, Mixed, Origins};
+pub use members::{Member, MemberLoss, Origins};
+pub use mixed::Mixed;
 pub use pairs::Pairs;
 pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};

@@ -1,5 +1,6 @@
 //! The objective of labelled completions.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -124,15 +125,21 @@ pub(super) fn divergence(
 
 /// Each prompt with the completion of the row before it, the first with that of the last.
 fn mismatched(batch: &Batch, max_length: Option<usize>) -> Batch {
-    let (n, row) = (batch.segments(), batch.per_example.max(1));
     let parts = |s: usize| {
         let ids = &batch.ids[batch.segment(s)];
         let prompt = batch.mask[batch.segment(s)].iter().position(|&m| m).unwrap_or(ids.len());
         ids.split_at(prompt)
     };
     let mut out = Batch::new();
-    for s in 0..n {
-        let (prompt, completion) = (parts(s).0, parts((s + n - row) % n).1);
+    let examples = batch.examples();
+    let before = examples.last().into_iter().chain(&examples).zip(&examples);
+    // Of a pair, the same side of the row before: the other side has the same prompt.
+    let same_side = |(before, own): (&Range<usize>, &Range<usize>)| {
+        let last = before.end - 1;
+        own.clone().zip((before.start..).map(move |s| s.min(last))).collect::<Vec<_>>()
+    };
+    for (s, other) in before.flat_map(same_side) {
+        let (prompt, completion) = (parts(s).0, parts(other).1);
         let mut ids = [prompt, completion].concat();
         let mut mask: Vec<bool> = (0..ids.len()).map(|i| i >= prompt.len()).collect();
         let limit = max_length.unwrap_or(usize::MAX);
@@ -214,5 +221,13 @@ mod tests {
         let batch = Batch::from_pairs(pairs.iter().enumerate().map(|(i, [c, r])| (i, c, r)));
         let want = [vec![1, 1, 20], vec![1, 1, 21], vec![2, 2, 10], vec![2, 2, 11]];
         assert_eq!(sequences(&mismatched(&batch, None)), want);
+        // Of pairs and single completions.
+        let all = Batch::from_labelled(
+            (0..5).zip([&rows[0], &pairs[0][0], &pairs[0][1], &rows[1], &rows[2]]).map(|(i, e)| (i, e, true)),
+        );
+        let all = all.select([0..1, 1..3, 3..4, 4..5]);
+        assert_eq!((&all.sizes[..], all.labels.len()), (&[1, 2, 1, 1][..], 5));
+        let want = [vec![1, 1, 30, 30], vec![1, 1, 10], vec![1, 1, 10], vec![2, 2, 10], vec![3, 3, 20, 20, 20]];
+        assert_eq!(sequences(&mismatched(&all, None)), want);
     }
 }
