@@ -144,6 +144,7 @@ fn the_program_refuses_what_contradicts_itself() {
     run("kto", &["--precompute-ref-log-probs"], "cannot be used with kto");
     run("simpo", &["--loss-type", "ipo"], "there is no flag `--loss-type`");
     run("reward", &["--use-peft", "--peft-type", "IA3"], "must be LORA");
+    run("orpo", &["--router-aux-loss-coef", "0.1"], "`router_aux_loss_coef` is for mixtures of experts");
     run("cpo", &["--beta", "0"], "`beta` must be a number above 0");
 
     let done = planish(&["config", "dpo", "--model", "builtin", "--dataset", &pairs, "--output-dir", &out]);
