@@ -77,6 +77,8 @@ fn help(key: &Key) -> String {
         Json::String(text) if text.is_empty() => None,
         Json::Array(items) if items.is_empty() => None,
         Json::Object(map) if map.is_empty() => None,
+        // A line break would be one in the help too.
+        Json::String(text) if text.trim().is_empty() => Some(key.default.to_string()),
         Json::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
     };

@@ -94,6 +94,8 @@ fn default(value: &Json) -> String {
         Json::String(text) if text.is_empty() => String::new(),
         Json::Array(items) if items.is_empty() => String::new(),
         Json::Object(map) if map.is_empty() => String::new(),
+        // As in YAML: a line break in the table would end its row.
+        Json::String(text) if text.trim().is_empty() => format!("`{value}`"),
         Json::String(text) => format!("`{text}`"),
         Json::Number(number) if number.as_f64().is_some_and(|x| x > 0.0 && x < 1e-3) => {
             format!("`{:e}`", number.as_f64().unwrap_or_default())

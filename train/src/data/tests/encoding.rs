@@ -219,7 +219,10 @@ fn steps_have_their_labels_at_their_ends() {
     let usual = StepOptions::default();
     assert_eq!(found(EncodeOptions::default(), &labelled), "<s>pqab\n[+]cd\n[-]e\n[+]");
     let last = StepOptions { train_on_last_step_only: true, step_separator: "##".into(), ..usual.clone() };
-    assert_eq!(found(with(last), &labelled), "<s>pqab##cd##e##[+]");
+    assert_eq!(found(with(last.clone()), &labelled), "<s>pqab##cd##e##[+]");
+    // Held-out rows are judged whole.
+    let held_out = encoder(Toy::default(), with(last)).of_held_out().encode(&labelled, source()).unwrap();
+    assert_eq!(held_out.answers()[0].1, [true, false, true]);
     let cut = StepOptions { max_prompt_length: Some(1), max_completion_length: Some(7), ..usual.clone() };
     assert_eq!(found(with(cut), &labelled), "qab\n[+]cd\n[-]e");
     // Without a separator the label stands at the step's own last token.
