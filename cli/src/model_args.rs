@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::Model;
+use planish_nn::reward::adapter_head;
 use planish_nn::tokenizer::Tokenizer;
 use planish_train::config::{DeviceChoice, WeightDtype};
 use planish_train::device::{self, Demands};
@@ -90,24 +91,47 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
     Ok((model, opened.tokenizer))
 }
 
-/// As [`open`], a reward model: with a head of its own, or of the adapter.
+/// Names of a model, and of an adapter on it.
+pub(crate) type Named<'a> = (&'a str, Option<&'a PathBuf>);
+
+/// The models that the flags name, each with its adapter: several of each, or several adapters of one model.
 ///
 /// # Errors
-/// What is wrong with them; that there is no such head.
-pub(crate) fn open_reward(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
-    let (opened, dtype) = files(matches)?;
+/// Numbers of both that do not go together.
+pub(crate) fn members(matches: &ArgMatches) -> anyhow::Result<Vec<Named<'_>>> {
+    let models: Vec<&str> = matches.get_many::<String>("model").into_iter().flatten().map(String::as_str).collect();
+    let adapters: Vec<&PathBuf> = matches.get_many::<PathBuf>("adapter").into_iter().flatten().collect();
+    match (models.len(), adapters.len()) {
+        (_, 0) => Ok(models.into_iter().map(|m| (m, None)).collect()),
+        (1, _) => Ok(adapters.into_iter().map(|a| (models[0], Some(a))).collect()),
+        (m, a) if m == a => Ok(models.into_iter().zip(adapters.into_iter().map(Some)).collect()),
+        (m, a) => Err(wrong(format!(
+            "{m} --model and {a} --adapter do not go together: give one --adapter for each --model, or several of one --model"
+        ))),
+    }
+}
+
+/// Opens a reward model: with a head of its own, or of the adapter.
+///
+/// # Errors
+/// What is wrong with it; that there is no such head.
+pub(crate) fn open_reward(matches: &ArgMatches, (name, adapter): Named<'_>) -> anyhow::Result<(Model, Tokenizer)> {
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device")
         && !device::choose(choice, &Demands::none().bf16(bf16_of(matches)))?.is_cpu()
     {
         return Err(wrong("rewards are computed on the CPU only; leave --device out"));
     }
-    let mut model = opened.load_reward(dtype, 0, false)?;
-    if let Some(adapter) = matches.get_one::<PathBuf>("adapter") {
-        load_adapter(&mut model, adapter)?;
-    }
-    let of_adapter = model.score.as_ref().is_some_and(|score| score.tuned.get(0).is_some());
-    if !of_adapter && !opened.pretrained.has_reward_head()? {
+    let (opened, dtype) = files_of(matches, name)?;
+    let of_adapter = match adapter {
+        Some(adapter) => adapter_head(adapter)?,
+        None => None,
+    };
+    let Some(kind) = of_adapter.or(opened.pretrained.reward_head()?) else {
         return Err(wrong("neither the model nor an adapter has a head of rewards; train one with `planish reward`"));
+    };
+    let mut model = opened.load_reward(dtype, kind, 0, false)?;
+    if let Some(adapter) = adapter {
+        load_adapter(&mut model, adapter)?;
     }
     Ok((model, opened.tokenizer))
 }
@@ -117,11 +141,24 @@ fn bf16_of(matches: &ArgMatches) -> Option<bool> {
     matches.try_get_one::<bool>("bf16").ok().flatten().copied()
 }
 
-/// The model's files, and the dtype to hold them in.
+/// Starts the threads that the flags ask for, and opens the model's files.
 fn files(matches: &ArgMatches) -> anyhow::Result<(Opened, WeightDtype)> {
-    set_threads(matches.get_one::<u64>("threads").map(|&n| n as usize))?;
+    start_threads(matches)?;
+    files_of(matches, matches.get_one::<String>("model").map(String::as_str).unwrap_or_default())
+}
+
+/// The threads that the flags ask for.
+///
+/// # Errors
+/// As [`set_threads`].
+pub(crate) fn start_threads(matches: &ArgMatches) -> anyhow::Result<()> {
+    set_threads(matches.get_one::<u64>("threads").map(|&n| n as usize))
+}
+
+/// A model's files, and the dtype to hold them in.
+fn files_of(matches: &ArgMatches, name: &str) -> anyhow::Result<(Opened, WeightDtype)> {
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
-    let opened = models::open(text("model"), text("model-revision"), &mut |_| {})?;
+    let opened = models::open(name, text("model-revision"), &mut |_| {})?;
     let dtype = match text("dtype") {
         "float32" => WeightDtype::Float32,
         "bfloat16" => WeightDtype::Bfloat16,

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_train::config::{
-    Arity, ConfigError, CpoConfig, DistillConfig, DpoConfig, Flag, Key, KtoConfig, Loaded, OrpoConfig, PretrainConfig,
-    Recipe, RewardConfig, Settings, SftConfig, SimpoConfig, aliases, resolve,
+    Arity, ConfigError, CpoConfig, DistillConfig, DpoConfig, Flag, Key, KtoConfig, Loaded, MixConfig, OrpoConfig,
+    PretrainConfig, Recipe, RewardConfig, Settings, SftConfig, SimpoConfig, aliases, resolve,
 };
 use serde_json::Value as Json;
 
@@ -23,6 +23,7 @@ pub(crate) fn switches() -> &'static HashSet<&'static str> {
             CpoConfig::default().keys(),
             SimpoConfig::default().keys(),
             RewardConfig::default().keys(),
+            MixConfig::default().keys(),
             DistillConfig::default().keys(),
         ];
         let keys = keys.into_iter().flatten();
@@ -76,6 +77,8 @@ fn help(key: &Key) -> String {
         Json::String(text) if text.is_empty() => None,
         Json::Array(items) if items.is_empty() => None,
         Json::Object(map) if map.is_empty() => None,
+        // A line break would be one in the help too.
+        Json::String(text) if text.trim().is_empty() => Some(key.default.to_string()),
         Json::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
     };

@@ -19,6 +19,10 @@ impl TextEncoder for Bytes {
         Ok(text.bytes().map(u32::from).collect())
     }
 
+    fn encode_piece(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.encode(text)
+    }
+
     fn encode_chat(
         &self,
         messages: &[ChatMessage],

@@ -102,6 +102,20 @@ pub enum Error {
         /// Shape by config.json.
         expected: Vec<usize>,
     },
+    /// A head that judges something else than is wanted.
+    #[error(
+        "{class} with `score.weight` of shape {found:?} is not {kind}, which has {expected:?}; start from a language model, or from one that was trained for the same"
+    )]
+    RewardHead {
+        /// What is wanted.
+        kind: crate::reward::RewardKind,
+        /// The class in config.json.
+        class: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// The shape it would have.
+        expected: Vec<usize>,
+    },
     /// A tensor of the weights is of a dtype that no weight can have.
     #[error("tensor `{name}` has dtype {found}; weights must be floating point")]
     TensorDtype {
@@ -211,6 +225,7 @@ impl Error {
             Error::Config(_)
             | Error::MissingTensor { .. }
             | Error::TensorShape { .. }
+            | Error::RewardHead { .. }
             | Error::TensorDtype { .. }
             | Error::FrozenWeight { .. }
             | Error::AlreadyQuantized { .. }

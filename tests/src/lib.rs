@@ -2,6 +2,7 @@
 //! keeps the book true.
 
 pub mod program;
+pub mod runs;
 mod settings_page;
 
 pub use settings_page::settings_page;

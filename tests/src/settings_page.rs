@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use planish_train::config::{
-    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, OrpoConfig, PretrainConfig, RewardConfig, Settings,
-    SftConfig, SimpoConfig, aliases,
+    Arity, CpoConfig, DistillConfig, DpoConfig, Key, KtoConfig, MixConfig, OrpoConfig, PretrainConfig, RewardConfig,
+    Settings, SftConfig, SimpoConfig, aliases,
 };
 use serde_json::Value as Json;
 
@@ -43,6 +43,7 @@ pub fn settings_page() -> String {
         ("orpo", without, OrpoConfig::default().keys(), &dpo),
         ("cpo", without, CpoConfig::default().keys(), &dpo),
         ("simpo", without, SimpoConfig::default().keys(), &dpo),
+        ("mix", as_dpo, MixConfig::default().keys(), &dpo),
         ("reward", without, RewardConfig::default().keys(), &dpo),
         ("distill", "As `planish sft`, but for these.", DistillConfig::default().keys(), &sft),
     ] {
@@ -93,6 +94,8 @@ fn default(value: &Json) -> String {
         Json::String(text) if text.is_empty() => String::new(),
         Json::Array(items) if items.is_empty() => String::new(),
         Json::Object(map) if map.is_empty() => String::new(),
+        // As in YAML: a line break in the table would end its row.
+        Json::String(text) if text.trim().is_empty() => format!("`{value}`"),
         Json::String(text) => format!("`{text}`"),
         Json::Number(number) if number.as_f64().is_some_and(|x| x > 0.0 && x < 1e-3) => {
             format!("`{:e}`", number.as_f64().unwrap_or_default())

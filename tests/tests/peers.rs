@@ -16,6 +16,7 @@ use planish_nn::Ctx;
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::pretrained::Pretrained;
+use planish_nn::reward::RewardKind;
 use planish_nn::weights::save_safetensors;
 use planish_tensor::{DType, Tensor};
 use planish_tests::program::planish;
@@ -56,21 +57,24 @@ fn open(dir: &Path) -> Model {
     Pretrained::open(dir).unwrap().load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap()
 }
 
-fn open_reward(dir: &Path) -> Model {
+fn open_reward(dir: &Path, kind: RewardKind) -> Model {
     let options = LoadOptions { dtype: Some(DType::F32), trainable: false };
-    Pretrained::open(dir).unwrap().load_reward(options, 0).unwrap()
+    Pretrained::open(dir).unwrap().load_reward(options, kind, 0).unwrap()
 }
 
-/// Our rewards of some sequences, in the same form.
+/// Our rewards of some sequences, or the logits of wrong and right at each of their tokens, in the same form.
 fn expect_rewards(model: &Model, path: &Path) {
+    let of_steps = model.reward_kind() == Some(RewardKind::Process);
     let ctx = Ctx::inference();
     let mut tensors = Vec::new();
     for (i, ids) in [vec![1u32], (3..60).collect(), (1..200).map(|i| i * 37 % 1400).collect()].iter().enumerate() {
         let batch = Packed::new(&[ids]);
         let hidden = model.forward(&ctx, &batch, false).unwrap();
-        let last: Vec<u32> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
-        let rewards = model.rewards(&ctx, &hidden, &last).unwrap().into_value();
-        tensors.push((format!("logits.{i}"), rewards.reshape([1]).unwrap()));
+        let n = ids.len() as u32;
+        let at: Vec<u32> = if of_steps { (0..n).collect() } else { vec![n - 1] };
+        let rewards = model.rewards(&ctx, &hidden, &at).unwrap().into_value();
+        let shape = if of_steps { vec![ids.len(), 2] } else { vec![1] };
+        tensors.push((format!("logits.{i}"), rewards.reshape(shape).unwrap()));
         let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
         tensors.push((format!("ids.{i}"), Tensor::from_vec(wide, [ids.len()]).unwrap()));
     }
@@ -212,23 +216,33 @@ fn reward_models_load_in_the_peers() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     let (base, data) = prepare(dir);
-    let row = |i: usize| format!("{{\"prompt\": \"{i}\", \"chosen\": \" It is {}.\", \"rejected\": \" no\"}}\n", i + 1);
-    std::fs::write(&data, (0..16).map(row).collect::<String>()).unwrap();
-    let out = dir.join("reward");
-    let fixed = ["reward", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out)];
-    run(&[&fixed[..], &["--max-steps", "4"]].concat());
-    let result = out.join("final");
-    let expected = dir.join("reward.safetensors");
-    expect_rewards(&open_reward(&result), &expected);
-    check_with("check_model.py", &[&result, &expected], &["--reward"]);
-    // An adapter on it, which has a head of its own.
-    let out = dir.join("adapter");
-    let fixed = ["reward", "--model", text(&result), "--dataset", text(&data), "--output-dir", text(&out)];
-    run(&[&fixed[..], &["--max-steps", "4", "--use-peft", "--lora-target-modules", "all-linear"]].concat());
-    let mut model = open_reward(&result);
-    load_adapter(&mut model, &out.join("final")).unwrap();
-    expect_rewards(&model, &expected);
-    check_with("check_model.py", &[&result, &expected], &["--reward", "--adapter", text(&out.join("final"))]);
+    let pair =
+        |i: usize| format!("{{\"prompt\": \"{i}\", \"chosen\": \" It is {}.\", \"rejected\": \" no\"}}\n", i + 1);
+    let steps = |i: usize| {
+        format!("{{\"prompt\": \"{i}\", \"completions\": [\"It is {}.\", \"no\"], \"labels\": [true, false]}}\n", i + 1)
+    };
+    let kinds = [
+        (RewardKind::Outcome, "--reward", (0..16).map(pair).collect::<String>()),
+        (RewardKind::Process, "--steps", (0..16).map(steps).collect()),
+    ];
+    for (kind, flag, rows) in kinds {
+        std::fs::write(&data, rows).unwrap();
+        let out = dir.join(&flag[2..]);
+        let fixed = ["reward", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out)];
+        run(&[&fixed[..], &["--max-steps", "4"]].concat());
+        let result = out.join("final");
+        let expected = dir.join(format!("{kind:?}.safetensors"));
+        expect_rewards(&open_reward(&result, kind), &expected);
+        check_with("check_model.py", &[&result, &expected], &[flag]);
+        // An adapter on it, which has a head of its own.
+        let out = dir.join(format!("adapter{flag}"));
+        let fixed = ["reward", "--model", text(&result), "--dataset", text(&data), "--output-dir", text(&out)];
+        run(&[&fixed[..], &["--max-steps", "4", "--use-peft", "--lora-target-modules", "all-linear"]].concat());
+        let mut model = open_reward(&result, kind);
+        load_adapter(&mut model, &out.join("final")).unwrap();
+        expect_rewards(&model, &expected);
+        check_with("check_model.py", &[&result, &expected], &[flag, "--adapter", text(&out.join("final"))]);
+    }
 }
 
 /// The comparison itself can fail.

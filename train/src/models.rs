@@ -7,6 +7,7 @@ use planish_nn::decoder::{LoadOptions, Model};
 use planish_nn::hub::{Hub, Needs, Progress, RepoId};
 use planish_nn::pretrained::Pretrained;
 use planish_nn::quantize::QuantizeAs;
+use planish_nn::reward::RewardKind;
 use planish_nn::template::TemplateError;
 use planish_nn::tokenizer::Tokenizer;
 use planish_tensor::DType;
@@ -115,9 +116,9 @@ impl Opened {
     /// Builds a reward model; a head that the files do not have is drawn by `seed`.
     ///
     /// # Errors
-    /// Weights that do not fit the config; a head of several numbers.
-    pub fn load_reward(&self, dtype: WeightDtype, seed: u64, trainable: bool) -> Result<Model> {
-        Ok(self.pretrained.load_reward(LoadOptions { dtype: storage(dtype), trainable }, seed)?)
+    /// Weights that do not fit the config; a head of another kind.
+    pub fn load_reward(&self, dtype: WeightDtype, kind: RewardKind, seed: u64, trainable: bool) -> Result<Model> {
+        Ok(self.pretrained.load_reward(LoadOptions { dtype: storage(dtype), trainable }, kind, seed)?)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use clap::{ArgMatches, Command};
 use planish_train::config::{
-    CpoConfig, DistillConfig, DpoConfig, KtoConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig, SftConfig,
-    SimpoConfig, to_yaml,
+    CpoConfig, DistillConfig, DpoConfig, KtoConfig, MixConfig, OrpoConfig, PretrainConfig, Recipe, RewardConfig,
+    SftConfig, SimpoConfig, to_yaml,
 };
 
 use super::json_flag;
@@ -30,6 +30,7 @@ pub(crate) fn command() -> Command {
         .subcommand(recipe(OrpoConfig::NAME, "Settings of ORPO", settings::with_flags::<OrpoConfig>))
         .subcommand(recipe(CpoConfig::NAME, "Settings of CPO", settings::with_flags::<CpoConfig>))
         .subcommand(recipe(SimpoConfig::NAME, "Settings of SimPO", settings::with_flags::<SimpoConfig>))
+        .subcommand(recipe(MixConfig::NAME, "Settings of several objectives", settings::with_flags::<MixConfig>))
         .subcommand(recipe(RewardConfig::NAME, "Settings of reward models", settings::with_flags::<RewardConfig>))
         .subcommand(recipe(DistillConfig::NAME, "Settings of distillation", settings::with_flags::<DistillConfig>))
 }
@@ -43,6 +44,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         OrpoConfig::NAME => print::<OrpoConfig>(matches),
         CpoConfig::NAME => print::<CpoConfig>(matches),
         SimpoConfig::NAME => print::<SimpoConfig>(matches),
+        MixConfig::NAME => print::<MixConfig>(matches),
         RewardConfig::NAME => print::<RewardConfig>(matches),
         DistillConfig::NAME => print::<DistillConfig>(matches),
         _ => print::<PretrainConfig>(matches),

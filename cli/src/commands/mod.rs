@@ -13,6 +13,7 @@ mod generate;
 mod kernels;
 mod kto;
 mod merge;
+mod mix;
 mod orpo;
 mod plan;
 mod pretrain;
@@ -44,6 +45,7 @@ const COMMANDS: &[Entry] = &[
     Entry { command: orpo::command, run: orpo::run },
     Entry { command: cpo::command, run: cpo::run },
     Entry { command: simpo::command, run: simpo::run },
+    Entry { command: mix::command, run: mix::run },
     Entry { command: reward::command, run: reward::run },
     Entry { command: distill::command, run: distill::run },
     Entry { command: generate::command, run: generate::run },

@@ -7,7 +7,9 @@ use planish_train::recipes::reward;
 use super::training;
 
 pub(crate) fn command() -> Command {
-    training::command::<RewardConfig>("Train a reward model on preference pairs")
+    training::command::<RewardConfig>(
+        "Train a reward model on preference pairs, or on answers whose steps are labelled",
+    )
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {

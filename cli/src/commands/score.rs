@@ -16,7 +16,14 @@ use crate::{model_args, output};
 pub(crate) fn command() -> Command {
     let dataset = Arg::new("dataset").long("dataset").required(true).action(ArgAction::Append).value_name("FILE");
     let written = Arg::new("output").long("output").short('o').required(true).value_name("FILE");
+    let members = "; with --reward several, the members of an ensemble";
+    let member = |arg: Arg| {
+        let help = format!("{}{members}", arg.get_help().map(ToString::to_string).unwrap_or_default());
+        arg.action(ArgAction::Append).help(help)
+    };
     model_args::with_flags(Command::new("score").about("Write the log-probability of every supervised token"))
+        .mut_arg("model", member)
+        .mut_arg("adapter", member)
         .arg(dataset.help("Examples, as for sft; may be repeated"))
         .arg(written.value_parser(value_parser!(PathBuf)).help("A JSON line an example is written here"))
         .arg(
@@ -30,7 +37,16 @@ pub(crate) fn command() -> Command {
                 .long("reward")
                 .action(ArgAction::SetTrue)
                 .conflicts_with_all(["assistant-only-loss", "top-k"])
-                .help("Write the rewards of a reward model, of pairs too, and say how well it tells their sides apart"),
+                .help(
+                    "Write the rewards of a reward model, of pairs and steps too, and say how well it tells them apart",
+                ),
+        )
+        .arg(
+            Arg::new("step-separator")
+                .long("step-separator")
+                .value_name("TEXT")
+                .requires("reward")
+                .help("What follows each step of an answer, as in training [a line break]"),
         )
         .arg(
             Arg::new("top-k")
@@ -60,6 +76,9 @@ fn positive(text: &str) -> Result<f64, String> {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if matches.get_flag("reward") {
         return super::score_rewards::run(matches);
+    }
+    if model_args::members(matches)?.len() > 1 {
+        return Err(model_args::wrong("several models or adapters are an ensemble of rewards: give one, or --reward"));
     }
     let (model, tokenizer) = model_args::open(matches)?;
     let specs: Vec<DatasetSpec> = matches

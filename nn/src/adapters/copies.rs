@@ -65,6 +65,10 @@ pub(super) fn modules_to_save(to: &mut Attach<'_>, modules: &[String], ensure_we
             note("score");
             copy(to, format!("{PREFIX}score.weight"), &mut score)?;
             to.model.score = Some(score);
+            if let Some(mut bias) = to.model.score_bias.clone() {
+                copy(to, format!("{PREFIX}score.bias"), &mut bias)?;
+                to.model.score_bias = Some(bias);
+            }
         }
     }
     let mut layers = std::mem::take(&mut to.model.layers);

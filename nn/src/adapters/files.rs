@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// File names of PEFT.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
-pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What going on with the training needs besides; no file of PEFT's.
 const TRAINING_FILE: &str = "adapter_training.safetensors";
 
@@ -91,7 +91,7 @@ pub fn adapter_params(model: &Model, slot: usize) -> Vec<Param> {
     }
     tuned(&mut all, slot, &model.norm.weight);
     model.lm_head.iter().for_each(|w| tuned(&mut all, slot, w));
-    model.score.iter().for_each(|w| tuned(&mut all, slot, w));
+    model.score.iter().chain(&model.score_bias).for_each(|w| tuned(&mut all, slot, w));
     all.extend(model.head_lora.get(slot).iter().flat_map(|l| l.params()).cloned());
     let mut seen = HashSet::new();
     all.retain(|p| !p.name().starts_with(super::init::RESIDUAL) && seen.insert(p.name().to_string()));

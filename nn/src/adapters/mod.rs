@@ -36,6 +36,7 @@ pub use attach::Attach;
 pub use boft::BoftConfig;
 pub use combine::{Combination, Density, Signs, combine_adapters};
 pub use error::AdapterError;
+pub(crate) use files::WEIGHTS_FILE;
 pub use files::{
     adapter_params, attach, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter,
     save_training,

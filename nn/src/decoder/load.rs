@@ -244,6 +244,7 @@ impl Model {
             norm,
             lm_head,
             score: None,
+            score_bias: None,
             embed_lora: Slots::default(),
             head_lora: Slots::default(),
             virtual_tokens: Slots::default(),

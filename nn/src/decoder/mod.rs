@@ -84,8 +84,10 @@ pub struct Model {
     pub norm: Norm,
     /// The LM head, (vocabulary, hidden), if it is not the embedding.
     pub lm_head: Option<Weight>,
-    /// The head of one number, (1, hidden), of a reward model.
+    /// The head of a reward model: (1, hidden) for answers, (2, hidden) for steps.
     pub score: Option<Weight>,
+    /// Its bias: (outputs).
+    pub score_bias: Option<Weight>,
     /// Low-rank updates of the embedding.
     pub embed_lora: Slots<Arc<LoraEmbedding>>,
     /// Low-rank updates of the LM head.
@@ -388,7 +390,7 @@ impl Model {
         }
         all.extend(self.norm.weight.params().cloned());
         all.extend(self.lm_head.iter().flat_map(Weight::params).filter(|p| !p.same(&self.embed_tokens.base)).cloned());
-        all.extend(self.score.iter().flat_map(Weight::params).cloned());
+        all.extend(self.score.iter().chain(&self.score_bias).flat_map(Weight::params).cloned());
         all.extend(self.head_lora.iter().flat_map(|l| l.params()).cloned());
         all.extend(self.beside.iter().cloned());
         // What two places share counts once.
@@ -416,7 +418,7 @@ impl Model {
         all.push(self.norm.weight.base.clone());
         // A head split off a tied embedding by an adapter is still the embedding.
         all.extend(self.lm_head.iter().map(|w| w.base.clone()).filter(|p| !p.same(&self.embed_tokens.base)));
-        all.extend(self.score.iter().map(|w| w.base.clone()));
+        all.extend(self.score.iter().chain(&self.score_bias).map(|w| w.base.clone()));
         all
     }
 

@@ -2,10 +2,3 @@
 
 mod parity;
 mod runs;
-
-use std::path::{Path, PathBuf};
-
-/// A file or directory under `tests/fixtures`.
-fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
-}

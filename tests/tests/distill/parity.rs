@@ -14,7 +14,7 @@ use planish_train::optim::{AdamW, AdamWSettings, Update, grad_norm};
 use planish_train::trainer::Objective;
 use serde_json::Value;
 
-use crate::fixture;
+use planish_tests::runs::fixture;
 
 fn open(name: &str, dtype: DType, trainable: bool) -> Model {
     let options = LoadOptions { dtype: Some(dtype), trainable };

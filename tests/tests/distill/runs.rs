@@ -4,20 +4,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use planish_tests::program::{planish, refused};
-use planish_train::config::{DistillConfig, resolve};
+use planish_tests::runs::{self, Listener, files, metrics, settings};
+use planish_train::config::DistillConfig;
 use planish_train::recipes::distill;
-use planish_train::run::{Observer, Outcome, read_metrics};
-
-struct Stopping(u64);
-
-impl Observer for Stopping {
-    fn stepped(&mut self, _: &planish_train::run::StepMetrics) {
-        self.0 -= 1;
-    }
-    fn interrupted(&mut self) -> bool {
-        self.0 == 0
-    }
-}
+use planish_train::run::Outcome;
 
 fn write_data(dir: &Path) -> PathBuf {
     let mut text = String::new();
@@ -30,48 +20,12 @@ fn write_data(dir: &Path) -> PathBuf {
 }
 
 fn run(dir: &Path, out: &str, extra: &[(&str, &str)], stop: u64) -> Result<Outcome, String> {
-    let text = |path: PathBuf| path.to_string_lossy().into_owned();
-    let (data, out) = (text(dir.join("rows.jsonl")), text(dir.join(out)));
-    let own = [
-        ("model", "builtin"),
-        ("dataset", &data),
-        ("output_dir", &out),
-        ("max_length", "64"),
-        ("per_device_train_batch_size", "3"),
-        ("gradient_accumulation_steps", "2"),
-        ("learning_rate", "1e-3"),
-        ("max_steps", "5"),
-        ("save_steps", "2"),
-    ];
-    let own = own.into_iter().filter(|(k, _)| !extra.iter().any(|(e, _)| e == k));
-    let flags: Vec<_> = own.chain(extra.iter().copied()).map(|(k, v)| (k.to_string(), vec![v.to_string()])).collect();
-    let config = resolve::<DistillConfig>(None, &flags).unwrap().config;
-    distill::run(&config, &mut Stopping(stop)).map_err(|e| e.to_string())
+    let config = settings::<DistillConfig>(&dir.join("rows.jsonl"), &dir.join(out), extra);
+    distill::run(&config, &mut Listener::stopping_after(stop)).map_err(|e| e.to_string())
 }
 
 fn result(outcome: Result<Outcome, String>) -> PathBuf {
-    match outcome.unwrap() {
-        Outcome::Finished { result } => result,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Everything in metrics.jsonl that does not depend on the clock or the machine.
-fn metrics(run: &Path) -> Vec<serde_json::Map<String, serde_json::Value>> {
-    let timed = ["tokens_per_second", "step_seconds", "peak_memory_bytes", "eval_runtime"];
-    let mut rows = read_metrics(&run.join("metrics.jsonl")).unwrap();
-    rows.iter_mut().for_each(|row| timed.iter().for_each(|key| drop(row.remove(*key))));
-    rows
-}
-
-fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap())
-        .map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap()))
-        .collect();
-    all.sort();
-    all
+    runs::result(outcome.unwrap())
 }
 
 /// The program's scores of the rows, with predictions.

@@ -5,6 +5,7 @@ use std::path::Path;
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::{LoadOptions, Model};
 use planish_nn::pretrained::{Pretrained, read_json};
+use planish_nn::reward::RewardKind;
 use planish_tensor::DType;
 use planish_train::config::{
     CpoConfig, DpoConfig, KtoConfig, OptimSettings, OrpoConfig, Recipe, RewardConfig, resolve,
@@ -14,7 +15,7 @@ use planish_train::losses::PairLoss;
 use planish_train::optim::{AdamW, AdamWSettings, Update, grad_norm};
 use planish_train::preference::{Follow, Pairs, Reference, Rewards, Unpaired};
 use planish_train::recipes::{cpo, dpo, kto, orpo, reward};
-use planish_train::trainer::Objective;
+use planish_train::trainer::{Objective, router};
 use serde_json::Value;
 
 use crate::fixture;
@@ -72,11 +73,16 @@ fn settings<C: Recipe>(spec: &Value) -> C {
     resolve::<C>(None, &flags).unwrap().config
 }
 
-fn objective(spec: &Value, dtype: DType, share: bool) -> Box<dyn Objective> {
+/// The model that a run starts from.
+fn base(spec: &Value) -> &str {
+    spec["base"].as_str().unwrap_or("smollm2")
+}
+
+fn objective(spec: &Value, dtype: DType, share: bool, model: &Model) -> Box<dyn Objective> {
     let free = |loss: Box<dyn PairLoss>| Box::new(Pairs::new(loss, Reference::Free, false).sharing(share));
     let reference = |follow: Option<Follow>| match (spec["lora"].as_bool().unwrap(), spec["ref_model"].as_str()) {
         (true, None) => Reference::Base,
-        (_, name) => Reference::Model { model: Box::new(open(name.unwrap_or("smollm2"), dtype, false)), follow },
+        (_, name) => Reference::Model { model: Box::new(open(name.unwrap_or(base(spec)), dtype, false)), follow },
     };
     match spec["trainer"].as_str().unwrap() {
         "dpo" => {
@@ -84,9 +90,14 @@ fn objective(spec: &Value, dtype: DType, share: bool) -> Box<dyn Objective> {
             let r = &c.reference;
             let follow = Follow { alpha: r.ref_model_mixup_alpha, every: r.ref_model_sync_steps };
             let reference = reference(r.sync_ref_model.then_some(follow));
-            Box::new(Pairs::new(Box::new(dpo::loss(&c.dpo, false)), reference, false).sharing(share))
+            let router = router::terms(&c.router, &model.config).unwrap();
+            Box::new(Pairs::new(Box::new(dpo::loss(&c.dpo, false)), reference, false).sharing(share).balanced(router))
         }
-        "kto" => Box::new(Unpaired::new(kto::loss(&settings::<KtoConfig>(spec).kto), reference(None), false, Some(64))),
+        "kto" => {
+            let c: KtoConfig = settings(spec);
+            let router = router::terms(&c.router, &model.config).unwrap();
+            Box::new(Unpaired::new(kto::loss(&c.kto), reference(None), false, Some(64)).balanced(router))
+        }
         "orpo" => free(Box::new(orpo::loss(&settings::<OrpoConfig>(spec).orpo))),
         "cpo" => free(Box::new(cpo::loss(&settings::<CpoConfig>(spec).cpo))),
         "reward" => Box::new(Rewards::new(reward::loss(&settings::<RewardConfig>(spec).reward), false).sharing(share)),
@@ -111,10 +122,13 @@ fn train(spec: &Value, rows: &[Value], feed: Feed) -> Vec<Vec<(String, f64)>> {
     let lora = spec["lora"].as_bool().unwrap();
     let number = |key: &str| spec["training"][key].as_f64().unwrap();
     let mut model = match spec["trainer"] == "reward" {
-        false => open("smollm2", feed.dtype, !lora),
+        false => open(base(spec), feed.dtype, !lora),
         true => {
             let options = LoadOptions { dtype: Some(feed.dtype), trainable: !lora };
-            Pretrained::open(&fixture("preference/reward")).unwrap().load_reward(options, 0).unwrap()
+            Pretrained::open(&fixture("preference/reward"))
+                .unwrap()
+                .load_reward(options, RewardKind::Outcome, 0)
+                .unwrap()
         }
     };
     if lora {
@@ -124,7 +138,7 @@ fn train(spec: &Value, rows: &[Value], feed: Feed) -> Vec<Vec<(String, f64)>> {
     let settings =
         AdamWSettings { beta1: 0.9, beta2: 0.999, eps: number("adam_epsilon"), weight_decay: number("weight_decay") };
     let mut optimizer = AdamW::new(&model.params(), settings).unwrap();
-    let mut objective = objective(spec, feed.dtype, feed.share);
+    let mut objective = objective(spec, feed.dtype, feed.share, &model);
     let optim = OptimSettings {
         tokens_per_pass: feed.tokens_per_pass,
         gradient_checkpointing: feed.recompute,
@@ -228,7 +242,7 @@ fn trajectories_are_those_of_trl() {
 fn splitting_a_step_changes_rounding_only() {
     for (name, spec, rows) in &runs() {
         // Rows see each other within a micro-batch, which is then part of what is computed.
-        let couples = name.starts_with("aot") || name.starts_with("kto");
+        let couples = name.starts_with("aot") || name.contains("kto");
         let dtype = DType::F64;
         let want = train(spec, rows, Feed { dtype, share: false, ..WHOLE });
         let feeds =

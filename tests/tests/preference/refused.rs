@@ -13,7 +13,7 @@ fn sentence(recipe: &str, rows: &str, extra: &[(&str, &str)]) -> String {
     let place = tempfile::tempdir().unwrap();
     let (data, out) = (place.path().join("data.jsonl"), place.path().join("out"));
     std::fs::write(&data, rows).unwrap();
-    let mut seen = Listener::new();
+    let mut seen = Listener::default();
     let error = match recipe {
         "dpo" => dpo::run(&settings::<DpoConfig>(&data, &out, extra), &mut seen).unwrap_err(),
         _ => kto::run(&settings::<KtoConfig>(&data, &out, extra), &mut seen).unwrap_err(),
@@ -72,7 +72,7 @@ fn rows_that_teach_nothing_can_be_left_out() {
     let rows = std::fs::read_to_string(dir.join("pairs.jsonl")).unwrap();
     std::fs::write(dir.join("bad.jsonl"), bad.to_owned() + &rows).unwrap();
     let extra = [("drop_unsupervised", "true"), ("max_steps", "2")];
-    let mut seen = Listener::new();
+    let mut seen = Listener::default();
     dpo::run(&settings::<DpoConfig>(&dir.join("bad.jsonl"), &dir.join("out"), &extra), &mut seen).unwrap();
     assert!(seen.notes.iter().any(|n| n.contains("2 of 22 examples are dropped")), "{:?}", seen.notes);
 }
@@ -84,7 +84,7 @@ fn one_sided_labels_and_lengths_are_remarked() {
     let labelled: String =
         (0..6).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" b\", \"label\": true}}\n")).collect();
     std::fs::write(dir.join("labelled.jsonl"), labelled).unwrap();
-    let mut seen = Listener::new();
+    let mut seen = Listener::default();
     let extra = [("max_steps", "1")];
     kto::run(&settings::<KtoConfig>(&dir.join("labelled.jsonl"), &dir.join("kto"), &extra), &mut seen).unwrap();
     assert!(seen.notes.iter().any(|n| n.contains("every label is true")), "{:?}", seen.notes);
@@ -92,7 +92,7 @@ fn one_sided_labels_and_lengths_are_remarked() {
         .map(|i| format!("{{\"prompt\": \"{i}\", \"chosen\": \" a long and winding answer\", \"rejected\": \" b\"}}\n"))
         .collect();
     std::fs::write(dir.join("pairs.jsonl"), pairs).unwrap();
-    let mut seen = Listener::new();
+    let mut seen = Listener::default();
     dpo::run(&settings::<DpoConfig>(&dir.join("pairs.jsonl"), &dir.join("dpo"), &extra), &mut seen).unwrap();
     assert!(seen.notes.iter().any(|n| n.contains("will learn to write more")), "{:?}", seen.notes);
 }
@@ -144,6 +144,7 @@ fn the_program_refuses_what_contradicts_itself() {
     run("kto", &["--precompute-ref-log-probs"], "cannot be used with kto");
     run("simpo", &["--loss-type", "ipo"], "there is no flag `--loss-type`");
     run("reward", &["--use-peft", "--peft-type", "IA3"], "must be LORA");
+    run("orpo", &["--router-aux-loss-coef", "0.1"], "`router_aux_loss_coef` is for mixtures of experts");
     run("cpo", &["--beta", "0"], "`beta` must be a number above 0");
 
     let done = planish(&["config", "dpo", "--model", "builtin", "--dataset", &pairs, "--output-dir", &out]);

@@ -138,7 +138,7 @@ fn kto_learns_from_pairs_too() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     write_data(dir);
-    let (mut seen, out) = (Listener::new(), dir.join("kto"));
+    let (mut seen, out) = (Listener::default(), dir.join("kto"));
     let config = settings::<KtoConfig>(&dir.join("pairs.jsonl"), &out, &[("tokens_per_pass", "100")]);
     result(kto::run(&config, &mut seen).unwrap());
     let lines = metrics(&out);
@@ -267,6 +267,31 @@ fn rewards_of_an_adapter_are_scored() {
     assert!(right >= 0.8, "{right}");
     let bins = said["pairs"]["calibration"].as_array().unwrap();
     assert_eq!(bins.iter().map(|b| b["pairs"].as_u64().unwrap()).sum::<u64>(), 20);
+    // An ensemble of two: the final adapter and one of before, in either order.
+    let before = text(&dir.join("lora/checkpoint-2"));
+    let score = |adapters: &[&str]| {
+        let adapters: Vec<&str> = adapters.iter().flat_map(|a| ["--adapter", *a]).collect();
+        let done = planish_tests::program::planish(&[&own[..], &adapters].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let lines = std::fs::read_to_string(&out).unwrap();
+        let lines: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        (serde_json::from_str::<serde_json::Value>(&done.stdout).unwrap(), lines)
+    };
+    let (alone, both) = ([score(&[&end]), score(&[&before])], score(&[&end, &before]));
+    assert_eq!(both.0["member_accuracy"][0], alone[0].0["pairs"]["accuracy"]);
+    assert_eq!(both.0["member_accuracy"][1], alone[1].0["pairs"]["accuracy"]);
+    for (i, line) in both.1.iter().enumerate() {
+        for (s, side) in ["chosen", "rejected"].into_iter().enumerate() {
+            let [a, b] = [0, 1].map(|k| alone[k].1[i][side].as_f64().unwrap());
+            assert_eq!(line[side].as_f64(), Some((a + b) / 2.0));
+            assert_eq!(line[format!("{side}_min")].as_f64(), Some(a.min(b)));
+            assert!((line[format!("{side}_std")].as_f64().unwrap() - (a - b).abs() / 2.0).abs() <= 1e-12);
+            assert_eq!(line["members"][1][s].as_f64(), Some(b));
+        }
+        let [a, b] = [0, 1].map(|k| alone[k].1[i]["margin"].as_f64().unwrap());
+        assert!((line["margin"].as_f64().unwrap() - (a + b) / 2.0).abs() <= 1e-12);
+        assert!((line["margin_std"].as_f64().unwrap() - (a - b).abs() / 2.0).abs() <= 1e-12);
+    }
     // Rows that are no pairs get a reward each.
     let plain = dir.join("plain.jsonl");
     let labelled = std::fs::read_to_string(dir.join("labelled.jsonl")).unwrap();

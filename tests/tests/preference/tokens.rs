@@ -9,6 +9,7 @@ use planish_train::data::{
     SamplerOptions, preflight,
 };
 use planish_train::plan::worst_micro_batch;
+use planish_train::recipes::kto;
 
 use crate::{fixture, repo, write_data};
 
@@ -79,4 +80,33 @@ fn pairs_stay_together() {
     let sampled = Lengths { by_row: Vec::new(), ..lengths.clone() };
     assert_eq!(worst_micro_batch(&sampler, &sampled, lengths.max as u64, 5), 4 * lengths.max as u64);
     assert!(lengths.max > 20 && report.lengths.max <= lengths.max);
+}
+
+/// Pairs and labelled completions in one batch: each example keeps its segments, and each completion its label.
+#[test]
+fn pairs_and_labelled_rows_keep_their_labels() {
+    let place = tempfile::tempdir().unwrap();
+    write_data(place.path());
+    let specs = ["pairs.jsonl", "labelled.jsonl"].map(|name| DatasetSpec::new(place.path().join(name)));
+    let data = Arc::new(Dataset::open(&specs, &Columns::default(), kto::ACCEPTED).unwrap());
+    let tokenizer = Arc::new(Tokenizer::from_dir(repo("train/builtin")).unwrap());
+    let encoder = Encoder::new(tokenizer, EncodeOptions::default()).unwrap();
+    let options = SamplerOptions { micro_batch: 5, ..SamplerOptions::default() };
+    let sampler = Arc::new(Sampler::new(data.all(), encoder, options).unwrap());
+    let (mut pairs, mut labelled) = (0, 0);
+    for step in sampler.steps(Cursor::default()).unwrap().epochs(1) {
+        for batch in step.unwrap().micro_batches.iter().flat_map(|b| b.split(40)) {
+            for example in batch.examples() {
+                let index = batch.example_indices[example.start];
+                assert!(example.clone().all(|s| batch.example_indices[s] == index));
+                let labels: Vec<bool> = example.map(|s| batch.labels[s]).collect();
+                match index {
+                    0..20 => assert_eq!(labels, [true, false]),
+                    _ => assert_eq!(labels, [(index - 20) % 3 > 0]),
+                }
+                *(if index < 20 { &mut pairs } else { &mut labelled }) += 1;
+            }
+        }
+    }
+    assert_eq!((pairs, labelled), (20, 20));
 }

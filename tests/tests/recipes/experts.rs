@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use planish_nn::weights::WeightsReader;
-use planish_train::config::SftConfig;
-use planish_train::recipes::{pretrain, sft};
+use planish_train::config::{DpoConfig, MixConfig, SftConfig};
+use planish_train::recipes::{dpo, mix, pretrain, sft};
 use planish_train::run::{Outcome, Silent, read_metrics};
 use serde_json::{Value, json};
 
@@ -129,4 +129,72 @@ fn experts_are_fine_tuned_in_part() {
     let adapter = run("fused", &fused);
     let names = WeightsReader::open(adapter.join("adapter_model.safetensors")).unwrap().names().to_vec();
     assert!(names.iter().any(|n| n.ends_with("layers.1.mlp.experts.lora_B.weight")), "{names:?}");
+}
+
+/// Losses of the routers stand beside those of preferences: with the model's own weight, in one pass or in several, and
+/// in a mixture of objectives; what resumes has the same bits.
+#[test]
+fn preferences_keep_the_routers_balanced() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare_experts(dir, qwen3());
+    let base = result(pretrain::run(&pretrain_settings(dir, "base", &[]), &mut Silent).unwrap());
+    let pair =
+        |i: usize| json!({ "prompt": format!("{i} and"), "chosen": format!(" {}.", i + 1), "rejected": " no, a fish" });
+    let rows: String = (0..16).map(|i| format!("{}\n", pair(i))).collect();
+    std::fs::write(dir.join("preferred.jsonl"), rows).unwrap();
+    let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let (base, pairs, imitated) = (base.to_string_lossy().into_owned(), path("preferred.jsonl"), path("pairs.jsonl"));
+    let flags = |out: &str, extra: &[(&str, &str)]| -> Vec<(String, String)> {
+        let own = [
+            ("model", &base[..]),
+            ("dataset", &pairs),
+            ("output_dir", out),
+            ("per_device_train_batch_size", "4"),
+            ("learning_rate", "1e-2"),
+            ("max_steps", "4"),
+            ("save_steps", "2"),
+            ("router_z_loss_coef", "0.02"),
+        ];
+        let own = own.into_iter().filter(|(k, _)| !extra.iter().any(|(e, _)| e == k));
+        own.chain(extra.iter().copied()).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    };
+    let dpo = |out: &str, extra: &[(&str, &str)], stop: u64| {
+        let flags = flags(&path(out), extra);
+        let flags: Vec<_> = flags.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+        dpo::run(&settings::<DpoConfig>(&flags), &mut StopAfter(stop, 0)).unwrap()
+    };
+    let of = |run: &str, key: &str| numbers(&dir.join(run), key);
+    let whole = result(dpo("whole", &[], u64::MAX));
+    // At the reference a pair's loss is log 2.
+    let routers = 0.01 * of("whole", "aux_loss")[0] + 0.02 * of("whole", "router_z_loss")[0];
+    assert!((of("whole", "loss")[0] - 2f64.ln() - routers).abs() <= 1e-9, "{:?} and {routers}", of("whole", "loss"));
+    for key in ["aux_loss", "router_z_loss", "router/entropy", "router/dead_experts"] {
+        assert_eq!(of("whole", key).len(), 4, "{key}");
+    }
+    assert!(matches!(dpo("cut", &[], 3), Outcome::Interrupted { .. }));
+    let resumed = result(dpo("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+    assert_eq!((files(&whole), metrics(&dir.join("whole"))), (files(&resumed), metrics(&dir.join("cut"))));
+    // A loss that couples pairs goes through the model twice in passes.
+    for loss in ["sigmoid", "aot"] {
+        let (one, several) = (format!("one-{loss}"), format!("several-{loss}"));
+        dpo(&one, &[("loss_type", loss), ("tokens_per_pass", "0")], u64::MAX);
+        dpo(&several, &[("loss_type", loss), ("tokens_per_pass", "30")], u64::MAX);
+        for key in ["loss", "grad_norm", "aux_loss", "router_z_loss"] {
+            for (a, b) in of(&one, key).iter().zip(of(&several, key)) {
+                // f32 sums in another order, over four steps.
+                assert!((a - b).abs() <= 1e-3 * a.abs(), "{loss} {key}: {a} and {b}");
+            }
+        }
+    }
+    let both = format!("{imitated},{pairs}");
+    let mixed = [("dataset", &both[..]), ("objectives", "sft,{objective: dpo, weight: 0.5}")];
+    let mixed = flags(&path("mixed"), &mixed);
+    let mixed: Vec<_> = mixed.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+    result(mix::run(&settings::<MixConfig>(&mixed), &mut Silent).unwrap());
+    for row in read_metrics(&dir.join("mixed/metrics.jsonl")).unwrap() {
+        let of = |key: &str| row.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+        let want = of("sft/loss") + 0.5 * of("dpo/loss") + 0.01 * of("aux_loss") + 0.02 * of("router_z_loss");
+        assert!(of("aux_loss") > 0.0 && (of("loss") - want).abs() <= 1e-9 * want, "{row:?}");
+    }
 }

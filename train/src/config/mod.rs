@@ -29,6 +29,7 @@ mod distill;
 mod error;
 mod groups;
 mod load;
+mod mix;
 mod preference;
 mod preference_recipes;
 mod raw;
@@ -51,9 +52,10 @@ pub use groups::{
     RunSettings, SharingSettings, TruncationMode, WeightDtype,
 };
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
+pub use mix::{Ingredient, IngredientLoss, MixConfig, MixSettings, Objectives};
 pub use preference::{
     CpoLossType, CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings,
-    PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings,
+    PreferenceDataSettings, ReferenceSettings, RewardSettings, SimpoSettings, StepSettings,
 };
 pub use preference_recipes::{
     CpoConfig, DpoConfig, DropoutSettings, KtoConfig, OrpoConfig, PairSettings, PreferenceBlocks, PreferenceRecipe,

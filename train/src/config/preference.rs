@@ -7,6 +7,7 @@
 use super::groups::{DataSettings, TruncationMode};
 use super::setting::rules::*;
 use super::table::{choices, settings};
+use crate::data::StepOptions;
 
 choices! {
     /// A loss of preference pairs with a reference; formulas at [`crate::losses::Dpo`].
@@ -79,6 +80,8 @@ choices! {
         Ipo = "ipo",
         /// SimPO.
         Simpo = "simpo",
+        /// RRHF, by the token.
+        Rrhf = "rrhf",
     }
 }
 
@@ -232,9 +235,36 @@ settings! {
 }
 
 settings! {
+    /// Data of reward models that judge steps. Names and defaults are those of `PRMConfig` of TRL 0.2x.
+    pub struct StepSettings ("Steps") {
+        /// For answers in steps: what follows each step; its last token has the step's label.
+        step_separator: String = "\n", TEXT;
+        /// For answers in steps: train on the label of the last step only.
+        train_on_last_step_only: bool = false, SWITCH;
+        /// For answers in steps: most tokens of a prompt, whose beginning is cut off.
+        max_prompt_length: Option<usize> = Some(512), COUNT;
+        /// For answers in steps: most tokens of the steps together, whose end is cut off [no limit].
+        max_completion_length: Option<usize> = None, COUNT;
+    }
+}
+
+impl StepSettings {
+    /// The same as options of the encoder.
+    pub fn options(&self) -> StepOptions {
+        StepOptions {
+            step_separator: self.step_separator.clone(),
+            max_prompt_length: self.max_prompt_length,
+            max_completion_length: self.max_completion_length,
+            train_on_last_step_only: self.train_on_last_step_only,
+            labelled: true,
+        }
+    }
+}
+
+settings! {
     /// The reward model's loss.
     pub struct RewardSettings ("Reward") {
-        /// Weight of (sum of both rewards)², which keeps rewards around 0 (arXiv 2312.09244); TRL suggests 0.01.
+        /// For pairs: weight of (sum of both rewards)², which keeps rewards around 0 (arXiv 2312.09244); TRL suggests 0.01.
         center_rewards_coefficient: Option<f64> = None, NOT_NEGATIVE;
     }
 }

@@ -4,9 +4,10 @@ use super::error::ConfigError;
 use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, PeftType, RunSettings, TruncationMode};
 use super::preference::{
     CpoSettings, DpoLossType, DpoSettings, FDivergence, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
-    ReferenceSettings, RewardSettings, SimpoSettings,
+    ReferenceSettings, RewardSettings, SimpoSettings, StepSettings,
 };
 use super::recipes::{Recipe, check_base, check_data, check_eval, check_run, conflict};
+use super::router::RouterSettings;
 use super::setting::rules::SWITCH;
 use super::table::{recipe_settings, settings};
 
@@ -130,6 +131,7 @@ preference_recipe! {
     /// Direct preference optimization and its family (`planish dpo`).
     DpoConfig, "dpo",
     (dpo: DpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed."),
     (reference: ReferenceSettings, "What it compares with.");
     |_| {};
@@ -143,6 +145,7 @@ preference_recipe! {
     /// Learning from completions that are each good or bad (`planish kto`).
     KtoConfig, "kto",
     (kto: KtoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (reference: ReferenceSettings, "What it compares with.");
     |_| {};
     |c| {
@@ -166,6 +169,7 @@ preference_recipe! {
     /// Cross-entropy and the odds ratio of pairs (`planish orpo`).
     OrpoConfig, "orpo",
     (orpo: OrpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
@@ -175,6 +179,7 @@ preference_recipe! {
     /// Contrastive preference optimization (`planish cpo`).
     CpoConfig, "cpo",
     (cpo: CpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
@@ -184,6 +189,7 @@ preference_recipe! {
     /// SimPO (`planish simpo`).
     SimpoConfig, "simpo",
     (simpo: SimpoSettings, "The loss."),
+    (router: RouterSettings, "Losses of a router."),
     (pairs: PairSettings, "How pairs are computed.");
     |_| {};
     |_| Ok(())
@@ -192,7 +198,8 @@ preference_recipe! {
 preference_recipe! {
     /// Reward models (`planish reward`).
     RewardConfig, "reward",
-    (reward: RewardSettings, "The loss."),
+    (reward: RewardSettings, "The loss of pairs."),
+    (steps: StepSettings, "Answers in steps."),
     (pairs: PairSettings, "How pairs are computed.");
     |c| {
         c.optim.learning_rate = 1e-4;
@@ -204,7 +211,7 @@ preference_recipe! {
     }
 }
 
-fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
+pub(super) fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
     use DpoLossType::*;
     let has = |kinds: &[DpoLossType]| dpo.loss_type.iter().any(|l| kinds.contains(l));
     if dpo.loss_type.is_empty() {
@@ -236,7 +243,7 @@ fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_reference(reference: &ReferenceSettings, lora: bool) -> Result<(), ConfigError> {
+pub(super) fn check_reference(reference: &ReferenceSettings, lora: bool) -> Result<(), ConfigError> {
     if reference.reference_free {
         if reference.ref_model.is_some() {
             return conflict("reference_free", "compares with no model and `ref_model` names one; keep one of the two");

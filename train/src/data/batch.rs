@@ -19,11 +19,16 @@ pub struct Batch {
     /// Segments of an example, which follow each other and are never parted: 2 for pairs (chosen, then
     /// rejected), 0 or 1 for everything else.
     pub per_example: usize,
+    /// Segments of each example where some have more than others, or empty: `(examples,)`.
+    pub sizes: Vec<usize>,
     /// Whether each segment is a wanted answer, where the data says so: `(segments,)` or empty.
     pub labels: Vec<bool>,
     /// By how much the chosen side of each pair is better, 0 where the data does not say: `(pairs,)`, or empty if
     /// there are no pairs.
     pub margins: Vec<f64>,
+    /// Whether the step that ends at each token of the mask is right: one for each of them, or empty if the data is not
+    /// in steps.
+    pub steps: Vec<bool>,
 }
 
 impl Batch {
@@ -57,6 +62,16 @@ impl Batch {
         batch
     }
 
+    /// Answers in steps, each with the labels of its steps.
+    pub fn from_steps<'a>(answers: impl IntoIterator<Item = (usize, &'a Example, &'a [bool])>) -> Batch {
+        let mut batch = Batch::new();
+        for (index, example, labels) in answers {
+            batch.push(index, &example.ids, &example.mask);
+            batch.steps.extend(labels);
+        }
+        batch
+    }
+
     pub(crate) fn new() -> Batch {
         Batch { cu_seqlens: vec![0], ..Batch::default() }
     }
@@ -77,6 +92,35 @@ impl Batch {
         self.positions.extend(0..ids.len() as u32);
         self.cu_seqlens.push(self.ids.len() as u32);
         self.example_indices.push(index);
+    }
+
+    /// Segments of each example, in order.
+    pub fn examples(&self) -> Vec<std::ops::Range<usize>> {
+        let (mut start, mut out) = (0, Vec::new());
+        while start < self.segments() {
+            let size = self.sizes.get(out.len()).copied().unwrap_or(self.per_example).max(1);
+            let end = self.segments().min(start + size);
+            out.push(start..end);
+            start = end;
+        }
+        out
+    }
+
+    /// A batch of examples of these segments each, with their labels, without margins and steps.
+    pub fn select(&self, examples: impl IntoIterator<Item = std::ops::Range<usize>>) -> Batch {
+        let mut out = Batch::new();
+        for segments in examples {
+            out.sizes.push(segments.len());
+            for s in segments {
+                out.push(self.example_indices[s], &self.ids[self.segment(s)], &self.mask[self.segment(s)]);
+                out.labels.extend(self.labels.get(s));
+            }
+        }
+        let first = out.sizes.first().copied().unwrap_or(1);
+        if out.sizes.iter().all(|&size| size == first) {
+            (out.per_example, out.sizes) = (first, Vec::new());
+        }
+        out
     }
 
     /// Number of tokens.
@@ -102,9 +146,7 @@ impl Batch {
         if limit == 0 || self.tokens() <= limit {
             return vec![self.clone()];
         }
-        let group = self.per_example.max(1);
-        let examples: Vec<std::ops::Range<usize>> =
-            (0..self.segments()).step_by(group).map(|s| s..self.segments().min(s + group)).collect();
+        let examples = self.examples();
         let tokens = |e: &std::ops::Range<usize>| (self.cu_seqlens[e.end] - self.cu_seqlens[e.start]) as usize;
         // How many batches that hold `most` it takes, filled one after the other.
         let count = |most: usize| {
@@ -123,15 +165,24 @@ impl Batch {
             if count(middle) > fewest { low = middle + 1 } else { most = middle }
         }
         let mut parts: Vec<Batch> = Vec::with_capacity(fewest);
-        for (e, segments) in examples.iter().enumerate() {
+        let mut step = 0;
+        for (number, segments) in examples.iter().enumerate() {
             if parts.last().is_none_or(|last| last.tokens() + tokens(segments) > most) {
                 parts.push(Batch { per_example: self.per_example, ..Batch::new() });
             }
             let part = parts.last_mut().expect("one was pushed");
-            part.margins.extend(self.margins.get(e));
+            part.margins.extend(self.margins.get(number));
+            if !self.sizes.is_empty() {
+                part.sizes.push(segments.len());
+            }
             for s in segments.clone() {
                 let range = self.segment(s);
-                part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range]);
+                part.push(self.example_indices[s], &self.ids[range.clone()], &self.mask[range.clone()]);
+                if !self.steps.is_empty() {
+                    let steps = step..step + supervised(&self.mask[range]);
+                    step = steps.end;
+                    part.steps.extend(&self.steps[steps]);
+                }
                 part.labels.extend(self.labels.get(s));
             }
         }

@@ -31,11 +31,16 @@ pub enum DatasetType {
     Text,
     /// `prompt` alone.
     PromptOnly,
+    /// `prompt` and `completions`, the steps of an answer, with `labels` that say whether each is right (TRL's stepwise
+    /// supervision).
+    Stepwise,
+    /// `question` and `label` as in the files of PRM800K: answers step by step, with a rating of each step.
+    Prm800k,
 }
 
 impl DatasetType {
     /// All types, those first that others are a part of.
-    pub const ALL: [DatasetType; 10] = [
+    pub const ALL: [DatasetType; 12] = [
         DatasetType::Tokenized,
         DatasetType::Messages,
         DatasetType::ShareGpt,
@@ -46,7 +51,12 @@ impl DatasetType {
         DatasetType::QuestionAnswer,
         DatasetType::Text,
         DatasetType::PromptOnly,
+        DatasetType::Stepwise,
+        DatasetType::Prm800k,
     ];
+
+    /// What reward models of steps take.
+    pub const STEPS: [DatasetType; 2] = [DatasetType::Stepwise, DatasetType::Prm800k];
 
     /// What supervised fine-tuning takes.
     pub const SFT: [DatasetType; 7] = [
@@ -72,6 +82,8 @@ impl DatasetType {
             DatasetType::QuestionAnswer => "question+answer",
             DatasetType::Text => "text",
             DatasetType::PromptOnly => "prompt",
+            DatasetType::Stepwise => "prompt+completions",
+            DatasetType::Prm800k => "question+label",
         }
     }
 
@@ -84,12 +96,14 @@ impl DatasetType {
         use DatasetType::*;
         match self {
             Labelled => matches!(other, PromptCompletion | PromptOnly),
-            Preference => matches!(other, PromptOnly),
+            Preference | Stepwise => matches!(other, PromptOnly),
+            // A label of an answer is not a rating of its steps.
+            QuestionAnswer => matches!(other, PromptOnly | Prm800k),
             // `prompt` beside these repeats their first turn, as in UltraChat.
-            PromptCompletion | Messages | ShareGpt | Text | Alpaca | QuestionAnswer => matches!(other, PromptOnly),
+            PromptCompletion | Messages | ShareGpt | Text | Alpaca => matches!(other, PromptOnly),
             // Tokens are the truth; whatever they came from stands beside them.
             Tokenized => other != Tokenized,
-            PromptOnly => false,
+            PromptOnly | Prm800k => false,
         }
     }
 }
@@ -236,6 +250,10 @@ mod tests {
             ("conversations id", ShareGpt),
             ("question answer", QuestionAnswer),
             ("input_ids labels text", Tokenized),
+            ("prompt completions labels", Stepwise),
+            ("prompt completions", Stepwise),
+            ("labeler question label timestamp", Prm800k),
+            ("question answer label", QuestionAnswer),
         ] {
             assert_eq!(run(found, &none, &DatasetType::ALL).unwrap(), kind, "{found}");
         }

@@ -21,6 +21,8 @@ struct DataFile {
     weight: f64,
     /// Number of its first row within the data set.
     base: u64,
+    /// Which of the arguments it came from.
+    spec: usize,
 }
 
 /// What a file was taken for.
@@ -56,15 +58,24 @@ impl Dataset {
     /// # Errors
     /// A file that cannot be read, holds no rows, or whose columns fit no accepted type.
     pub fn open(specs: &[DatasetSpec], columns: &Columns, accepted: &[DatasetType]) -> Result<Dataset> {
+        let each: Vec<_> = specs.iter().map(|spec| (spec.clone(), accepted)).collect();
+        Dataset::open_each(&each, columns)
+    }
+
+    /// As [`Dataset::open`], with types that are accepted for each spec by itself.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_each(specs: &[(DatasetSpec, &[DatasetType])], columns: &Columns) -> Result<Dataset> {
         let mut data = Dataset { files: Vec::new(), columns: columns.clone(), len: 0 };
-        for spec in specs {
+        for (number, (spec, accepted)) in specs.iter().enumerate() {
             for path in spec.files()? {
                 let rows = format::open(&path, spec.format)?;
                 let found: Vec<String> = rows.row(0)?.fields.keys().cloned().collect();
                 let kind = detect(&path, &found, columns, accepted)?;
                 let base = data.len;
                 data.len += rows.len();
-                data.files.push(DataFile { path: path.into(), rows, kind, weight: spec.weight, base });
+                data.files.push(DataFile { path: path.into(), rows, kind, weight: spec.weight, base, spec: number });
             }
         }
         if data.files.is_empty() {
@@ -95,6 +106,19 @@ impl Dataset {
         self.files.iter().map(info).collect()
     }
 
+    fn file(&self, index: u64) -> &DataFile {
+        assert!(index < self.len, "row {index} of {}", self.len);
+        &self.files[self.files.partition_point(|f| f.base <= index) - 1]
+    }
+
+    /// The number of the spec that row `index` came from.
+    ///
+    /// # Panics
+    /// When `index >= len()`.
+    pub fn spec_of(&self, index: u64) -> usize {
+        self.file(index).spec
+    }
+
     /// Reads and parses row `index`, counted through all files.
     ///
     /// # Errors
@@ -103,8 +127,7 @@ impl Dataset {
     /// # Panics
     /// When `index >= len()`.
     pub fn read(&self, index: u64) -> Result<(TypedRow, Source)> {
-        assert!(index < self.len, "row {index} of {}", self.len);
-        let file = &self.files[self.files.partition_point(|f| f.base <= index) - 1];
+        let file = self.file(index);
         let i = index - file.base;
         let row = file.rows.row(i)?;
         let source = Source { file: file.path.clone(), line: row.at.line, row: i };

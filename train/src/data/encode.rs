@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::encode_steps::StepOptions;
 use super::error::{DataError, Result, TextError};
 use super::row::{ChatExtras, ChatMessage, Content, Source, TypedRow};
 use super::text::TextEncoder;
@@ -84,6 +85,8 @@ pub struct EncodeOptions {
     pub append_eos: bool,
     /// Tokens that the model knows, where it is not what the tokenizer says.
     pub vocab_size: Option<usize>,
+    /// How answers in steps become examples.
+    pub steps: StepOptions,
     /// What `strftime_now` in a chat template takes for now, seconds since 1970 UTC; `None` is the time at
     /// which the encoder is made, for all its rows.
     pub template_time: Option<u64>,
@@ -99,6 +102,7 @@ impl Default for EncodeOptions {
             on_unsupervised: OnUnsupervised::Drop,
             append_eos: true,
             vocab_size: None,
+            steps: StepOptions::default(),
             template_time: None,
         }
     }
@@ -128,6 +132,10 @@ pub struct Encoded {
     pub label: Option<bool>,
     /// By how much the chosen side of a pair is better, for rows that say so.
     pub margin: Option<f64>,
+    /// Whether each step is right, for answers in steps: one for each token of the mask.
+    pub steps: Vec<bool>,
+    /// Further answers of the row, with the same of theirs.
+    pub more: Vec<(Example, Vec<bool>)>,
     /// Tokens before truncation.
     pub full_len: usize,
     /// It begins with two beginning-of-sequence tokens.
@@ -136,6 +144,24 @@ pub struct Encoded {
     pub missing_eos: bool,
     /// The prompt, encoded alone, is not the beginning of the whole.
     pub prompt_diverges: bool,
+}
+
+impl Encoded {
+    /// A row that was dropped.
+    pub(super) fn dropped(why: Dropped) -> Encoded {
+        Encoded {
+            example: Err(why),
+            rejected: None,
+            label: None,
+            margin: None,
+            steps: Vec::new(),
+            more: Vec::new(),
+            full_len: 0,
+            double_bos: false,
+            missing_eos: false,
+            prompt_diverges: false,
+        }
+    }
 }
 
 /// The rejected side of a preference pair.
@@ -196,7 +222,12 @@ impl Encoder {
     /// The same encoder without a limit of length, for recipes that cut the stream themselves.
     #[must_use]
     pub fn unlimited(&self) -> Encoder {
-        Encoder { text: self.text.clone(), options: EncodeOptions { max_length: None, ..self.options.clone() } }
+        self.with_options(EncodeOptions { max_length: None, ..self.options.clone() })
+    }
+
+    /// The same with other options, which were right once.
+    pub(super) fn with_options(&self, options: EncodeOptions) -> Encoder {
+        Encoder { text: self.text.clone(), options }
     }
 
     /// Encodes a row.
@@ -213,6 +244,7 @@ impl Encoder {
             TypedRow::Labelled { prompt, completion, label, extras } => {
                 self.labelled(prompt, completion, *label, extras, source)
             }
+            TypedRow::Stepwise { prompt, trajectories } => self.stepwise(prompt, trajectories, source),
             _ => self.finish(self.tokens(row, &source)?, source),
         }
     }
@@ -236,10 +268,7 @@ impl Encoder {
             full_len,
             double_bos,
             prompt_diverges: tokens.diverges,
-            rejected: None,
-            label: None,
-            margin: None,
-            example: Err(Dropped::TooLong),
+            ..Encoded::dropped(Dropped::TooLong)
         };
         if cut && self.options.truncation_mode == Truncation::Drop {
             return Ok(encoded);

@@ -7,7 +7,7 @@
 //! Deviations: a prompt that alone fills `max_length`, an empty completion and two equal sides are errors, or
 //! counted where dropping is set; TRL drops the first without a word and trains on the others.
 
-use super::encode::{Dropped, Encoded, Encoder, OnUnsupervised, Rejected, Tokens, Truncation};
+use super::encode::{Dropped, Encoded, Encoder, Rejected, Tokens, Truncation};
 use super::error::{DataError, Result};
 use super::row::{ChatExtras, Content, Source};
 
@@ -102,22 +102,6 @@ impl Encoder {
                 self.teaches_nothing(error, Dropped::UnsupervisedAfterTruncation).map(Some)
             }
             _ => Ok(None),
-        }
-    }
-
-    fn teaches_nothing(&self, error: DataError, dropped: Dropped) -> Result<Encoded> {
-        match self.options().on_unsupervised {
-            OnUnsupervised::Error => Err(error),
-            OnUnsupervised::Drop => Ok(Encoded {
-                example: Err(dropped),
-                rejected: None,
-                label: None,
-                margin: None,
-                full_len: 0,
-                double_bos: false,
-                missing_eos: false,
-                prompt_diverges: false,
-            }),
         }
     }
 }

@@ -154,9 +154,10 @@ pub fn preflight(sampler: &Sampler, limit: u64) -> Result<(Preflight, Lengths)> 
         for item in in_runs(start..examined.min(start + CHUNK), one) {
             let (index, encoded) = item?;
             if let (Some(slot), Ok(e)) = (by_row.get_mut(index as usize), &encoded.example) {
-                // Both sides of a pair go through the model together.
+                // Both sides of a pair go through the model together, and so do all answers of a row.
                 let other = encoded.rejected.as_ref().map_or(0, |r| r.example.ids.len());
-                *slot = (e.ids.len() + other) as u32;
+                let more: usize = encoded.more.iter().map(|(e, _)| e.ids.len()).sum();
+                *slot = (e.ids.len() + other + more) as u32;
             }
             tally.add(encoded);
         }
@@ -198,6 +199,8 @@ struct Tally {
     sides: [u64; 2],
     /// Unwanted and wanted completions.
     labels: [u64; 2],
+    /// Wrong and right steps.
+    steps: [u64; 2],
 }
 
 impl Tally {
@@ -217,6 +220,12 @@ impl Tally {
                     self.sides[1] += r.supervised() as u64;
                     (tokens, supervised) = (tokens + r.ids.len(), supervised + r.supervised());
                     cut |= r.ids.len() < *full_len;
+                }
+                for (e, _) in &encoded.more {
+                    (tokens, supervised) = (tokens + e.ids.len(), supervised + e.supervised());
+                }
+                for &right in encoded.more.iter().flat_map(|(_, steps)| steps).chain(&encoded.steps) {
+                    self.steps[usize::from(right)] += 1;
                 }
                 if let Some(label) = encoded.label {
                     self.labels[usize::from(label)] += 1;
@@ -239,7 +248,10 @@ fn report(sampler: &Sampler, examined: u64, mut tally: Tally, lengths: &Lengths)
     let (view, encoder) = (sampler.view(), sampler.encoder());
     tally.full.sort_unstable();
     let files = view.data().files();
-    let renders = |kind: DatasetType| !matches!(kind, DatasetType::Text | DatasetType::Tokenized);
+    let renders = |kind: DatasetType| {
+        use DatasetType::*;
+        !matches!(kind, Text | Tokenized | Stepwise | Prm800k)
+    };
     let template = encoder.text().template().filter(|_| files.iter().any(|f| renders(f.kind)));
     let mut report = Preflight {
         rows: view.rows(),
@@ -280,6 +292,11 @@ fn of_preferences(tally: &Tally) -> Option<String> {
         return Some(format!(
             "every label is {all}: with no completion labelled {none} to tell them from, the loss only pushes all answers one way"
         ));
+    }
+    let [wrong, right] = tally.steps;
+    if wrong + right > 0 && (wrong == 0 || right == 0) {
+        let all = if wrong == 0 { "right" } else { "wrong" };
+        return Some(format!("every step is labelled {all}: there is nothing to tell steps apart by"));
     }
     // DPO exploits length where the pairs prefer it (arXiv 2403.19159); half as long again is plainly that.
     let [chosen, rejected] = tally.sides.map(|n| n as f64 / tally.pairs.max(1) as f64);

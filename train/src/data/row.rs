@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::columns::{Columns, DatasetType};
 use super::error::{At, DataError, Result};
 use super::format::{Row, kind};
-use super::pairs;
+use super::{pairs, steps};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +102,13 @@ pub enum TypedRow {
         /// For the template.
         extras: ChatExtras,
     },
+    /// A prompt with answers in steps.
+    Stepwise {
+        /// The prompt.
+        prompt: String,
+        /// The answers.
+        trajectories: Vec<Trajectory>,
+    },
     /// A prompt.
     PromptOnly {
         /// The prompt.
@@ -116,6 +123,15 @@ pub enum TypedRow {
         /// One a token.
         mask: Vec<bool>,
     },
+}
+
+/// An answer in steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trajectory {
+    /// The steps, at least one.
+    pub steps: Vec<String>,
+    /// Whether each is right, where the row says so.
+    pub labels: Option<Vec<bool>>,
 }
 
 /// A row being read: its columns under the names of the file.
@@ -153,6 +169,8 @@ pub(crate) fn parse(row: &Row, of: DatasetType, columns: &Columns) -> Result<Typ
         }
         DatasetType::QuestionAnswer => TypedRow::Task(pairs::question_answer(r.text("question")?, r.text("answer")?)),
         DatasetType::Tokenized => r.tokenized()?,
+        DatasetType::Stepwise => steps::stepwise(&r)?,
+        DatasetType::Prm800k => steps::prm800k(&r)?,
     })
 }
 
@@ -304,14 +322,8 @@ impl Reader<'_> {
     }
 
     fn label(&self) -> Result<bool> {
-        match self.need("label")? {
-            Value::Bool(b) => Ok(*b),
-            Value::Number(n) if n.as_f64() == Some(1.0) => Ok(true),
-            Value::Number(n) if n.as_f64() == Some(0.0) => Ok(false),
-            Value::String(s) if matches!(s.trim(), "true" | "True" | "1") => Ok(true),
-            Value::String(s) if matches!(s.trim(), "false" | "False" | "0") => Ok(false),
-            other => Err(self.wrong("`label`", "true or false", other)),
-        }
+        let value = self.need("label")?;
+        truth(value).ok_or_else(|| self.wrong("`label`", "true or false", value))
     }
 
     /// A column that is a finite number, or a text that writes one (CSV), if it is there.
@@ -373,6 +385,18 @@ impl Reader<'_> {
             }
         }
         Ok(TypedRow::Tokenized { ids, mask })
+    }
+}
+
+/// True or false, as files write them.
+pub(crate) fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(b) => Some(*b),
+        Value::Number(n) if n.as_f64() == Some(1.0) => Some(true),
+        Value::Number(n) if n.as_f64() == Some(0.0) => Some(false),
+        Value::String(s) if matches!(s.trim(), "true" | "True" | "1") => Some(true),
+        Value::String(s) if matches!(s.trim(), "false" | "False" | "0") => Some(false),
+        _ => None,
     }
 }
 

@@ -92,8 +92,8 @@ pub struct Sampler {
     row_length: usize,
 }
 
-/// Pieces of examples that make up a row of a micro-batch: a part of one, several of them, or the two sides of
-/// a pair.
+/// Pieces of examples that make up a row of a micro-batch: a part of one, several of them, the two sides of
+/// a pair, or the answers of a row in steps.
 type Unit = Vec<Piece>;
 
 /// The number of an example, the example or one side of it, which of its tokens are meant, and what its row says
@@ -101,11 +101,18 @@ type Unit = Vec<Piece>;
 #[derive(Clone)]
 struct Piece(usize, Arc<Example>, Range<usize>, Said);
 
-/// A label, or a margin.
-#[derive(Clone, Copy, Default)]
+/// A label, a margin, or the labels of steps.
+#[derive(Clone, Default)]
 struct Said {
     label: Option<bool>,
     margin: Option<f64>,
+    steps: Option<Arc<[bool]>>,
+}
+
+impl Said {
+    fn of_steps(labels: Vec<bool>) -> Said {
+        Said { steps: Some(labels.into()), ..Said::default() }
+    }
 }
 
 impl Piece {
@@ -442,7 +449,12 @@ impl Steps {
 
 /// A row as a unit; `None` if it was dropped.
 fn unit(index: usize, encoded: Encoded) -> Option<Unit> {
-    let said = Said { label: encoded.label, margin: encoded.margin };
+    if !encoded.steps.is_empty() {
+        let piece = |(example, labels)| Piece::whole(index, example, Said::of_steps(labels));
+        let unit: Unit = encoded.answers().into_iter().map(piece).collect();
+        return (!unit.is_empty()).then_some(unit);
+    }
+    let said = Said { label: encoded.label, margin: encoded.margin, steps: None };
     let mut unit = vec![Piece::whole(index, encoded.example.ok()?, said)];
     unit.extend(encoded.rejected.map(|r| Piece::whole(index, r.example, Said::default())));
     Some(unit)
@@ -460,12 +472,24 @@ fn batch(units: &[Unit], packing: Packing) -> Result<Batch> {
             expected,
         });
     }
-    // Unpacked, a unit is an example, and the units of a data set of pairs are all pairs.
-    let pairs = packing == Packing::None && units.iter().all(|u| u.len() == 2);
+    // Unpacked, a unit is an example: a pair, answers in steps, or a single sequence; a data set may have several kinds.
+    let in_steps = units.iter().flatten().any(|piece| piece.3.steps.is_some());
+    let unpacked = packing == Packing::None && !in_steps;
+    let pairs = unpacked && units.iter().all(|u| u.len() == 2);
     let mut batch = Batch { per_example: if pairs { 2 } else { 1 }, ..Batch::new() };
-    for Piece(index, example, range, said) in pieces() {
-        batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
-        batch.labels.extend(said.label);
+    if unpacked && !pairs && units.iter().any(|u| u.len() == 2) {
+        batch.sizes = units.iter().map(Vec::len).collect();
+    }
+    let labelled = pieces().any(|piece| piece.3.label.is_some());
+    for unit in units {
+        for (side, Piece(index, example, range, said)) in unit.iter().enumerate() {
+            batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
+            if labelled {
+                // The first side of a pair is the chosen one.
+                batch.labels.push(said.label.unwrap_or(side == 0));
+            }
+            batch.steps.extend(said.steps.iter().flat_map(|steps| steps.iter()));
+        }
     }
     if pairs {
         batch.margins = units.iter().map(|u| u[0].3.margin.unwrap_or(0.0)).collect();

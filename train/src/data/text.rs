@@ -23,6 +23,12 @@ pub trait TextEncoder: Send + Sync {
     /// What the tokenizer says.
     fn encode(&self, text: &str) -> Result<Vec<u32>, TextError>;
 
+    /// Ids of a part of a text: without special tokens that the tokenizer adds by itself, but with those written in it.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    fn encode_piece(&self, text: &str) -> Result<Vec<u32>, TextError>;
+
     /// Renders and encodes a conversation; special tokens written inside of a message stay text. `now` is
     /// the time that a template may ask for, seconds since 1970 UTC.
     ///

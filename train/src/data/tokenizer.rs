@@ -12,6 +12,10 @@ impl TextEncoder for Tokenizer {
         Ok(Tokenizer::encode(self, text, true)?)
     }
 
+    fn encode_piece(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        Ok(Tokenizer::encode(self, text, false)?)
+    }
+
     fn encode_chat(
         &self,
         messages: &[ChatMessage],

@@ -1,10 +1,10 @@
-//! CPO, SimPO and AlphaPO: losses of pairs without a reference.
+//! CPO, SimPO, AlphaPO, RRHF and SLiC: losses of pairs without a reference.
 
 use super::dual::Dual;
 use super::pair::{Nll, Pair, PairLoss, PairSlope, Side};
 use crate::config::CpoLossType;
 
-/// With r = log p of a completion, the mean of its tokens for `ipo` and `simpo` and their sum otherwise, and with
+/// With r = log p of a completion, the mean of its tokens for `ipo`, `simpo` and `rrhf` and their sum otherwise, and with
 /// α ≠ 0 AlphaPO's r = (1 - p^-α) / α in its place; Δ = r(chosen) - r(rejected), ε the label smoothing:
 ///
 /// | type | ℓ |
@@ -13,12 +13,16 @@ use crate::config::CpoLossType;
 /// | `hinge` | max(0, 1 - β Δ) |
 /// | `ipo` | (Δ - 1 / 2β)² |
 /// | `simpo` | `sigmoid` of Δ - γ / β |
+/// | `rrhf` | max(0, -Δ) |
 ///
 /// and cross-entropy of weight `cpo_alpha` on the chosen completions.
 ///
 /// # Source
 /// Xu et al., "Contrastive preference optimization", arXiv 2401.08417, equation 3; Meng, Xia, Chen, "SimPO", arXiv
-/// 2405.14734, equation 6; Gupta et al., "AlphaPO", arXiv 2501.03884, equation 8. Deviation from TRL: p^-α is
+/// 2405.14734, equation 6; Gupta et al., "AlphaPO", arXiv 2501.03884, equation 8; Yuan et al., "RRHF", arXiv
+/// 2304.05302, equations 2 to 4 for two answers, its cross-entropy of the better one as a mean over tokens. `hinge` is β
+/// times the loss of Zhao et al., "SLiC-HF", arXiv 2305.10425, equation 2, with δ = 1/β, λ = `cpo_alpha`/β and the
+/// chosen answer to stay near. Deviation from TRL: p^-α is
 /// e^(-α log p), which long completions do not drive to infinity by way of p = 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cpo {
@@ -39,14 +43,14 @@ pub struct Cpo {
 impl Cpo {
     fn log_p(&self, side: &Side) -> f64 {
         match self.loss_type {
-            CpoLossType::Ipo | CpoLossType::Simpo => side.mean(),
+            CpoLossType::Ipo | CpoLossType::Simpo | CpoLossType::Rrhf => side.mean(),
             _ => side.logp,
         }
     }
 
     fn r(&self, side: &Side, which: usize) -> Dual {
         let tokens = match self.loss_type {
-            CpoLossType::Ipo | CpoLossType::Simpo => side.tokens.max(1.0),
+            CpoLossType::Ipo | CpoLossType::Simpo | CpoLossType::Rrhf => side.tokens.max(1.0),
             _ => 1.0,
         };
         let log_p = Dual::variable(side.logp, which) / tokens;
@@ -64,6 +68,7 @@ impl Cpo {
             CpoLossType::Sigmoid => smoothed(delta * beta),
             CpoLossType::Simpo => smoothed(delta * beta - self.simpo_gamma),
             CpoLossType::Hinge => (-(delta * beta) + 1.0).relu(),
+            CpoLossType::Rrhf => (-delta).relu(),
             CpoLossType::Ipo => (delta - 1.0 / (2.0 * beta)).squared(),
         }
     }

@@ -3,8 +3,8 @@
 //!
 //! [`token_scores`] is the one way from a model to numbers and back. What is done with the numbers is arithmetic
 //! without a model in it: [`CrossEntropy`](cross_entropy) of tokens, losses of preference pairs ([`PairLoss`]:
-//! [`Dpo`], [`Orpo`], [`Cpo`]) of labelled completions ([`Kto`]), and of rewards
-//! ([`BradleyTerry`]).
+//! [`Dpo`], [`Orpo`], [`Cpo`]) of labelled completions ([`Kto`]), of rewards
+//! ([`BradleyTerry`]) and of steps ([`step_loss`]).
 
 mod cpo;
 mod cross_entropy;
@@ -24,7 +24,7 @@ pub use dual::Dual;
 pub use kto::{Kto, LabelSlope};
 pub use orpo::Orpo;
 pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
-pub use reward::BradleyTerry;
+pub use reward::{BradleyTerry, StepSlope, step_loss};
 pub use router::{LayerLoad, Load, RouterTerms, router_loss};
 pub(crate) use tokens::predicted;
 pub use tokens::{Laid, TokenScores, Want, token_scores};

@@ -74,7 +74,7 @@ proptest! {
                     let analytic = if which == 0 { slopes[i].chosen } else { slopes[i].rejected };
                     // The difference has an error of step² and of rounding / step, both some 1e-10 of the loss.
                     let scale = 1.0 + numeric.abs() + total(&pairs).abs();
-                    let kink = name.contains("hinge") && (moved(STEP) - 2.0 * total(&pairs) + moved(-STEP)).abs() > 1e-9;
+                    let kink = (name.contains("hinge") || name.contains("rrhf")) && (moved(STEP) - 2.0 * total(&pairs) + moved(-STEP)).abs() > 1e-9;
                     prop_assert!(
                         kink || (analytic - numeric).abs() <= 1e-6 * scale,
                         "{}: pair {} side {}: {} against {}", name, i, which, analytic, numeric
@@ -108,6 +108,24 @@ proptest! {
         let by = |a: f64, b: f64| (loss.loss(c + a, r + b, m).loss - loss.loss(c - a, r - b, m).loss) / (2.0 * STEP);
         prop_assert!((found.chosen - by(STEP, 0.0)).abs() <= 1e-8);
         prop_assert!((found.rejected - by(0.0, STEP)).abs() <= 1e-8);
+    }
+}
+
+proptest! {
+    #[test]
+    fn slopes_of_steps_are_those_of_the_loss(z0 in -30.0..30.0f64, z1 in -30.0..30.0f64, right: bool) {
+        const STEP: f64 = 1e-6;
+        let found = step_loss([z0, z1], right);
+        let by = |a: f64, b: f64| {
+            (step_loss([z0 + a, z1 + b], right).loss - step_loss([z0 - a, z1 - b], right).loss) / (2.0 * STEP)
+        };
+        prop_assert!((found.slopes[0] - by(STEP, 0.0)).abs() <= 1e-8);
+        prop_assert!((found.slopes[1] - by(0.0, STEP)).abs() <= 1e-8);
+        // Softmax over both, written out.
+        let p = z1.exp() / (z0.exp() + z1.exp());
+        prop_assert!((found.right - p).abs() <= 1e-12);
+        let want = -(if right { p } else { 1.0 - p }).ln();
+        prop_assert!(!(1e-9..=1.0 - 1e-9).contains(&p) || (found.loss - want).abs() <= 1e-6 * (1.0 + want));
     }
 }
 

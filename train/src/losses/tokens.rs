@@ -221,9 +221,20 @@ impl TokenScores {
     /// # Panics
     /// If there is not a slope for each score.
     pub fn backward(self, slopes: &[f64]) -> Result<()> {
+        self.backward_beside(slopes, None)
+    }
+
+    /// As [`TokenScores::backward`], with the gradient of a number that came of the same pass, times its slope.
+    ///
+    /// # Errors
+    /// Those of the backward rules.
+    ///
+    /// # Panics
+    /// If there is not a slope for each score.
+    pub fn backward_beside(self, slopes: &[f64], beside: Option<(Var, f64)>) -> Result<()> {
         assert_eq!(slopes.len(), self.logprobs.len(), "a slope for each score");
         match self.tracked {
-            Some(logprobs) => go_back(logprobs, slopes, None),
+            Some(logprobs) => go_back(logprobs, slopes, beside),
             None => Ok(()),
         }
     }

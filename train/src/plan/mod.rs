@@ -184,8 +184,11 @@ pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64,
 pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, mut micro_batches: u64) -> u64 {
     let options = sampler.options();
     // Each side of a pair may be that long.
-    let sides = if sampler.view().data().files().iter().any(|f| f.kind == DatasetType::Preference) { 2 } else { 1 };
-    let limit = sampler.encoder().options().max_length.map_or(u64::MAX, |n| n as u64 * sides);
+    let has = |kind| sampler.view().data().files().iter().any(|f| f.kind == kind);
+    let sides = if has(DatasetType::Preference) { 2 } else { 1 };
+    // A row of answers in steps may have any number of them.
+    let longest_row = sampler.encoder().options().max_length.filter(|_| !has(DatasetType::Prm800k));
+    let limit = longest_row.map_or(u64::MAX, |n| n as u64 * sides);
     let n = options.micro_batch as u64;
     if options.packing != Packing::None {
         return (sampler.row_length() as u64).saturating_mul(n);

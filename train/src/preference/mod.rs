@@ -5,33 +5,45 @@
 //!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
 //! ```
 //!
-//! [`Pairs`], [`Unpaired`] and [`Rewards`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
+//! [`Pairs`], [`Unpaired`], [`Rewards`], [`StepRewards`] and [`Mixed`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
 //! [`Reference`] is what they compare with.
 
+mod ensemble;
 mod judged;
+mod members;
+mod mixed;
 mod pairs;
 mod precompute;
 mod reference;
 mod rewards;
+mod steps;
 mod unpaired;
 mod watch;
 
+pub use ensemble::Spread;
 pub use judged::{Bin, Judged, Judgement, Length, Share};
+pub use members::{Member, MemberLoss, Origins};
+pub use mixed::Mixed;
 pub use pairs::Pairs;
 pub use precompute::{Known, Scoring, precompute};
 pub use reference::{Follow, Reference, same_vocabulary};
 pub use rewards::Rewards;
+pub use steps::{Answer, StepJudgement, StepRewards};
 pub use unpaired::Unpaired;
 
 use std::sync::Arc;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
+use planish_nn::decoder::Model;
 use planish_tensor::rng::{Purpose, Rows, Stream};
 
+use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
-use crate::trainer::row_keys;
+use crate::losses::RouterTerms;
+use crate::trainer::router::Routers;
+use crate::trainer::{packed, row_keys};
 
 /// How a batch goes through the model: a training step with so many behind it, or held-out data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +66,22 @@ impl Mode {
         }
         ctx
     }
+}
+
+/// The losses of the routers of a training step of these passes, where the model has any.
+fn routers(
+    model: &Model,
+    terms: RouterTerms,
+    optim: &OptimSettings,
+    parts: &[Vec<Part>],
+    mode: Mode,
+) -> Result<Option<Routers>> {
+    if model.config.moe.is_none() || mode == Mode::HeldOut {
+        return Ok(None);
+    }
+    let all: Vec<&Part> = parts.iter().flatten().collect();
+    let pass = |part: &&Part| (packed(&part.batch), mode.ctx(optim, &part.keys, None));
+    Routers::new(model, terms, all.iter().map(pass)).map(Some)
 }
 
 /// A pass: whole examples, with the random keys of their tokens.

@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use planish_autograd::Tape;
-use planish_nn::decoder::Model;
+use planish_nn::decoder::{Model, Routing};
 
 use super::reference::{Compared, Reference};
 use super::watch::Watch;
-use super::{Mode, Part, passes};
+use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
-use crate::losses::{Nll, Pair, PairLoss, PairSlope, Side, TokenScores, Want, token_scores};
+use crate::losses::{Nll, Pair, PairLoss, PairSlope, RouterTerms, Side, TokenScores, Want, token_scores};
+use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Objective, Sums, packed};
 
 /// Minimises a [`PairLoss`] over pairs whose sides are neighbouring segments of a batch.
@@ -28,6 +29,7 @@ pub struct Pairs {
     dropout: bool,
     share: bool,
     watch: Watch,
+    balance: Balance,
 }
 
 /// Sums of the two terms of the loss.
@@ -38,17 +40,21 @@ struct Totals {
     nll_tokens: f64,
     /// Of the pairs' loss, and what was measured.
     sums: Sums,
+    routers: Option<Routers>,
 }
 
 impl Totals {
     /// One sum, to be divided by the number of pairs: Σ ℓ + weight · pairs · (mean cross-entropy).
-    fn together(self, nll: Option<Nll>) -> Sums {
-        let mut sums = self.sums;
+    fn together(&self, nll: Option<Nll>) -> Sums {
+        let mut sums = self.sums.clone();
         if let Some(nll) = nll {
             sums.loss += nll.weight * self.pairs * self.nll / self.nll_tokens.max(1.0);
             sums.measure("nll_loss", self.nll, self.nll_tokens);
         }
         sums.count = self.pairs;
+        if let Some(routers) = &self.routers {
+            routers.add_to(&mut sums, self.pairs);
+        }
         sums
     }
 }
@@ -68,7 +74,13 @@ impl Pairs {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: Box<dyn PairLoss>, reference: Reference, dropout: bool) -> Pairs {
         let watch = Watch::new(loss.has_reference());
-        Pairs { loss, reference, dropout, share: false, watch }
+        Pairs { loss, reference, dropout, share: false, watch, balance: Balance::default() }
+    }
+
+    /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
+    #[must_use]
+    pub fn balanced(self, terms: RouterTerms) -> Pairs {
+        Pairs { balance: Balance::new(terms), ..self }
     }
 
     /// Lets the sides of a pair share what they begin with ([`Want::share`]).
@@ -85,9 +97,11 @@ impl Pairs {
         }
         // Of a token's log-probability, in the loss that is still to be divided by the pairs.
         let nll = self.loss.nll().map_or(0.0, |n| n.weight * totals.pairs / totals.nll_tokens.max(1.0));
-        for parts in passes(micro_batches, optim.tokens_per_pass) {
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        totals.routers = routers(model, self.balance.terms(), optim, &all, mode)?;
+        for parts in &all {
             if self.loss.couples() {
-                self.group(model, optim, &parts, mode, nll, &mut totals)?;
+                self.group(model, optim, parts, mode, nll, &mut totals)?;
             } else {
                 for part in parts.chunks(1) {
                     self.group(model, optim, part, mode, nll, &mut totals)?;
@@ -113,12 +127,16 @@ impl Pairs {
             recompute: optim.gradient_checkpointing,
             log_collision: self.loss.weighs(),
             mean_logits: true,
-            share: self.share,
+            share: self.share && !self.balance.terms().any(),
             beginnings: false,
         };
+        let (routing, routed) = (Routing::default(), totals.routers.is_some());
         let score = |i: usize, recorded: bool| -> Result<TokenScores> {
             let tape = (recorded && mode != Mode::HeldOut).then(Tape::new);
-            let ctx = mode.ctx(optim, &parts[i].keys, tape.as_ref());
+            let mut ctx = mode.ctx(optim, &parts[i].keys, tape.as_ref());
+            if recorded && routed {
+                ctx = ctx.with_routing(&routing);
+            }
             token_scores(model, &ctx, &packed(&parts[i].batch), &prepared[i].mask, want)
         };
         let at_once = parts.len() == 1;
@@ -139,7 +157,11 @@ impl Pairs {
             }
             let scores = if at_once { scores } else { score(i, true)? };
             let by_token = self.by_token(&scores, &prepared[i], slopes, nll);
-            scores.backward(&by_token)?;
+            let beside = match &mut totals.routers {
+                Some(routers) => routers.beside(&routing.take(), totals.pairs)?,
+                None => None,
+            };
+            scores.backward_beside(&by_token, beside)?;
         }
         Ok(())
     }
@@ -255,7 +277,11 @@ fn pair(scores: &TokenScores, prepared: &Prepared, k: usize) -> Pair {
 impl Objective for Pairs {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
         let mode = Mode::Train { done, dropout: self.dropout };
-        Ok(self.run(model, optim, &step.micro_batches, mode)?.together(self.loss.nll()))
+        let totals = self.run(model, optim, &step.micro_batches, mode)?;
+        if let Some(routers) = &totals.routers {
+            self.balance.see(model, routers);
+        }
+        Ok(totals.together(self.loss.nll()))
     }
 
     fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
@@ -275,7 +301,7 @@ impl Objective for Pairs {
     }
 
     fn advice(&mut self, sums: &Sums) -> Vec<String> {
-        self.watch.look(sums)
+        self.watch.look(sums).into_iter().chain(self.balance.advice()).collect()
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

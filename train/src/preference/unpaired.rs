@@ -1,18 +1,20 @@
 //! The objective of labelled completions.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::decoder::Model;
+use planish_nn::decoder::{Model, Routing};
 
 use super::reference::Reference;
-use super::{Mode, passes};
+use super::{Mode, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
-use crate::losses::{Kto, Want, token_scores};
+use crate::losses::{Kto, RouterTerms, Want, token_scores};
+use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Objective, Sums, packed};
 
 /// Minimises [`Kto`] over labelled completions.
@@ -27,29 +29,45 @@ pub struct Unpaired {
     reference: Reference,
     dropout: bool,
     max_length: Option<usize>,
+    balance: Balance,
 }
+
+/// Sums, and what the routers did in a training step.
+type Found = (Sums, Option<Routers>);
 
 impl Unpaired {
     /// An objective. `dropout` is whether there is any while training; mismatched sequences are cut to
     /// `max_length`.
     pub fn new(loss: Kto, reference: Reference, dropout: bool, max_length: Option<usize>) -> Unpaired {
-        Unpaired { loss, reference, dropout, max_length }
+        Unpaired { loss, reference, dropout, max_length, balance: Balance::default() }
     }
 
-    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
+    /// Adds the losses of the model's routers.
+    #[must_use]
+    pub fn balanced(self, terms: RouterTerms) -> Unpaired {
+        Unpaired { balance: Balance::new(terms), ..self }
+    }
+
+    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Found> {
         let mut sums = Sums::default();
-        for (batch, parts) in micro_batches.iter().zip(passes(micro_batches, optim.tokens_per_pass)) {
+        let completions: usize = micro_batches.iter().map(Batch::segments).sum();
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.balance.terms(), optim, &all, mode)?;
+        for (batch, parts) in micro_batches.iter().zip(&all) {
             let mut kl = 0.0;
             if self.loss.needs_kl() {
-                kl = self.divergence(model, &mismatched(batch, self.max_length), optim)?;
+                kl = divergence(model, &self.reference, batch, self.max_length, optim)?;
                 sums.measure("kl", kl, 1.0);
             }
-            for part in &parts {
+            for part in parts {
                 let batch = &part.batch;
                 let ones = vec![1.0; batch.supervised()];
                 let reference = self.reference.compare(model, batch, &ones, mode == Mode::HeldOut, false)?.sums;
                 let tape = (mode != Mode::HeldOut).then(Tape::new);
-                let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+                let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
+                if routers.is_some() {
+                    ctx = ctx.with_routing(&routing);
+                }
                 let recompute = optim.gradient_checkpointing;
                 let want = Want { recompute, mean_logits: true, ..Want::default() };
                 let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
@@ -71,38 +89,57 @@ impl Unpaired {
                         sums.measure(&format!("logits/{side}"), sum, scores.of(s).len() as f64);
                     }
                 }
+                let beside = match &mut routers {
+                    Some(routers) => routers.beside(&routing.take(), completions as f64)?,
+                    None => None,
+                };
                 if mode != Mode::HeldOut {
-                    scores.backward(&slopes)?;
+                    scores.backward_beside(&slopes, beside)?;
                 }
             }
         }
-        Ok(sums)
-    }
-
-    /// max(0, mean log π/π_ref) over the completions of a batch, nats.
-    fn divergence(&self, model: &Model, batch: &Batch, optim: &OptimSettings) -> Result<f64> {
-        let mut sum = 0.0;
-        for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
-            let ones = vec![1.0; part.supervised()];
-            let reference = self.reference.compare(model, &part, &ones, false, false)?.sums;
-            let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
-            sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
+        if let Some(routers) = &routers {
+            routers.add_to(&mut sums, completions as f64);
         }
-        Ok((sum / batch.segments() as f64).max(0.0))
+        Ok((sums, routers))
     }
+}
+
+/// max(0, mean log π/π_ref) over the completions of a batch's prompts each with the completion of the row before it, nats.
+pub(super) fn divergence(
+    model: &Model,
+    reference: &Reference,
+    batch: &Batch,
+    max_length: Option<usize>,
+    optim: &OptimSettings,
+) -> Result<f64> {
+    let (batch, mut sum) = (mismatched(batch, max_length), 0.0);
+    for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
+        let ones = vec![1.0; part.supervised()];
+        let reference = reference.compare(model, &part, &ones, false, false)?.sums;
+        let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
+        sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
+    }
+    Ok((sum / batch.segments() as f64).max(0.0))
 }
 
 /// Each prompt with the completion of the row before it, the first with that of the last.
 fn mismatched(batch: &Batch, max_length: Option<usize>) -> Batch {
-    let (n, row) = (batch.segments(), batch.per_example.max(1));
     let parts = |s: usize| {
         let ids = &batch.ids[batch.segment(s)];
         let prompt = batch.mask[batch.segment(s)].iter().position(|&m| m).unwrap_or(ids.len());
         ids.split_at(prompt)
     };
     let mut out = Batch::new();
-    for s in 0..n {
-        let (prompt, completion) = (parts(s).0, parts((s + n - row) % n).1);
+    let examples = batch.examples();
+    let before = examples.last().into_iter().chain(&examples).zip(&examples);
+    // Of a pair, the same side of the row before: the other side has the same prompt.
+    let same_side = |(before, own): (&Range<usize>, &Range<usize>)| {
+        let last = before.end - 1;
+        own.clone().zip((before.start..).map(move |s| s.min(last))).collect::<Vec<_>>()
+    };
+    for (s, other) in before.flat_map(same_side) {
+        let (prompt, completion) = (parts(s).0, parts(other).1);
         let mut ids = [prompt, completion].concat();
         let mut mask: Vec<bool> = (0..ids.len()).map(|i| i >= prompt.len()).collect();
         let limit = max_length.unwrap_or(usize::MAX);
@@ -124,19 +161,27 @@ fn with_margins(mut sums: Sums) -> Sums {
 impl Objective for Unpaired {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
         let mode = Mode::Train { done, dropout: self.dropout };
-        Ok(with_margins(self.run(model, optim, &step.micro_batches, mode)?))
+        let (sums, routers) = self.run(model, optim, &step.micro_batches, mode)?;
+        if let Some(routers) = &routers {
+            self.balance.see(model, routers);
+        }
+        Ok(with_margins(sums))
     }
 
     fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
         let mut all = Sums::default();
         for step in sampler.steps(Cursor::default())?.epochs(1) {
-            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
+            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?.0;
         }
         Ok(with_margins(all))
     }
 
     fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
         self.reference.updated(model, done)
+    }
+
+    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
+        self.balance.advice().into_iter().collect()
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -176,5 +221,13 @@ mod tests {
         let batch = Batch::from_pairs(pairs.iter().enumerate().map(|(i, [c, r])| (i, c, r)));
         let want = [vec![1, 1, 20], vec![1, 1, 21], vec![2, 2, 10], vec![2, 2, 11]];
         assert_eq!(sequences(&mismatched(&batch, None)), want);
+        // Of pairs and single completions.
+        let all = Batch::from_labelled(
+            (0..5).zip([&rows[0], &pairs[0][0], &pairs[0][1], &rows[1], &rows[2]]).map(|(i, e)| (i, e, true)),
+        );
+        let all = all.select([0..1, 1..3, 3..4, 4..5]);
+        assert_eq!((&all.sizes[..], all.labels.len()), (&[1, 2, 1, 1][..], 5));
+        let want = [vec![1, 1, 30, 30], vec![1, 1, 10], vec![1, 1, 10], vec![2, 2, 10], vec![3, 3, 20, 20, 20]];
+        assert_eq!(sequences(&mismatched(&all, None)), want);
     }
 }

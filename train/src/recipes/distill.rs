@@ -18,7 +18,7 @@ use crate::device::{self, Demands};
 use crate::distill::{Distill, Features, Guide, StoredTeacher};
 use crate::models::{self, Opened};
 use crate::preference::same_vocabulary;
-use crate::run::{Checkpoint, Observer, Outcome};
+use crate::run::{Observer, Outcome};
 use crate::trainer::{Trainer, total_steps};
 use crate::{Error, Result, adapt};
 
@@ -42,10 +42,7 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
     device::choose(config.run.device, &Demands::none().lacks("distillation").bf16(config.run.bf16))?;
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let (tokenizer, vocabulary) = (opened.tokenizer.clone(), opened.pretrained.config.vocab_size);
-    let resume = match &config.run.resume_from_checkpoint {
-        Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
-        None => None,
-    };
+    let resume = inputs::checkpoint(&config.run)?;
     let mut config = config.clone();
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let guide = guide(&config, (&tokenizer, vocabulary), observer)?;
@@ -55,8 +52,7 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
         config.eval.per_device_eval_batch_size,
         &tokenizer,
         vocabulary,
-        ACCEPTED,
-        inputs::packing(&config.data),
+        inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let steps = total_steps(&config.optim, inputs.steps_per_epoch);
@@ -72,9 +68,7 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
     };
     // The teacher is in memory by now, and so in the plan.
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
-    let (dir, resume) = inputs::run_dir(&config.run)?;
-    dir.write_config(&config)?;
-    inputs::tell(&inputs.report, &dir, observer)?;
+    let (dir, resume) = inputs::begin(&config, &config.run, &inputs.report, observer)?;
     let what = Divergence { beta: config.distill.beta, temperature: config.distill.temperature };
     let mut objective = Distill::new(guide, what, config.distill.hard_weight);
     if let Some(features) = features {

@@ -13,6 +13,7 @@ use crate::data::DatasetType;
 use crate::losses::{Dpo, PairLoss};
 use crate::preference::Pairs;
 use crate::run::{Observer, Outcome};
+use crate::trainer::router;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
@@ -26,9 +27,10 @@ pub fn run(config: &DpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     preference::run(config, ACCEPTED, observer, |c, ready, observer| {
         let (loss, share) = (loss(&c.dpo, c.reference.reference_free), c.pairs.share_prompts);
         let verbose = loss.verbose_weight();
+        let router = router::terms(&c.router, &ready.model.config)?;
         let reference = ready.reference(&c.reference, (&c.model, &c.run, &c.optim), verbose, share, observer)?;
         let pairs = Pairs::new(Box::new(loss), reference, !c.dropout.disable_dropout);
-        Ok(Box::new(pairs.sharing(share)))
+        Ok(Box::new(pairs.sharing(share).balanced(router)))
     })
 }
 

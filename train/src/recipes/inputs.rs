@@ -10,10 +10,10 @@ use planish_tensor::Device;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::{DataSettings, OptimSettings, PackingStrategy, RowType, RunSettings, TruncationMode};
+use crate::config::{DataSettings, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode};
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
-    Sampler, SamplerOptions, Truncation, ValidationSplit, preflight,
+    Sampler, SamplerOptions, StepOptions, Truncation, ValidationSplit, preflight,
 };
 use crate::models::BUILTIN;
 use crate::plan::{self, Costs, MemoryPlan, Work};
@@ -128,6 +128,21 @@ pub(super) fn fit(
     Err(plan::over_budget(&plan, budget))
 }
 
+/// What rows a recipe takes, and what becomes of them.
+pub(super) struct Rows<'a> {
+    /// Types of each `dataset` and `eval_dataset`, in their order; the last goes for all that follow.
+    pub(super) accepted: Vec<&'a [DatasetType]>,
+    pub(super) packing: Packing,
+    /// Of answers in steps.
+    pub(super) steps: StepOptions,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(accepted: &'a [DatasetType], packing: Packing) -> Rows<'a> {
+        Rows { accepted: vec![accepted], packing, steps: StepOptions::default() }
+    }
+}
+
 /// Opens the data and looks it over.
 pub(super) fn open(
     data: &DataSettings,
@@ -135,9 +150,9 @@ pub(super) fn open(
     eval_batch: usize,
     tokenizer: &Tokenizer,
     vocab_size: usize,
-    accepted: &[DatasetType],
-    packing: Packing,
+    rows: Rows<'_>,
 ) -> Result<Inputs> {
+    let Rows { accepted, packing, steps } = rows;
     let options = EncodeOptions {
         max_length: data.max_length,
         truncation_mode: match data.truncation_mode {
@@ -150,23 +165,25 @@ pub(super) fn open(
         on_unsupervised: if data.drop_unsupervised { OnUnsupervised::Drop } else { OnUnsupervised::Error },
         vocab_size: Some(vocab_size),
         template_time: data.template_time,
+        steps,
         ..EncodeOptions::default()
     };
     let encoder = Encoder::new(Arc::new(tokenizer.clone()), options)?;
     let columns = columns(data);
     let seed = optim.data_seed.unwrap_or(optim.seed);
-    let train = Arc::new(Dataset::open(
-        &specs(&data.dataset, &data.dataset_weights, builtin::instructions())?,
-        &columns,
-        accepted,
-    )?);
+    let each = |specs: Vec<DatasetSpec>| {
+        let all = accepted.iter().copied().chain(std::iter::repeat(accepted.last().copied().unwrap_or_default()));
+        specs.into_iter().zip(all).collect::<Vec<_>>()
+    };
+    let own = specs(&data.dataset, &data.dataset_weights, builtin::instructions())?;
+    let train = Arc::new(Dataset::open_each(&each(own), &columns)?);
     let (view, held) = match &data.eval_dataset[..] {
         [] => {
             let split = (data.validation_split > 0.0).then_some(ValidationSplit::Fraction(data.validation_split));
             train.split(split, seed)?
         }
         files => {
-            let eval = Arc::new(Dataset::open(&specs(files, &[], builtin::heldout())?, &columns, accepted)?);
+            let eval = Arc::new(Dataset::open_each(&each(specs(files, &[], builtin::heldout())?), &columns)?);
             (train.split(None, seed)?.0, Some(eval.all()))
         }
     };
@@ -188,7 +205,7 @@ pub(super) fn open(
                 packing: Packing::None,
                 ..options.clone()
             };
-            Some(Arc::new(Sampler::new(view, encoder.clone(), options)?))
+            Some(Arc::new(Sampler::new(view, encoder.of_held_out(), options)?))
         }
     };
     let sampler = Arc::new(Sampler::new(view, encoder, options)?);
@@ -206,6 +223,25 @@ pub(super) fn columns(data: &DataSettings) -> Columns {
         messages: data.messages_column.clone(),
         kind: data.dataset_type.map(row_type),
     }
+}
+
+/// The checkpoint to go on from, if the settings name one.
+pub(super) fn checkpoint(run: &RunSettings) -> Result<Option<Checkpoint>> {
+    let Some(from) = &run.resume_from_checkpoint else { return Ok(None) };
+    Ok(Some(Checkpoint::find(from, run.output_dir.as_ref())?))
+}
+
+/// Makes or reopens the run directory, writes the settings into it, and tells the observer what the report warns of.
+pub(super) fn begin<C: Recipe>(
+    config: &C,
+    run: &RunSettings,
+    report: &Preflight,
+    observer: &mut dyn Observer,
+) -> Result<(RunDir, Option<Checkpoint>)> {
+    let (dir, resume) = run_dir(run)?;
+    dir.write_config(config)?;
+    tell(report, &dir, observer)?;
+    Ok((dir, resume))
 }
 
 /// The time that chat templates see: the one set, else that of the run which is resumed, else (`None`) now.
@@ -265,18 +301,15 @@ fn as_file(rows: &str) -> Result<PathBuf> {
 }
 
 /// Makes or reopens the run directory, and finds the checkpoint to go on from.
-pub(super) fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
-    match &run.resume_from_checkpoint {
-        None => Ok((RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None)),
-        Some(from) => {
-            let checkpoint = Checkpoint::find(from, run.output_dir.as_ref())?;
-            Ok((RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)))
-        }
-    }
+fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
+    Ok(match checkpoint(run)? {
+        None => (RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None),
+        Some(checkpoint) => (RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)),
+    })
 }
 
 /// Tells the observer what the report warns of, and keeps the report in the run directory.
-pub(super) fn tell(report: &Preflight, dir: &RunDir, observer: &mut dyn Observer) -> Result<()> {
+fn tell(report: &Preflight, dir: &RunDir, observer: &mut dyn Observer) -> Result<()> {
     dir.write("preflight.json", &serde_json::to_vec_pretty(report).expect("plain numbers and texts"))?;
     observer.preflight(report);
     Ok(())

@@ -13,6 +13,7 @@ use crate::data::DatasetType;
 use crate::losses::Kto;
 use crate::preference::Unpaired;
 use crate::run::{Observer, Outcome};
+use crate::trainer::router;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Labelled, DatasetType::Preference];
@@ -23,9 +24,10 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Labelled, DatasetType::Prefe
 /// As [`super::dpo::run`].
 pub fn run(config: &KtoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     preference::run(config, ACCEPTED, observer, |c, ready, observer| {
+        let router = router::terms(&c.router, &ready.model.config)?;
         let reference = ready.reference(&c.reference, (&c.model, &c.run, &c.optim), 1.0, false, observer)?;
         let dropout = !c.dropout.disable_dropout;
-        Ok(Box::new(Unpaired::new(loss(&c.kto), reference, dropout, ready.max_length())))
+        Ok(Box::new(Unpaired::new(loss(&c.kto), reference, dropout, ready.max_length()).balanced(router)))
     })
 }
 

@@ -4,6 +4,7 @@ pub mod cpo;
 pub mod distill;
 pub mod dpo;
 pub mod kto;
+pub mod mix;
 pub mod orpo;
 pub mod pretrain;
 pub mod reward;

@@ -10,6 +10,7 @@ use crate::data::DatasetType;
 use crate::losses::Orpo;
 use crate::preference::{Pairs, Reference};
 use crate::run::{Observer, Outcome};
+use crate::trainer::router;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
@@ -19,9 +20,10 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &OrpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    preference::run(config, ACCEPTED, observer, |c, _, _| {
+    preference::run(config, ACCEPTED, observer, |c, ready, _| {
         let pairs = Pairs::new(Box::new(loss(&c.orpo)), Reference::Free, !c.dropout.disable_dropout);
-        Ok(Box::new(pairs.sharing(c.pairs.share_prompts)))
+        let pairs = pairs.sharing(c.pairs.share_prompts);
+        Ok(Box::new(pairs.balanced(router::terms(&c.router, &ready.model.config)?)))
     })
 }
 

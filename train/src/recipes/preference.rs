@@ -24,26 +24,36 @@ pub(super) fn run<C: PreferenceRecipe>(
     observer: &mut dyn Observer,
     objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
 ) -> Result<Outcome> {
+    run_rows(config, inputs::Rows::new(accepted, Packing::None), observer, objective)
+}
+
+/// As [`run`], of other rows.
+pub(super) fn run_rows<C: PreferenceRecipe>(
+    config: &C,
+    rows: inputs::Rows<'_>,
+    observer: &mut dyn Observer,
+    objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
+) -> Result<Outcome> {
     let mut settings = config.clone();
     let blocks = settings.blocks();
     let (model, lora, optim) = (blocks.model.clone(), blocks.lora.clone(), blocks.optim.clone());
-    let build: Build<'_> = Box::new(|opened, steps_per_epoch, resume| {
-        let steps = total_steps(&optim, steps_per_epoch);
+    let build: Build<'_> = Box::new(|opened, inputs, resume| {
+        let steps = total_steps(&optim, inputs.steps_per_epoch);
         adapt::build(opened, &model, &lora, &optim, steps, resume)
     });
-    run_with(config, accepted, observer, build, objective)
+    run_with(config, rows, observer, build, objective)
 }
 
 /// As [`run`], with a model that `build` makes of the files, or of those of the checkpoint to go on from.
 pub(super) fn run_with<C: PreferenceRecipe>(
     config: &C,
-    accepted: &[DatasetType],
+    rows: inputs::Rows<'_>,
     observer: &mut dyn Observer,
     build: Build<'_>,
     objective: impl FnOnce(&C, &Ready, &mut dyn Observer) -> Result<Box<dyn Objective>>,
 ) -> Result<Outcome> {
     let mut config = config.clone();
-    let ready = ready(config.blocks(), accepted, observer, build)?;
+    let ready = ready(config.blocks(), rows, observer, build)?;
     let objective = objective(&config, &ready, observer)?;
     ready.train(&mut config, objective, observer)
 }
@@ -54,35 +64,32 @@ pub(super) struct Ready {
     pub(super) model: Model,
     adapter: Option<AdapterConfig>,
     rates: Rates,
-    inputs: inputs::Inputs,
+    pub(super) inputs: inputs::Inputs,
     resume: Option<Checkpoint>,
 }
 
 /// A model, and the settings of its adapter if it has one.
 type Built = (Model, Option<AdapterConfig>);
 
-/// Makes the model: of the files that were opened, with the optimizer steps of an epoch, or of a checkpoint.
-pub(super) type Build<'a> = Box<dyn FnOnce(&Opened, u64, Option<&Checkpoint>) -> Result<Built> + 'a>;
+/// Makes the model: of the files that were opened, for these data, or of a checkpoint.
+pub(super) type Build<'a> = Box<dyn FnOnce(&Opened, &inputs::Inputs, Option<&Checkpoint>) -> Result<Built> + 'a>;
 
 /// Opens model and data, and looks the data over. Settings that were left to the start of the run are set.
 fn ready(
     b: PreferenceBlocks<'_>,
-    accepted: &[DatasetType],
+    rows: inputs::Rows<'_>,
     observer: &mut dyn Observer,
     build: Build<'_>,
 ) -> Result<Ready> {
     device::choose(b.run.device, &Demands::none().lacks("preference tuning").bf16(b.run.bf16))?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
-    let resume = match &b.run.resume_from_checkpoint {
-        Some(from) => Some(Checkpoint::find(from, b.run.output_dir.as_ref())?),
-        None => None,
-    };
+    let resume = inputs::checkpoint(b.run)?;
     b.data.template_time = inputs::template_time(&b.data.general(), resume.as_ref())?;
     let (tokenizer, vocabulary) = (&opened.tokenizer, opened.pretrained.config.vocab_size);
     let eval_batch = b.eval.per_device_eval_batch_size;
-    let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, accepted, Packing::None)?;
+    let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, rows)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, adapter) = build(&opened, inputs.steps_per_epoch, resume.as_ref())?;
+    let (model, adapter) = build(&opened, &inputs, resume.as_ref())?;
     let rates = adapt::rates(b.lora, b.optim);
     Ok(Ready { opened, model, adapter, rates, inputs, resume })
 }
@@ -171,9 +178,8 @@ impl Ready {
         let tokenizer = opened.tokenizer.clone();
         drop(opened);
         inputs::fit(&inputs, &model, config.blocks().optim, resume.as_ref())?;
-        let (dir, resume) = inputs::run_dir(config.blocks().run)?;
-        dir.write_config(config)?;
-        inputs::tell(&inputs.report, &dir, observer)?;
+        let run = config.blocks().run.clone();
+        let (dir, resume) = inputs::begin(config, &run, &inputs.report, observer)?;
         let PreferenceBlocks { optim, eval, run, .. } = config.blocks();
         Trainer {
             model,

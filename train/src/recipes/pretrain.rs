@@ -19,7 +19,7 @@ use crate::config::{DataSettings, PretrainConfig};
 use crate::data::{Dataset, DatasetSpec, DatasetType};
 use crate::device::{self, Demands};
 use crate::models;
-use crate::run::{Checkpoint, Observer, Outcome};
+use crate::run::{Observer, Outcome};
 use crate::sources::BySource;
 use crate::trainer::{Trainer, router};
 
@@ -33,10 +33,7 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Text, DatasetType::Messages,
 pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let demands = Demands::none().training(&config.optim).bf16(config.run.bf16);
     device::choose(config.run.device, &demands)?;
-    let resume = match &config.run.resume_from_checkpoint {
-        Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
-        None => None,
-    };
+    let resume = inputs::checkpoint(&config.run)?;
     let mut config = config.clone();
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let m = &config.model;
@@ -56,17 +53,14 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         config.eval.per_device_eval_batch_size,
         &tokenizer,
         model.config.vocab_size,
-        ACCEPTED,
-        inputs::packing(&config.data),
+        inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
     let demands = demands.model(&model.config);
     device::place(&mut model, config.run.device, &demands)?;
     let router = router::terms(&config.router, &model.config)?;
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
-    let (dir, resume) = inputs::run_dir(&config.run)?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;
-    dir.write_config(&config)?;
-    inputs::tell(&inputs.report, &dir, observer)?;
+    let (dir, resume) = inputs::begin(&config, &config.run, &inputs.report, observer)?;
     Trainer {
         model,
         adapter: None,

@@ -41,10 +41,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let tokenizer = opened.tokenizer.clone();
     // What can be refused is refused before anything is written.
-    let resume = match &config.run.resume_from_checkpoint {
-        Some(from) => Some(Checkpoint::find(from, config.run.output_dir.as_ref())?),
-        None => None,
-    };
+    let resume = inputs::checkpoint(&config.run)?;
     let mut config = config.clone();
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
     let inputs = read(&config, &opened)?;
@@ -56,9 +53,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let router = router::terms(&config.router, &model.config)?;
     let share = config.sharing.share_prompts && !adapter.as_ref().is_some_and(|a| drops_out(&a.to_json()));
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
-    let (dir, resume) = inputs::run_dir(&config.run)?;
-    dir.write_config(&config)?;
-    inputs::tell(&inputs.report, &dir, observer)?;
+    let (dir, resume) = inputs::begin(&config, &config.run, &inputs.report, observer)?;
     Trainer {
         model,
         adapter,
@@ -89,8 +84,7 @@ fn read(config: &SftConfig, opened: &Opened) -> Result<inputs::Inputs> {
         config.eval.per_device_eval_batch_size,
         &opened.tokenizer,
         opened.pretrained.config.vocab_size,
-        ACCEPTED,
-        inputs::packing(&config.data),
+        inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )
 }
 

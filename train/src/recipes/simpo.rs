@@ -9,6 +9,7 @@ use crate::data::DatasetType;
 use crate::losses::Cpo;
 use crate::preference::{Pairs, Reference};
 use crate::run::{Observer, Outcome};
+use crate::trainer::router;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
@@ -18,9 +19,10 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &SimpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    preference::run(config, ACCEPTED, observer, |c, _, _| {
+    preference::run(config, ACCEPTED, observer, |c, ready, _| {
         let pairs = Pairs::new(Box::new(loss(&c.simpo)), Reference::Free, !c.dropout.disable_dropout);
-        Ok(Box::new(pairs.sharing(c.pairs.share_prompts)))
+        let pairs = pairs.sharing(c.pairs.share_prompts);
+        Ok(Box::new(pairs.balanced(router::terms(&c.router, &ready.model.config)?)))
     })
 }
 

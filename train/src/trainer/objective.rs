@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use planish_nn::config::Moe;
 use planish_nn::decoder::Model;
 
-use super::router::Watch;
+use super::router::Balance;
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Sampler, Step};
@@ -121,27 +120,25 @@ pub trait Objective {
 pub struct CrossEntropy {
     /// What neighbouring examples begin with is computed once; nothing may drop out then.
     share: bool,
-    router: RouterTerms,
-    watch: Watch,
-    moe: Option<Moe>,
+    balance: Balance,
 }
 
 impl CrossEntropy {
     /// With `share` what neighbouring examples begin with is computed once (nothing may drop out then; without effect
     /// beside losses of routers, which count every token). `router` has the weights of those losses.
     pub fn new(share: bool, router: RouterTerms) -> CrossEntropy {
-        CrossEntropy { share, router, ..CrossEntropy::default() }
+        CrossEntropy { share, balance: Balance::new(router) }
     }
 }
 
 impl Objective for CrossEntropy {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        self.moe = model.config.moe;
-        if self.moe.is_none() {
+        if model.config.moe.is_none() {
             return Ok(super::accumulate_sharing(model, optim, step, done, self.share)?.into());
         }
-        let (sums, load) = super::router::accumulate(model, optim, step, done, self.share, self.router)?;
-        self.watch.see(&load);
+        let terms = self.balance.terms();
+        let (sums, routers) = super::router::accumulate(model, optim, step, done, self.share, terms)?;
+        self.balance.see(model, &routers);
         Ok(sums)
     }
 
@@ -150,6 +147,6 @@ impl Objective for CrossEntropy {
     }
 
     fn advice(&mut self, _sums: &Sums) -> Vec<String> {
-        self.moe.and_then(|moe| self.watch.advice(&moe, self.router)).into_iter().collect()
+        self.balance.advice().into_iter().collect()
     }
 }

@@ -1,7 +1,9 @@
 //! Steps of a mixture of experts: the losses of its routers, what they did, and what to say of it.
 
+use planish_autograd::Var;
+use planish_nn::Ctx;
 use planish_nn::config::{ModelConfig, Moe};
-use planish_nn::decoder::{Model, Routing};
+use planish_nn::decoder::{LayerRouting, Model, Packed, Routing};
 
 use super::{Sums, packed, passes};
 use crate::Result;
@@ -32,11 +34,78 @@ pub fn terms(settings: &RouterSettings, config: &ModelConfig) -> Result<RouterTe
     }
 }
 
-/// As [`super::accumulate_sharing`] for a model with experts: the losses of the routers are part of the sum, and `load`
-/// is what the routers did.
+/// The losses of a step's routers, beside another loss.
 ///
 /// The balance needs the whole step's counts before the first gradient: a step of several passes goes through the
 /// model once more for them, without a tape.
+pub(crate) struct Routers {
+    terms: RouterTerms,
+    /// What the routers do in the whole step, where it has several passes.
+    before: Load,
+    load: Load,
+    squares: f64,
+}
+
+impl Routers {
+    /// For a step of these passes.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub(crate) fn new(
+        model: &Model,
+        terms: RouterTerms,
+        passes: impl ExactSizeIterator<Item = (Packed, Ctx)>,
+    ) -> Result<Routers> {
+        let mut before = Load::default();
+        if terms.any() && passes.len() > 1 {
+            for (batch, ctx) in passes {
+                let routing = Routing::default();
+                model.forward(&ctx.on(None).with_routing(&routing), &batch, false)?;
+                before.add(&routing.take())?;
+            }
+        }
+        Ok(Routers { terms, before, load: Load::default(), squares: 0.0 })
+    }
+
+    /// Takes note of a pass, and gives its part in the losses with a slope: these are means already, and the gradient is
+    /// divided by `count` later on.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub(crate) fn beside(&mut self, pass: &[LayerRouting], count: f64) -> Result<Option<(Var, f64)>> {
+        self.load.add(pass)?;
+        if !self.terms.any() {
+            return Ok(None);
+        }
+        let whole = if self.before.layers.is_empty() { &self.load } else { &self.before };
+        let (loss, squared) = router_loss(pass, whole, self.terms)?;
+        self.squares += squared;
+        Ok(loss.map(|loss| (loss, count)))
+    }
+
+    /// Adds the losses to sums that are divided by `count`, and what the routers did to what is measured.
+    pub(crate) fn add_to(&self, sums: &mut Sums, count: f64) {
+        let Routers { terms, load, squares, .. } = self;
+        if terms.balance > 0.0 && !load.layers.is_empty() {
+            let balance = load.balance();
+            sums.loss += count * terms.balance * balance;
+            sums.measure("aux_loss", balance, 1.0);
+        }
+        if terms.z > 0.0 && !load.layers.is_empty() {
+            let z = squares / load.rows();
+            sums.loss += count * terms.z * z;
+            sums.measure("router_z_loss", z, 1.0);
+        }
+        let layers = load.layers.len() as f64;
+        sums.measure("router/entropy", load.layers.iter().map(|l| l.entropy()).sum(), layers);
+        let peak = load.layers.iter().map(|l| l.peak()).fold(0.0, f64::max);
+        sums.measure("router/load_max_over_mean", peak, layers.min(1.0));
+        sums.measure("router/dead_experts", load.layers.iter().map(|l| l.dead() as f64).sum(), layers.min(1.0));
+    }
+}
+
+/// As [`super::accumulate_sharing`] for a model with experts: the losses of the routers are part of the sum, and `load`
+/// is what the routers did.
 ///
 /// # Errors
 /// As [`super::accumulate`].
@@ -47,38 +116,20 @@ pub(super) fn accumulate(
     done: u64,
     share: bool,
     terms: RouterTerms,
-) -> Result<(Sums, Load)> {
+) -> Result<(Sums, Routers)> {
     let share = share && !terms.any();
     let mut passes = passes(optim, step, done, share);
     // What has no supervised token is not computed.
     let supervised = |batch: &crate::data::Batch| predicted(&packed(batch), &batch.mask).0.len();
     passes.retain(|(batch, _)| supervised(batch) > 0);
     let count: usize = passes.iter().map(|(batch, _)| supervised(batch)).sum();
-    let mut before = Load::default();
-    if terms.any() && passes.len() > 1 {
-        for (batch, ctx) in &passes {
-            let routing = Routing::default();
-            model.forward(&ctx.on(None).with_routing(&routing), &packed(batch), false)?;
-            before.add(&routing.take())?;
-        }
-    }
-    let (mut load, mut squares, mut unread) = (Load::default(), 0.0, Vec::new());
+    let mut routers = Routers::new(model, terms, passes.iter().map(|(batch, ctx)| (packed(batch), ctx.clone())))?;
+    let mut unread = Vec::new();
     let want = Want { recompute: optim.gradient_checkpointing, beginnings: share, ..Want::default() };
     for (batch, ctx) in passes.iter() {
         let routing = Routing::default();
         let ctx = ctx.clone().with_routing(&routing);
-        let beside = || {
-            let pass = routing.take();
-            load.add(&pass)?;
-            if !terms.any() {
-                return Ok(None);
-            }
-            let whole = if before.layers.is_empty() { &load } else { &before };
-            let (loss, squared) = router_loss(&pass, whole, terms)?;
-            squares += squared;
-            // The sum over the supervised tokens is divided by their number later on, and these are means already.
-            Ok(loss.map(|loss| (loss, count as f64)))
-        };
+        let beside = || routers.beside(&routing.take(), count as f64);
         unread.push(cross_entropy_beside(model, &ctx, &packed(batch), &batch.mask, want, beside)?);
     }
     let mut sum = LossSum::default();
@@ -86,27 +137,44 @@ pub(super) fn accumulate(
         sum += part.read()?;
     }
     let mut sums = Sums::from(sum);
-    if terms.balance > 0.0 && !load.layers.is_empty() {
-        let balance = load.balance();
-        sums.loss += count as f64 * terms.balance * balance;
-        sums.measure("aux_loss", balance, 1.0);
+    routers.add_to(&mut sums, count as f64);
+    Ok((sums, routers))
+}
+
+/// The weights of the losses of a model's routers, and an eye on what the routers do.
+#[derive(Debug, Clone, Default)]
+pub struct Balance {
+    terms: RouterTerms,
+    watch: Watch,
+    moe: Option<Moe>,
+}
+
+impl Balance {
+    /// With these weights.
+    pub fn new(terms: RouterTerms) -> Balance {
+        Balance { terms, ..Balance::default() }
     }
-    if terms.z > 0.0 && !load.layers.is_empty() {
-        let z = squares / load.rows();
-        sums.loss += count as f64 * terms.z * z;
-        sums.measure("router_z_loss", z, 1.0);
+
+    /// The weights.
+    pub fn terms(&self) -> RouterTerms {
+        self.terms
     }
-    let layers = load.layers.len() as f64;
-    sums.measure("router/entropy", load.layers.iter().map(|l| l.entropy()).sum(), layers);
-    let peak = load.layers.iter().map(|l| l.peak()).fold(0.0, f64::max);
-    sums.measure("router/load_max_over_mean", peak, layers.min(1.0));
-    sums.measure("router/dead_experts", load.layers.iter().map(|l| l.dead() as f64).sum(), layers.min(1.0));
-    Ok((sums, load))
+
+    /// Takes note of a step.
+    pub(crate) fn see(&mut self, model: &Model, routers: &Routers) {
+        self.moe = model.config.moe;
+        self.watch.see(&routers.load);
+    }
+
+    /// What to say after the step.
+    pub(crate) fn advice(&mut self) -> Option<String> {
+        self.moe.and_then(|moe| self.watch.advice(&moe, self.terms))
+    }
 }
 
 /// Looks out for a router that has collapsed, and says so once.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Watch {
+struct Watch {
     seen: Load,
     steps: u64,
     said: bool,
@@ -114,7 +182,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Takes note of a step.
-    pub(super) fn see(&mut self, load: &Load) {
+    fn see(&mut self, load: &Load) {
         if self.steps == WINDOW {
             (self.seen, self.steps) = (Load::default(), 0);
         }
@@ -123,7 +191,7 @@ impl Watch {
     }
 
     /// What to say after the step.
-    pub(super) fn advice(&mut self, moe: &Moe, terms: RouterTerms) -> Option<String> {
+    fn advice(&mut self, moe: &Moe, terms: RouterTerms) -> Option<String> {
         if self.said || self.steps < WINDOW {
             return None;
         }

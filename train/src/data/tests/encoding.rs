@@ -191,3 +191,73 @@ fn a_batch_splits_between_its_segments() {
     assert_eq!(sizes(6), [6, 7, 6, 12, 2]);
     assert_eq!(batch.split(33), vec![batch]);
 }
+
+/// Ids of an answer in steps as text, with a mark after each token that has a label.
+fn marked(e: &Example, labels: &[bool]) -> String {
+    let mut labels = labels.iter();
+    let mut out = String::new();
+    for (i, &id) in e.ids.iter().enumerate() {
+        out += &Toy::default().decode(&[id]).unwrap();
+        if i > 0 && e.mask[i] {
+            out += if *labels.next().unwrap() { "[+]" } else { "[-]" };
+        }
+    }
+    assert!(labels.next().is_none(), "{out}");
+    out
+}
+
+#[test]
+fn steps_have_their_labels_at_their_ends() {
+    let steps: Vec<String> = ["ab", "cd", "e"].map(Into::into).to_vec();
+    let row = |labels: Option<Vec<bool>>| TypedRow::Stepwise {
+        prompt: "pq".into(),
+        trajectories: vec![Trajectory { steps: steps.clone(), labels }],
+    };
+    let labelled = row(Some(vec![true, false, true]));
+    let found = |options: EncodeOptions, row: &TypedRow| {
+        let encoded = encode(Toy { add_bos: true, ..Toy::default() }, options, row);
+        assert!(!encoded.missing_eos);
+        let answers = encoded.answers();
+        answers.iter().map(|(e, labels)| marked(e, labels)).collect::<Vec<_>>().join(" | ")
+    };
+    let with = |steps: StepOptions| EncodeOptions { steps, ..EncodeOptions::default() };
+    let usual = StepOptions::default();
+    assert_eq!(found(EncodeOptions::default(), &labelled), "<s>pqab\n[+]cd\n[-]e\n[+]");
+    let last = StepOptions { train_on_last_step_only: true, step_separator: "##".into(), ..usual.clone() };
+    assert_eq!(found(with(last.clone()), &labelled), "<s>pqab##cd##e##[+]");
+    // Held-out rows are judged whole.
+    let held_out = encoder(Toy::default(), with(last)).of_held_out().encode(&labelled, source()).unwrap();
+    assert_eq!(held_out.answers()[0].1, [true, false, true]);
+    let cut = StepOptions { max_prompt_length: Some(1), max_completion_length: Some(7), ..usual.clone() };
+    assert_eq!(found(with(cut), &labelled), "qab\n[+]cd\n[-]e");
+    // Without a separator the label stands at the step's own last token.
+    let bare = StepOptions { step_separator: String::new(), ..usual.clone() };
+    assert_eq!(found(with(bare), &labelled), "<s>pqab[+]cd[-]e[+]");
+    let short = |truncation_mode, max_length| EncodeOptions {
+        truncation_mode,
+        max_length: Some(max_length),
+        ..EncodeOptions::default()
+    };
+    assert_eq!(found(short(Truncation::KeepStart, 7), &labelled), "<s>pqab\n[+]c");
+    assert_eq!(found(short(Truncation::KeepEnd, 6), &labelled), "\ncd\n[-]e\n[+]");
+    assert_eq!(found(short(Truncation::Drop, 7), &labelled), "");
+    // Rows without labels can be scored, not trained on.
+    let scored = StepOptions { labelled: false, ..usual };
+    let (e, labels) = encode(Toy::default(), with(scored), &row(None)).answers().remove(0);
+    assert_eq!((e.supervised(), labels.len()), (3, 0));
+    let refused = encoder(Toy::default(), EncodeOptions::default()).encode(&row(None), source()).unwrap_err();
+    assert!(
+        refused.to_string().contains("f.jsonl:7") && refused.to_string().contains("\"labels\" is missing"),
+        "{refused}"
+    );
+    // Of several answers those stay that have something to learn from.
+    let two = TypedRow::Stepwise {
+        prompt: "p".into(),
+        trajectories: vec![
+            Trajectory { steps: vec!["long".into()], labels: Some(vec![true]) },
+            Trajectory { steps: vec!["x".into()], labels: Some(vec![false]) },
+        ],
+    };
+    assert_eq!(found(short(Truncation::Drop, 5), &two), "<s>px\n[-]");
+    assert_eq!(found(short(Truncation::KeepStart, 9), &two), "<s>plong\n[+] | <s>px\n[-]");
+}

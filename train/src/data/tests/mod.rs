@@ -43,6 +43,10 @@ impl TextEncoder for Toy {
         Ok(ids)
     }
 
+    fn encode_piece(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        Toy { add_bos: false, ..self.clone() }.encode(text)
+    }
+
     fn encode_chat(
         &self,
         messages: &[ChatMessage],

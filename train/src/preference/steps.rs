@@ -1,0 +1,204 @@
+//! The objective of reward models that judge steps.
+
+use std::sync::Arc;
+
+use planish_autograd::Tape;
+use planish_nn::decoder::Model;
+use planish_tensor::{DType, Tensor};
+use serde::Serialize;
+
+use super::{Mode, passes};
+use crate::Result;
+use crate::config::OptimSettings;
+use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::losses::{Laid, step_loss};
+use crate::trainer::{Objective, Sums, packed};
+
+/// Minimises [`step_loss`] over the judged steps of a batch, divided by their number. A step is judged at its last token.
+pub struct StepRewards {
+    dropout: bool,
+    share: bool,
+}
+
+impl StepRewards {
+    /// An objective. `dropout` is whether there is any while training.
+    pub fn new(dropout: bool) -> StepRewards {
+        StepRewards { dropout, share: false }
+    }
+
+    /// Lets neighbouring answers share what they begin with, such as those of one row of PRM800K:
+    /// [`crate::losses::Want::beginnings`].
+    #[must_use]
+    pub fn sharing(self, share: bool) -> StepRewards {
+        StepRewards { share, ..self }
+    }
+
+    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
+        let (mut sums, mut judgement) = (Sums::default(), StepJudgement::default());
+        for part in passes(micro_batches, optim.tokens_per_pass).iter().flatten() {
+            let batch = &part.batch;
+            let tape = (mode != Mode::HeldOut).then(Tape::new);
+            let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+            let laid = Laid::beginnings(model, &ctx, packed(batch), self.share);
+            let hidden = model.forward(&ctx, laid.stream(), optim.gradient_checkpointing)?;
+            let ends = |s: usize| batch.segment(s).skip(1).filter(|&i| batch.mask[i]);
+            let rows: Vec<u32> = (0..batch.segments()).flat_map(ends).map(|i| laid.at(i as u32)).collect();
+            let logits = model.rewards(&ctx, &hidden, &rows)?;
+            drop(hidden);
+            let values = logits.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
+            let mut slopes = Vec::with_capacity(values.len());
+            let mut steps = values.chunks_exact(2).zip(&batch.steps);
+            for s in 0..batch.segments() {
+                let mut answer = Answer::default();
+                for (z, &is_right) in steps.by_ref().take(ends(s).count()) {
+                    let found = step_loss([z[0], z[1]], is_right);
+                    slopes.extend(found.slopes);
+                    sums.loss += found.loss;
+                    sums.count += 1.0;
+                    answer.push(found.right, Some(is_right));
+                }
+                judgement.add(&answer);
+            }
+            if let Some(tape) = &tape {
+                let upstream = Tensor::from_vec(slopes, logits.dims())?.to_dtype(logits.value().dtype())?;
+                tape.backward_from(vec![(logits, upstream)])?;
+            }
+        }
+        judgement.measure(&mut sums);
+        Ok(sums)
+    }
+}
+
+impl Objective for StepRewards {
+    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
+        self.run(model, optim, &step.micro_batches, Mode::Train { done, dropout: self.dropout })
+    }
+
+    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
+        let mut all = Sums::default();
+        for step in sampler.steps(Cursor::default())?.epochs(1) {
+            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
+        }
+        Ok(all)
+    }
+}
+
+/// The steps of an answer: how probable it is that each is right, and whether it is, where that is known.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    probabilities: Vec<f64>,
+    labels: Vec<bool>,
+}
+
+impl Answer {
+    /// Appends a step. Either all steps of an answer have a label or none has.
+    pub fn push(&mut self, right: f64, label: Option<bool>) {
+        self.probabilities.push(right);
+        self.labels.extend(label);
+    }
+
+    /// p of each step.
+    pub fn probabilities(&self) -> &[f64] {
+        &self.probabilities
+    }
+
+    /// The least p of a step: an answer is as good as its weakest step (1 of no steps).
+    pub fn min(&self) -> f64 {
+        self.probabilities.iter().copied().fold(1.0, f64::min)
+    }
+
+    /// Π p: how probable it is that all steps are right, were they independent.
+    pub fn product(&self) -> f64 {
+        self.probabilities.iter().product()
+    }
+
+    /// p of the last step (1 of no steps).
+    pub fn last(&self) -> f64 {
+        self.probabilities.last().copied().unwrap_or(1.0)
+    }
+
+    /// Whether the first wrong step, or that there is none, is found: the first with p < ½.
+    fn first_error_found(&self) -> bool {
+        let found = self.probabilities.iter().position(|&p| p < 0.5);
+        found == self.labels.iter().position(|&right| !right)
+    }
+}
+
+/// How well steps are judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct StepJudgement {
+    /// Steps with a label.
+    pub steps: u64,
+    /// Of these, right ones.
+    pub right_steps: u64,
+    /// Judged as labelled: wrong ones, right ones (p of at least ½).
+    pub hits: [u64; 2],
+    /// Answers with labels.
+    pub answers: u64,
+    /// Of these, those of which the first wrong step, or that there is none, is found.
+    pub first_errors_found: u64,
+}
+
+impl StepJudgement {
+    /// Takes in an answer; one without labels counts for nothing.
+    pub fn add(&mut self, answer: &Answer) {
+        if answer.labels.is_empty() {
+            return;
+        }
+        for (&p, &right) in answer.probabilities.iter().zip(&answer.labels) {
+            self.steps += 1;
+            self.right_steps += u64::from(right);
+            self.hits[usize::from(right)] += u64::from((p >= 0.5) == right);
+        }
+        self.answers += 1;
+        self.first_errors_found += u64::from(answer.first_error_found());
+    }
+
+    /// Names, sums and counts of what is measured.
+    ///
+    /// # Source
+    /// The first error is what ProcessBench counts, arXiv 2412.06559.
+    pub fn shares(&self) -> [(&'static str, u64, u64); 4] {
+        let [wrong, right] = self.hits;
+        [
+            ("accuracy", wrong + right, self.steps),
+            ("accuracy/right", right, self.right_steps),
+            ("accuracy/wrong", wrong, self.steps - self.right_steps),
+            ("accuracy/first_error", self.first_errors_found, self.answers),
+        ]
+    }
+
+    fn measure(&self, sums: &mut Sums) {
+        for (name, sum, count) in self.shares() {
+            sums.measure(name, sum as f64, count as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_and_first_errors_are_counted() {
+        let answer = |steps: &[(f64, bool)]| {
+            let mut answer = Answer::default();
+            steps.iter().for_each(|&(p, right)| answer.push(p, Some(right)));
+            answer
+        };
+        let mut found = StepJudgement::default();
+        found.add(&answer(&[(0.9, true), (0.2, false), (0.3, true)]));
+        found.add(&answer(&[(0.4, true), (0.8, false)]));
+        found.add(&answer(&[(0.5, true)]));
+        let mut unlabelled = Answer::default();
+        unlabelled.push(0.25, None);
+        unlabelled.push(0.5, None);
+        found.add(&unlabelled);
+        assert_eq!(
+            found.shares().map(|(_, sum, count)| (sum, count)),
+            // Right of all, of the right ones, of the wrong ones; the first error of the first and of the last answer.
+            [(3, 6), (2, 4), (1, 2), (2, 3)]
+        );
+        assert_eq!((unlabelled.min(), unlabelled.product(), unlabelled.last()), (0.25, 0.125, 0.5));
+    }
+}
