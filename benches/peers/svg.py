@@ -8,7 +8,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
 
 
 def plot(title: str, panels: list) -> str:
-    """Panels of (x label, y label, xs, ys), two a line; x is logarithmic to base 2, y begins at 0."""
+    """Panels of (x label, y label, xs, ys), two a line; x is logarithmic to base 2, if no x is 0; y begins at 0."""
     lines = math.ceil(len(panels) / COLUMNS)
     width, height = COLUMNS * WIDTH, 30 + lines * HEIGHT
     out = [
@@ -27,11 +27,12 @@ def plot(title: str, panels: list) -> str:
 def chart(x_label: str, y_label: str, xs: list, ys: list) -> list[str]:
     """One panel."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    low, high = math.log2(min(xs)), math.log2(max(xs))
+    scale = math.log2 if min(xs) > 0 else float
+    low, high = scale(min(xs)), scale(max(xs))
     top = nice(max(ys))
 
     def x(value: float) -> float:
-        share = (math.log2(value) - low) / (high - low) if high > low else 0.5
+        share = (scale(value) - low) / (high - low) if high > low else 0.5
         return LEFT + share * (right - LEFT)
 
     def y(value: float) -> float:

@@ -389,6 +389,21 @@ fn a_result_that_cannot_be_written_leaves_nothing_that_looks_like_one() {
     assert!(tree(&merged).len() > 5);
 }
 
+/// Room for a paged optimizer's states is reserved before the first step.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_paging_file_without_room_ends_the_run_before_it_begins() {
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run");
+    let wide: Vec<String> = arguments(&run).into_iter().map(|w| if w == "2" { "16".to_owned() } else { w }).collect();
+    let wide = with(wide, &["--lora-target-modules", "all-linear", "--optim", "paged_adamw_32bit"]);
+    let done = limited(128, &wide);
+    assert_says(&done, "run/.optimizer.planish.tmp: it would be larger", "Raise the limit");
+    let left: Vec<String> =
+        tree(&run).into_keys().map(|p| p.strip_prefix(&run).unwrap().display().to_string()).collect();
+    assert_eq!(left, ["config.yaml", "preflight.json"]);
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_said_to_be_full() {
