@@ -5,7 +5,7 @@
 //! multiplied with up to 8 (4) rows at once; each output remains one chain over the depth, so the bits
 //! are those of the panels' kernels. With few rows several blocks go side by side, for the chains to overlap.
 //! Bound by memory: W is read once for all rows, and the next blocks of lines are asked for ahead, in the order they lie
-//! in memory and not in the order they are used: measured, a third more bytes a second.
+//! in memory and not in the order they are used.
 
 use super::kernel::Mode;
 use super::pack::x86::{load_transposed_8, load_transposed_16, transpose_16, widen_8, widen_16};
