@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use planish_nn::adapters::load_adapter;
+use planish_nn::adapters::{load_adapter, load_adapter_as};
 use planish_nn::decoder::Model;
 use planish_nn::reward::adapter_head;
 use planish_nn::tokenizer::Tokenizer;
@@ -78,14 +78,23 @@ pub(crate) fn set_threads(n: Option<usize>) -> anyhow::Result<()> {
 /// # Errors
 /// What is wrong with them.
 pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
+    let adapter: Vec<PathBuf> = matches.get_one::<PathBuf>("adapter").cloned().into_iter().collect();
+    open_with(matches, &adapter)
+}
+
+/// Opens the model that the flags name, with these adapters, numbered from 0.
+///
+/// # Errors
+/// What is wrong with them.
+pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::Result<(Model, Tokenizer)> {
     let (opened, dtype) = files(matches)?;
     let mut model = opened.load(dtype, false)?;
-    let adapter = match matches.get_one::<PathBuf>("adapter") {
-        Some(adapter) => Some(load_adapter(&mut model, adapter)?),
-        None => None,
-    };
+    let mut demands = Demands::none();
+    for (slot, adapter) in adapters.iter().enumerate() {
+        demands = demands.adapter(Some(&load_adapter_as(&mut model, adapter, slot, false)?));
+    }
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
-        let demands = Demands::none().adapter(adapter.as_ref()).model(&model.config).bf16(bf16_of(matches));
+        let demands = demands.model(&model.config).bf16(bf16_of(matches));
         device::place(&mut model, choice, &demands)?;
     }
     Ok((model, opened.tokenizer))

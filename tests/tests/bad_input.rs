@@ -499,3 +499,49 @@ fn a_target_that_no_gradient_reaches() {
     assert!(!place.path("run/final").exists());
     assert_eq!(run("other", "q_proj").code, 0);
 }
+
+/// Requests that choose among adapters; first that right ones are answered by whom they name.
+#[test]
+fn requests_of_adapters() {
+    let place = Place::new();
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (model, data) = (text("model"), text("data.jsonl"));
+    for (run, seed) in [("one", "1"), ("two", "2")] {
+        let run = text(run);
+        let own = ["sft", "--model", &model, "--dataset", &data, "--output-dir", &run, "--max-steps", "1"];
+        let more = ["--use-peft", "--learning-rate", "0.1", "--seed", seed, "--lora-target-modules", "all-linear"];
+        assert_eq!(planish(&[&own[..], &more].concat()).code, 0);
+    }
+    let (one, two) = (text("one/final"), format!("second={}", text("two/final")));
+    let requests = |lines: &str| {
+        fs::write(place.path("requests.jsonl"), lines).unwrap();
+        text("requests.jsonl")
+    };
+    let fixed =
+        ["generate", "--model", &model, "--max-new-tokens", "4", "--json", "--adapter", &one, "--adapter", &two];
+    let answers = |own: &[&str]| -> Vec<(Value, Value)> {
+        let done = planish(&[&fixed[..], own].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let all: Vec<Value> = serde_json::from_str(&done.stdout).unwrap();
+        all.into_iter().map(|a| (a["adapter"].clone(), a["logprobs"].clone())).collect()
+    };
+    let by_flag = answers(&["--prompt", "What is 2 plus 3?"]);
+    let line = |name: &str| json!({"prompt": "What is 2 plus 3?", "adapter": name}).to_string();
+    let file = requests(&format!("{}\n\n{}\n{}\n", line("second"), line("base"), line("final")));
+    let by_file = answers(&["--requests", &file]);
+    assert_eq!(by_file.iter().map(|a| &a.0).collect::<Vec<_>>(), ["second", "base", "final"]);
+    assert_eq!((&by_flag[0], &by_flag[1]), (&by_file[2], &by_file[0]));
+    assert!(by_file[0].1 != by_file[1].1 && by_file[1].1 != by_file[2].1 && by_file[0].1 != by_file[2].1);
+
+    let wrong = |own: &[&str], words: &str| refused(&[&fixed[..], own].concat(), words);
+    let file = requests(&format!("{}\n{}\n", line("base"), line("third")));
+    let said = wrong(&["--requests", &file], "there is no adapter `third`, but final, second, and `base`");
+    assert!(said.contains("requests.jsonl, line 2"), "{said}");
+    let file = requests("{\"prompt\": [{\"role\": \"user\"}]}\n");
+    wrong(&["--requests", &file], "requests.jsonl, line 1");
+    let file = requests("\n");
+    wrong(&["--requests", &file], "has no request");
+    wrong(&["--requests", "nowhere.jsonl"], "nowhere.jsonl");
+    wrong(&["--prompt", "a", "--adapter", &one], "two adapters have the name `final`");
+    wrong(&["--prompt", "a", "--adapter", &format!("base={one}")], "`base` is the model without an adapter");
+}

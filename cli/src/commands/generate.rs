@@ -1,37 +1,21 @@
 //! `planish generate`: continue prompts.
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_nn::generate::{Generator, TokenEvent};
-use planish_nn::template::{ChatOptions, Message, encode_chat};
-use planish_nn::tokenizer::Tokenizer;
 use serde_json::json;
 
-use super::{json_flag, sampling};
+use super::{json_flag, requests, sampling};
 use crate::failure::DONE;
 use crate::{model_args, output};
 
 pub(crate) fn command() -> Command {
     let command = Command::new("generate").about("Answer prompts");
-    let command = model_args::with_flags(command)
-        .arg(
-            Arg::new("prompt")
-                .long("prompt")
-                .short('p')
-                .value_name("TEXT")
-                .action(ArgAction::Append)
-                .help("A prompt; may be repeated [read from stdin]"),
-        )
-        .arg(Arg::new("system").long("system").value_name("TEXT").help("The system message of the chat template"))
-        .arg(
-            Arg::new("raw")
-                .long("raw")
-                .action(ArgAction::SetTrue)
-                .help("Continue the text as it is, without the chat template"),
-        )
+    let command = requests::with_flags(model_args::with_flags(command))
         .arg(
             Arg::new("n")
                 .long("n")
@@ -54,18 +38,11 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
-    let (model, tokenizer) = model_args::open(matches)?;
-    let mut texts: Vec<String> = matches.get_many::<String>("prompt").into_iter().flatten().cloned().collect();
-    if texts.is_empty() {
-        let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .map_err(|e| model_args::wrong(format!("cannot read the prompt from stdin: {e}")))?;
-        texts.push(text.trim_end_matches('\n').to_owned());
-    }
-    let system = matches.get_one::<String>("system").map(String::as_str);
-    let raw = matches.get_flag("raw");
-    let prompts = texts.iter().map(|t| encode(&tokenizer, t, system, raw)).collect::<anyhow::Result<Vec<_>>>()?;
+    let adapters = requests::adapters(matches)?;
+    let (names, dirs): (Vec<String>, Vec<PathBuf>) = adapters.into_iter().unzip();
+    let (model, tokenizer) = model_args::open_with(matches, &dirs)?;
+    let requests = requests::read(matches, &tokenizer, &names)?;
+    let prompts: Vec<&[u32]> = requests.iter().map(|r| &r.ids[..]).collect();
     let mut params = sampling::read(matches, &tokenizer, model.config.eos_token_ids());
     params.n = *matches.get_one::<u64>("n").expect("has a default") as usize;
     let as_json = matches.get_flag("json");
@@ -74,7 +51,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let mut stdout = std::io::stdout();
     let mut broken = None;
     let mut timing = Timing::new(&prompts, params.n);
-    let generator = Generator::new(&model).text(|| tokenizer.stream_decoder());
+    let generator =
+        Generator::new(&model).adapter_of(|prompt| requests[prompt].adapter).text(|| tokenizer.stream_decoder());
     let answers = generator.generate(&prompts, &params, &mut |event| {
         timing.token(event);
         if live {
@@ -96,15 +74,17 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     let mut all = Vec::new();
-    for ((text, prompt), answers) in texts.iter().zip(&prompts).zip(&answers) {
+    for (request, answers) in requests.iter().zip(&answers) {
+        let adapter = if names.is_empty() { None } else { Some(request.adapter.map_or("base", |i| &names[i])) };
         for (sample, a) in answers.iter().enumerate() {
             if as_json {
                 all.push(json!({
-                    "prompt": text, "sample": sample, "text": a.text, "prompt_ids": prompt, "ids": a.ids,
-                    "logprobs": a.logprobs, "finish_reason": a.finish.name(),
+                    "prompt": request.prompt, "adapter": adapter, "sample": sample, "text": a.text,
+                    "prompt_ids": request.ids, "ids": a.ids, "logprobs": a.logprobs, "finish_reason": a.finish.name(),
                 }));
             } else {
-                output::line(format_args!("── {text} [{}]\n{}", sample + 1, a.text))?;
+                let by = adapter.filter(|_| names.len() > 1).map(|name| format!(" {name}")).unwrap_or_default();
+                output::line(format_args!("──{by} {} [{}]\n{}", request.shown(), sample + 1, a.text))?;
             }
         }
     }
@@ -133,8 +113,8 @@ struct Timing {
 }
 
 impl Timing {
-    fn new(prompts: &[Vec<u32>], n: usize) -> Timing {
-        let (prompt_tokens, waiting) = (prompts.iter().map(Vec::len).sum(), prompts.len() * n);
+    fn new(prompts: &[&[u32]], n: usize) -> Timing {
+        let (prompt_tokens, waiting) = (prompts.iter().map(|ids| ids.len()).sum(), prompts.len() * n);
         let start = Instant::now();
         Timing {
             start,
@@ -180,18 +160,4 @@ impl Timing {
             ));
         }
     }
-}
-
-/// Ids of a prompt: through the chat template if there is one and `raw` does not forbid it.
-fn encode(tokenizer: &Tokenizer, text: &str, system: Option<&str>, raw: bool) -> anyhow::Result<Vec<u32>> {
-    if raw || tokenizer.chat_template().is_none() {
-        if system.is_some() {
-            return Err(model_args::wrong("--system needs a chat template: the model has none, or --raw is given"));
-        }
-        return Ok(tokenizer.encode(text, true).map_err(planish_nn::Error::from)?);
-    }
-    let mut messages: Vec<Message> = system.map(|s| Message::new("system", s)).into_iter().collect();
-    messages.push(Message::new("user", text));
-    let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-    Ok(encode_chat(tokenizer, &messages, &options).map_err(planish_nn::Error::from)?.ids)
 }

@@ -20,6 +20,7 @@ mod pretrain;
 mod quantize;
 mod quickstart;
 mod report;
+mod requests;
 mod reward;
 mod sampling;
 mod score;

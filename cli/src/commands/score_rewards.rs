@@ -306,6 +306,9 @@ fn report(
         let of = |(name, sum, count): (&str, u64, u64)| (name.to_owned(), json!(sum as f64 / count as f64));
         let steps = (found.steps.steps > 0).then(|| shares().map(of).collect::<serde_json::Map<_, _>>());
         let mut said = json!({ "rows": rows, "dropped": dropped, "pairs": pairs, "steps": steps, "output": path });
+        if let Some(j) = pairs {
+            said["pairs"]["interval"] = json!(j.all.interval());
+        }
         if members > 1 {
             said["members"] = json!(members);
         }
@@ -321,8 +324,9 @@ fn report(
         output::line(format_args!("{name:<22}{:.4} ({sum} of {count})", sum as f64 / count as f64))?;
     }
     let Some(j) = pairs else { return Ok(DONE) };
+    let [low, high] = j.all.interval();
     output::line(format_args!(
-        "accuracy        {:.4} over {} pairs, mean margin {:.4}",
+        "accuracy        {:.4} (95%: {low:.4} to {high:.4}) over {} pairs, mean margin {:.4}",
         j.all.accuracy, j.all.pairs, j.margin
     ))?;
     if let Some((by_member, by_min)) = ensemble {

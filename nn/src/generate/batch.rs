@@ -37,6 +37,17 @@ struct Prefix {
     waiting: usize,
 }
 
+/// What goes through the model together in a pass.
+#[derive(Default)]
+struct Part<'c> {
+    tokens: Vec<&'c [u32]>,
+    caches: Vec<&'c mut SequenceCache>,
+    /// Sequences, by their places in the batch, whose last token is among them, and its rows.
+    ready: Vec<usize>,
+    rows: Vec<u32>,
+    total: u32,
+}
+
 pub(super) struct Batch<'a, 'b, S> {
     generator: &'b Generator<'a>,
     prompts: &'b [S],
@@ -60,7 +71,7 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
             if self.running.is_empty() {
                 break;
             }
-            if let Some((ready, logits)) = self.pass()? {
+            for (ready, logits) in self.pass()? {
                 self.choose(&ready, logits, on_token)?;
             }
             for (sequence, logits) in self.begin() {
@@ -94,33 +105,44 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
         }
     }
 
-    /// One pass through the model: tokens of every sequence as far as the budget goes. Gives the sequences
-    /// that have none left to run, with the logits after their last.
-    fn pass(&mut self) -> Result<Option<(Vec<usize>, Tensor)>> {
+    /// One pass: tokens of every sequence as far as the budget goes, through the model once for each adapter that they
+    /// ask for. Gives the sequences that have none left to run, with the logits after their last.
+    fn pass(&mut self) -> Result<Vec<(Vec<usize>, Tensor)>> {
         let generator = self.generator;
         let mut budget = generator.tokens_per_pass;
-        let (mut tokens, mut caches, mut ready, mut rows, mut total) = (vec![], vec![], vec![], vec![], 0);
+        let mut parts: BTreeMap<Option<usize>, Part<'_>> = BTreeMap::new();
         for (i, sequence) in self.running.iter_mut().enumerate() {
             let Some(cache) = sequence.cache.as_mut().filter(|_| budget > 0) else { continue };
+            let part = parts.entry(generator.slot(sequence.prompt)).or_default();
             let left = &sequence.ids[cache.len()..];
             let take = left.len().min(budget);
             budget -= take;
-            total += take as u32;
+            part.total += take as u32;
             if take == left.len() {
-                ready.push(i);
-                rows.push(total - 1);
+                part.ready.push(i);
+                part.rows.push(part.total - 1);
             }
-            tokens.push(&left[..take]);
-            caches.push(cache);
+            part.tokens.push(&left[..take]);
+            part.caches.push(cache);
         }
-        if tokens.is_empty() {
-            return Ok(None);
+        let mut found = vec![];
+        for (slot, mut part) in parts {
+            let ctx = generator.ctx.clone();
+            let ctx = if let Some(slot) = slot { ctx.with_adapter(slot) } else { ctx.without_adapters() };
+            let hidden = generator.model.decode(&ctx, &part.tokens, &mut part.caches)?;
+            if !part.rows.is_empty() {
+                let logits = generator.model.logits(&ctx, &index_select::forward(&hidden, &part.rows)?)?;
+                found.push((part.ready, logits));
+            }
         }
-        let hidden = generator.model.decode(&generator.ctx, &tokens, &mut caches)?;
-        if rows.is_empty() {
-            return Ok(None);
+        for (ready, logits) in &found {
+            self.keep_prefixes(ready, logits)?;
         }
-        let logits = generator.model.logits(&generator.ctx, &index_select::forward(&hidden, &rows)?)?;
+        Ok(found)
+    }
+
+    /// Keeps what prompts that have just been read left, for their other samples.
+    fn keep_prefixes(&mut self, ready: &[usize], logits: &Tensor) -> Result<()> {
         for (row, &i) in ready.iter().enumerate() {
             let sequence = &self.running[i];
             let just_read = sequence.logprobs.is_empty();
@@ -133,7 +155,7 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
                 self.prefixes.insert(sequence.prompt, prefix);
             }
         }
-        Ok(Some((ready, logits)))
+        Ok(())
     }
 
     /// Gives the samples that wait for their prompt to be read its keys and values, where it has been, and

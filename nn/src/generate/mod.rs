@@ -78,6 +78,9 @@ pub struct TokenEvent<'a> {
     pub finish: Option<FinishReason>,
 }
 
+/// Which adapter continues a prompt.
+type AdapterOf<'a> = Box<dyn Fn(usize) -> Option<usize> + 'a>;
+
 /// Makes the text stream of a new sequence.
 type MakeText<'a> = Box<dyn Fn() -> Box<dyn TextStream + 'a> + 'a>;
 
@@ -88,6 +91,7 @@ pub struct Generator<'a> {
     max_batch: usize,
     tokens_per_pass: usize,
     first_prompt: u64,
+    adapter_of: Option<AdapterOf<'a>>,
     text: Option<MakeText<'a>>,
 }
 
@@ -95,7 +99,7 @@ impl<'a> Generator<'a> {
     /// With adapters on, up to 32 sequences at a time and 512 tokens a pass.
     pub fn new(model: &'a Model) -> Generator<'a> {
         let ctx = Ctx::inference();
-        Generator { model, ctx, max_batch: 32, tokens_per_pass: 512, first_prompt: 0, text: None }
+        Generator { model, ctx, max_batch: 32, tokens_per_pass: 512, first_prompt: 0, adapter_of: None, text: None }
     }
 
     /// Runs the model in this context, e.g. without its adapters. Nothing is recorded.
@@ -123,6 +127,19 @@ impl<'a> Generator<'a> {
     pub fn first_prompt(mut self, number: u64) -> Self {
         self.first_prompt = number;
         self
+    }
+
+    /// Which adapter continues a prompt: from its place among the prompts the adapter's number, as
+    /// [`load_adapter_as`](crate::adapters::load_adapter_as) gave it, or `None` for the base alone. Prompts of several
+    /// adapters are in one batch; a pass goes through the model once for each adapter that has tokens in it.
+    pub fn adapter_of(mut self, slot: impl Fn(usize) -> Option<usize> + 'a) -> Self {
+        self.adapter_of = Some(Box::new(slot));
+        self
+    }
+
+    /// The adapter of a prompt: the context's unless prompts have their own.
+    fn slot(&self, prompt: usize) -> Option<usize> {
+        self.adapter_of.as_ref().map_or(self.ctx.adapter(), |of| of(prompt))
     }
 
     /// How to turn ids into text; needed for stop strings. `make` is called for each sequence.

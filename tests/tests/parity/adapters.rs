@@ -9,6 +9,7 @@ use planish_nn::adapters::{
     resume_adapter, save_adapter, save_training,
 };
 use planish_nn::decoder::{LoadOptions, Model, Packed};
+use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::weights::WeightsReader;
 use planish_tensor::{DType, Tensor};
@@ -228,6 +229,36 @@ fn several_adapters_share_a_model() {
     assert_eq!(packed_logits(&all, &Ctx::inference().without_adapters(), &sequences), plain);
     let trained = all.params().into_iter().filter(|p| p.is_trainable()).count();
     assert_eq!(trained, 2 * 6, "only those of the first learn");
+    requests_of_several_adapters_share_a_batch(&all, names.len());
+}
+
+/// What a request gets, tokens and bits, is what its adapter gives it alone, whoever else is in the batch.
+fn requests_of_several_adapters_share_a_batch(model: &Model, adapters: usize) {
+    let prompts: Vec<Vec<u32>> = (0..2 * adapters as u32 + 2).map(|p| (p % 2..6 + p % 2).collect()).collect();
+    let slot = |prompt: usize| Some(prompt / 2).filter(|slot| *slot < adapters);
+    let params = SamplingParams { max_new_tokens: 7, n: 2, temperature: 1.0, seed: 3, ..SamplingParams::default() };
+    let together = |max_batch, tokens| {
+        let generator = Generator::new(model).max_batch(max_batch).tokens_per_pass(tokens).adapter_of(slot);
+        generator.generate(&prompts, &params, &mut |_| true).unwrap()
+    };
+    let want: Vec<_> = prompts
+        .iter()
+        .enumerate()
+        .map(|(i, prompt)| {
+            let ctx = slot(i).map_or(Ctx::inference().without_adapters(), |slot| Ctx::inference().with_adapter(slot));
+            let generator = Generator::new(model).ctx(&ctx).first_prompt(i as u64);
+            generator.generate(&[prompt], &params, &mut |_| true).unwrap().remove(0)
+        })
+        .collect();
+    for (max_batch, tokens) in [(32, 512), (3, 5)] {
+        assert_eq!(together(max_batch, tokens), want, "{max_batch} sequences, {tokens} tokens a pass");
+    }
+    // Their prompts are two: without the adapters half of all would be equal.
+    let greedy = SamplingParams { n: 1, temperature: 0.0, ..params };
+    let all = Generator::new(model).adapter_of(slot).generate(&prompts, &greedy, &mut |_| true).unwrap();
+    let distinct: std::collections::BTreeSet<Vec<u64>> =
+        all.iter().map(|c| c[0].logprobs.iter().map(|p| p.to_bits()).collect()).collect();
+    assert_eq!(distinct.len(), prompts.len());
 }
 
 /// One adapter out of two: the updates are PEFT's, in every form that does not draw random numbers.

@@ -62,7 +62,26 @@ pub struct Share {
     pub accuracy: f64,
 }
 
+/// z of 95% of a normal distribution.
+const Z_95: f64 = 1.959_963_984_540_054;
+
 impl Share {
+    /// Where the accuracy over all such pairs lies with 95% confidence, as far as these are a random draw of them:
+    /// (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), *p* the accuracy, *n* the pairs; 0 to 1 of none.
+    ///
+    /// # Source
+    /// Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    pub fn interval(&self) -> [f64; 2] {
+        if self.pairs == 0 {
+            return [0.0, 1.0];
+        }
+        let (p, n, z) = (self.accuracy, self.pairs as f64, Z_95);
+        let centre = p + z * z / (2.0 * n);
+        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+        // Rounding could leave the range that shares have.
+        [-1.0, 1.0].map(|sign| ((centre + sign * half) / (1.0 + z * z / n)).clamp(0.0, 1.0))
+    }
+
     fn add(&mut self, right: f64) {
         self.pairs += 1;
         self.accuracy += (right - self.accuracy) / self.pairs as f64;
@@ -143,6 +162,20 @@ impl Judgement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_interval_is_wilsons() {
+        for (pairs, accuracy) in [(200, 0.61), (10, 0.0), (10, 1.0), (1, 1.0)] {
+            let found @ [low, high] = Share { pairs, accuracy }.interval();
+            assert!(low <= accuracy && accuracy <= high && low < high, "{found:?}");
+            // An end e is a share from which the accuracy is 1.96 of its standard deviations away.
+            for e in found {
+                let (away, variance) = (accuracy - e, e * (1.0 - e) / pairs as f64);
+                assert!((away * away - 1.96 * 1.96 * variance).abs() <= 1e-4 * variance + 1e-15, "{found:?}");
+            }
+        }
+        assert_eq!(Share::default().interval(), [0.0, 1.0]);
+    }
 
     #[test]
     fn shares_and_ranges_are_those_of_the_pairs() {
