@@ -234,6 +234,8 @@ fn what_cannot_be_mixed_is_refused() {
     run(&["--objectives", "sft,{objective: dpo, loss_type: exo_pair}"], "`label_smoothing` must be above 0");
     run(&["--objectives", "dpo,{objective: dpo, beta: 0.3}"], "must differ in `name`");
     run(&["--objectives", "sft,dpo", "--precompute-ref-log-probs"], "for recipes of pairs alone");
+    run(&["--objectives", "sft,orpo", "--ref-model", "builtin"], "`ref_model` is for dpo and kto");
+    run(&["--objectives", "sft,{objective: dpo, name: ' '}"], "`objectives.name` must be a name that is not empty");
     run(&["--objectives", "sft,dpo", "--eval-dataset", &pairs], "`eval_dataset` must be one for each");
     run(&["--objectives", "sft,kto", "--per-device-train-batch-size", "1"], "must be at least 2");
     // The rows of each file are those of its own objective.
