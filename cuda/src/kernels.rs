@@ -65,206 +65,64 @@ const TW: &[&[Define]] = &[
     &[("T", "f16"), ("W", "f16")],
 ];
 
-/// As the launcher writes them: layouts of forward, input gradient, weight gradient, in the tiles that they take.
+/// The definitions of a product as the launcher writes them: types of operands and result, which operands are transposed
+/// (A_T, B_T), whether it adds; and a tile, those of many rows and of few by name.
+macro_rules! matmul {
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; many) => {
+        matmul!($t -> $o, $a_t, $b_t, $add;
+            ("BM", "128"), ("BN", "128"), ("BK", "32"), ("WM", "2"), ("WN", "4"), ("STAGES", "4"))
+    };
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; few) => {
+        matmul!($t -> $o, $a_t, $b_t, $add;
+            ("BM", "16"), ("BN", "64"), ("BK", "64"), ("WM", "1"), ("WN", "4"), ("STAGES", "6"))
+    };
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; two_groups) => {
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "128"), ("STAGES", "4"))
+    };
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; one_group) => {
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "64"), ("STAGES", "6"))
+    };
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; $($tile:expr),+) => {
+        &[
+            ("T", stringify!($t)),
+            ("O", stringify!($o)),
+            ("A_T", stringify!($a_t)),
+            ("B_T", stringify!($b_t)),
+            ("ADD", stringify!($add)),
+            $($tile),+
+        ]
+    };
+}
+
+/// Layouts of forward, input gradient, weight gradient, in the tiles that they take.
 const MATMULS: &[&[Define]] = &[
-    &[
-        ("T", "bf16"),
-        ("O", "bf16"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "bf16"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("BM", "16"),
-        ("BN", "64"),
-        ("BK", "64"),
-        ("WM", "1"),
-        ("WN", "4"),
-        ("STAGES", "6"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "bf16"),
-        ("A_T", "0"),
-        ("B_T", "1"),
-        ("ADD", "0"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "1"),
-        ("B_T", "1"),
-        ("ADD", "1"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("BM", "16"),
-        ("BN", "64"),
-        ("BK", "64"),
-        ("WM", "1"),
-        ("WN", "4"),
-        ("STAGES", "6"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "0"),
-        ("B_T", "1"),
-        ("ADD", "0"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "0"),
-        ("B_T", "1"),
-        ("ADD", "1"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "f16"),
-        ("O", "f16"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("BM", "128"),
-        ("BN", "128"),
-        ("BK", "32"),
-        ("WM", "2"),
-        ("WN", "4"),
-        ("STAGES", "4"),
-    ],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("PM", "64")],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("PM", "16")],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "1"), ("ADD", "0"), ("PM", "64")],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "1"), ("B_T", "1"), ("ADD", "1"), ("PM", "64")],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("TB", "bf16"), ("PM", "64")],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("TB", "bf16"), ("PM", "16")],
-    &[("T", "f32"), ("O", "f32"), ("A_T", "0"), ("B_T", "1"), ("ADD", "0"), ("TB", "bf16"), ("PM", "64")],
+    matmul!(bf16 -> bf16, 0, 0, 0; many),
+    matmul!(bf16 -> bf16, 0, 0, 0; few),
+    matmul!(bf16 -> bf16, 0, 1, 0; many),
+    matmul!(bf16 -> f32, 1, 1, 1; many),
+    matmul!(bf16 -> f32, 0, 0, 0; many),
+    matmul!(bf16 -> f32, 0, 0, 0; few),
+    matmul!(bf16 -> f32, 0, 1, 0; many),
+    matmul!(bf16 -> f32, 0, 1, 1; many),
+    matmul!(f16 -> f16, 0, 0, 0; many),
+    matmul!(f32 -> f32, 0, 0, 0; ("PM", "64")),
+    matmul!(f32 -> f32, 0, 0, 0; ("PM", "16")),
+    matmul!(f32 -> f32, 0, 1, 0; ("PM", "64")),
+    matmul!(f32 -> f32, 1, 1, 1; ("PM", "64")),
+    matmul!(f32 -> f32, 0, 0, 0; ("TB", "bf16"), ("PM", "64")),
+    matmul!(f32 -> f32, 0, 0, 0; ("TB", "bf16"), ("PM", "16")),
+    matmul!(f32 -> f32, 0, 1, 0; ("TB", "bf16"), ("PM", "64")),
 ];
 
-/// As the launcher writes them: layouts of forward, input gradient and weight gradient, in the tiles of many rows and of few.
+/// Layouts of forward, input gradient and weight gradient, in the tiles of many rows and of few.
 const HOPPER_MATMULS: &[&[Define]] = &[
-    &[
-        ("T", "bf16"),
-        ("O", "bf16"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("GROUPS", "2"),
-        ("BN", "128"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "bf16"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("GROUPS", "1"),
-        ("BN", "64"),
-        ("STAGES", "6"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "bf16"),
-        ("A_T", "0"),
-        ("B_T", "1"),
-        ("ADD", "0"),
-        ("GROUPS", "2"),
-        ("BN", "128"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "1"),
-        ("B_T", "1"),
-        ("ADD", "1"),
-        ("GROUPS", "2"),
-        ("BN", "128"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("GROUPS", "2"),
-        ("BN", "128"),
-        ("STAGES", "4"),
-    ],
-    &[
-        ("T", "bf16"),
-        ("O", "f32"),
-        ("A_T", "0"),
-        ("B_T", "1"),
-        ("ADD", "1"),
-        ("GROUPS", "1"),
-        ("BN", "64"),
-        ("STAGES", "6"),
-    ],
-    &[
-        ("T", "f16"),
-        ("O", "f16"),
-        ("A_T", "0"),
-        ("B_T", "0"),
-        ("ADD", "0"),
-        ("GROUPS", "2"),
-        ("BN", "128"),
-        ("STAGES", "4"),
-    ],
+    matmul!(bf16 -> bf16, 0, 0, 0; two_groups),
+    matmul!(bf16 -> bf16, 0, 0, 0; one_group),
+    matmul!(bf16 -> bf16, 0, 1, 0; two_groups),
+    matmul!(bf16 -> f32, 1, 1, 1; two_groups),
+    matmul!(bf16 -> f32, 0, 0, 0; two_groups),
+    matmul!(bf16 -> f32, 0, 1, 1; one_group),
+    matmul!(f16 -> f16, 0, 0, 0; two_groups),
 ];
 
 macro_rules! kernels {

@@ -82,7 +82,7 @@ pub(crate) struct Disjoint<'a, T> {
     of: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: tasks reach elements only through `part`, whose callers promise disjoint ranges.
+// SAFETY: tasks reach elements only through `part` and `ptr`, whose callers promise disjoint elements.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
@@ -102,5 +102,11 @@ impl<'a, T> Disjoint<'a, T> {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "part out of range");
         // SAFETY: inside the slice by the assertion; exclusive by the caller's promise and the borrow `'a`.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+
+    /// The first element, for parts that are no ranges, such as blocks of a matrix. Whoever writes through it sees to it
+    /// that no other task reaches the same elements.
+    pub(crate) fn ptr(&self) -> *mut T {
+        self.ptr
     }
 }

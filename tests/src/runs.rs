@@ -89,6 +89,22 @@ pub fn result(outcome: Outcome) -> PathBuf {
     }
 }
 
+/// Law 6: a run that is stopped after some steps and gone on with leaves the result and the metrics of one that never
+/// was. `run` takes a name for its directory, further settings and the steps after which it is stopped. Gives the result.
+///
+/// # Panics
+/// If it leaves anything else.
+pub fn stopped_or_not(what: &str, stop: u64, run: impl Fn(&str, &[(&str, &str)], u64) -> Outcome) -> PathBuf {
+    let whole = result(run("whole", &[], u64::MAX));
+    let cut = run("cut", &[], stop);
+    assert!(matches!(cut, Outcome::Interrupted { .. }), "{what}: {cut:?}");
+    let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
+    assert_eq!(files(&whole), files(&resumed), "{what}: the results");
+    let of = |result: &Path| metrics(result.parent().expect("a result is in the directory of its run"));
+    assert_eq!(of(&whole), of(&resumed), "{what}: the metrics");
+    whole
+}
+
 /// Everything in metrics.jsonl that does not depend on the clock or the machine.
 ///
 /// # Panics

@@ -276,6 +276,13 @@ fn adapters_that_cannot_be() {
     peft(&["--peft-type", "LN_TUNING", "--lora-target-modules", "q_proj"], "its norm modules are input_layernorm");
     peft(&["--peft-type", "OFT", "--oft-r", "4"], "give one of the two, the number of blocks or their size");
     peft(&["--peft-type", "PROMPT_TUNING", "--prompt-tuning-init", "TEXT"], "has no tokens to begin with");
+    let lstm = ["--peft-type", "P_TUNING", "--encoder-reparameterization-type", "LSTM"];
+    let wide = "9223372036854775808";
+    peft(&[&lstm[..], &["--encoder-hidden-size", wide]].concat(), "encoder_hidden_size is 9223372036854775808, but it");
+    peft(
+        &[&lstm[..], &["--encoder-num-layers", "65"]].concat(),
+        "encoder_num_layers is 65, but it must be from 1 to 64",
+    );
     let ada = |flags: &[&str], words: &str| peft(&[&["--peft-type", "ADALORA"], flags].concat(), words);
     // One step in all: no room to take ranks away after a first one.
     ada(&["--tinit", "1"], "leaves none of the 1 steps for ranks to fall");

@@ -8,14 +8,14 @@ use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora, load_adapter};
 use planish_nn::config::ModelConfig;
-use planish_nn::decoder::{LoadOptions, Model, Packed, SequenceCache, TensorSource};
+use planish_nn::decoder::{LoadOptions, Model, Packed, TensorSource};
 use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::quantize::QuantizeAs;
 use planish_tensor::quant::{FourBitKind, Ggml, GgmlKind};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor, f16};
-use planish_train::score::{ScoreError, ScoreRow, Scorer};
+use planish_tests::law5::{Bits, bits, cached, of, packed, scored, scored_completion, sequences};
 use proptest::prelude::*;
 
 fn fixture(path: &str) -> PathBuf {
@@ -57,64 +57,6 @@ fn stir(model: &Model, seed: u64, which: impl Fn(&str) -> bool) {
         let values = Tensor::from_vec(values, dims).unwrap().to_dtype(p.value().dtype()).unwrap();
         p.update(|t| planish_tensor::ops::elementwise::add(t, &values).map(|new| *t = new)).unwrap();
     }
-}
-
-fn sequences(model: &Model, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
-    let vocabulary = model.config.vocab_size as u64;
-    let draw = |s: usize, i: usize| Stream::new(seed, Purpose::Data, s as u64).below(i as u64, vocabulary) as u32;
-    lengths.iter().enumerate().map(|(s, &len)| (0..len).map(|i| draw(s, i)).collect()).collect()
-}
-
-type Bits = Vec<Vec<u64>>;
-
-fn bits(x: &Tensor) -> Vec<u64> {
-    x.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
-}
-
-/// Log-probabilities of every token but the first of each sequence, from one packed pass.
-fn packed(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], recompute: bool) -> Bits {
-    let batch = Packed::new(sequences);
-    let hidden = model.forward(ctx, &batch, recompute).unwrap();
-    let (mut rows, mut targets) = (vec![], vec![]);
-    for (start, s) in batch.cu_seqlens.iter().zip(sequences) {
-        rows.extend((0..s.len() as u32 - 1).map(|i| start + i));
-        targets.extend_from_slice(&s[1..]);
-    }
-    let scores = model.scores(ctx, &hidden, &rows, &targets).unwrap();
-    let mut all = bits(scores.logprobs.value()).into_iter();
-    sequences.iter().map(|s| all.by_ref().take(s.len() - 1).collect()).collect()
-}
-
-/// The same from caches, all sequences together, `chunk` tokens of each at a time.
-fn cached(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], chunk: usize) -> Bits {
-    let mut caches: Vec<SequenceCache> = sequences.iter().map(|_| model.cache()).collect();
-    let mut out: Bits = vec![vec![]; sequences.len()];
-    loop {
-        let (mut tokens, mut targets, mut who, mut live) = (vec![], vec![], vec![], vec![]);
-        for (i, (s, cache)) in sequences.iter().zip(&mut caches).enumerate() {
-            let (start, end) = (cache.len(), (cache.len() + chunk).min(s.len() - 1));
-            if start < end {
-                tokens.push(&s[start..end]);
-                targets.extend_from_slice(&s[start + 1..end + 1]);
-                who.extend(std::iter::repeat_n(i, end - start));
-                live.push(cache);
-            }
-        }
-        if live.is_empty() {
-            return out;
-        }
-        let hidden = planish_autograd::Var::constant(model.decode(ctx, &tokens, &mut live).unwrap());
-        let rows: Vec<u32> = (0..targets.len() as u32).collect();
-        let scores = model.scores(ctx, &hidden, &rows, &targets).unwrap();
-        who.into_iter().zip(bits(scores.logprobs.value())).for_each(|(i, x)| out[i].push(x));
-    }
-}
-
-/// By the scorer, in batches of `batch_tokens`.
-fn scored(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], batch_tokens: usize) -> Bits {
-    let rows = sequences.iter().map(|s| Ok::<_, ScoreError>(ScoreRow::completion(s.clone(), 1)));
-    let lines = Scorer::new(model).ctx(ctx).batch_tokens(batch_tokens).score(rows);
-    lines.map(|line| line.unwrap().logprobs.into_iter().map(f64::to_bits).collect()).collect()
 }
 
 fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
@@ -169,10 +111,8 @@ fn check(what: &str, model: &Model, adapters: bool, sequences: &[Vec<u32>], salt
     });
     for (prompt, samples) in prompts.iter().zip(all) {
         for sample in samples {
-            let row = ScoreRow::completion([prompt, &sample.ids[..]].concat(), prompt.len());
-            let line = Scorer::new(model).ctx(ctx).score([Ok::<_, ScoreError>(row)]).next().unwrap().unwrap();
-            let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&sample.logprobs), bits(&line.logprobs), "{what}: sampled and scored");
+            let scored = scored_completion(model, ctx, prompt, &sample.ids);
+            assert_eq!(of(&sample.logprobs), scored, "{what}: sampled and scored");
         }
     }
 }

@@ -147,8 +147,10 @@ fn member(
         values.extend(judge(&model, batch, kind)?);
         rest = after;
     }
-    if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-        anyhow::bail!("{}: reward {bad} is {}: the weights are damaged or have diverged", named.0, values[bad]);
+    let read = |row: &Row| row.sequences.iter().map(|s| s.at.len()).sum::<usize>();
+    let of_rows = rows.iter().flat_map(|row| std::iter::repeat_n(row.index, read(row)));
+    if let Some((index, bad)) = of_rows.zip(&values).find(|(_, value)| !value.is_finite()) {
+        anyhow::bail!("{}: a reward of row {index} is {bad}: the weights are damaged or have diverged", named.0);
     }
     Ok(Member { rows, values, dropped })
 }

@@ -14,7 +14,7 @@ use planish_tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::json::Fields;
-use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, saved};
+use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, encoder_width, saved};
 use super::{AdapterError, Attach, Method};
 use crate::Result;
 use crate::decoder::Place;
@@ -97,7 +97,7 @@ impl Method for PTuningConfig {
         }
         let (count, hidden) = (self.prompt.num_virtual_tokens, to.model.config.hidden_size);
         let encoder = if to.trains() {
-            let width = self.encoder_hidden_size.unwrap_or(hidden).max(1);
+            let width = encoder_width(self.encoder_hidden_size, hidden)?;
             let sizes: &[(usize, usize)] = match self.encoder {
                 Encoder::Mlp => &[(width, hidden), (width, width), (hidden, width)],
                 Encoder::Lstm => &[(2 * width, 2 * width), (hidden, 2 * width)],

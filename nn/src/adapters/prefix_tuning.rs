@@ -15,7 +15,7 @@ use planish_tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::json::Fields;
-use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, saved};
+use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, encoder_width, saved};
 use super::{AdapterError, Attach, Method};
 use crate::Result;
 use crate::decoder::Place;
@@ -76,7 +76,7 @@ impl Method for PrefixTuningConfig {
         let width = c.num_kv_heads * c.head_dim;
         let all = 2 * c.num_layers() * width;
         let encoder = if self.prefix_projection && to.trains() {
-            let between = self.encoder_hidden_size.unwrap_or(width).max(1);
+            let between = encoder_width(self.encoder_hidden_size, width)?;
             let sizes = [(between, width), (all, between)];
             PromptEncoder::attach(to, (count, width), "transform", &sizes, KIND)?
         } else {

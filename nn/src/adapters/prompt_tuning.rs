@@ -91,6 +91,17 @@ impl Kind {
     }
 }
 
+/// `encoder_hidden_size`, where nothing is given `otherwise`.
+pub(super) fn encoder_width(given: Option<usize>, otherwise: usize) -> Result<usize, AdapterError> {
+    match given {
+        Some(width) if !(1..=65_536).contains(&width) => {
+            let (key, value) = ("encoder_hidden_size", width.to_string());
+            Err(AdapterError::Value { key, value, expected: "from 1 to 65536" })
+        }
+        width => Ok(width.unwrap_or(otherwise)),
+    }
+}
+
 /// One direction of a recurrent layer: W_ih (4 hidden, in), W_hh (4 hidden, hidden), b_ih and b_hh (4 hidden).
 #[derive(Debug)]
 struct Direction([Param; 4]);

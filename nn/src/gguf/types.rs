@@ -48,26 +48,18 @@ impl GgmlType {
 
     /// Elements of a block. A row is a whole number of blocks.
     pub const fn block_len(self) -> usize {
-        match self {
-            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => 1,
-            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 => 32,
-            GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => 256,
+        match self.blocks() {
+            Some(kind) => kind.block_len(),
+            None => 1,
         }
     }
 
     /// Bytes of a block.
     pub const fn block_bytes(self) -> usize {
-        match self {
-            GgmlType::F32 => 4,
-            GgmlType::F16 | GgmlType::BF16 => 2,
-            GgmlType::Q4_0 => 2 + 16,
-            GgmlType::Q4_1 => 2 + 2 + 16,
-            GgmlType::Q5_0 => 2 + 4 + 16,
-            GgmlType::Q5_1 => 2 + 2 + 4 + 16,
-            GgmlType::Q8_0 => 2 + 32,
-            GgmlType::Q4_K => 2 + 2 + 12 + 128,
-            GgmlType::Q5_K => 2 + 2 + 12 + 32 + 128,
-            GgmlType::Q6_K => 128 + 64 + 16 + 2,
+        match (self.blocks(), self) {
+            (Some(kind), _) => kind.block_bytes(),
+            (None, GgmlType::F32) => 4,
+            (None, _) => 2,
         }
     }
 }

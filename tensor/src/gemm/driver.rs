@@ -7,6 +7,7 @@ use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack};
 use super::{KC, Mat, Right, Store};
 use crate::dtype::Real;
+use crate::parallel::Disjoint;
 
 /// Bytes of packed panels that a task keeps in its second-level cache: less than half of it, since A and C pass
 /// through it too. Changes speed, never a sum.
@@ -65,28 +66,13 @@ pub(super) struct Product<'a, 'u, R, B, V> {
     pub(super) store: Store,
 }
 
-/// C, written by several tasks in disjoint blocks.
-#[derive(Clone, Copy)]
-struct Shared<R>(*mut R);
-
-// SAFETY: tasks reach disjoint blocks through it, which `Product::run` sees to.
-unsafe impl<R: Send> Send for Shared<R> {}
-// SAFETY: as above.
-unsafe impl<R: Send> Sync for Shared<R> {}
-
-impl<R> Shared<R> {
-    // A method, so that closures capture the whole and not the bare pointer.
-    fn ptr(self) -> *mut R {
-        self.0
-    }
-}
-
 impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
     /// Computes all of C on all threads.
     ///
-    /// # Safety
-    /// `c` must be writable for m rows of n, by this call alone.
-    pub(super) unsafe fn run(&self, c: *mut R) {
+    /// # Panics
+    /// If C is not m rows of n.
+    pub(super) fn run(&self, c: &mut [R]) {
+        assert_eq!(c.len(), self.m * self.n, "size of C");
         if self.m == 0 || self.n == 0 {
             return;
         }
@@ -98,7 +84,7 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         let last = if threads > 1 && rows >= LAST_PARTS * MIN_ROWS { threads.min(whole) } else { 0 };
         let part = rows.div_ceil(LAST_PARTS).next_multiple_of(R::shape().mr);
         let parts = rows.div_ceil(part);
-        let c = Shared(c);
+        let c = Disjoint::new(c);
         let task = |i: usize| {
             let (block, inner) = match i.checked_sub(whole - last) {
                 Some(i) => (whole - last + i / parts, i % parts * part..(i % parts + 1) * part),
@@ -107,7 +93,7 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
             let (i, j) = (block % down * rows, block / down * cols);
             let rows = self.m.min(i + inner.start)..self.m.min(i + inner.end.min(rows));
             crate::scratch::with(|scratch| {
-                // SAFETY: blocks, and the parts of one, are disjoint and inside C.
+                // SAFETY: blocks, and the parts of one, are disjoint and inside C, which holds m rows of n.
                 unsafe { self.block(rows, j..self.n.min(j + cols), c.ptr(), scratch) }
             });
         };

@@ -127,14 +127,10 @@ pub fn gemm_update<R: Real, B: Right<R>, V: Right<R>>(a: Mat<R>, b: B, u: Mat<R>
 fn product<R: Real, B: Right<R>, V: Right<R>>(a: Mat<R>, b: B, update: Option<(Mat<R>, V)>, c: &mut [R], store: Store) {
     let (m, n) = (a.rows, b.cols());
     assert_eq!(a.cols, b.rows(), "inner sizes");
-    assert_eq!(c.len(), m * n, "size of C");
     if let Some((u, v)) = &update {
         assert!(u.rows == m && v.cols() == n && u.cols == v.rows(), "sizes of the update");
     }
-    let c_ptr = c.as_mut_ptr();
-    let product = Product { base: Term { a, b }, update: update.map(|(a, b)| Term { a, b }), m, n, store };
-    // SAFETY: c holds m rows of n, and is ours alone.
-    unsafe { product.run(c_ptr) }
+    Product { base: Term { a, b }, update: update.map(|(a, b)| Term { a, b }), m, n, store }.run(c);
 }
 
 /// As [`gemm`], bit for bit, on the calling thread: for small blocks inside a parallel task.

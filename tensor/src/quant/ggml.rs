@@ -140,15 +140,18 @@ pub fn dequantize(kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
 /// Elements `start..` of a run of blocks.
 #[inline(always)]
 fn run(kind: GgmlKind, bytes: &[u8], start: usize, out: &mut [f32]) {
-    match kind {
-        GgmlKind::Q4_0 => units::<18, 32>(bytes, start, out, q4_0),
-        GgmlKind::Q4_1 => units::<20, 32>(bytes, start, out, q4_1),
-        GgmlKind::Q5_0 => units::<22, 32>(bytes, start, out, q5_0),
-        GgmlKind::Q5_1 => units::<24, 32>(bytes, start, out, q5_1),
-        GgmlKind::Q8_0 => units::<34, 32>(bytes, start, out, q8_0),
-        GgmlKind::Q4_K => units::<144, 256>(bytes, start, out, q4_k),
-        GgmlKind::Q5_K => units::<176, 256>(bytes, start, out, q5_k),
-        GgmlKind::Q6_K => units::<210, 256>(bytes, start, out, q6_k),
+    macro_rules! decode {
+        ($($kind:ident: $f:ident,)*) => {
+            match kind {
+                $(GgmlKind::$kind => {
+                    const KIND: GgmlKind = GgmlKind::$kind;
+                    units::<{ KIND.block_bytes() }, { KIND.block_len() }>(bytes, start, out, $f)
+                })*
+            }
+        };
+    }
+    decode! {
+        Q4_0: q4_0, Q4_1: q4_1, Q5_0: q5_0, Q5_1: q5_1, Q8_0: q8_0, Q4_K: q4_k, Q5_K: q5_k, Q6_K: q6_k,
     }
 }
 

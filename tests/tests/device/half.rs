@@ -12,12 +12,12 @@ use planish_nn::decoder::{LoadOptions, Model, TensorSource};
 use planish_nn::generate::{Generator, SamplingParams};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Device, Tensor};
+use planish_tests::law5::{of, scored_completion, sequences};
 use planish_train::config::OptimSettings;
-use planish_train::score::{ScoreError, ScoreRow, Scorer};
 use planish_train::trainer::accumulate;
 
 use crate::training::{LORAS, STEPS, step, step_of, trajectory};
-use crate::{emulator, fixture, has_nvrtc, install, law5, load, sequences, stir, with_lora};
+use crate::{emulator, fixture, has_nvrtc, install, law5, load, stir, with_lora};
 
 /// Random weights by name, scaled as trained ones are.
 struct Random;
@@ -254,10 +254,7 @@ fn every_way_of_other_families() {
     let all =
         Generator::new(&model).max_batch(3).tokens_per_pass(5).generate(&prompts, &params, &mut |_| true).unwrap();
     for (prompt, sample) in prompts.iter().zip(&all).flat_map(|(p, all)| all.iter().map(move |s| (p, s))) {
-        let row = ScoreRow::completion([&prompt[..], &sample.ids].concat(), prompt.len());
-        let line = Scorer::new(&model).score([Ok::<_, ScoreError>(row)]).next().unwrap().unwrap();
-        let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&sample.logprobs), bits(&line.logprobs));
+        assert_eq!(of(&sample.logprobs), scored_completion(&model, &Ctx::inference(), prompt, &sample.ids));
     }
     let cache = |activations| {
         let mut model = tiny(DType::F32, false);

@@ -1,68 +1,19 @@
 //! Law 5 on a device: a token's log-probability has the same bits in training, scoring, reading a prompt in chunks and
 //! decoding, whatever else is in the batch.
 
-use planish_autograd::{Tape, Var};
+use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::decoder::{Model, Packed, SequenceCache};
+use planish_nn::decoder::Model;
 use planish_nn::generate::{Generator, SamplingParams};
-use planish_tensor::{DType, Device, Tensor};
-use planish_train::score::{ScoreError, ScoreRow, Scorer};
+use planish_tensor::DType;
+use planish_tests::law5::{Bits, cached, of, packed, scored, scored_completion, sequences};
 
-use crate::{emulator, load, sequences, stir, with_lora};
-
-pub(crate) type Bits = Vec<Vec<u64>>;
-
-fn bits(x: &Tensor) -> Vec<u64> {
-    let here = x.to_device(Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
-    here.to_vec::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
-}
-
-/// Log-probabilities of every token but the first of each sequence, from one packed pass.
-fn packed(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>]) -> Bits {
-    let batch = Packed::new(sequences);
-    let hidden = model.forward(ctx, &batch, false).unwrap();
-    let (mut rows, mut targets) = (vec![], vec![]);
-    for (start, s) in batch.cu_seqlens.iter().zip(sequences) {
-        rows.extend((0..s.len() as u32 - 1).map(|i| start + i));
-        targets.extend_from_slice(&s[1..]);
-    }
-    let scores = model.scores(ctx, &hidden, &rows, &targets).unwrap();
-    let mut all = bits(scores.logprobs.value()).into_iter();
-    sequences.iter().map(|s| all.by_ref().take(s.len() - 1).collect()).collect()
-}
-
-/// The same from caches, `chunk` tokens of each sequence at a time.
-fn cached(model: &Model, ctx: &Ctx, sequences: &[Vec<u32>], chunk: usize) -> Bits {
-    let mut caches: Vec<SequenceCache> = sequences.iter().map(|_| model.cache()).collect();
-    let mut out: Bits = vec![vec![]; sequences.len()];
-    loop {
-        let (mut tokens, mut targets, mut who, mut live) = (vec![], vec![], vec![], vec![]);
-        for (i, (s, cache)) in sequences.iter().zip(&mut caches).enumerate() {
-            let (start, end) = (cache.len(), (cache.len() + chunk).min(s.len() - 1));
-            if start < end {
-                tokens.push(&s[start..end]);
-                targets.extend_from_slice(&s[start + 1..end + 1]);
-                who.extend(std::iter::repeat_n(i, end - start));
-                live.push(cache);
-            }
-        }
-        if live.is_empty() {
-            return out;
-        }
-        let hidden = Var::constant(model.decode(ctx, &tokens, &mut live).unwrap());
-        let rows: Vec<u32> = (0..targets.len() as u32).collect();
-        let scores = model.scores(ctx, &hidden, &rows, &targets).unwrap();
-        who.into_iter().zip(bits(scores.logprobs.value())).for_each(|(i, x)| out[i].push(x));
-    }
-}
+use crate::{emulator, load, stir, with_lora};
 
 pub(crate) fn check(what: &str, model: &Model, ctx: &Ctx, sequences: &[Vec<u32>]) -> Bits {
-    let want: Bits = sequences.iter().flat_map(|s| packed(model, ctx, std::slice::from_ref(s))).collect();
-    assert_eq!(packed(model, &Ctx::training(&Tape::new(), None), sequences), want, "{what}: training");
-    let rows = sequences.iter().map(|s| Ok::<_, ScoreError>(ScoreRow::completion(s.clone(), 1)));
-    let lines = Scorer::new(model).batch_tokens(20).score(rows);
-    let scored: Bits = lines.map(|l| l.unwrap().logprobs.into_iter().map(f64::to_bits).collect()).collect();
-    assert_eq!(scored, want, "{what}: scored");
+    let want: Bits = sequences.iter().flat_map(|s| packed(model, ctx, std::slice::from_ref(s), false)).collect();
+    assert_eq!(packed(model, &Ctx::training(&Tape::new(), None), sequences, false), want, "{what}: training");
+    assert_eq!(scored(model, ctx, sequences, 20), want, "{what}: scored");
     for chunk in [1, 7] {
         assert_eq!(cached(model, ctx, sequences, chunk), want, "{what}: {chunk} a step");
     }
@@ -91,8 +42,8 @@ fn adapters_too_and_off_is_the_base() {
     }
     let sequences = sequences(&model, &[9, 14], 5);
     let on = check("qwen3 with LoRA", &model, &Ctx::inference(), &sequences);
-    let off = packed(&model, &Ctx::inference().without_adapters(), &sequences);
-    assert_eq!(off, packed(&base, &Ctx::inference(), &sequences), "off is the base model");
+    let off = packed(&model, &Ctx::inference().without_adapters(), &sequences, false);
+    assert_eq!(off, packed(&base, &Ctx::inference(), &sequences, false), "off is the base model");
     assert_ne!(on, off, "on is not");
 }
 
@@ -111,10 +62,7 @@ fn sampled_and_scored() {
     let all = generate(&there, &params, 4);
     assert_eq!(all, generate(&there, &params, 1), "the batch is of no influence");
     for (prompt, sample) in prompts.iter().zip(&all).flat_map(|(p, all)| all.iter().map(move |s| (p, s))) {
-        let row = ScoreRow::completion([&prompt[..], &sample.ids].concat(), prompt.len());
-        let line = Scorer::new(&there).score([Ok::<_, ScoreError>(row)]).next().unwrap().unwrap();
-        let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&sample.logprobs), bits(&line.logprobs));
+        assert_eq!(of(&sample.logprobs), scored_completion(&there, &Ctx::inference(), prompt, &sample.ids));
     }
     let greedy = SamplingParams { temperature: 0.0, n: 1, max_new_tokens: 8, ..params };
     for (want, got) in generate(&here, &greedy, 4).iter().flatten().zip(generate(&there, &greedy, 4).iter().flatten()) {

@@ -76,9 +76,3 @@ fn stir(model: &Model) {
         p.update(|t| Tensor::from_vec(values, dims).map(|new| *t = new)).unwrap();
     }
 }
-
-fn sequences(model: &Model, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
-    let vocabulary = model.config.vocab_size as u64;
-    let draw = |s: usize, i: usize| Stream::new(seed, Purpose::Data, s as u64).below(i as u64, vocabulary) as u32;
-    lengths.iter().enumerate().map(|(s, &len)| (0..len).map(|i| draw(s, i)).collect()).collect()
-}

@@ -3,13 +3,14 @@
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Device};
+use planish_tests::law5::sequences;
 use planish_train::config::{DeviceChoice, OptimSettings};
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::device::{Demands, choose};
 use planish_train::optim::{Rates, Update, grad_norm, optimizer};
 use planish_train::trainer::accumulate;
 
-use crate::{emulator, fixture, load, sequences, small_emulator, with_lora};
+use crate::{emulator, fixture, load, small_emulator, with_lora};
 
 pub(crate) const STEPS: usize = 10;
 

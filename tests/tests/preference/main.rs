@@ -7,11 +7,12 @@ mod refused;
 mod runs;
 mod shared;
 mod tokens;
+mod trajectory;
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use planish_tests::runs::{Listener, files, fixture, metrics, repo, result, settings};
+use planish_tests::runs::{Listener, files, fixture, metrics, repo, result, settings, stopped_or_not};
 
 /// Pairs and labelled rows, plain and as conversations.
 fn write_data(dir: &Path) {

@@ -1,37 +1,20 @@
 //! Six optimizer steps of every loss against TRL's trainers, with all weights and with LoRA.
 
-use std::path::Path;
-
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::{LoadOptions, Model};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::reward::RewardKind;
 use planish_tensor::DType;
-use planish_train::config::{
-    CpoConfig, DpoConfig, KtoConfig, OptimSettings, OrpoConfig, Recipe, RewardConfig, resolve,
-};
-use planish_train::data::{Batch, Cursor, Example, Source, Step};
+use planish_train::config::{CpoConfig, DpoConfig, KtoConfig, OrpoConfig, Recipe, RewardConfig, resolve};
+use planish_train::data::{Batch, Example};
 use planish_train::losses::PairLoss;
-use planish_train::optim::{AdamW, AdamWSettings, Update, grad_norm};
 use planish_train::preference::{Follow, Pairs, Reference, Rewards, Unpaired};
 use planish_train::recipes::{cpo, dpo, kto, orpo, reward};
 use planish_train::trainer::{Objective, router};
 use serde_json::Value;
 
 use crate::fixture;
-
-fn ids(v: &Value) -> Vec<u32> {
-    v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
-}
-
-fn example(prompt: &Value, completion: &Value, row: usize) -> Example {
-    let (prompt, completion) = (ids(prompt), ids(completion));
-    let n_prompt = prompt.len();
-    let ids = [prompt, completion].concat();
-    let mask = (0..ids.len()).map(|i| i >= n_prompt).collect();
-    let source = Source { file: Path::new("made").into(), line: row as u64 + 1, row: row as u64 };
-    Example { ids, mask, n_prompt, source }
-}
+use crate::trajectory::{Feed, Trajectory, WHOLE, differ_by_rounding, example, follow};
 
 /// The batch of some rows of the fixture.
 fn batch(trainer: &str, rows: &[Value], first: usize) -> Batch {
@@ -53,7 +36,7 @@ fn batch(trainer: &str, rows: &[Value], first: usize) -> Batch {
     batch
 }
 
-fn open(name: &str, dtype: DType, trainable: bool) -> Model {
+pub(crate) fn open(name: &str, dtype: DType, trainable: bool) -> Model {
     let dir = fixture(&format!("models/{name}"));
     Pretrained::open(&dir).unwrap().load(LoadOptions { dtype: Some(dtype), trainable }).unwrap()
 }
@@ -105,22 +88,8 @@ fn objective(spec: &Value, dtype: DType, share: bool, model: &Model) -> Box<dyn 
     }
 }
 
-/// How a step is fed.
-#[derive(Clone, Copy, Debug)]
-struct Feed {
-    tokens_per_pass: u64,
-    /// Micro-batches of the fixture's are cut into so many.
-    cut: usize,
-    recompute: bool,
-    /// Pairs share what they begin with.
-    share: bool,
-    dtype: DType,
-}
-
-/// Per step of a run: loss, norm and metrics.
-fn train(spec: &Value, rows: &[Value], feed: Feed) -> Vec<Vec<(String, f64)>> {
+fn train(spec: &Value, rows: &[Value], feed: Feed) -> Trajectory {
     let lora = spec["lora"].as_bool().unwrap();
-    let number = |key: &str| spec["training"][key].as_f64().unwrap();
     let mut model = match spec["trainer"] == "reward" {
         false => open(base(spec), feed.dtype, !lora),
         true => {
@@ -135,39 +104,19 @@ fn train(spec: &Value, rows: &[Value], feed: Feed) -> Vec<Vec<(String, f64)>> {
         let name = if spec["trainer"] == "reward" { "reward_adapter" } else { "adapter" };
         load_adapter(&mut model, &fixture("preference").join(name)).unwrap();
     }
-    let settings =
-        AdamWSettings { beta1: 0.9, beta2: 0.999, eps: number("adam_epsilon"), weight_decay: number("weight_decay") };
-    let mut optimizer = AdamW::new(&model.params(), settings).unwrap();
     let mut objective = objective(spec, feed.dtype, feed.share, &model);
-    let optim = OptimSettings {
-        tokens_per_pass: feed.tokens_per_pass,
-        gradient_checkpointing: feed.recompute,
-        ..OptimSettings::default()
-    };
-    let micro = number("per_device_train_batch_size") as usize;
-    let per_step = micro * number("gradient_accumulation_steps") as usize;
+    let number = |key: &str| spec["training"][key].as_u64().unwrap() as usize;
+    let micro = number("per_device_train_batch_size");
+    let per_step = micro * number("gradient_accumulation_steps");
+    let micro = micro / feed.cut;
     let trainer = spec["trainer"].as_str().unwrap();
-    let mut trajectory = Vec::new();
-    for s in 0..spec["steps"].as_array().unwrap().len() {
-        let firsts = (s * per_step..(s + 1) * per_step).step_by(micro / feed.cut);
-        let micro_batches: Vec<Batch> =
-            firsts.map(|first| batch(trainer, &rows[first..first + micro / feed.cut], first)).collect();
-        let (supervised, tokens) = (1, micro_batches.iter().map(Batch::tokens).sum());
-        let cursor = Cursor::default();
-        let step = Step { micro_batches, supervised, tokens, dropped: 0, cursor, epoch: 0.0 };
-        let sums = objective.accumulate(&model, &optim, &step, s as u64).unwrap();
-        assert_eq!(sums.count, per_step as f64);
-        let scale = 1.0 / sums.count;
-        let norm = grad_norm(optimizer.params(), scale).unwrap();
-        let clip = (number("max_grad_norm") / (norm + 1e-6)).min(1.0);
-        let learning_rate = number("learning_rate");
-        optimizer.step(Update { learning_rate, grad_scale: scale * clip }).unwrap();
-        objective.updated(&model, s as u64 + 1).unwrap();
-        let mut found = vec![("loss".to_owned(), sums.mean()), ("grad_norm".to_owned(), norm)];
-        found.extend(sums.means());
-        trajectory.push(found);
-    }
-    trajectory
+    let steps = (0..spec["steps"].as_array().unwrap().len()).map(|s| {
+        let firsts = (s * per_step..(s + 1) * per_step).step_by(micro);
+        firsts.map(|first| batch(trainer, &rows[first..first + micro], first)).collect()
+    });
+    let found = follow(&model, &spec["training"], feed, &mut *objective, steps);
+    assert!(found.iter().flatten().filter(|(name, _)| name == "count").all(|(_, n)| *n == per_step as f64));
+    found
 }
 
 /// Each run with its rows.
@@ -183,8 +132,6 @@ fn runs() -> Vec<(String, Value, Vec<Value>)> {
     };
     read("runs").as_object().unwrap().iter().map(|(name, spec)| (name.clone(), spec.clone(), rows(spec))).collect()
 }
-
-const WHOLE: Feed = Feed { tokens_per_pass: 0, cut: 1, recompute: false, share: true, dtype: DType::F32 };
 
 /// Metrics that TRL averages over micro-batches, of which each has another number of tokens or labels.
 const BY_MICRO_BATCH: [&str; 8] = [
@@ -252,20 +199,9 @@ fn splitting_a_step_changes_rounding_only() {
                 continue;
             }
             let found = train(spec, rows, Feed { tokens_per_pass, cut, recompute, share, dtype });
-            for (s, (found, want)) in found.iter().zip(&want).enumerate() {
-                assert_eq!(found.len(), want.len());
-                for ((what, a), (_, b)) in found.iter().zip(want) {
-                    // Of a micro-batch, as TRL has them.
-                    if cut > 1 && ["min_reward", "max_reward"].contains(&what.as_str()) {
-                        continue;
-                    }
-                    // Sums of f64 gradients in another order, an error of some 1e-15, carried through updates of
-                    // which the first are sign-like and enlarge it where a gradient is nearly nothing.
-                    let (off, tolerance) = ((a - b).abs() / b.abs().max(0.1), if s == 0 { 1e-12 } else { 1e-7 });
-                    let close = off <= tolerance;
-                    assert!(close, "{name} ({tokens_per_pass}, {cut}, {share}) step {}: {what} {a}, not {b}", s + 1);
-                }
-            }
+            // Of a micro-batch, as TRL has them.
+            let but: &[&str] = if cut > 1 { &["min_reward", "max_reward"] } else { &[] };
+            differ_by_rounding(&format!("{name} ({tokens_per_pass}, {cut}, {share})"), &found, &want, but);
         }
     }
 }

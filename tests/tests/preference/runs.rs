@@ -6,7 +6,7 @@ use planish_train::config::{CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardC
 use planish_train::recipes::{cpo, dpo, kto, orpo, reward, simpo};
 use planish_train::run::{Outcome, Silent};
 
-use crate::{Listener, files, metrics, result, settings, write_data};
+use crate::{Listener, files, metrics, result, settings, stopped_or_not, write_data};
 
 /// A run of a recipe by name, and what it said.
 fn run(recipe: &str, dir: &Path, out: &str, extra: &[(&str, &str)], stop: u64) -> (Outcome, Vec<String>) {
@@ -46,13 +46,9 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
         ("reward", [&LORA[..], &held].concat()),
     ];
     for (i, (recipe, extra)) in runs.iter().enumerate() {
-        let (whole, cut) = (format!("whole{i}"), format!("cut{i}"));
-        let end = result(run(recipe, dir, &whole, extra, u64::MAX).0);
-        assert!(matches!(run(recipe, dir, &cut, extra, 3).0, Outcome::Interrupted { .. }));
-        let extra = [&extra[..], &[("resume_from_checkpoint", "latest")]].concat();
-        let resumed = result(run(recipe, dir, &cut, &extra, u64::MAX).0);
-        assert_eq!(files(&end), files(&resumed), "{recipe} {i}");
-        assert_eq!(metrics(&dir.join(&whole)), metrics(&dir.join(&cut)), "{recipe} {i}");
+        stopped_or_not(&format!("{recipe} {i}"), 3, |out, more, stop| {
+            run(recipe, dir, &format!("{out}{i}"), &[&extra[..], more].concat(), stop).0
+        });
     }
     // The reference that follows the model is state, and no part of the result.
     let names = |dir: &Path| files(dir).into_iter().map(|(name, _)| name).collect::<Vec<_>>();

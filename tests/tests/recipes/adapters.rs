@@ -9,10 +9,10 @@ use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_train::config::SftConfig;
 use planish_train::recipes::sft;
-use planish_train::run::{Outcome, Silent};
+use planish_train::run::Silent;
 
 use crate::resume::{base, prepare};
-use crate::{StopAfter, files, metrics, result, settings};
+use crate::{Listener, result, settings, stopped_or_not};
 
 /// Name of the run, and the settings that choose the method.
 const METHODS: [(&str, &[(&str, &str)]); 20] = [
@@ -99,14 +99,9 @@ fn every_method_trains_and_resumes_bit_for_bit() {
             all.extend(targets.then_some(("lora_target_modules", "all-linear")));
             all.extend(method);
             all.extend(extra);
-            sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+            sft::run(&settings::<SftConfig>(&all), &mut Listener::stopping_after(stop)).unwrap()
         };
-        let whole = result(run("whole", &[], u64::MAX));
-        assert!(matches!(run("cut", &[], 5), Outcome::Interrupted { .. }), "{name}");
-        let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
-        assert_eq!(files(&whole), files(&resumed), "{name}: the results");
-        let log = metrics(&dir.join(format!("{name}-whole")));
-        assert_eq!(log, metrics(&dir.join(format!("{name}-cut"))), "{name}: the metrics");
+        let whole = stopped_or_not(name, 5, run);
         let plain = logits(&open(&base));
         let mut model = open(&base);
         let config = load_adapter(&mut model, &whole).unwrap();
@@ -145,12 +140,9 @@ fn a_part_of_the_weights_trains_and_resumes() {
         let mut all = flags(&model, &data, &out);
         all.extend(freeze);
         all.extend(extra);
-        sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+        sft::run(&settings::<SftConfig>(&all), &mut Listener::stopping_after(stop)).unwrap()
     };
-    let whole = result(run("whole", &[], u64::MAX));
-    assert!(matches!(run("cut", &[], 4), Outcome::Interrupted { .. }));
-    let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
-    assert_eq!(files(&whole), files(&resumed));
+    let whole = stopped_or_not("freeze", 4, run);
     let values = |dir: &Path| -> Vec<(String, Vec<u8>)> {
         let all = open(dir).base_params().into_iter();
         all.map(|p| {
@@ -184,14 +176,9 @@ fn every_optimizer_trains_and_resumes_bit_for_bit() {
                 all.extend([("optim", optim), ("dtype", dtype), ("sgd_momentum", "0.9")]);
                 all.extend([("validation_split", "0.2"), ("eval_strategy", "steps"), ("eval_steps", "2")]);
                 all.extend(extra);
-                sft::run(&settings::<SftConfig>(&all), &mut StopAfter(stop, 0)).unwrap()
+                sft::run(&settings::<SftConfig>(&all), &mut Listener::stopping_after(stop)).unwrap()
             };
-            let whole = result(run("whole", &[], u64::MAX));
-            assert!(matches!(run("cut", &[], 5), Outcome::Interrupted { .. }), "{optim}");
-            let resumed = result(run("cut", &[("resume_from_checkpoint", "latest")], u64::MAX));
-            assert_eq!(files(&whole), files(&resumed), "{optim} {dtype}: the results");
-            let log = |out: &str| metrics(&dir.join(format!("{optim}-{dtype}-{out}")));
-            assert_eq!(log("whole"), log("cut"), "{optim} {dtype}: the metrics");
+            stopped_or_not(&format!("{optim} {dtype}"), 5, run);
         }
     }
 }

@@ -6,16 +6,17 @@ use super::error::{ConfigError, Origin};
 use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, RunSettings};
 use super::load::nearest;
 use super::preference::{
-    CpoSettings, DpoLossType, DpoSettings, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
-    ReferenceSettings, SimpoSettings,
+    CpoSettings, DpoLossType, DpoSettings, KtoSettings, OrpoSettings, PreferenceDataSettings, ReferenceSettings,
+    SimpoSettings,
 };
 use super::preference_recipes::{
-    DropoutSettings, PairSettings, PreferenceBlocks, PreferenceRecipe, check_dpo, check_reference,
+    DropoutSettings, PairSettings, PreferenceBlocks, PreferenceRecipe, check_dpo, check_kto, check_reference,
+    preference_recipe,
 };
 use super::raw::{Node, Raw, parse_node};
 use super::recipes::{Recipe, check_base, check_data, check_eval, check_run, conflict};
 use super::router::RouterSettings;
-use super::setting::rules::{NOT_NEGATIVE, TEXT};
+use super::setting::rules::NOT_NEGATIVE;
 use super::setting::{Arity, Rule, Setting, wrong};
 use super::table::{Settings, recipe_settings, settings};
 
@@ -30,78 +31,76 @@ pub struct Ingredient {
     pub loss: IngredientLoss,
 }
 
-/// The objectives that can be mixed, with the settings of their losses.
-#[derive(Clone, Debug, PartialEq)]
-pub enum IngredientLoss {
-    /// Cross-entropy of the supervised tokens.
-    Sft,
-    /// DPO and its family.
-    Dpo(DpoSettings),
-    /// KTO.
-    Kto(KtoSettings),
-    /// ORPO.
-    Orpo(OrpoSettings),
-    /// CPO.
-    Cpo(CpoSettings),
-    /// SimPO.
-    Simpo(SimpoSettings),
+/// Declares the losses: cross-entropy, and those that have settings.
+macro_rules! losses {
+    ($( $(#[$meta:meta])* $variant:ident($settings:ty) = $name:literal, )+) => {
+        /// The objectives that can be mixed, with the settings of their losses.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum IngredientLoss {
+            /// Cross-entropy of the supervised tokens.
+            Sft,
+            $( $(#[$meta])* $variant($settings), )+
+        }
+
+        impl IngredientLoss {
+            const NAMES: &[&str] = &["sft", $($name),+];
+
+            /// That of a name, with its defaults.
+            pub fn named(name: &str) -> Option<IngredientLoss> {
+                Some(match name {
+                    "sft" => IngredientLoss::Sft,
+                    $( $name => IngredientLoss::$variant(Default::default()), )+
+                    _ => return None,
+                })
+            }
+
+            /// The command that trains with it alone.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    IngredientLoss::Sft => "sft",
+                    $( IngredientLoss::$variant(_) => $name, )+
+                }
+            }
+
+            fn settings(&self) -> Option<&dyn Settings> {
+                match self {
+                    IngredientLoss::Sft => None,
+                    $( IngredientLoss::$variant(settings) => Some(settings), )+
+                }
+            }
+
+            fn settings_mut(&mut self) -> Option<&mut dyn Settings> {
+                match self {
+                    IngredientLoss::Sft => None,
+                    $( IngredientLoss::$variant(settings) => Some(settings), )+
+                }
+            }
+        }
+    };
 }
 
-const NAMES: [&str; 6] = ["sft", "dpo", "kto", "orpo", "cpo", "simpo"];
+losses! {
+    /// DPO and its family.
+    Dpo(DpoSettings) = "dpo",
+    /// KTO.
+    Kto(KtoSettings) = "kto",
+    /// ORPO.
+    Orpo(OrpoSettings) = "orpo",
+    /// CPO.
+    Cpo(CpoSettings) = "cpo",
+    /// SimPO.
+    Simpo(SimpoSettings) = "simpo",
+}
 
 impl IngredientLoss {
-    /// That of a name, with its defaults.
-    pub fn named(name: &str) -> Option<IngredientLoss> {
-        Some(match name {
-            "sft" => IngredientLoss::Sft,
-            "dpo" => IngredientLoss::Dpo(DpoSettings::default()),
-            "kto" => IngredientLoss::Kto(KtoSettings::default()),
-            "orpo" => IngredientLoss::Orpo(OrpoSettings::default()),
-            "cpo" => IngredientLoss::Cpo(CpoSettings::default()),
-            "simpo" => IngredientLoss::Simpo(SimpoSettings::default()),
-            _ => return None,
-        })
-    }
-
-    /// The command that trains with it alone.
-    pub fn name(&self) -> &'static str {
-        match self {
-            IngredientLoss::Sft => "sft",
-            IngredientLoss::Dpo(_) => "dpo",
-            IngredientLoss::Kto(_) => "kto",
-            IngredientLoss::Orpo(_) => "orpo",
-            IngredientLoss::Cpo(_) => "cpo",
-            IngredientLoss::Simpo(_) => "simpo",
-        }
-    }
-
     /// Whether it compares with a reference.
     pub fn has_reference(&self) -> bool {
         matches!(self, IngredientLoss::Dpo(_) | IngredientLoss::Kto(_))
     }
-
-    fn settings(&self) -> Option<&dyn Settings> {
-        match self {
-            IngredientLoss::Sft => None,
-            IngredientLoss::Dpo(s) => Some(s),
-            IngredientLoss::Kto(s) => Some(s),
-            IngredientLoss::Orpo(s) => Some(s),
-            IngredientLoss::Cpo(s) => Some(s),
-            IngredientLoss::Simpo(s) => Some(s),
-        }
-    }
-
-    fn settings_mut(&mut self) -> Option<&mut dyn Settings> {
-        match self {
-            IngredientLoss::Sft => None,
-            IngredientLoss::Dpo(s) => Some(s),
-            IngredientLoss::Kto(s) => Some(s),
-            IngredientLoss::Orpo(s) => Some(s),
-            IngredientLoss::Cpo(s) => Some(s),
-            IngredientLoss::Simpo(s) => Some(s),
-        }
-    }
 }
+
+/// Metrics that began with nothing would be nobody's.
+const NAME: Rule<String> = Rule { accepts: "a name that is not empty", test: |name| !name.trim().is_empty() };
 
 /// What is accepted for one of them.
 const ONE: &str = "sft, dpo, kto, orpo, cpo or simpo, or a map with one of them as `objective`";
@@ -120,8 +119,9 @@ impl Ingredient {
             return Err(wrong(key, raw, ONE));
         };
         let path = |name: &str| format!("{key}.{name}");
-        let loss = of(objective)
-            .ok_or_else(|| wrong(&path("objective"), objective, format!("one of {}", NAMES.join(", "))))?;
+        let loss = of(objective).ok_or_else(|| {
+            wrong(&path("objective"), objective, format!("one of {}", IngredientLoss::NAMES.join(", ")))
+        })?;
         let mut one = Ingredient { name: loss.name().to_owned(), weight: 1.0, loss };
         for (i, (name, at, value)) in entries.iter().enumerate() {
             if entries[..i].iter().any(|(before, ..)| before == name) {
@@ -130,7 +130,7 @@ impl Ingredient {
             match name.as_str() {
                 "objective" => {}
                 "weight" => one.weight = Setting::parse(&path(name), value, &NOT_NEGATIVE)?,
-                "name" => one.name = Setting::parse(&path(name), value, &TEXT)?,
+                "name" => one.name = Setting::parse(&path(name), value, &NAME)?,
                 _ => one.set(key, name, at, value)?,
             }
         }
@@ -192,7 +192,9 @@ impl Setting for Objectives {
 
     fn allowed(&self, _: &Rule<Objectives>) -> bool {
         let right = |one: &Ingredient| {
-            (NOT_NEGATIVE.test)(&one.weight) && one.loss.settings().is_none_or(|s| s.check_ranges().is_ok())
+            (NOT_NEGATIVE.test)(&one.weight)
+                && (NAME.test)(&one.name)
+                && one.loss.settings().is_none_or(|s| s.check_ranges().is_ok())
         };
         self.0.iter().all(right)
     }
@@ -222,106 +224,54 @@ settings! {
     }
 }
 
-recipe_settings! {
+preference_recipe! {
     /// Several objectives in one run (`planish mix`).
-    pub struct MixConfig {
-        /// The model to start from.
-        model: ModelSettings,
-        /// The objectives.
-        mix: MixSettings,
-        /// The examples.
-        data: PreferenceDataSettings,
-        /// Losses of a router.
-        router: RouterSettings,
-        /// How pairs are computed.
-        pairs: PairSettings,
-        /// What objectives compare with.
-        reference: ReferenceSettings,
-        /// Batches and the optimizer.
-        optim: OptimSettings,
-        /// Dropout.
-        dropout: DropoutSettings,
-        /// Low-rank adapters.
-        lora: LoraSettings,
-        /// Evaluation.
-        eval: EvalSettings,
-        /// The run directory and the machine.
-        run: RunSettings,
-    }
+    MixConfig, "mix",
+    (mix: MixSettings, "The objectives."),
+    (router: RouterSettings, "Losses of a router."),
+    (pairs: PairSettings, "How pairs are computed."),
+    (reference: ReferenceSettings, "What objectives compare with.");
+    |_| {};
+    check_mix
 }
 
-impl Default for MixConfig {
-    /// The defaults of the recipes on preferences.
-    fn default() -> Self {
-        MixConfig {
-            model: ModelSettings::default(),
-            mix: MixSettings::default(),
-            data: PreferenceDataSettings::default(),
-            router: RouterSettings::default(),
-            pairs: PairSettings::default(),
-            reference: ReferenceSettings::default(),
-            optim: OptimSettings { learning_rate: 1e-6, ..OptimSettings::default() },
-            dropout: DropoutSettings::default(),
-            lora: LoraSettings::default(),
-            eval: EvalSettings::default(),
-            run: RunSettings::default(),
+fn check_mix(c: &MixConfig) -> Result<(), ConfigError> {
+    let (all, data) = (&c.mix.objectives.0, &c.data);
+    if all.is_empty() {
+        return Err(ConfigError::Missing { key: "objectives" });
+    }
+    if all.len() != 1 && all.len() != data.dataset.len() {
+        return conflict("objectives", "must be one for each `dataset`, in their order, or one for all");
+    }
+    if all.len() != 1 && !data.eval_dataset.is_empty() && data.eval_dataset.len() != all.len() {
+        return conflict("eval_dataset", "must be one for each of the `objectives`, in their order");
+    }
+    if !all.iter().any(|one| one.weight > 0.0) {
+        return conflict("objectives", "must have a weight above 0 among them");
+    }
+    if (1..all.len()).any(|i| all[..i].iter().any(|before| before.name == all[i].name)) {
+        return conflict(
+            "objectives",
+            "must differ in `name`, which their metrics begin with: give one to those that are alike",
+        );
+    }
+    for one in all {
+        check_one(one, c.optim.per_device_train_batch_size)?;
+    }
+    if !all.iter().any(|one| one.loss.has_reference()) {
+        let key = match &c.reference {
+            r if r.ref_model.is_some() => Some("ref_model"),
+            r if r.sync_ref_model => Some("sync_ref_model"),
+            _ => None,
+        };
+        if let Some(key) = key {
+            return conflict(key, "is for dpo and kto, and none of the `objectives` is one of them; leave it out");
         }
     }
-}
-
-impl PreferenceRecipe for MixConfig {
-    fn blocks(&mut self) -> PreferenceBlocks<'_> {
-        PreferenceBlocks {
-            model: &self.model,
-            data: &mut self.data,
-            optim: &mut self.optim,
-            dropout: &self.dropout,
-            lora: &self.lora,
-            eval: &self.eval,
-            run: &self.run,
-        }
+    if c.reference.precompute_ref_log_probs {
+        return conflict("precompute_ref_log_probs", "is for recipes of pairs alone; leave it out");
     }
-}
-
-impl Recipe for MixConfig {
-    const NAME: &'static str = "mix";
-
-    fn check_together(&self) -> Result<(), ConfigError> {
-        if self.model.model.is_empty() {
-            return Err(ConfigError::Missing { key: "model" });
-        }
-        check_base(&self.model, &self.lora)?;
-        let data = self.data.general();
-        check_data(&data)?;
-        check_run(&self.optim, &self.run)?;
-        check_eval(&data, &self.eval, &self.run)?;
-        let all = &self.mix.objectives.0;
-        if all.is_empty() {
-            return Err(ConfigError::Missing { key: "objectives" });
-        }
-        if all.len() != 1 && all.len() != data.dataset.len() {
-            return conflict("objectives", "must be one for each `dataset`, in their order, or one for all");
-        }
-        if all.len() != 1 && !data.eval_dataset.is_empty() && data.eval_dataset.len() != all.len() {
-            return conflict("eval_dataset", "must be one for each of the `objectives`, in their order");
-        }
-        if !all.iter().any(|one| one.weight > 0.0) {
-            return conflict("objectives", "must have a weight above 0 among them");
-        }
-        if (1..all.len()).any(|i| all[..i].iter().any(|before| before.name == all[i].name)) {
-            return conflict(
-                "objectives",
-                "must differ in `name`, which their metrics begin with: give one to those that are alike",
-            );
-        }
-        for one in all {
-            check_one(one, self.optim.per_device_train_batch_size)?;
-        }
-        if self.reference.precompute_ref_log_probs {
-            return conflict("precompute_ref_log_probs", "is for recipes of pairs alone; leave it out");
-        }
-        check_reference(&self.reference, self.lora.use_peft || self.model.adapter.is_some())
-    }
+    check_reference(&c.reference, c.lora.use_peft || c.model.adapter.is_some())
 }
 
 fn check_one(one: &Ingredient, batch: usize) -> Result<(), ConfigError> {
@@ -338,12 +288,7 @@ fn check_one(one: &Ingredient, batch: usize) -> Result<(), ConfigError> {
                 return conflict("objectives", "cannot have use_weighting, which takes the logits of every token");
             }
         }
-        IngredientLoss::Kto(kto) if kto.loss_type == KtoLossType::Kto && batch < 2 => {
-            return conflict(
-                "per_device_train_batch_size",
-                "must be at least 2 for the loss kto: the KL divergence is estimated from prompts with each other's completions",
-            );
-        }
+        IngredientLoss::Kto(kto) => check_kto(kto, batch)?,
         _ => {}
     }
     Ok(())

@@ -126,6 +126,7 @@ macro_rules! preference_recipe {
         }
     };
 }
+pub(super) use preference_recipe;
 
 preference_recipe! {
     /// Direct preference optimization and its family (`planish dpo`).
@@ -155,12 +156,7 @@ preference_recipe! {
                 "cannot be used with kto: its estimate of the KL divergence pairs prompts with other rows' completions, anew in every micro-batch",
             );
         }
-        if c.kto.loss_type == KtoLossType::Kto && c.optim.per_device_train_batch_size < 2 {
-            return conflict(
-                "per_device_train_batch_size",
-                "must be at least 2 for the loss kto: the KL divergence is estimated from prompts with each other's completions",
-            );
-        }
+        check_kto(&c.kto, c.optim.per_device_train_batch_size)?;
         check_reference(&c.reference, c.lora.use_peft || c.model.adapter.is_some())
     }
 }
@@ -238,6 +234,16 @@ pub(super) fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
         return conflict(
             "use_weighting",
             "weighs pairs, and cross-entropy (`sft`, `rpo_alpha`) is a mean over tokens; leave one of the two",
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn check_kto(kto: &KtoSettings, batch: usize) -> Result<(), ConfigError> {
+    if kto.loss_type == KtoLossType::Kto && batch < 2 {
+        return conflict(
+            "per_device_train_batch_size",
+            "must be at least 2 for the loss kto: the KL divergence is estimated from prompts with each other's completions",
         );
     }
     Ok(())

@@ -52,17 +52,25 @@ impl Encoder {
         let blank = |text: &str| text.trim().is_empty();
         let nothing = match () {
             () if blank(prompt) => Some("prompt"),
-            () if trajectories.iter().all(|t| t.steps.is_empty()) => Some("the list of steps"),
+            () if trajectories.is_empty() || trajectories.iter().any(|t| t.steps.is_empty()) => {
+                Some("the list of steps")
+            }
             () if trajectories.iter().flat_map(|t| &t.steps).any(|s| blank(s)) => Some("a step"),
             () => None,
         };
-        if let Some(column) = nothing {
+        let refused = |column| {
             let error = DataError::EmptyCompletion { at: source.at(), column };
-            return self.teaches_nothing(error, Dropped::Unsupervised);
+            self.teaches_nothing(error, Dropped::Unsupervised)
+        };
+        if let Some(column) = nothing {
+            return refused(column);
         }
         let (mut kept, mut dropped): (Option<Encoded>, Option<Encoded>) = (None, None);
         for trajectory in trajectories {
-            let Answer { tokens, mut labels } = self.answer(prompt, trajectory, &source)?;
+            let (tokens, mut labels) = match self.answer(prompt, trajectory, &source)? {
+                Ok(Answer { tokens, labels }) => (tokens, labels),
+                Err(column) => return refused(column),
+            };
             let mut encoded = self.finish(tokens, source.clone())?;
             // The end of a sequence is no part of what is learnt here.
             encoded.missing_eos = false;
@@ -86,7 +94,13 @@ impl Encoder {
         Ok(kept.or(dropped).expect("there is an answer"))
     }
 
-    fn answer(&self, prompt: &str, trajectory: &Trajectory, source: &Source) -> Result<Answer> {
+    /// The tokens of an answer, or what has none: a step is judged at a token of its own, after others.
+    fn answer(
+        &self,
+        prompt: &str,
+        trajectory: &Trajectory,
+        source: &Source,
+    ) -> Result<std::result::Result<Answer, &'static str>> {
         let failed = |e: TextError| DataError::Text { at: source.at(), source: e };
         let o = &self.options().steps;
         let mut ids: Vec<u32> = self.text().bos().into_iter().collect();
@@ -95,6 +109,9 @@ impl Encoder {
             ids.drain(..ids.len().saturating_sub(most));
         }
         let n_prompt = ids.len();
+        if n_prompt == 0 {
+            return Ok(Err("prompt"));
+        }
         let separator = self.text().encode_piece(&o.step_separator).map_err(failed)?;
         let given = match &trajectory.labels {
             Some(labels) => &labels[..],
@@ -109,6 +126,9 @@ impl Encoder {
         for (i, step) in trajectory.steps.iter().enumerate() {
             ids.extend(self.text().encode_piece(step).map_err(failed)?);
             ids.extend(&separator);
+            if ids.len() == mask.len() {
+                return Ok(Err("a step"));
+            }
             mask.resize(ids.len(), false);
             let judged = !o.train_on_last_step_only || i == last;
             if judged && let Some(end) = mask.last_mut() {
@@ -119,8 +139,10 @@ impl Encoder {
         if let Some(most) = o.max_completion_length {
             ids.truncate(n_prompt + most);
             mask.truncate(n_prompt + most);
+            // Before `truncation_mode` cuts, which may be at the other end.
+            labels.truncate(mask.iter().filter(|on| **on).count());
         }
-        Ok(Answer { tokens: Tokens { ids, mask, n_prompt: Some(n_prompt), diverges: false }, labels })
+        Ok(Ok(Answer { tokens: Tokens { ids, mask, n_prompt: Some(n_prompt), diverges: false }, labels }))
     }
 
     /// The same encoder for held-out rows, all steps of which are judged.

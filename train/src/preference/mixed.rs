@@ -1,22 +1,21 @@
 //! Several objectives in one batch.
 
-use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
+use std::ops::{AddAssign, Range};
 
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
 use super::members::{Member, MemberLoss, Origins, Own, completion, shorter};
+use super::objective::{Kept, Preference};
 use super::reference::Reference;
 use super::unpaired::divergence;
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
-use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::data::Batch;
 use crate::losses::{Pair, RouterTerms, Want, token_scores};
 use crate::trainer::router::{Balance, Routers};
-use crate::trainer::{Objective, Sums, packed};
+use crate::trainer::{Sums, packed};
 
 /// Minimises, over the rows of a step,
 ///
@@ -30,13 +29,10 @@ use crate::trainer::{Objective, Sums, packed};
 /// forward and one backward pass.
 pub struct Mixed {
     members: Vec<Member>,
-    reference: Reference,
-    dropout: bool,
-    share: bool,
+    kept: Kept,
     max_length: Option<usize>,
     train: Origins,
     held_out: Option<Origins>,
-    balance: Balance,
 }
 
 /// Sums of one member.
@@ -49,10 +45,23 @@ struct Total {
 }
 
 /// Sums of all members, and what was measured.
-struct Totals {
+#[derive(Default)]
+pub(super) struct Totals {
     members: Vec<Total>,
     measured: Sums,
-    routers: Option<Routers>,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Totals) {
+        self.members.resize(other.members.len(), Total::default());
+        for (to, from) in self.members.iter_mut().zip(other.members) {
+            to.loss += from.loss;
+            to.count += from.count;
+            to.nll += from.nll;
+            to.nll_tokens += from.nll_tokens;
+        }
+        self.measured += other.measured;
+    }
 }
 
 /// An example of a batch: its member and its segments.
@@ -69,19 +78,21 @@ impl Mixed {
         train: Origins,
         held_out: Option<Origins>,
     ) -> Mixed {
-        Mixed { members, reference, dropout, share: false, max_length, train, held_out, balance: Balance::default() }
+        Mixed { members, kept: Kept::new(reference, dropout), max_length, train, held_out }
     }
 
     /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
     #[must_use]
-    pub fn balanced(self, terms: RouterTerms) -> Mixed {
-        Mixed { balance: Balance::new(terms), ..self }
+    pub fn balanced(mut self, terms: RouterTerms) -> Mixed {
+        self.kept.balance = Balance::new(terms);
+        self
     }
 
     /// Lets neighbouring rows share what they begin with ([`Want::beginnings`]).
     #[must_use]
-    pub fn sharing(self, share: bool) -> Mixed {
-        Mixed { share, ..self }
+    pub fn sharing(mut self, share: bool) -> Mixed {
+        self.kept.share = share;
+        self
     }
 
     fn rows(&self, batch: &Batch, mode: Mode) -> Vec<Row> {
@@ -117,20 +128,6 @@ impl Mixed {
         counts
     }
 
-    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Totals> {
-        let members = self.counts(micro_batches, mode);
-        let all = passes(micro_batches, optim.tokens_per_pass);
-        let routers = routers(model, self.balance.terms(), optim, &all, mode)?;
-        let mut totals = Totals { members: members.clone(), measured: Sums::default(), routers };
-        for (batch, parts) in micro_batches.iter().zip(&all) {
-            let kl = self.divergences(model, batch, optim, mode, &mut totals.measured)?;
-            for part in parts {
-                self.part(model, optim, part, mode, (&members, &kl), &mut totals)?;
-            }
-        }
-        Ok(totals)
-    }
-
     /// KTO's estimate for each member that needs one, of its rows of a micro-batch.
     fn divergences(
         &self,
@@ -150,7 +147,7 @@ impl Mixed {
                 continue;
             }
             let own = batch.select(own.into_iter().cloned());
-            all[m] = divergence(model, &self.reference, &own, self.max_length, optim)?;
+            all[m] = divergence(model, &self.kept.reference, &own, self.max_length, optim)?;
             measured.measure(&format!("{}/kl", member.name), all[m], 1.0);
         }
         Ok(all)
@@ -178,7 +175,7 @@ impl Mixed {
             return Ok(sums);
         }
         let part = batch.select(segments.iter().map(|&s| s..s + 1));
-        let found = self.reference.compare(model, &part, &weights, mode == Mode::HeldOut, false)?.sums;
+        let found = self.kept.reference.compare(model, &part, &weights, mode == Mode::HeldOut, false)?.sums;
         segments.into_iter().zip(found).for_each(|(s, sum)| sums[s] = sum);
         Ok(sums)
     }
@@ -190,7 +187,7 @@ impl Mixed {
         part: &Part,
         mode: Mode,
         (counts, kl): (&[Total], &[f64]),
-        totals: &mut Totals,
+        (totals, routers): (&mut Totals, &mut Option<Routers>),
     ) -> Result<()> {
         let batch = &part.batch;
         let rows = self.rows(batch, mode);
@@ -206,10 +203,10 @@ impl Mixed {
         }
         let tape = (mode != Mode::HeldOut).then(Tape::new);
         let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
-        if totals.routers.is_some() {
+        if routers.is_some() {
             ctx = ctx.with_routing(&routing);
         }
-        let beginnings = self.share && !self.balance.terms().any();
+        let beginnings = self.kept.share && !self.kept.balance.terms().any();
         let want = Want { recompute: optim.gradient_checkpointing, beginnings, ..Want::default() };
         let scores = token_scores(model, &ctx, &packed(batch), &mask, want)?;
         // Whether each scored token is of a completion; else it is of a prompt that counts.
@@ -268,7 +265,7 @@ impl Mixed {
                 }
             }
         }
-        let beside = match &mut totals.routers {
+        let beside = match routers {
             Some(routers) => routers.beside(&routing.take(), 1.0)?,
             None => None,
         };
@@ -277,66 +274,57 @@ impl Mixed {
         }
         Ok(())
     }
+}
+
+impl Preference for Mixed {
+    type Totals = Totals;
+
+    fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    fn kept_mut(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    fn run(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        micro_batches: &[Batch],
+        mode: Mode,
+    ) -> Result<(Totals, Option<Routers>)> {
+        let members = self.counts(micro_batches, mode);
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
+        let mut totals = Totals { members: members.clone(), measured: Sums::default() };
+        for (batch, parts) in micro_batches.iter().zip(&all) {
+            let kl = self.divergences(model, batch, optim, mode, &mut totals.measured)?;
+            for part in parts {
+                self.part(model, optim, part, mode, (&members, &kl), (&mut totals, &mut routers))?;
+            }
+        }
+        Ok((totals, routers))
+    }
 
     /// L, and each member's own mean loss among what was measured.
-    fn together(&self, totals: &Totals) -> Sums {
+    fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {
         let mut sums = Sums::new(0.0, 1.0);
         for (member, total) in self.members.iter().zip(&totals.members).filter(|(_, total)| total.count > 0.0) {
             let nll = match &member.loss {
-                MemberLoss::Pairs(loss) => loss.nll().map_or(0.0, |nll| nll.weight * total.nll / total.nll_tokens),
+                MemberLoss::Pairs(loss) => {
+                    loss.nll().map_or(0.0, |nll| nll.weight * total.nll / total.nll_tokens.max(1.0))
+                }
                 _ => 0.0,
             };
             let mean = total.loss / total.count + nll;
             sums.loss += member.weight * mean;
             sums.measure(&format!("{}/loss", member.name), mean, 1.0);
         }
-        sums += totals.measured.clone();
-        if let Some(routers) = &totals.routers {
+        sums += totals.measured;
+        if let Some(routers) = routers {
             routers.add_to(&mut sums, 1.0);
         }
         sums
-    }
-}
-
-impl Objective for Mixed {
-    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        let mode = Mode::Train { done, dropout: self.dropout };
-        let totals = self.run(model, optim, &step.micro_batches, mode)?;
-        if let Some(routers) = &totals.routers {
-            self.balance.see(model, routers);
-        }
-        Ok(self.together(&totals))
-    }
-
-    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let members = vec![Total::default(); self.members.len()];
-        let mut all = Totals { members, measured: Sums::default(), routers: None };
-        for step in sampler.steps(Cursor::default())?.epochs(1) {
-            let found = self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
-            for (to, from) in all.members.iter_mut().zip(found.members) {
-                to.loss += from.loss;
-                to.count += from.count;
-                to.nll += from.nll;
-                to.nll_tokens += from.nll_tokens;
-            }
-            all.measured += found.measured;
-        }
-        Ok(self.together(&all))
-    }
-
-    fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
-        self.reference.updated(model, done)
-    }
-
-    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
-        self.balance.advice().into_iter().collect()
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        self.reference.save(dir)
-    }
-
-    fn load(&mut self, dir: &Path) -> Result<()> {
-        self.reference.load(dir)
     }
 }

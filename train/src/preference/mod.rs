@@ -5,13 +5,15 @@
 //!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
 //! ```
 //!
-//! [`Pairs`], [`Unpaired`], [`Rewards`], [`StepRewards`] and [`Mixed`] are the [`Objective`](crate::trainer::Objective)s that recipes give to the trainer,
-//! [`Reference`] is what they compare with.
+//! [`Pairs`], [`Unpaired`], [`Rewards`], [`StepRewards`] and [`Mixed`] are the
+//! [`Objective`](crate::trainer::Objective)s that recipes give to the trainer, [`Reference`] is what they compare with.
 
 mod ensemble;
+mod head;
 mod judged;
 mod members;
 mod mixed;
+mod objective;
 mod pairs;
 mod precompute;
 mod reference;

@@ -1,21 +1,20 @@
 //! The objective of preference pairs.
 
-use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
+use std::ops::{AddAssign, Range};
 
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
+use super::objective::{Kept, Preference};
 use super::reference::{Compared, Reference};
 use super::watch::Watch;
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
-use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::data::Batch;
 use crate::losses::{Nll, Pair, PairLoss, PairSlope, RouterTerms, Side, TokenScores, Want, token_scores};
 use crate::trainer::router::{Balance, Routers};
-use crate::trainer::{Objective, Sums, packed};
+use crate::trainer::{Sums, packed};
 
 /// Minimises a [`PairLoss`] over pairs whose sides are neighbouring segments of a batch.
 ///
@@ -25,34 +24,40 @@ use crate::trainer::{Objective, Sums, packed};
 /// the first (law 5), so that passes change nothing but rounding in either case.
 pub struct Pairs {
     loss: Box<dyn PairLoss>,
-    reference: Reference,
-    dropout: bool,
-    share: bool,
+    kept: Kept,
     watch: Watch,
-    balance: Balance,
 }
 
 /// Sums of the two terms of the loss.
 #[derive(Default)]
-struct Totals {
-    pairs: f64,
-    nll: f64,
-    nll_tokens: f64,
+pub(super) struct Totals {
+    /// Pairs, or rows of ranked answers.
+    pub(super) pairs: f64,
+    pub(super) nll: f64,
+    pub(super) nll_tokens: f64,
     /// Of the pairs' loss, and what was measured.
-    sums: Sums,
-    routers: Option<Routers>,
+    pub(super) sums: Sums,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Totals) {
+        self.pairs += other.pairs;
+        self.nll += other.nll;
+        self.nll_tokens += other.nll_tokens;
+        self.sums += other.sums;
+    }
 }
 
 impl Totals {
     /// One sum, to be divided by the number of pairs: Σ ℓ + weight · pairs · (mean cross-entropy).
-    fn together(&self, nll: Option<Nll>) -> Sums {
-        let mut sums = self.sums.clone();
+    pub(super) fn together(self, nll: Option<Nll>, routers: Option<&Routers>) -> Sums {
+        let mut sums = self.sums;
         if let Some(nll) = nll {
             sums.loss += nll.weight * self.pairs * self.nll / self.nll_tokens.max(1.0);
             sums.measure("nll_loss", self.nll, self.nll_tokens);
         }
         sums.count = self.pairs;
-        if let Some(routers) = &self.routers {
+        if let Some(routers) = routers {
             routers.add_to(&mut sums, self.pairs);
         }
         sums
@@ -74,41 +79,21 @@ impl Pairs {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: Box<dyn PairLoss>, reference: Reference, dropout: bool) -> Pairs {
         let watch = Watch::new(loss.has_reference());
-        Pairs { loss, reference, dropout, share: false, watch, balance: Balance::default() }
+        Pairs { loss, kept: Kept::new(reference, dropout), watch }
     }
 
     /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
     #[must_use]
-    pub fn balanced(self, terms: RouterTerms) -> Pairs {
-        Pairs { balance: Balance::new(terms), ..self }
+    pub fn balanced(mut self, terms: RouterTerms) -> Pairs {
+        self.kept.balance = Balance::new(terms);
+        self
     }
 
     /// Lets the sides of a pair share what they begin with ([`Want::share`]).
     #[must_use]
-    pub fn sharing(self, share: bool) -> Pairs {
-        Pairs { share, ..self }
-    }
-
-    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Totals> {
-        let mut totals = Totals::default();
-        for batch in micro_batches {
-            totals.pairs += (batch.segments() / 2) as f64;
-            totals.nll_tokens += nll_tokens(batch, self.loss.nll());
-        }
-        // Of a token's log-probability, in the loss that is still to be divided by the pairs.
-        let nll = self.loss.nll().map_or(0.0, |n| n.weight * totals.pairs / totals.nll_tokens.max(1.0));
-        let all = passes(micro_batches, optim.tokens_per_pass);
-        totals.routers = routers(model, self.balance.terms(), optim, &all, mode)?;
-        for parts in &all {
-            if self.loss.couples() {
-                self.group(model, optim, parts, mode, nll, &mut totals)?;
-            } else {
-                for part in parts.chunks(1) {
-                    self.group(model, optim, part, mode, nll, &mut totals)?;
-                }
-            }
-        }
-        Ok(totals)
+    pub fn sharing(mut self, share: bool) -> Pairs {
+        self.kept.share = share;
+        self
     }
 
     /// Parts whose pairs see each other.
@@ -119,7 +104,7 @@ impl Pairs {
         parts: &[Part],
         mode: Mode,
         nll: f64,
-        totals: &mut Totals,
+        (totals, routers): (&mut Totals, &mut Option<Routers>),
     ) -> Result<()> {
         // Before anything is recorded: the reference's activations and the model's are never there together.
         let prepared = parts.iter().map(|p| self.prepare(model, &p.batch, mode)).collect::<Result<Vec<_>>>()?;
@@ -127,10 +112,10 @@ impl Pairs {
             recompute: optim.gradient_checkpointing,
             log_collision: self.loss.weighs(),
             mean_logits: true,
-            share: self.share && !self.balance.terms().any(),
+            share: self.kept.share && !self.kept.balance.terms().any(),
             beginnings: false,
         };
-        let (routing, routed) = (Routing::default(), totals.routers.is_some());
+        let (routing, routed) = (Routing::default(), routers.is_some());
         let score = |i: usize, recorded: bool| -> Result<TokenScores> {
             let tape = (recorded && mode != Mode::HeldOut).then(Tape::new);
             let mut ctx = mode.ctx(optim, &parts[i].keys, tape.as_ref());
@@ -157,7 +142,7 @@ impl Pairs {
             }
             let scores = if at_once { scores } else { score(i, true)? };
             let by_token = self.by_token(&scores, &prepared[i], slopes, nll);
-            let beside = match &mut totals.routers {
+            let beside = match routers {
                 Some(routers) => routers.beside(&routing.take(), totals.pairs)?,
                 None => None,
             };
@@ -179,7 +164,8 @@ impl Pairs {
             }
         }
         let of_completions = token_weights(batch, self.loss.verbose_weight());
-        let compared = self.reference.compare(model, batch, &of_completions, mode == Mode::HeldOut, self.share)?;
+        let compared =
+            self.kept.reference.compare(model, batch, &of_completions, mode == Mode::HeldOut, self.kept.share)?;
         let mut of_completions = of_completions.into_iter();
         let weight = |&is: &bool| if is { of_completions.next().expect("one a token") } else { 0.0 };
         let weights = completion.iter().map(weight).collect();
@@ -274,41 +260,47 @@ fn pair(scores: &TokenScores, prepared: &Prepared, k: usize) -> Pair {
     Pair { chosen: side(2 * k), rejected: side(2 * k + 1) }
 }
 
-impl Objective for Pairs {
-    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        let mode = Mode::Train { done, dropout: self.dropout };
-        let totals = self.run(model, optim, &step.micro_batches, mode)?;
-        if let Some(routers) = &totals.routers {
-            self.balance.see(model, routers);
+impl Preference for Pairs {
+    type Totals = Totals;
+
+    fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    fn kept_mut(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    fn run(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        micro_batches: &[Batch],
+        mode: Mode,
+    ) -> Result<(Totals, Option<Routers>)> {
+        let mut totals = Totals::default();
+        for batch in micro_batches {
+            totals.pairs += (batch.segments() / 2) as f64;
+            totals.nll_tokens += nll_tokens(batch, self.loss.nll());
         }
-        Ok(totals.together(self.loss.nll()))
-    }
-
-    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let mut all = Totals::default();
-        for step in sampler.steps(Cursor::default())?.epochs(1) {
-            let found = self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
-            all.pairs += found.pairs;
-            all.nll += found.nll;
-            all.nll_tokens += found.nll_tokens;
-            all.sums += found.sums;
+        // Of a token's log-probability, in the loss that is still to be divided by the pairs.
+        let nll = self.loss.nll().map_or(0.0, |n| n.weight * totals.pairs / totals.nll_tokens.max(1.0));
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
+        for parts in &all {
+            let together = if self.loss.couples() { parts.len().max(1) } else { 1 };
+            for parts in parts.chunks(together) {
+                self.group(model, optim, parts, mode, nll, (&mut totals, &mut routers))?;
+            }
         }
-        Ok(all.together(self.loss.nll()))
+        Ok((totals, routers))
     }
 
-    fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
-        self.reference.updated(model, done)
+    fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {
+        totals.together(self.loss.nll(), routers)
     }
 
-    fn advice(&mut self, sums: &Sums) -> Vec<String> {
-        self.watch.look(sums).into_iter().chain(self.balance.advice()).collect()
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        self.reference.save(dir)
-    }
-
-    fn load(&mut self, dir: &Path) -> Result<()> {
-        self.reference.load(dir)
+    fn look(&mut self, sums: &Sums) -> Vec<String> {
+        self.watch.look(sums)
     }
 }

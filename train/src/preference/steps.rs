@@ -1,85 +1,86 @@
 //! The objective of reward models that judge steps.
 
-use std::sync::Arc;
-
-use planish_autograd::Tape;
 use planish_nn::decoder::Model;
-use planish_tensor::{DType, Tensor};
 use serde::Serialize;
 
+use super::head::through_head;
+use super::objective::{Kept, Preference};
+use super::reference::Reference;
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
-use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::data::Batch;
 use crate::losses::{Laid, step_loss};
-use crate::trainer::{Objective, Sums, packed};
+use crate::trainer::Sums;
+use crate::trainer::router::Routers;
 
 /// Minimises [`step_loss`] over the judged steps of a batch, divided by their number. A step is judged at its last token.
 pub struct StepRewards {
-    dropout: bool,
-    share: bool,
+    kept: Kept,
 }
 
 impl StepRewards {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(dropout: bool) -> StepRewards {
-        StepRewards { dropout, share: false }
+        StepRewards { kept: Kept::new(Reference::Free, dropout) }
     }
 
     /// Lets neighbouring answers share what they begin with, such as those of one row of PRM800K:
     /// [`crate::losses::Want::beginnings`].
     #[must_use]
-    pub fn sharing(self, share: bool) -> StepRewards {
-        StepRewards { share, ..self }
-    }
-
-    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Sums> {
-        let (mut sums, mut judgement) = (Sums::default(), StepJudgement::default());
-        for part in passes(micro_batches, optim.tokens_per_pass).iter().flatten() {
-            let batch = &part.batch;
-            let tape = (mode != Mode::HeldOut).then(Tape::new);
-            let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
-            let laid = Laid::beginnings(model, &ctx, packed(batch), self.share);
-            let hidden = model.forward(&ctx, laid.stream(), optim.gradient_checkpointing)?;
-            let ends = |s: usize| batch.segment(s).skip(1).filter(|&i| batch.mask[i]);
-            let rows: Vec<u32> = (0..batch.segments()).flat_map(ends).map(|i| laid.at(i as u32)).collect();
-            let logits = model.rewards(&ctx, &hidden, &rows)?;
-            drop(hidden);
-            let values = logits.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
-            let mut slopes = Vec::with_capacity(values.len());
-            let mut steps = values.chunks_exact(2).zip(&batch.steps);
-            for s in 0..batch.segments() {
-                let mut answer = Answer::default();
-                for (z, &is_right) in steps.by_ref().take(ends(s).count()) {
-                    let found = step_loss([z[0], z[1]], is_right);
-                    slopes.extend(found.slopes);
-                    sums.loss += found.loss;
-                    sums.count += 1.0;
-                    answer.push(found.right, Some(is_right));
-                }
-                judgement.add(&answer);
-            }
-            if let Some(tape) = &tape {
-                let upstream = Tensor::from_vec(slopes, logits.dims())?.to_dtype(logits.value().dtype())?;
-                tape.backward_from(vec![(logits, upstream)])?;
-            }
-        }
-        judgement.measure(&mut sums);
-        Ok(sums)
+    pub fn sharing(mut self, share: bool) -> StepRewards {
+        self.kept.share = share;
+        self
     }
 }
 
-impl Objective for StepRewards {
-    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        self.run(model, optim, &step.micro_batches, Mode::Train { done, dropout: self.dropout })
+impl Preference for StepRewards {
+    type Totals = Sums;
+
+    fn kept(&self) -> &Kept {
+        &self.kept
     }
 
-    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let mut all = Sums::default();
-        for step in sampler.steps(Cursor::default())?.epochs(1) {
-            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?;
+    fn kept_mut(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    fn run(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        micro_batches: &[Batch],
+        mode: Mode,
+    ) -> Result<(Sums, Option<Routers>)> {
+        let (mut sums, mut judgement) = (Sums::default(), StepJudgement::default());
+        for part in passes(micro_batches, optim.tokens_per_pass).iter().flatten() {
+            let batch = &part.batch;
+            let ends = |s: usize| batch.segment(s).skip(1).filter(|&i| batch.mask[i]);
+            let all = (0..batch.segments()).flat_map(ends).map(|i| i as u32);
+            let loss = |values: &[f64]| {
+                let mut slopes = Vec::with_capacity(values.len());
+                let mut steps = values.chunks_exact(2).zip(&batch.steps);
+                for s in 0..batch.segments() {
+                    let mut answer = Answer::default();
+                    for (z, &is_right) in steps.by_ref().take(ends(s).count()) {
+                        let found = step_loss([z[0], z[1]], is_right);
+                        slopes.extend(found.slopes);
+                        sums.loss += found.loss;
+                        sums.count += 1.0;
+                        answer.push(found.right, Some(is_right));
+                    }
+                    judgement.add(&answer);
+                }
+                slopes
+            };
+            through_head(model, optim, (part, mode), (Laid::beginnings, self.kept.share), all, loss)?;
         }
-        Ok(all)
+        judgement.measure(&mut sums);
+        Ok((sums, None))
+    }
+
+    fn together(&self, totals: Sums, _routers: Option<&Routers>) -> Sums {
+        totals
     }
 }
 

@@ -1,21 +1,20 @@
 //! The objective of labelled completions.
 
 use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Routing};
 
+use super::objective::{Kept, Preference};
 use super::reference::Reference;
 use super::{Mode, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
-use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::data::Batch;
 use crate::losses::{Kto, RouterTerms, Want, token_scores};
 use crate::trainer::router::{Balance, Routers};
-use crate::trainer::{Objective, Sums, packed};
+use crate::trainer::{Sums, packed};
 
 /// Minimises [`Kto`] over labelled completions.
 ///
@@ -26,43 +25,57 @@ use crate::trainer::{Objective, Sums, packed};
 /// and the rejected one bad; the completion of the row before is then that of the same side.
 pub struct Unpaired {
     loss: Kto,
-    reference: Reference,
-    dropout: bool,
+    kept: Kept,
     max_length: Option<usize>,
-    balance: Balance,
 }
-
-/// Sums, and what the routers did in a training step.
-type Found = (Sums, Option<Routers>);
 
 impl Unpaired {
     /// An objective. `dropout` is whether there is any while training; mismatched sequences are cut to
     /// `max_length`.
     pub fn new(loss: Kto, reference: Reference, dropout: bool, max_length: Option<usize>) -> Unpaired {
-        Unpaired { loss, reference, dropout, max_length, balance: Balance::default() }
+        Unpaired { loss, kept: Kept::new(reference, dropout), max_length }
     }
 
     /// Adds the losses of the model's routers.
     #[must_use]
-    pub fn balanced(self, terms: RouterTerms) -> Unpaired {
-        Unpaired { balance: Balance::new(terms), ..self }
+    pub fn balanced(mut self, terms: RouterTerms) -> Unpaired {
+        self.kept.balance = Balance::new(terms);
+        self
+    }
+}
+
+impl Preference for Unpaired {
+    type Totals = Sums;
+
+    fn kept(&self) -> &Kept {
+        &self.kept
     }
 
-    fn run(&self, model: &Model, optim: &OptimSettings, micro_batches: &[Batch], mode: Mode) -> Result<Found> {
+    fn kept_mut(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    fn run(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        micro_batches: &[Batch],
+        mode: Mode,
+    ) -> Result<(Sums, Option<Routers>)> {
         let mut sums = Sums::default();
         let completions: usize = micro_batches.iter().map(Batch::segments).sum();
         let all = passes(micro_batches, optim.tokens_per_pass);
-        let mut routers = routers(model, self.balance.terms(), optim, &all, mode)?;
+        let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         for (batch, parts) in micro_batches.iter().zip(&all) {
             let mut kl = 0.0;
             if self.loss.needs_kl() {
-                kl = divergence(model, &self.reference, batch, self.max_length, optim)?;
+                kl = divergence(model, &self.kept.reference, batch, self.max_length, optim)?;
                 sums.measure("kl", kl, 1.0);
             }
             for part in parts {
                 let batch = &part.batch;
                 let ones = vec![1.0; batch.supervised()];
-                let reference = self.reference.compare(model, batch, &ones, mode == Mode::HeldOut, false)?.sums;
+                let reference = self.kept.reference.compare(model, batch, &ones, mode == Mode::HeldOut, false)?.sums;
                 let tape = (mode != Mode::HeldOut).then(Tape::new);
                 let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
                 if routers.is_some() {
@@ -98,10 +111,19 @@ impl Unpaired {
                 }
             }
         }
-        if let Some(routers) = &routers {
-            routers.add_to(&mut sums, completions as f64);
-        }
         Ok((sums, routers))
+    }
+
+    /// With the difference of the sides' mean rewards, where there are both.
+    fn together(&self, mut sums: Sums, routers: Option<&Routers>) -> Sums {
+        if let Some(routers) = routers {
+            let completions = sums.count;
+            routers.add_to(&mut sums, completions);
+        }
+        if let (Some(chosen), Some(rejected)) = (sums.get("rewards/chosen"), sums.get("rewards/rejected")) {
+            sums.measure("rewards/margins", chosen - rejected, 1.0);
+        }
+        sums
     }
 }
 
@@ -150,51 +172,10 @@ fn mismatched(batch: &Batch, max_length: Option<usize>) -> Batch {
     out
 }
 
-/// Adds the difference of the sides' mean rewards, where there are both.
-fn with_margins(mut sums: Sums) -> Sums {
-    if let (Some(chosen), Some(rejected)) = (sums.get("rewards/chosen"), sums.get("rewards/rejected")) {
-        sums.measure("rewards/margins", chosen - rejected, 1.0);
-    }
-    sums
-}
-
-impl Objective for Unpaired {
-    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        let mode = Mode::Train { done, dropout: self.dropout };
-        let (sums, routers) = self.run(model, optim, &step.micro_batches, mode)?;
-        if let Some(routers) = &routers {
-            self.balance.see(model, routers);
-        }
-        Ok(with_margins(sums))
-    }
-
-    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let mut all = Sums::default();
-        for step in sampler.steps(Cursor::default())?.epochs(1) {
-            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?.0;
-        }
-        Ok(with_margins(all))
-    }
-
-    fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
-        self.reference.updated(model, done)
-    }
-
-    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
-        self.balance.advice().into_iter().collect()
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        self.reference.save(dir)
-    }
-
-    fn load(&mut self, dir: &Path) -> Result<()> {
-        self.reference.load(dir)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::data::{Example, Source};
 

@@ -241,6 +241,18 @@ fn steps_have_their_labels_at_their_ends() {
     assert_eq!(found(short(Truncation::KeepStart, 7), &labelled), "<s>pqab\n[+]c");
     assert_eq!(found(short(Truncation::KeepEnd, 6), &labelled), "\ncd\n[-]e\n[+]");
     assert_eq!(found(short(Truncation::Drop, 7), &labelled), "");
+    // Cut at both ends: the labels of steps that lost theirs go from the other end.
+    let steps = StepOptions { max_completion_length: Some(7), ..usual.clone() };
+    for (max_length, want) in [(20, "<s>pqab\n[+]cd\n[-]e"), (6, "b\n[+]cd\n[-]e"), (4, "cd\n[-]e")] {
+        let both = EncodeOptions { steps: steps.clone(), ..short(Truncation::KeepEnd, max_length) };
+        assert_eq!(found(both, &labelled), want);
+    }
+    // No step, no answer; a reader of rows does not make such a trajectory.
+    let empty = Trajectory { steps: Vec::new(), labels: Some(Vec::new()) };
+    let empty = TypedRow::Stepwise { prompt: "p".into(), trajectories: vec![empty] };
+    let strict = EncodeOptions { on_unsupervised: OnUnsupervised::Error, ..EncodeOptions::default() };
+    let refused = encoder(Toy::default(), strict).encode(&empty, source()).unwrap_err().to_string();
+    assert!(refused.contains("the list of steps is empty"), "{refused}");
     // Rows without labels can be scored, not trained on.
     let scored = StepOptions { labelled: false, ..usual };
     let (e, labels) = encode(Toy::default(), with(scored), &row(None)).answers().remove(0);

@@ -1,0 +1,39 @@
+//! Through a model and its head of rewards, and back.
+
+use planish_autograd::Tape;
+use planish_nn::Ctx;
+use planish_nn::decoder::{Model, Packed};
+use planish_tensor::{DType, Tensor};
+
+use super::{Mode, Part};
+use crate::Result;
+use crate::config::OptimSettings;
+use crate::losses::Laid;
+use crate::trainer::packed;
+
+/// [`Laid::new`] or [`Laid::beginnings`].
+pub(super) type Lay = fn(&Model, &Ctx, Packed, bool) -> Laid;
+
+/// Reads the head at these tokens of a pass, and goes back with the slopes that `loss` finds of the numbers, one each.
+pub(super) fn through_head(
+    model: &Model,
+    optim: &OptimSettings,
+    (part, mode): (&Part, Mode),
+    (lay, share): (Lay, bool),
+    tokens: impl Iterator<Item = u32>,
+    loss: impl FnOnce(&[f64]) -> Vec<f64>,
+) -> Result<()> {
+    let tape = (mode != Mode::HeldOut).then(Tape::new);
+    let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+    let laid = lay(model, &ctx, packed(&part.batch), share);
+    let hidden = model.forward(&ctx, laid.stream(), optim.gradient_checkpointing)?;
+    let rows: Vec<u32> = tokens.map(|i| laid.at(i)).collect();
+    let said = model.rewards(&ctx, &hidden, &rows)?;
+    drop(hidden);
+    let slopes = loss(&said.value().to_dtype(DType::F64)?.to_vec::<f64>()?);
+    if let Some(tape) = &tape {
+        let upstream = Tensor::from_vec(slopes, said.dims())?.to_dtype(said.value().dtype())?;
+        tape.backward_from(vec![(said, upstream)])?;
+    }
+    Ok(())
+}

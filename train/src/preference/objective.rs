@@ -1,0 +1,99 @@
+//! What the objectives of this module have in common: how sums of steps become those of a step or of held-out data, and
+//! what is kept beside a loss.
+
+use std::ops::AddAssign;
+use std::path::Path;
+use std::sync::Arc;
+
+use planish_nn::decoder::Model;
+
+use super::Mode;
+use super::reference::Reference;
+use crate::Result;
+use crate::config::OptimSettings;
+use crate::data::{Batch, Cursor, Sampler, Step};
+use crate::trainer::router::{Balance, Routers};
+use crate::trainer::{Objective, Sums};
+
+/// What is kept beside a loss.
+pub(super) struct Kept {
+    /// What is compared with.
+    pub(super) reference: Reference,
+    /// Whether there is any dropout while training.
+    pub(super) dropout: bool,
+    /// Whether sequences share what they begin with.
+    pub(super) share: bool,
+    /// The losses of the model's routers.
+    pub(super) balance: Balance,
+}
+
+impl Kept {
+    /// Nothing is shared, and routers have no losses.
+    pub(super) fn new(reference: Reference, dropout: bool) -> Kept {
+        Kept { reference, dropout, share: false, balance: Balance::default() }
+    }
+}
+
+/// A loss over micro-batches; the rest of [`Objective`] follows from it.
+pub(super) trait Preference {
+    /// What is added up, step by step.
+    type Totals: Default + AddAssign;
+
+    fn kept(&self) -> &Kept;
+
+    fn kept_mut(&mut self) -> &mut Kept;
+
+    /// Takes the micro-batches of a step through the model and, in training, back. Of a training step of a model with
+    /// routers, what they did.
+    fn run(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        micro_batches: &[Batch],
+        mode: Mode,
+    ) -> Result<(Self::Totals, Option<Routers>)>;
+
+    /// The loss, what it is divided by, and what was measured.
+    fn together(&self, totals: Self::Totals, routers: Option<&Routers>) -> Sums;
+
+    /// What to say after a step with these sums.
+    fn look(&mut self, _sums: &Sums) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl<P: Preference> Objective for P {
+    fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
+        let mode = Mode::Train { done, dropout: self.kept().dropout };
+        let (totals, routers) = self.run(model, optim, &step.micro_batches, mode)?;
+        if let Some(routers) = &routers {
+            self.kept_mut().balance.see(model, routers);
+        }
+        Ok(self.together(totals, routers.as_ref()))
+    }
+
+    fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
+        let mut all = P::Totals::default();
+        for step in sampler.steps(Cursor::default())?.epochs(1) {
+            all += self.run(model, optim, &step?.micro_batches, Mode::HeldOut)?.0;
+        }
+        Ok(self.together(all, None))
+    }
+
+    fn updated(&mut self, model: &Model, done: u64) -> Result<()> {
+        self.kept_mut().reference.updated(model, done)
+    }
+
+    fn advice(&mut self, sums: &Sums) -> Vec<String> {
+        let said = self.look(sums);
+        said.into_iter().chain(self.kept_mut().balance.advice()).collect()
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.kept().reference.save(dir)
+    }
+
+    fn load(&mut self, dir: &Path) -> Result<()> {
+        self.kept_mut().reference.load(dir)
+    }
+}
