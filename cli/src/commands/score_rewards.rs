@@ -328,21 +328,21 @@ fn report(
     let Some(j) = pairs else { return Ok(DONE) };
     let [low, high] = j.all.interval();
     output::line(format_args!(
-        "accuracy        {:.4} (95%: {low:.4} to {high:.4}) over {} pairs, mean margin {:.4}",
+        "accuracy          {:.4} (95%: {low:.4} to {high:.4}) over {} pairs, mean margin {:.4}",
         j.all.accuracy, j.all.pairs, j.margin
     ))?;
     if let Some((by_member, by_min)) = ensemble {
         let each: Vec<String> = by_member.iter().map(|a| format!("{a:.4}")).collect();
-        output::line(format_args!("  of the members  {}", each.join(", ")))?;
-        output::line(format_args!("  by the least    {by_min:.4}"))?;
+        output::line(format_args!("  of the members    {}", each.join(", ")))?;
+        output::line(format_args!("  by the least      {by_min:.4}"))?;
     }
     for (name, share) in [("chosen longer", &j.chosen_longer), ("chosen shorter", &j.chosen_shorter)] {
-        output::line(format_args!("  {name:<14}{:.4} over {} pairs", share.accuracy, share.pairs))?;
+        output::line(format_args!("  {name:<16}{:.4} over {} pairs", share.accuracy, share.pairs))?;
     }
-    output::line(format_args!("calibration     expected error {:.4}", j.expected_calibration_error))?;
+    output::line(format_args!("calibration       expected error {:.4}", j.expected_calibration_error))?;
     for bin in j.calibration.iter().filter(|bin| bin.share.pairs > 0) {
         output::line(format_args!(
-            "  from {:.2}     confidence {:.4}, accuracy {:.4} over {} pairs",
+            "  from {:.2}       confidence {:.4}, accuracy {:.4} over {} pairs",
             bin.from, bin.confidence, bin.share.accuracy, bin.share.pairs
         ))?;
     }
