@@ -3,6 +3,7 @@
 mod mixed;
 mod parity;
 mod process;
+mod ranked;
 mod refused;
 mod runs;
 mod shared;

@@ -219,7 +219,7 @@ fn a_model_of_steps_is_trained_resumed_and_scored() {
         assert_eq!((line["product"].as_f64(), line["last"].as_f64()), (Some(steps.iter().product()), Some(steps[2])));
     }
     // Two adapters and a model: an ensemble of two, of one base.
-    let (a, b) = (text(&dir.join("lora/final")), text(&dir.join("lora/checkpoint-2")));
+    let (a, b) = (text(&dir.join("lora-whole/final")), text(&dir.join("lora-whole/checkpoint-2")));
     let (said, both) = score(&["--model", "builtin", "--adapter", &a, "--adapter", &b]);
     let singles = [&a, &b].map(|adapter| score(&["--model", "builtin", "--adapter", adapter]).1);
     assert_eq!(said["members"], 2);

@@ -203,11 +203,11 @@ settings! {
 settings! {
     /// CPO's loss.
     pub struct CpoSettings ("CPO") {
-        /// Loss.
+        /// Loss; rrhf also takes rows of `prompt`, `responses` and `scores`.
         loss_type: CpoLossType = CpoLossType::Sigmoid, CpoLossType::RULE;
         /// Steepness of the loss.
         beta: f64 = 0.1, POSITIVE;
-        /// Share of pairs taken to be the wrong way round.
+        /// Share of pairs taken to be the wrong way round (sigmoid, simpo).
         label_smoothing: f64 = 0.0, BELOW_HALF;
         /// Weight of cross-entropy on the chosen completions.
         cpo_alpha: f64 = 1.0, NOT_NEGATIVE;

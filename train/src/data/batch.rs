@@ -17,12 +17,15 @@ pub struct Batch {
     /// The example that each segment came from, by its number in the data set: `(segments,)`.
     pub example_indices: Vec<usize>,
     /// Segments of an example, which follow each other and are never parted: 2 for pairs (chosen, then
-    /// rejected), 0 or 1 for everything else.
+    /// rejected), 0 or 1 for everything else but what `sizes` says.
     pub per_example: usize,
     /// Segments of each example where some have more than others, or empty: `(examples,)`.
     pub sizes: Vec<usize>,
     /// Whether each segment is a wanted answer, where the data says so: `(segments,)` or empty.
     pub labels: Vec<bool>,
+    /// How good each segment is as an answer to its prompt, where the data says so; of pairs beside such rows 1 and 0:
+    /// `(segments,)` or empty.
+    pub scores: Vec<f64>,
     /// By how much the chosen side of each pair is better, 0 where the data does not say: `(pairs,)`, or empty if
     /// there are no pairs.
     pub margins: Vec<f64>,
@@ -106,7 +109,7 @@ impl Batch {
         out
     }
 
-    /// A batch of examples of these segments each, with their labels, without margins and steps.
+    /// A batch of examples of these segments each, with their labels and scores, without margins and steps.
     pub fn select(&self, examples: impl IntoIterator<Item = std::ops::Range<usize>>) -> Batch {
         let mut out = Batch::new();
         for segments in examples {
@@ -114,6 +117,7 @@ impl Batch {
             for s in segments {
                 out.push(self.example_indices[s], &self.ids[self.segment(s)], &self.mask[self.segment(s)]);
                 out.labels.extend(self.labels.get(s));
+                out.scores.extend(self.scores.get(s));
             }
         }
         let first = out.sizes.first().copied().unwrap_or(1);
@@ -184,6 +188,7 @@ impl Batch {
                     part.steps.extend(&self.steps[steps]);
                 }
                 part.labels.extend(self.labels.get(s));
+                part.scores.extend(self.scores.get(s));
             }
         }
         parts

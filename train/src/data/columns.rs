@@ -31,6 +31,8 @@ pub enum DatasetType {
     Text,
     /// `prompt` alone.
     PromptOnly,
+    /// `prompt`, `responses` and `scores`: several answers, and how good each is.
+    Ranked,
     /// `prompt` and `completions`, the steps of an answer, with `labels` that say whether each is right (TRL's stepwise
     /// supervision).
     Stepwise,
@@ -40,7 +42,7 @@ pub enum DatasetType {
 
 impl DatasetType {
     /// All types, those first that others are a part of.
-    pub const ALL: [DatasetType; 12] = [
+    pub const ALL: [DatasetType; 13] = [
         DatasetType::Tokenized,
         DatasetType::Messages,
         DatasetType::ShareGpt,
@@ -51,6 +53,7 @@ impl DatasetType {
         DatasetType::QuestionAnswer,
         DatasetType::Text,
         DatasetType::PromptOnly,
+        DatasetType::Ranked,
         DatasetType::Stepwise,
         DatasetType::Prm800k,
     ];
@@ -82,6 +85,7 @@ impl DatasetType {
             DatasetType::QuestionAnswer => "question+answer",
             DatasetType::Text => "text",
             DatasetType::PromptOnly => "prompt",
+            DatasetType::Ranked => "prompt+responses+scores",
             DatasetType::Stepwise => "prompt+completions",
             DatasetType::Prm800k => "question+label",
         }
@@ -96,7 +100,7 @@ impl DatasetType {
         use DatasetType::*;
         match self {
             Labelled => matches!(other, PromptCompletion | PromptOnly),
-            Preference | Stepwise => matches!(other, PromptOnly),
+            Preference | Ranked | Stepwise => matches!(other, PromptOnly),
             // A label of an answer is not a rating of its steps.
             QuestionAnswer => matches!(other, PromptOnly | Prm800k),
             // `prompt` beside these repeats their first turn, as in UltraChat.
@@ -202,18 +206,14 @@ pub(crate) fn detect(
     if fits.is_empty() {
         return Err(DataError::UnknownColumns { file: file.into(), found: found.to_vec(), accepted: names() });
     }
-    let all = fits.clone();
+    let whole = |fits: &[DatasetType]| -> Vec<DatasetType> {
+        fits.iter().copied().filter(|&t| !fits.iter().any(|&u| u != t && u.includes(t))).collect()
+    };
+    let kind = whole(&fits).first().map_or("", |t| t.name());
     fits.retain(|t| accepted.contains(t));
-    let rest: Vec<DatasetType> =
-        fits.iter().copied().filter(|&t| !fits.iter().any(|&u| u != t && u.includes(t))).collect();
-    match rest[..] {
+    match whole(&fits)[..] {
         [one] => Ok(one),
-        [] => Err(DataError::WrongType {
-            file: file.into(),
-            found: found.to_vec(),
-            kind: all[0].name(),
-            accepted: names(),
-        }),
+        [] => Err(DataError::WrongType { file: file.into(), found: found.to_vec(), kind, accepted: names() }),
         [first, second, ..] => Err(DataError::AmbiguousColumns {
             file: file.into(),
             found: found.to_vec(),
@@ -252,6 +252,7 @@ mod tests {
             ("input_ids labels text", Tokenized),
             ("prompt completions labels", Stepwise),
             ("prompt completions", Stepwise),
+            ("prompt responses scores", Ranked),
             ("labeler question label timestamp", Prm800k),
             ("question answer label", QuestionAnswer),
         ] {
@@ -264,11 +265,14 @@ mod tests {
 
     #[test]
     fn ambiguous_wrong_and_unknown() {
+        use DatasetType::Preference;
         let none = Columns::default();
         let e = run("messages text", &none, &DatasetType::SFT).unwrap_err().to_string();
         assert!(e.contains("both messages and text"), "{e}");
         let e = run("prompt chosen rejected", &none, &DatasetType::SFT).unwrap_err().to_string();
         assert!(e.contains("rows of type chosen+rejected, which are not read here"), "{e}");
+        let e = run("prompt completions labels", &none, &[Preference]).unwrap_err().to_string();
+        assert!(e.contains("rows of type prompt+completions, which are not read here"), "{e}");
         let e = run("a b", &none, &DatasetType::SFT).unwrap_err().to_string();
         assert!(e.contains("`a`, `b`") && e.contains("prompt+completion | ") && e.contains("--text-column"), "{e}");
     }

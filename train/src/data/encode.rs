@@ -136,6 +136,8 @@ pub struct Encoded {
     pub steps: Vec<bool>,
     /// Further answers of the row, with the same of theirs.
     pub more: Vec<(Example, Vec<bool>)>,
+    /// How good each answer is, for answers that are ranked, or empty.
+    pub scores: Vec<f64>,
     /// Tokens before truncation.
     pub full_len: usize,
     /// It begins with two beginning-of-sequence tokens.
@@ -156,6 +158,7 @@ impl Encoded {
             margin: None,
             steps: Vec::new(),
             more: Vec::new(),
+            scores: Vec::new(),
             full_len: 0,
             double_bos: false,
             missing_eos: false,
@@ -243,6 +246,9 @@ impl Encoder {
             }
             TypedRow::Labelled { prompt, completion, label, extras } => {
                 self.labelled(prompt, completion, *label, extras, source)
+            }
+            TypedRow::Ranked { prompt, responses, scores, extras } => {
+                self.ranked(prompt, responses, scores, extras, source)
             }
             TypedRow::Stepwise { prompt, trajectories } => self.stepwise(prompt, trajectories, source),
             _ => self.finish(self.tokens(row, &source)?, source),

@@ -28,12 +28,7 @@ impl Encoder {
             }
         }
         let mut sides = [self.side(prompt, chosen, extras, &source)?, self.side(prompt, rejected, extras, &source)?];
-        let n_prompt = sides.iter().filter_map(|s| s.n_prompt).min().unwrap_or(0);
-        for side in &mut sides {
-            // A token of the prompt that merges with one of the sides belongs to the completion of both.
-            side.mask.iter_mut().enumerate().for_each(|(i, m)| *m = i >= n_prompt);
-            side.n_prompt = Some(n_prompt);
-        }
+        let n_prompt = common_prompt(&mut sides);
         let [chosen, rejected] = sides;
         let equal = |when| DataError::EqualPair { at: source.at(), when };
         if chosen.ids == rejected.ids {
@@ -80,7 +75,13 @@ impl Encoder {
         Ok(Encoded { label: Some(label), ..self.finish(tokens, source)? })
     }
 
-    fn side(&self, prompt: &Content, completion: &Content, extras: &ChatExtras, source: &Source) -> Result<Tokens> {
+    pub(super) fn side(
+        &self,
+        prompt: &Content,
+        completion: &Content,
+        extras: &ChatExtras,
+        source: &Source,
+    ) -> Result<Tokens> {
         match (prompt, completion) {
             (Content::Chat(p), Content::Chat(c)) => self.chat_pair(p, c, extras, source),
             (Content::Text(p), Content::Text(c)) => self.plain_pair(p, c, source),
@@ -95,7 +96,7 @@ impl Encoder {
     }
 
     /// A row dropped, or an error, because its prompt leaves no room.
-    fn full_prompt(&self, prompt: usize, source: &Source) -> Result<Option<Encoded>> {
+    pub(super) fn full_prompt(&self, prompt: usize, source: &Source) -> Result<Option<Encoded>> {
         match self.options().max_length {
             Some(max) if prompt >= max && self.options().truncation_mode == Truncation::KeepStart => {
                 let error = DataError::PromptFills { at: source.at(), prompt, max };
@@ -106,8 +107,19 @@ impl Encoder {
     }
 }
 
+/// Gives all sides the shortest prompt among theirs, which it returns: a token of the prompt that merges with one of the
+/// completions belongs to the completions of all.
+pub(super) fn common_prompt(sides: &mut [Tokens]) -> usize {
+    let n_prompt = sides.iter().filter_map(|s| s.n_prompt).min().unwrap_or(0);
+    for side in sides {
+        side.mask.iter_mut().enumerate().for_each(|(i, m)| *m = i >= n_prompt);
+        side.n_prompt = Some(n_prompt);
+    }
+    n_prompt
+}
+
 /// Whether there is nothing in it but white space; turns that only call tools are something.
-fn is_empty(content: &Content) -> bool {
+pub(super) fn is_empty(content: &Content) -> bool {
     match content {
         Content::Text(text) => text.trim().is_empty(),
         Content::Chat(turns) => turns.iter().all(|t| t.content.trim().is_empty() && t.extra.is_empty()),

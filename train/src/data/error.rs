@@ -317,6 +317,28 @@ pub enum DataError {
         /// Since when, as a clause.
         when: &'static str,
     },
+    /// Two answers of a row that are the same.
+    #[error(
+        "{at}: responses[{first}] and responses[{second}] are equal{when}, so neither is better; remove one, or pass --drop-unsupervised"
+    )]
+    EqualResponses {
+        /// Where.
+        at: At,
+        /// The one.
+        first: usize,
+        /// The other.
+        second: usize,
+        /// Since when, as a clause.
+        when: &'static str,
+    },
+    /// Answers none of which is better than another.
+    #[error(
+        "{at}: all scores are equal, so no response is better than another; remove the row, or pass --drop-unsupervised"
+    )]
+    EqualScores {
+        /// Where.
+        at: At,
+    },
     /// A prompt that leaves no room for its completion.
     #[error(
         "{at}: the prompt has {prompt} tokens, which leaves no room for a completion in max_length {max}; raise max_length, or pass --drop-unsupervised"

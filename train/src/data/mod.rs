@@ -21,6 +21,7 @@ mod pack;
 mod pairs;
 mod permute;
 mod preflight;
+mod ranked;
 mod render;
 mod row;
 mod sampler;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::columns::{Columns, DatasetType};
 use super::error::{At, DataError, Result};
 use super::format::{Row, kind};
-use super::{pairs, steps};
+use super::{pairs, ranked, steps};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +102,17 @@ pub enum TypedRow {
         /// For the template.
         extras: ChatExtras,
     },
+    /// A prompt with several answers, each with a number that says how good it is.
+    Ranked {
+        /// The prompt.
+        prompt: Content,
+        /// The answers, at least two.
+        responses: Vec<Content>,
+        /// A finite number for each.
+        scores: Vec<f64>,
+        /// For the template.
+        extras: ChatExtras,
+    },
     /// A prompt with answers in steps.
     Stepwise {
         /// The prompt.
@@ -169,6 +180,7 @@ pub(crate) fn parse(row: &Row, of: DatasetType, columns: &Columns) -> Result<Typ
         }
         DatasetType::QuestionAnswer => TypedRow::Task(pairs::question_answer(r.text("question")?, r.text("answer")?)),
         DatasetType::Tokenized => r.tokenized()?,
+        DatasetType::Ranked => ranked::ranked(&r)?,
         DatasetType::Stepwise => steps::stepwise(&r)?,
         DatasetType::Prm800k => steps::prm800k(&r)?,
     })
@@ -234,14 +246,18 @@ impl Reader<'_> {
     /// A conversation; `from`/`value` are read as `role`/`content`, with ShareGPT's role names.
     pub(crate) fn messages(&self, canonical: &str) -> Result<Vec<ChatMessage>> {
         let name = self.columns.actual(canonical);
-        let value = self.need(canonical)?;
+        self.turns(name, self.need(canonical)?)
+    }
+
+    /// A conversation at a path.
+    pub(crate) fn turns(&self, path: &str, value: &Value) -> Result<Vec<ChatMessage>> {
         let Value::Array(turns) = value else {
-            return Err(self.wrong(format!("`{name}`"), "an array of messages", value));
+            return Err(self.wrong(format!("`{path}`"), "an array of messages", value));
         };
         if turns.is_empty() {
-            return Err(self.wrong(format!("`{name}`"), "an array of at least one message", value));
+            return Err(self.wrong(format!("`{path}`"), "an array of at least one message", value));
         }
-        turns.iter().enumerate().map(|(i, turn)| self.message(&format!("{name}[{i}]"), turn)).collect()
+        turns.iter().enumerate().map(|(i, turn)| self.message(&format!("{path}[{i}]"), turn)).collect()
     }
 
     fn message(&self, path: &str, turn: &Value) -> Result<ChatMessage> {

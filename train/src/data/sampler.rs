@@ -93,7 +93,7 @@ pub struct Sampler {
 }
 
 /// Pieces of examples that make up a row of a micro-batch: a part of one, several of them, the two sides of
-/// a pair, or the answers of a row in steps.
+/// a pair, or the answers of a row that are ranked or in steps.
 type Unit = Vec<Piece>;
 
 /// The number of an example, the example or one side of it, which of its tokens are meant, and what its row says
@@ -101,11 +101,12 @@ type Unit = Vec<Piece>;
 #[derive(Clone)]
 struct Piece(usize, Arc<Example>, Range<usize>, Said);
 
-/// A label, a margin, or the labels of steps.
+/// A label, a margin, a score, or the labels of steps.
 #[derive(Clone, Default)]
 struct Said {
     label: Option<bool>,
     margin: Option<f64>,
+    score: Option<f64>,
     steps: Option<Arc<[bool]>>,
 }
 
@@ -454,7 +455,14 @@ fn unit(index: usize, encoded: Encoded) -> Option<Unit> {
         let unit: Unit = encoded.answers().into_iter().map(piece).collect();
         return (!unit.is_empty()).then_some(unit);
     }
-    let said = Said { label: encoded.label, margin: encoded.margin, steps: None };
+    if !encoded.scores.is_empty() {
+        let scores = encoded.scores.clone();
+        let piece =
+            |(score, (example, _))| Piece::whole(index, example, Said { score: Some(score), ..Said::default() });
+        let unit: Unit = scores.into_iter().zip(encoded.answers()).map(piece).collect();
+        return (!unit.is_empty()).then_some(unit);
+    }
+    let said = Said { label: encoded.label, margin: encoded.margin, ..Said::default() };
     let mut unit = vec![Piece::whole(index, encoded.example.ok()?, said)];
     unit.extend(encoded.rejected.map(|r| Piece::whole(index, r.example, Said::default())));
     Some(unit)
@@ -472,21 +480,25 @@ fn batch(units: &[Unit], packing: Packing) -> Result<Batch> {
             expected,
         });
     }
-    // Unpacked, a unit is an example: a pair, answers in steps, or a single sequence; a data set may have several kinds.
+    // Unpacked, a unit is an example: a pair, several answers, or a single sequence; a data set may have several kinds.
     let in_steps = units.iter().flatten().any(|piece| piece.3.steps.is_some());
     let unpacked = packing == Packing::None && !in_steps;
     let pairs = unpacked && units.iter().all(|u| u.len() == 2);
     let mut batch = Batch { per_example: if pairs { 2 } else { 1 }, ..Batch::new() };
-    if unpacked && !pairs && units.iter().any(|u| u.len() == 2) {
+    if unpacked && !pairs && units.iter().any(|u| u.len() > 1) {
         batch.sizes = units.iter().map(Vec::len).collect();
     }
     let labelled = pieces().any(|piece| piece.3.label.is_some());
+    let ranked = pieces().any(|piece| piece.3.score.is_some());
     for unit in units {
         for (side, Piece(index, example, range, said)) in unit.iter().enumerate() {
             batch.push(*index, &example.ids[range.clone()], &example.mask[range.clone()]);
             if labelled {
                 // The first side of a pair is the chosen one.
                 batch.labels.push(said.label.unwrap_or(side == 0));
+            }
+            if ranked {
+                batch.scores.push(said.score.unwrap_or(if side == 0 { 1.0 } else { 0.0 }));
             }
             batch.steps.extend(said.steps.iter().flat_map(|steps| steps.iter()));
         }

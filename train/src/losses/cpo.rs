@@ -20,7 +20,8 @@ use crate::config::CpoLossType;
 /// # Source
 /// Xu et al., "Contrastive preference optimization", arXiv 2401.08417, equation 3; Meng, Xia, Chen, "SimPO", arXiv
 /// 2405.14734, equation 6; Gupta et al., "AlphaPO", arXiv 2501.03884, equation 8; Yuan et al., "RRHF", arXiv
-/// 2304.05302, equations 2 to 4 for two answers, its cross-entropy of the better one as a mean over tokens. `hinge` is β
+/// 2304.05302, equations 2 to 4, its cross-entropy of the best answer as a mean over tokens, and of more than two answers
+/// by [`Ranked`](crate::preference::Ranked). `hinge` is β
 /// times the loss of Zhao et al., "SLiC-HF", arXiv 2305.10425, equation 2, with δ = 1/β, λ = `cpo_alpha`/β and the
 /// chosen answer to stay near. Deviation from TRL: p^-α is
 /// e^(-α log p), which long completions do not drive to infinity by way of p = 0.
@@ -41,18 +42,12 @@ pub struct Cpo {
 }
 
 impl Cpo {
-    fn log_p(&self, side: &Side) -> f64 {
-        match self.loss_type {
-            CpoLossType::Ipo | CpoLossType::Simpo | CpoLossType::Rrhf => side.mean(),
-            _ => side.logp,
-        }
+    fn is_by_token(&self) -> bool {
+        matches!(self.loss_type, CpoLossType::Ipo | CpoLossType::Simpo | CpoLossType::Rrhf)
     }
 
     fn r(&self, side: &Side, which: usize) -> Dual {
-        let tokens = match self.loss_type {
-            CpoLossType::Ipo | CpoLossType::Simpo | CpoLossType::Rrhf => side.tokens.max(1.0),
-            _ => 1.0,
-        };
+        let tokens = if self.is_by_token() { side.tokens.max(1.0) } else { 1.0 };
         let log_p = Dual::variable(side.logp, which) / tokens;
         if self.alpha == 0.0 { log_p } else { (-((log_p * -self.alpha).exp()) + 1.0) / self.alpha }
     }
@@ -96,6 +91,6 @@ impl PairLoss for Cpo {
     }
 
     fn shown(&self, side: &Side) -> f64 {
-        self.log_p(side)
+        if self.is_by_token() { side.mean() } else { side.logp }
     }
 }

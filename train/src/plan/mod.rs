@@ -186,8 +186,9 @@ pub fn worst_micro_batch(sampler: &Sampler, lengths: &Lengths, longest: u64, mut
     // Each side of a pair may be that long.
     let has = |kind| sampler.view().data().files().iter().any(|f| f.kind == kind);
     let sides = if has(DatasetType::Preference) { 2 } else { 1 };
-    // A row of answers in steps may have any number of them.
-    let longest_row = sampler.encoder().options().max_length.filter(|_| !has(DatasetType::Prm800k));
+    // A row may have any number of answers.
+    let many = [DatasetType::Prm800k, DatasetType::Ranked].into_iter().any(has);
+    let longest_row = sampler.encoder().options().max_length.filter(|_| !many);
     let limit = longest_row.map_or(u64::MAX, |n| n as u64 * sides);
     let n = options.micro_batch as u64;
     if options.packing != Packing::None {

@@ -5,7 +5,7 @@
 //!       └► token_scores (recorded) ─┴► loss: numbers and slopes ─► TokenScores::backward
 //! ```
 //!
-//! [`Pairs`], [`Unpaired`], [`Rewards`], [`StepRewards`] and [`Mixed`] are the
+//! [`Pairs`], [`Ranked`], [`Unpaired`], [`Rewards`], [`StepRewards`] and [`Mixed`] are the
 //! [`Objective`](crate::trainer::Objective)s that recipes give to the trainer, [`Reference`] is what they compare with.
 
 mod ensemble;
@@ -16,6 +16,7 @@ mod mixed;
 mod objective;
 mod pairs;
 mod precompute;
+mod ranked;
 mod reference;
 mod rewards;
 mod steps;
@@ -28,6 +29,7 @@ pub use members::{Member, MemberLoss, Origins};
 pub use mixed::Mixed;
 pub use pairs::Pairs;
 pub use precompute::{Known, Scoring, precompute};
+pub use ranked::Ranked;
 pub use reference::{Follow, Reference, same_vocabulary};
 pub use rewards::Rewards;
 pub use steps::{Answer, StepJudgement, StepRewards};

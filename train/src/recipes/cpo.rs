@@ -1,30 +1,38 @@
 //! CPO: contrastive preference optimization, without a reference.
 //!
 //! Deviations from TRL's `CPOTrainer`: cross-entropy is a mean over the tokens of the whole optimizer step, not of
-//! each micro-batch; `loss_type: rrhf`, which it has not; prompts and completions are tokenised as for DPO; `loss_type: alphapo` is `planish simpo` with
-//! an `alpha`.
+//! each micro-batch; `loss_type: rrhf`, which it has not, takes rows of several answers with scores as well; prompts and
+//! completions are tokenised as for DPO; `loss_type: alphapo` is `planish simpo` with an `alpha`.
 
 use super::preference;
 use crate::Result;
-use crate::config::{CpoConfig, CpoSettings};
-use crate::data::DatasetType;
+use crate::config::{CpoConfig, CpoLossType, CpoSettings};
+use crate::data::{DatasetType, Sampler};
 use crate::losses::Cpo;
-use crate::preference::{Pairs, Reference};
+use crate::preference::{Pairs, Ranked, Reference};
 use crate::run::{Observer, Outcome};
 use crate::trainer::router;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 
+/// Rows that the loss `rrhf` takes.
+pub const RANKED: &[DatasetType] = &[DatasetType::Preference, DatasetType::Ranked];
+
 /// Runs the recipe.
 ///
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &CpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    preference::run(config, ACCEPTED, observer, |c, ready, _| {
-        let pairs = Pairs::new(Box::new(loss(&c.cpo)), Reference::Free, !c.dropout.disable_dropout);
-        let pairs = pairs.sharing(c.pairs.share_prompts);
-        Ok(Box::new(pairs.balanced(router::terms(&c.router, &ready.model.config)?)))
+    let accepted = if config.cpo.loss_type == CpoLossType::Rrhf { RANKED } else { ACCEPTED };
+    preference::run(config, accepted, observer, |c, ready, _| {
+        let router = router::terms(&c.router, &ready.model.config)?;
+        let (loss, dropout) = (Box::new(loss(&c.cpo)), !c.dropout.disable_dropout);
+        let ranked = |s: &Sampler| s.view().data().files().iter().any(|f| f.kind == DatasetType::Ranked);
+        if ranked(&ready.inputs.sampler) || ready.inputs.held_out.as_deref().is_some_and(ranked) {
+            return Ok(Box::new(Ranked::new(loss, dropout).sharing(c.pairs.share_prompts).balanced(router)));
+        }
+        Ok(Box::new(Pairs::new(loss, Reference::Free, dropout).sharing(c.pairs.share_prompts).balanced(router)))
     })
 }
 

@@ -1,0 +1,219 @@
+//! The objective of several answers with scores.
+
+use std::ops::Range;
+
+use planish_autograd::Tape;
+use planish_nn::decoder::{Model, Routing};
+
+use super::members::completion;
+use super::objective::{Kept, Preference};
+use super::pairs::Totals;
+use super::reference::Reference;
+use super::{Mode, Part, passes, routers};
+use crate::Result;
+use crate::config::OptimSettings;
+use crate::data::Batch;
+use crate::losses::{Pair, PairLoss, RouterTerms, Side, TokenScores, Want, token_scores};
+use crate::trainer::router::{Balance, Routers};
+use crate::trainer::{Sums, packed};
+
+/// Minimises a [`PairLoss`] without a reference over all pairs of a prompt's answers whose scores differ, and
+/// cross-entropy on the best answers:
+///
+/// ```text
+/// L = Σ_rows Σ_{s_i > s_j} ℓ(i, j) / rows + w · Σ_best Σ_tokens -log p / tokens
+/// ```
+///
+/// With ℓ(i, j) = max(0, mean log p(j) - mean log p(i)) this is RRHF. Of two answers it is what
+/// [`Pairs`](super::Pairs) minimises. The best is the first of those with the highest score. All answers of a row go
+/// through the model in one batch.
+///
+/// # Source
+/// Yuan et al., "RRHF", arXiv 2304.05302, equations 2 to 4. Deviation: cross-entropy is a mean over the tokens of a step,
+/// where the paper has a sum.
+pub struct Ranked {
+    loss: Box<dyn PairLoss>,
+    kept: Kept,
+}
+
+impl Ranked {
+    /// An objective. `dropout` is whether there is any while training.
+    ///
+    /// # Panics
+    /// If the loss compares with a reference, couples pairs, or takes in prompts.
+    pub fn new(loss: Box<dyn PairLoss>, dropout: bool) -> Ranked {
+        let fits =
+            !loss.has_reference() && !loss.couples() && !loss.weighs() && loss.nll().is_none_or(|nll| !nll.prompt);
+        assert!(fits, "a loss of two completions alone");
+        Ranked { loss, kept: Kept::new(Reference::Free, dropout) }
+    }
+
+    /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
+    #[must_use]
+    pub fn balanced(mut self, terms: RouterTerms) -> Ranked {
+        self.kept.balance = Balance::new(terms);
+        self
+    }
+
+    /// Lets the answers of a prompt share it ([`Want::beginnings`]).
+    #[must_use]
+    pub fn sharing(mut self, share: bool) -> Ranked {
+        self.kept.share = share;
+        self
+    }
+
+    /// A pass, whose tokens of best answers weigh `nll` each in the loss that is still to be divided by the rows.
+    fn part(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        (part, mode): (&Part, Mode),
+        nll: f64,
+        (totals, routers): (&mut Totals, &mut Option<Routers>),
+    ) -> Result<()> {
+        let batch = &part.batch;
+        let tape = (mode != Mode::HeldOut).then(Tape::new);
+        let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
+        if routers.is_some() {
+            ctx = ctx.with_routing(&routing);
+        }
+        let beginnings = self.kept.share && !self.kept.balance.terms().any();
+        let want = Want { recompute: optim.gradient_checkpointing, beginnings, ..Want::default() };
+        let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
+        let mut slopes = vec![0.0; scores.logprobs.len()];
+        for answers in batch.examples() {
+            let best = best(batch, &answers);
+            for (s, slope) in answers.clone().zip(self.rank(batch, &scores, &answers, &mut totals.sums)) {
+                slopes[scores.of(s)].fill(if s == best { slope - nll } else { slope });
+            }
+            totals.nll -= scores.of(best).map(|i| scores.logprobs[i]).sum::<f64>();
+        }
+        let beside = match routers {
+            Some(routers) => routers.beside(&routing.take(), totals.pairs)?,
+            None => None,
+        };
+        if mode != Mode::HeldOut {
+            scores.backward_beside(&slopes, beside)?;
+        }
+        Ok(())
+    }
+
+    /// The slopes of Σ ℓ of a row by its answers' log-probabilities.
+    fn rank(&self, batch: &Batch, scores: &TokenScores, answers: &Range<usize>, to: &mut Sums) -> Vec<f64> {
+        let side = |s: usize| Side {
+            logp: scores.of(s).map(|i| scores.logprobs[i]).sum(),
+            tokens: scores.of(s).len() as f64,
+            ..Side::default()
+        };
+        let (first, sides) = (answers.start, answers.clone().map(side).collect::<Vec<_>>());
+        let all = || answers.clone().flat_map(|i| answers.clone().map(move |j| (i, j)));
+        let order: Vec<(usize, usize)> =
+            all().filter(|&(i, j)| score(batch, i, first) > score(batch, j, first)).collect();
+        let pairs = order.iter().map(|&(i, j)| Pair { chosen: sides[i - first], rejected: sides[j - first] });
+        let found = self.loss.losses(&pairs.collect::<Vec<_>>());
+        let mut slopes = vec![0.0; sides.len()];
+        let rewards: Vec<f64> = sides.iter().map(|side| self.loss.reward(side)).collect();
+        for (&(i, j), found) in order.iter().zip(&found) {
+            to.loss += found.loss;
+            slopes[i - first] += found.chosen;
+            slopes[j - first] += found.rejected;
+            let right = f64::from(u8::from(rewards[i - first] > rewards[j - first]));
+            to.measure("rewards/accuracies", right, 1.0);
+        }
+        let best = best(batch, answers);
+        let shown: Vec<f64> = sides.iter().map(|side| self.loss.shown(side)).collect();
+        // Of the best answer, and the mean of the others.
+        let apart = |of: &[f64]| {
+            let others = of.iter().enumerate().filter(|(i, _)| first + i != best).map(|(_, x)| x).sum::<f64>();
+            (of[best - first], others / (of.len() - 1).max(1) as f64)
+        };
+        let ((chosen, rejected), (c, r)) = (apart(&rewards), apart(&shown));
+        for (name, value) in [
+            ("rewards/chosen", chosen),
+            ("rewards/rejected", rejected),
+            ("rewards/margins", chosen - rejected),
+            ("logps/chosen", c),
+            ("logps/rejected", r),
+        ] {
+            to.measure(name, value, 1.0);
+        }
+        let tokens = answers.clone().flat_map(|s| scores.of(s));
+        to.measure("entropy", tokens.clone().map(|i| scores.entropy[i]).sum(), tokens.count() as f64);
+        let correct = scores.of(best).filter(|&i| scores.correct[i]).count();
+        to.measure("mean_token_accuracy", correct as f64, scores.of(best).len() as f64);
+        slopes
+    }
+}
+
+/// How good segment `s` is of answers that begin with segment `first`: of a pair the chosen side comes first.
+fn score(batch: &Batch, s: usize, first: usize) -> f64 {
+    batch.scores.get(s).copied().unwrap_or(if s == first { 1.0 } else { 0.0 })
+}
+
+/// The first of those with the highest score.
+fn best(batch: &Batch, answers: &Range<usize>) -> usize {
+    let of = |s: usize| score(batch, s, answers.start);
+    answers.clone().fold(answers.start, |best, s| if of(s) > of(best) { s } else { best })
+}
+
+impl Preference for Ranked {
+    type Totals = Totals;
+
+    fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    fn kept_mut(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    fn run(
+        &self,
+        model: &Model,
+        optim: &OptimSettings,
+        micro_batches: &[Batch],
+        mode: Mode,
+    ) -> Result<(Totals, Option<Routers>)> {
+        let mut totals = Totals::default();
+        for batch in micro_batches {
+            for answers in batch.examples() {
+                totals.pairs += 1.0;
+                totals.nll_tokens += self.loss.nll().map_or(0.0, |_| completion(batch, best(batch, &answers)) as f64);
+            }
+        }
+        let nll = self.loss.nll().map_or(0.0, |n| n.weight * totals.pairs / totals.nll_tokens.max(1.0));
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
+        for part in all.iter().flatten() {
+            self.part(model, optim, (part, mode), nll, (&mut totals, &mut routers))?;
+        }
+        Ok((totals, routers))
+    }
+
+    fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {
+        totals.together(self.loss.nll(), routers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::data::{Example, Source};
+
+    #[test]
+    fn the_best_is_the_first_of_equals() {
+        let source = Source { file: Path::new("made").into(), line: 1, row: 0 };
+        let example = Example { ids: vec![1, 2], mask: vec![false, true], n_prompt: 1, source };
+        let mut batch = Batch::from_examples([0, 0, 0, 1, 1].map(|i| (i, &example)));
+        // Without scores the first.
+        assert_eq!(best(&batch, &(3..5)), 3);
+        (batch.sizes, batch.scores) = (vec![3, 2], vec![0.5, 2.0, 2.0, -1.0, -0.5]);
+        assert_eq!(batch.examples().iter().map(|answers| best(&batch, answers)).collect::<Vec<_>>(), [1, 4]);
+        // A pass keeps them.
+        let parts = batch.split(7);
+        assert_eq!(parts.iter().map(|part| part.scores.len()).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(best(&parts[1], &(0..2)), 1);
+    }
+}
