@@ -2,8 +2,9 @@
 
     python benches/peers/gpu/kernels.py --device cuda --only attention,swiglu
 
-bf16, at the same shapes. With `--compile` only what torch runs several kernels for, by torch.compile; Liger Kernel and
-bitsandbytes are measured where they are installed. `--tiny` takes the shapes of the emulator, to see that everything runs.
+bf16, at the same shapes. With `--compile` only what torch runs several kernels for, by torch.compile. Liger Kernel and
+bitsandbytes are measured where they are installed. `--tiny` takes the shapes of the emulator, to see that all of it
+runs.
 """
 
 import argparse
@@ -25,8 +26,8 @@ class Bench:
     """Items and what they need."""
 
     def __init__(self, args) -> None:
-        self.clock, self.only, self.tiny, self.compile = Clock(args.device, args.tiny), args.only, args.tiny, args.compile
-        self.device = self.clock.device
+        self.clock, self.device = Clock(args.device, args.tiny), torch.device(args.device)
+        self.only, self.tiny, self.compile = args.only, args.tiny, args.compile
 
     def pick(self, card, tiny):
         """The size for a card, or a tiny one."""

@@ -56,9 +56,13 @@ class Run:
                 code = f"killed after {limit:.0f} s"
         if code == 0:
             return True
-        last = errors.read_text(errors="replace").strip().splitlines()[-1:] or [""]
-        self.notes.append(f"{label}: exit {code} after {time.monotonic() - began:.0f} s: {last[0].strip()}")
-        print(f"  {self.notes[-1]}", file=sys.stderr, flush=True)
+        said = errors.read_text(errors="replace").strip().splitlines() or [""]
+        note = f"{label}: exit {code} after {time.monotonic() - began:.0f} s: {said[-1].strip()}"
+        print(f"  {note}", file=sys.stderr, flush=True)
+        if isinstance(code, str):
+            # No JSON came of it; what was measured before stands there in words.
+            note += "".join(f"\n      {line}" for line in ["", *said[-40:]])
+        self.notes.append(note)
         return False
 
     def checks(self) -> None:
@@ -69,14 +73,15 @@ class Run:
             report = json.loads(to.read_text())
         except ValueError:
             return
-        failed = [f"{row['op']} {row['variant']}" for row in report["ops"] if row.get("passed") is False or "failed" in row]
+        wrong = [row for row in report["ops"] if row.get("passed") is False or "failed" in row]
+        failed = [f"{row['op']} {row['variant']}{' bf16' * row['bf16']}" for row in wrong]
         self.notes.append(f"checks: {'all passed' if report['passed'] else 'FAILED: ' + ', '.join(failed)}")
 
     def planish(self, names: str, limit: float) -> None:
         """A group of ours."""
         to = self.out / f"planish-{label(names)}.json"
-        command = [self.args.planish, "doctor", "--device", self.args.device, "--bench", "--bench-only", names, "--json"]
-        self.one(f"planish {names}", command, limit, to)
+        command = [self.args.planish, "doctor", "--device", self.args.device, "--json"]
+        self.one(f"planish {names}", [*command, "--bench", "--bench-only", names], limit, to)
 
     def peer(self, script: str, names: str, limit: float, extra: list) -> None:
         """The same group of the peers'."""

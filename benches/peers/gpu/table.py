@@ -95,13 +95,14 @@ def table(card: dict, rows: dict, of_peers: dict) -> str:
         memory = card["memory_bytes"] / 1e9
         out.append(
             f"planish on {card['name']}: sm_{card['compute_capability'].replace('.', '')}, "
-            f"{card['multiprocessors']} multiprocessors, {memory:.1f} GB; driver for CUDA "
-            f"{card['driver_supports_cuda']}, NVRTC {card['nvrtc']}."
+            f"{card['multiprocessors']} multiprocessors, {memory:.1f} GB; driver "
+            f"{card['driver']} for CUDA {card['driver_supports_cuda']}, NVRTC {card['nvrtc']}."
         )
     for row in about:
         version = f"torch {row.get('torch')}, CUDA {row.get('cuda')}"
         same = not card or card["name"] == row["shape"]
-        out.append(f"Peers: {version}, on {row['shape']}." + ("" if same else " **Another card: ratios mean nothing.**"))
+        warning = "" if same else " **Another card: ratios mean nothing.**"
+        out.append(f"Peers: {version}, on {row['shape']}.{warning}")
     if card.get("emulated"):
         out.append("**Emulated: no time of planish means anything.**")
     out += ["", "| benchmark | planish | rate | share | memory | peer | time | memory | ratio | note |"]

@@ -25,10 +25,12 @@ pub(crate) struct Facts {
     pub(crate) multiprocessors: u32,
     /// Memory, bytes.
     pub(crate) memory_bytes: u64,
-    /// Of that free, bytes.
+    /// Of that free in the beginning, bytes.
     pub(crate) free_bytes: u64,
     /// Second-level cache, bytes.
     pub(crate) l2_bytes: u64,
+    /// The driver's own version, such as 570.86.10, where the system tells it.
+    pub(crate) driver: Option<String>,
     /// The newest CUDA version that the driver supports.
     pub(crate) driver_supports_cuda: Option<String>,
     /// The compiler of kernels.
@@ -39,10 +41,11 @@ pub(crate) struct Facts {
     pub(crate) product_tflops: Option<f64>,
 }
 
+/// What a device says of itself; its limits are measured later.
 pub(super) fn facts(ground: &Ground<'_>) -> Result<Facts> {
     let (properties, report) = (ground.gpu.driver().properties(), planish_cuda::probe());
     let (major, minor) = properties.compute_capability;
-    let driver = match report.driver {
+    let supports = match report.driver {
         Driver::Works { cuda_version: (major, minor), .. } if !ground.emulated => Some(format!("{major}.{minor}")),
         _ => None,
     };
@@ -54,11 +57,23 @@ pub(super) fn facts(ground: &Ground<'_>) -> Result<Facts> {
         memory_bytes: properties.memory_bytes,
         free_bytes: ground.gpu.driver().free_memory()?,
         l2_bytes: properties.l2_bytes,
-        driver_supports_cuda: driver,
+        driver: if ground.emulated { None } else { driver_version() },
+        driver_supports_cuda: supports,
         nvrtc: report.nvrtc.map(|found| format!("{}.{}", found.version.0, found.version.1)),
-        copy_gb_per_second: ground.copy_gb_per_second,
-        product_tflops: ground.product_tflops,
+        copy_gb_per_second: None,
+        product_tflops: None,
     })
+}
+
+/// As Linux has it.
+fn driver_version() -> Option<String> {
+    version_in(&std::fs::read_to_string("/proc/driver/nvidia/version").ok()?)
+}
+
+/// The first word of numbers with two points or one: `… Kernel Module  570.86.10  Release Build …`.
+fn version_in(text: &str) -> Option<String> {
+    let is_version = |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
+    text.split_whitespace().find(is_version).map(str::to_owned)
 }
 
 /// Lets what follows be compared with the limits.
@@ -122,4 +137,15 @@ fn latency(
         Ok::<_, Trouble>(Figures::new(timing, Unit::Launches, rate))
     };
     Entry { name: name.into(), shape: shape.into(), run: Box::new(run) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_drivers_version_is_found_in_its_file() {
+        let text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (dvs-builder@U16)\n\
+            GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)";
+        assert_eq!(super::version_in(text).as_deref(), Some("570.86.10"));
+        assert_eq!(super::version_in("NVRM version: x86_64"), None);
+    }
 }

@@ -236,9 +236,11 @@ pub(crate) fn run(
 ) -> anyhow::Result<Report> {
     let emulated = emulated(device);
     let entries = chosen(emulated, only)?;
-    let report = device.with_gpu(|gpu| {
+    Ok(device.with_gpu(|gpu| {
         let block = if emulated { 1 << 16 } else { (1 << 20) - 3 };
         let mut ground = Ground { device, gpu, emulated, block, copy_gb_per_second: None, product_tflops: None };
+        // Asked while the device answers.
+        let facts = card::facts(&ground)?;
         let mut rows = Vec::new();
         for entry in card::entries(emulated) {
             let row = one(&ground, entry, begun, done);
@@ -246,9 +248,9 @@ pub(crate) fn run(
             rows.push(row);
         }
         rows.extend(entries.into_iter().map(|entry| one(&ground, entry, begun, done)));
-        Ok::<_, anyhow::Error>(Report { card: card::facts(&ground)?, rows })
-    })?;
-    report
+        let Ground { copy_gb_per_second, product_tflops, .. } = ground;
+        Ok::<_, planish_cuda::Error>(Report { card: Facts { copy_gb_per_second, product_tflops, ..facts }, rows })
+    })??)
 }
 
 /// Runs one, whatever becomes of it.
