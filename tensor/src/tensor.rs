@@ -85,7 +85,10 @@ impl Tensor {
     /// The same for writing; `None` too if another tensor shares it.
     pub(crate) fn memory_mut(&mut self) -> Option<&mut Memory> {
         match Arc::get_mut(&mut self.storage) {
-            Some(Storage::Device(memory)) => Some(memory),
+            Some(Storage::Device(memory)) => {
+                memory.forget_rounded();
+                Some(memory)
+            }
             _ => None,
         }
     }

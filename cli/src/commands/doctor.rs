@@ -16,7 +16,7 @@ use planish_train::models;
 use serde_json::{Value as Json, json};
 
 use super::json_flag;
-use crate::doctor::{Checked, Outcome, Speed, Timed, check, time};
+use crate::doctor::{Checked, Outcome, Speed, Timed, bench, check, time};
 use crate::failure::{DONE, FAILED, UsageError};
 use crate::machine::{Facts, facts};
 use crate::model_args;
@@ -39,7 +39,18 @@ pub(crate) fn command() -> Command {
             ),
         )
         .arg(model_args::device().help("Where to check the ops: cpu, cuda, cuda:N, emulator or auto"))
-        .arg(switch("bench").help("Time every op at SmolLM2-135M's shapes, on one thread and on all"))
+        .arg(switch("bench").help(
+            "Time every op at SmolLM2-135M's shapes, on one thread and on all; on a device kernels, training steps and decoding",
+        ))
+        .arg(
+            Arg::new("bench-only")
+                .long("bench-only")
+                .value_name("NAMES")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .requires("bench")
+                .help("Time only what has a name that begins so (attention, step/8b, …), and check nothing"),
+        )
         .arg(
             switch("certify")
                 .help("Measure how far a step's gradient and log-probabilities depend on how they are computed"),
@@ -80,13 +91,28 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
     let choice = matches.get_one::<DeviceChoice>("device").copied().expect("has a default");
-    let mut demands = Demands::none();
-    for flag in ["bench", "certify"] {
-        if matches.get_flag(flag) {
-            demands = demands.lacks(format!("--{flag}, which is about this processor,"));
-        }
-    }
+    let demands = match matches.get_flag("certify") {
+        true => Demands::none().lacks("--certify, which is about this processor,"),
+        false => Demands::none(),
+    };
     let device = device::choose(choice, &demands)?;
+    let only: Vec<String> = matches.get_many("bench-only").into_iter().flatten().cloned().collect();
+    if !only.is_empty() && device.is_cpu() {
+        let sentence = "--bench-only chooses among the benchmarks of a device: give one with --device".into();
+        return Err(UsageError::Arguments { sentence }.into());
+    }
+    if !device.is_cpu()
+        && let Err(refusal) = bench::check(device, &only)
+    {
+        return Err(UsageError::Arguments { sentence: refusal.to_string() }.into());
+    }
+    if !only.is_empty() {
+        let report = bench_device(device, &only, as_json)?;
+        if as_json {
+            output::json(&json!({ "version": env!("CARGO_PKG_VERSION"), "passed": report.passed(), "bench": report }))?;
+        }
+        return Ok(if report.passed() { DONE } else { FAILED });
+    }
     // What is wrong with the model is said before a minute of measuring.
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
     let opened = match matches.get_flag("certify") {
@@ -102,8 +128,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if !as_json {
         print_checks(device, &checks)?;
     }
-    let mut speeds = Vec::new();
-    if matches.get_flag("bench") {
+    let (mut speeds, mut measured) = (Vec::new(), None);
+    if matches.get_flag("bench") && !device.is_cpu() {
+        measured = Some(bench_device(device, &[], as_json)?);
+    } else if matches.get_flag("bench") {
         speeds = time(&ceilings, &mut |op| tracing::debug!("timing {op}"))?;
         if !as_json {
             print_speeds(&speeds)?;
@@ -118,7 +146,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         }
         certificate = Some(found);
     }
-    let passed = checks.iter().all(Checked::passed) && certificate.as_ref().is_none_or(Certificate::passed);
+    let right = checks.iter().all(Checked::passed) && certificate.as_ref().is_none_or(Certificate::passed);
+    let passed = right && measured.as_ref().is_none_or(bench::Report::passed);
     if as_json {
         output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -129,13 +158,14 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
             "passed": passed,
             "ops": checks,
             "speeds": speeds,
+            "bench": measured,
             "certificate": certificate,
         }))?;
     } else {
-        line(if passed {
-            "\nAll checks passed."
-        } else {
-            "\nA check FAILED: results on this machine are not to be trusted."
+        line(match (right, passed) {
+            (_, true) => "\nAll checks passed.",
+            (true, false) => "\nAll checks passed, but a benchmark FAILED.",
+            (false, _) => "\nA check FAILED: results on this machine are not to be trusted.",
         })?;
     }
     Ok(if passed { DONE } else { FAILED })
@@ -203,6 +233,28 @@ fn print_checks(device: Device, checks: &[Checked]) -> io::Result<()> {
         }
     }
     line("error: largest difference from f64, over the largest magnitude; 0 demands the same bits")
+}
+
+/// Runs the benchmarks of a device. Each has its line as soon as it is done, on stdout or, with `as_json`, on stderr: the
+/// rest may take minutes, or never come.
+fn bench_device(device: Device, only: &[String], as_json: bool) -> anyhow::Result<bench::Report> {
+    let say = |text: &str| -> io::Result<()> {
+        use io::Write;
+        match as_json {
+            true => write!(io::stderr(), "{text}").and_then(|()| io::stderr().flush()),
+            false => write!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()),
+        }
+    };
+    say(&format!("\n{}\n", bench::head()))?;
+    // A reader that has gone is no reason to measure nothing.
+    let mut begun = |name: &str| drop(say(&format!("{name:<30}")));
+    let mut done = |row: &bench::Row| drop(say(&format!("{}\n", bench::row(row))));
+    let report = bench::run(device, only, &mut begun, &mut done)?;
+    say(&format!("{}\n", report.card.sentence()))?;
+    if report.card.emulated {
+        say("Times of the emulator mean nothing: this shows that everything runs.\n")?;
+    }
+    Ok(report)
 }
 
 /// A line for each case: its rates and their shares of the ceiling.

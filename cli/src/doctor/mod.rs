@@ -4,6 +4,7 @@
 //! doctor` and of its tests.
 
 mod adapted;
+pub(crate) mod bench;
 mod case;
 mod dense;
 mod moves;

@@ -1,6 +1,6 @@
 //! Tensors in a device's memory: made, copied, moved.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use planish_cuda::DType as Type;
 use planish_cuda::driver::DevicePtr;
@@ -16,11 +16,22 @@ use crate::{DType, Element, Error, Result, Shape, Tensor};
 pub(crate) struct Memory {
     on: Arc<Context>,
     buffer: DeviceBuffer,
+    /// The same numbers in another type, as [`Tensor::rounded`] made them; none after a write.
+    rounded: Mutex<Option<Tensor>>,
 }
 
 impl Memory {
+    fn new(on: Arc<Context>, buffer: DeviceBuffer) -> Memory {
+        Memory { on, buffer, rounded: Mutex::new(None) }
+    }
+
     pub(crate) fn on(&self) -> &Arc<Context> {
         &self.on
+    }
+
+    /// Whoever may write makes what was rounded before worthless.
+    pub(crate) fn forget_rounded(&mut self) {
+        *self.rounded.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -51,7 +62,7 @@ impl Context {
         let bytes = shape.bytes(dtype)?;
         type_of(what, dtype)?;
         let buffer = self.gpu().pool().alloc(what, bytes, self.queue().stream)?;
-        Ok(Tensor::over(Storage::Device(Memory { on: self.clone(), buffer }), shape, dtype))
+        Ok(Tensor::over(Storage::Device(Memory::new(self.clone(), buffer)), shape, dtype))
     }
 
     /// Zeros.
@@ -140,6 +151,25 @@ impl Tensor {
             memory.on.downloaded(bytes.len());
         }
         Ok(Tensor::over(Storage::Owned(host), dense.shape().clone(), dense.dtype()))
+    }
+
+    /// The same numbers in another float type, without gaps: for a weight on a device, which is read many times before it
+    /// is written. The result is kept with the weight until then; that of a part of one is not.
+    pub(crate) fn rounded(&self, dtype: DType) -> Result<Tensor> {
+        if self.dtype() == dtype {
+            return self.contiguous();
+        }
+        let bytes = self.numel() * self.dtype().size();
+        let Some(memory) = self.memory().filter(|m| self.is_contiguous() && bytes == m.buffer.bytes()) else {
+            return self.contiguous()?.to_dtype(dtype);
+        };
+        let mut kept = memory.rounded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = kept.as_ref().filter(|found| found.dtype() == dtype) {
+            return found.reshape(self.shape());
+        }
+        let made = self.to_dtype(dtype)?;
+        *kept = Some(made.clone());
+        Ok(made)
     }
 
     /// The elements of a contiguous tensor on a device.

@@ -127,6 +127,18 @@ impl Device {
         if self.is_cpu() { Ok(Transfers::default()) } else { Ok(context::get(self)?.transfers()) }
     }
 
+    /// Gives `f` what is beneath tensors: driver, memory and compiled kernels. For what launches kernels itself, such as a
+    /// benchmark of them.
+    ///
+    /// # Errors
+    /// [`Error::OnlyOnDevice`] for the processor; as [`Device::open`].
+    pub fn with_gpu<T>(self, f: impl FnOnce(&planish_cuda::Device) -> T) -> Result<T> {
+        match self {
+            Device::Cpu => Err(Error::OnlyOnDevice { op: "with_gpu" }),
+            _ => Ok(f(context::get(self)?.gpu())),
+        }
+    }
+
     /// Waits until all work of the device is done.
     ///
     /// # Errors

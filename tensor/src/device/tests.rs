@@ -9,8 +9,13 @@ use crate::ops::{attention, cayley, concat, elementwise, linear, view};
 use crate::{DType, bf16};
 
 /// Emulator `number`, with the tests' cache of kernels; `None`, said on stderr, without NVRTC.
-#[allow(clippy::print_stderr)]
 fn emulator(number: u32, change: impl FnOnce(Emulator) -> Emulator) -> Option<Device> {
+    watched(number, change).map(|(device, _)| device)
+}
+
+/// The same with what is beneath it.
+#[allow(clippy::print_stderr)]
+fn watched(number: u32, change: impl FnOnce(Emulator) -> Emulator) -> Option<(Device, Arc<Emulator>)> {
     let cache = KernelCache::new(Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tmp/kernels")));
     if let Err(error) = cache.compiler() {
         let required = std::env::var("PLANISH_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
@@ -19,8 +24,8 @@ fn emulator(number: u32, change: impl FnOnce(Emulator) -> Emulator) -> Option<De
         return None;
     }
     let driver = Arc::new(change(Emulator::new((9, 0)).unwrap()));
-    Device::Emulator(number).install(planish_cuda::Device::new(driver, Arc::new(cache))).unwrap();
-    Some(Device::Emulator(number))
+    Device::Emulator(number).install(planish_cuda::Device::new(driver.clone(), Arc::new(cache))).unwrap();
+    Some((Device::Emulator(number), driver))
 }
 
 fn numbers(dims: &[usize]) -> Tensor {
@@ -186,4 +191,30 @@ fn tables_are_kept_and_copies_counted() {
     assert!(memory.in_use > 0 && memory.free < memory.total && memory.peak >= memory.in_use);
     assert_eq!(Device::Cpu.memory().unwrap(), None);
     assert!(device.name().unwrap().contains("emulator"));
+}
+
+/// A weight in f32 that products of bf16 take is rounded once, and again after it was written.
+#[test]
+fn weights_are_rounded_once_for_each_version() {
+    let Some((device, driver)) = watched(5, Emulator::with_reports) else { return };
+    let casts = || driver.take_reports().iter().filter(|report| report.kernel == "cast").count();
+    let half = |t: &Tensor| t.to_dtype(DType::BF16).unwrap();
+    let x = half(&numbers(&[8, 16])).to_device(device).unwrap();
+    let mut weight = elementwise::scale(&numbers(&[24, 16]), 0.013).unwrap().to_device(device).unwrap();
+    let values = |weight: &Tensor| back(&linear::forward(&x, weight, None).unwrap().to_dtype(DType::F32).unwrap());
+    // The weight, and here the result.
+    let (first, one) = (values(&weight), casts());
+    let (again, two) = (values(&weight.clone()), casts());
+    assert_eq!((one, two), (2, 1));
+    assert_eq!(first, again);
+    assert_eq!(first, values(&half(&weight)));
+    casts();
+    // A part of it has bits of its own to take.
+    assert_eq!(values(&weight.narrow(0, 8, 8).unwrap())[..8], first[8..16]);
+    assert_eq!(casts(), 2);
+    weight.write(0, 0, &numbers(&[24, 16]).to_device(device).unwrap()).unwrap();
+    let fresh = numbers(&[24, 16]).to_device(device).unwrap();
+    let (got, want) = (values(&weight), values(&fresh));
+    assert_eq!(casts(), 4);
+    assert!(got == want && got != first);
 }

@@ -185,3 +185,27 @@ fn what_devices_do_not_do_is_refused_by_name() {
         refuse("sft", &["--device", "cuda"], "--device cuda:0 cannot be used: ");
     }
 }
+
+/// The benchmark of a device: what is asked for by name, on stderr line by line, and as JSON.
+#[test]
+fn doctor_measures_what_is_asked_for() {
+    refused(&["doctor", "--bench-only", "swiglu"], "--bench");
+    refused(&["doctor", "--bench", "--bench-only", "swiglu"], "--device");
+    if !has_nvrtc() {
+        return;
+    }
+    let doctor = ["doctor", "--device", "emulator", "--bench", "--json", "--bench-only"];
+    refused(&[&doctor[..], &["swiglu,swish"]].concat(), "--bench-only swish");
+    let done = planish(&[&doctor[..], &["swiglu/forward,decode"]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    let report: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert!(report["passed"] == true && report["bench"]["card"]["emulated"] == true, "{report}");
+    let rows = report["bench"]["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names[names.len() - 3..], ["swiglu/forward", "decode/tiny/1", "decode/tiny/2"]);
+    for row in rows {
+        assert!(row["state"] == "measured" && row["rate"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(done.stderr.contains(row["name"].as_str().unwrap()), "{}", done.stderr);
+    }
+    assert!(done.stderr.contains("mean nothing"), "{}", done.stderr);
+}

@@ -53,7 +53,7 @@ pub(crate) fn product(
     }
     let kind = computed_in(a.dtype(), b.dtype(), c.dtype());
     let wide = kind == DType::F32;
-    let right = |t: Tensor| if wide { Ok(t) } else { t.to_dtype(kind) };
+    let right = |t: Tensor| if wide { Ok(t) } else { t.rounded(kind) };
     let (a, a_transposed) = dense(a)?;
     let a = a.to_dtype(kind)?;
     // The kernel calls the layout of a weight, (n, k), the plain one.
