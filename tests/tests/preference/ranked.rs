@@ -181,7 +181,7 @@ fn bad_answers_are_refused() {
         let (data, out) = (dir.join("data.jsonl"), dir.join("out"));
         std::fs::write(&data, format!("{good}\n{row}\n")).unwrap();
         let extra = [&[("loss_type", "rrhf")], extra].concat();
-        cpo::run(&settings::<CpoConfig>(&data, &out, &extra), seen)
+        cpo::run(&settings::<CpoConfig>(&data, &out, &extra), seen).map_err(|e| (e.is_usage(), e.to_string()))
     };
     for (row, words) in [
         (row(json!("a"), json!([" b", " c"]), json!([1])), "`scores` must be as long as `responses`, found \"1 of 2"),
@@ -215,9 +215,9 @@ fn bad_answers_are_refused() {
         ),
         (r#"{"prompt": "a", "responses": [" b", " c"]}"#.to_owned(), "\"scores\" is missing"),
     ] {
-        let error = run(&row, &[], &mut Listener::default()).unwrap_err();
-        let text = error.to_string().replace(&dir.to_string_lossy().into_owned(), "DIR");
-        assert!(error.is_usage() && !dir.join("out").exists() && text.lines().count() == 1, "{text}");
+        let (is_usage, text) = run(&row, &[], &mut Listener::default()).unwrap_err();
+        let text = text.replace(&dir.to_string_lossy().into_owned(), "DIR");
+        assert!(is_usage && !dir.join("out").exists() && text.lines().count() == 1, "{text}");
         assert!(text.starts_with("DIR/data.jsonl:2: ") && text.contains(words), "{words}: {text}");
     }
     // Rows that rank nothing can be left out.

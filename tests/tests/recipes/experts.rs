@@ -54,7 +54,7 @@ fn experts_are_pretrained_and_resumed() {
         let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
             pretrain::run(&pretrain_settings(dir, out, extra), &mut Listener::stopping_after(stop)).unwrap()
         };
-        stopped_or_not(name, 5, &run);
+        stopped_or_not(name, 5, run);
         let loss = numbers(&dir.join("whole"), "loss");
         assert!(loss.len() == 9 && loss[8] < loss[0] - 0.5, "{name}: {loss:?}");
         assert_eq!(numbers(&dir.join("whole"), "aux_loss").len(), if balanced { 9 } else { 0 }, "{name}");
@@ -161,7 +161,7 @@ fn preferences_keep_the_routers_balanced() {
         dpo::run(&settings::<DpoConfig>(&flags), &mut Listener::stopping_after(stop)).unwrap()
     };
     let of = |run: &str, key: &str| numbers(&dir.join(run), key);
-    stopped_or_not("dpo", 3, &dpo);
+    stopped_or_not("dpo", 3, dpo);
     // At the reference a pair's loss is log 2.
     let routers = 0.01 * of("whole", "aux_loss")[0] + 0.02 * of("whole", "router_z_loss")[0];
     assert!((of("whole", "loss")[0] - 2f64.ln() - routers).abs() <= 1e-9, "{:?} and {routers}", of("whole", "loss"));

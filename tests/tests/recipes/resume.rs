@@ -115,7 +115,7 @@ fn a_resumed_lora_run_is_the_one_that_never_stopped() {
         flags.extend(extra);
         sft::run(&settings::<SftConfig>(&flags), &mut Listener::stopping_after(stop)).unwrap()
     };
-    let whole = stopped_or_not("lora", 4, &run);
+    let whole = stopped_or_not("lora", 4, run);
     // Recomputing activations and the number of threads change no bit either.
     let plain = result(run("plain", &[("gradient_checkpointing", "false")], u64::MAX));
     assert_eq!(files(&whole), files(&plain), "gradient_checkpointing");
