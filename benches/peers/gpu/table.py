@@ -93,10 +93,11 @@ def table(card: dict, rows: dict, of_peers: dict) -> str:
     out = []
     if card:
         memory = card["memory_bytes"] / 1e9
+        supports = card["driver_supports_cuda"]
+        driver = f"driver {card['driver']} for CUDA {supports}, " if supports else ""
         out.append(
             f"planish on {card['name']}: sm_{card['compute_capability'].replace('.', '')}, "
-            f"{card['multiprocessors']} multiprocessors, {memory:.1f} GB; driver "
-            f"{card['driver']} for CUDA {card['driver_supports_cuda']}, NVRTC {card['nvrtc']}."
+            f"{card['multiprocessors']} multiprocessors, {memory:.1f} GB; {driver}NVRTC {card['nvrtc']}."
         )
     for row in about:
         version = f"torch {row.get('torch')}, CUDA {row.get('cuda')}"
