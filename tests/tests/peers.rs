@@ -243,7 +243,8 @@ fn reward_models_load_in_the_peers() {
         let mut model = open_reward(&result, kind);
         load_adapter(&mut model, &out.join("final")).unwrap();
         expect_rewards(&model, &expected);
-        let flags = [&TOLERANCE[..], &[flag, "--adapter", text(&out.join("final"))]].concat();
+        let adapter = out.join("final");
+        let flags = [&TOLERANCE[..], &[flag, "--adapter", text(&adapter)]].concat();
         check_with("check_model.py", &[&result, &expected], &flags);
     }
 }

@@ -58,7 +58,12 @@ pub(super) struct Own<'a> {
 
 impl Own<'_> {
     pub(super) fn measure(&mut self, name: &str, value: f64) {
-        self.measured.measure(&format!("{}/{name}", self.member.name), value, 1.0);
+        self.measured.measure(&self.named(name), value, 1.0);
+    }
+
+    /// A metric's name among those of all members.
+    pub(super) fn named(&self, name: &str) -> String {
+        format!("{}/{name}", self.member.name)
     }
 
     /// Places of the scores of a segment's completion.

@@ -9,6 +9,7 @@ use super::members::{Member, MemberLoss, Origins, Own, completion, shorter};
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
 use super::unpaired::divergence;
+use super::watch::{Kind, LENGTH_MARGIN, Watch, measure_length};
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -78,7 +79,13 @@ impl Mixed {
         train: Origins,
         held_out: Option<Origins>,
     ) -> Mixed {
-        Mixed { members, kept: Kept::new(reference, dropout), max_length, train, held_out }
+        let watch = |member: &Member| match &member.loss {
+            MemberLoss::Pairs(loss) => Some(Watch::pairs(loss.has_reference()).named(&member.name)),
+            MemberLoss::Labelled(_) => Some(Watch::new(Kind::Labelled).named(&member.name)),
+            MemberLoss::CrossEntropy => None,
+        };
+        let watches = members.iter().filter_map(watch).collect();
+        Mixed { members, kept: Kept::new(reference, dropout, watches), max_length, train, held_out }
     }
 
     /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
@@ -262,6 +269,8 @@ impl Mixed {
                     own.measure("rewards/rejected", r);
                     own.measure("rewards/accuracies", f64::from(u8::from(c > r)));
                     own.measure("rewards/margins", c - r);
+                    let (name, tokens) = (own.named(LENGTH_MARGIN), [pair.chosen.tokens, pair.rejected.tokens]);
+                    measure_length(own.measured, &name, [c, r], tokens);
                 }
             }
         }

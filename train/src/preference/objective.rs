@@ -9,6 +9,7 @@ use planish_nn::decoder::Model;
 
 use super::Mode;
 use super::reference::Reference;
+use super::watch::Watch;
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
@@ -25,12 +26,14 @@ pub(super) struct Kept {
     pub(super) share: bool,
     /// The losses of the model's routers.
     pub(super) balance: Balance,
+    /// What looks at each step's sums.
+    pub(super) watches: Vec<Watch>,
 }
 
 impl Kept {
     /// Nothing is shared, and routers have no losses.
-    pub(super) fn new(reference: Reference, dropout: bool) -> Kept {
-        Kept { reference, dropout, share: false, balance: Balance::default() }
+    pub(super) fn new(reference: Reference, dropout: bool, watches: Vec<Watch>) -> Kept {
+        Kept { reference, dropout, share: false, balance: Balance::default(), watches }
     }
 }
 
@@ -55,11 +58,6 @@ pub(super) trait Preference {
 
     /// The loss, what it is divided by, and what was measured.
     fn together(&self, totals: Self::Totals, routers: Option<&Routers>) -> Sums;
-
-    /// What to say after a step with these sums.
-    fn look(&mut self, _sums: &Sums) -> Vec<String> {
-        Vec::new()
-    }
 }
 
 impl<P: Preference> Objective for P {
@@ -85,8 +83,9 @@ impl<P: Preference> Objective for P {
     }
 
     fn advice(&mut self, sums: &Sums) -> Vec<String> {
-        let said = self.look(sums);
-        said.into_iter().chain(self.kept_mut().balance.advice()).collect()
+        let kept = self.kept_mut();
+        let said: Vec<String> = kept.watches.iter_mut().flat_map(|watch| watch.look(sums)).collect();
+        said.into_iter().chain(kept.balance.advice()).collect()
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use planish_nn::decoder::{Model, Routing};
 
 use super::objective::{Kept, Preference};
 use super::reference::{Compared, Reference};
-use super::watch::Watch;
+use super::watch::{LENGTH_MARGIN, Watch, measure_length};
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -25,7 +25,6 @@ use crate::trainer::{Sums, packed};
 pub struct Pairs {
     loss: Box<dyn PairLoss>,
     kept: Kept,
-    watch: Watch,
 }
 
 /// Sums of the two terms of the loss.
@@ -78,8 +77,8 @@ struct Prepared {
 impl Pairs {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: Box<dyn PairLoss>, reference: Reference, dropout: bool) -> Pairs {
-        let watch = Watch::new(loss.has_reference());
-        Pairs { loss, kept: Kept::new(reference, dropout), watch }
+        let watches = vec![Watch::pairs(loss.has_reference())];
+        Pairs { loss, kept: Kept::new(reference, dropout, watches) }
     }
 
     /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
@@ -219,6 +218,8 @@ impl Pairs {
             ] {
                 to.sums.measure(name, value, 1.0);
             }
+            let tokens = [pair.chosen.tokens, pair.rejected.tokens];
+            measure_length(&mut to.sums, LENGTH_MARGIN, [chosen, rejected], tokens);
             self.loss.extra(pair).into_iter().for_each(|(name, value)| to.sums.measure(name, value, 1.0));
         }
     }
@@ -298,9 +299,5 @@ impl Preference for Pairs {
 
     fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {
         totals.together(self.loss.nll(), routers)
-    }
-
-    fn look(&mut self, sums: &Sums) -> Vec<String> {
-        self.watch.look(sums)
     }
 }

@@ -9,6 +9,7 @@ use super::members::completion;
 use super::objective::{Kept, Preference};
 use super::pairs::Totals;
 use super::reference::Reference;
+use super::watch::{LENGTH_MARGIN, Watch, measure_length};
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -45,7 +46,7 @@ impl Ranked {
         let fits =
             !loss.has_reference() && !loss.couples() && !loss.weighs() && loss.nll().is_none_or(|nll| !nll.prompt);
         assert!(fits, "a loss of two completions alone");
-        Ranked { loss, kept: Kept::new(Reference::Free, dropout) }
+        Ranked { loss, kept: Kept::new(Reference::Free, dropout, vec![Watch::pairs(false)]) }
     }
 
     /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
@@ -119,6 +120,8 @@ impl Ranked {
             slopes[j - first] += found.rejected;
             let right = f64::from(u8::from(rewards[i - first] > rewards[j - first]));
             to.measure("rewards/accuracies", right, 1.0);
+            let of = |values: &dyn Fn(usize) -> f64| [i - first, j - first].map(values);
+            measure_length(to, LENGTH_MARGIN, of(&|k| rewards[k]), of(&|k| sides[k].tokens));
         }
         let best = best(batch, answers);
         let shown: Vec<f64> = sides.iter().map(|side| self.loss.shown(side)).collect();

@@ -6,6 +6,7 @@ use super::head::through_head;
 use super::judged::{Judged, Length};
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
+use super::watch::{Kind, Watch, measure_length};
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -25,7 +26,7 @@ pub struct Rewards {
 impl Rewards {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(loss: BradleyTerry, dropout: bool) -> Rewards {
-        Rewards { loss, kept: Kept::new(Reference::Free, dropout) }
+        Rewards { loss, kept: Kept::new(Reference::Free, dropout, vec![Watch::new(Kind::Reward)]) }
     }
 
     /// Lets the sides of a pair share what they begin with: [`crate::losses::Want::share`] says when.
@@ -78,6 +79,8 @@ impl Preference for Rewards {
                         }
                         sums.measure("confidence", judged.confidence(), 1.0);
                         sums.measure("margin", chosen - rejected, 1.0);
+                        let tokens = [0, 1].map(|s| batch.segment(2 * k + s).len() as f64);
+                        measure_length(&mut sums, "length_margin", [chosen, rejected], tokens);
                         (least, most) = (least.min(chosen).min(rejected), most.max(chosen).max(rejected));
                     }
                     slopes

@@ -22,7 +22,7 @@ pub struct StepRewards {
 impl StepRewards {
     /// An objective. `dropout` is whether there is any while training.
     pub fn new(dropout: bool) -> StepRewards {
-        StepRewards { kept: Kept::new(Reference::Free, dropout) }
+        StepRewards { kept: Kept::new(Reference::Free, dropout, Vec::new()) }
     }
 
     /// Lets neighbouring answers share what they begin with, such as those of one row of PRM800K:

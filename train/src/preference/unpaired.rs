@@ -8,6 +8,7 @@ use planish_nn::decoder::{Model, Routing};
 
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
+use super::watch::{Kind, Watch};
 use super::{Mode, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -33,7 +34,7 @@ impl Unpaired {
     /// An objective. `dropout` is whether there is any while training; mismatched sequences are cut to
     /// `max_length`.
     pub fn new(loss: Kto, reference: Reference, dropout: bool, max_length: Option<usize>) -> Unpaired {
-        Unpaired { loss, kept: Kept::new(reference, dropout), max_length }
+        Unpaired { loss, kept: Kept::new(reference, dropout, vec![Watch::new(Kind::Labelled)]), max_length }
     }
 
     /// Adds the losses of the model's routers.
