@@ -78,8 +78,9 @@ impl Share {
         let (p, n, z) = (self.accuracy, self.pairs as f64, Z_95);
         let centre = p + z * z / (2.0 * n);
         let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-        // Rounding could leave the range that shares have.
-        [-1.0, 1.0].map(|sign| ((centre + sign * half) / (1.0 + z * z / n)).clamp(0.0, 1.0))
+        let [low, high] = [-1.0, 1.0].map(|sign| (centre + sign * half) / (1.0 + z * z / n));
+        // The accuracy lies between them, and they between 0 and 1, but for rounding.
+        [low.min(p), high.max(p)].map(|end| end.clamp(0.0, 1.0))
     }
 
     fn add(&mut self, right: f64) {
