@@ -279,7 +279,8 @@ fn exports_go_on_alike_in_llama_cpp() {
     let fixed = ["sft", "--model", text(&model), "--dataset", text(&data), "--output-dir", text(&out), "--use-peft"];
     let more = ["--lora-target-modules", "all-linear", "--max-steps", "2", "--learning-rate", "1e-3"];
     run(&[&fixed[..], &more].concat());
-    // Beside quantised weights llama.cpp rounds activations to 8 bits, so that answers may part after some tokens.
+    // Beside quantised weights llama.cpp rounds activations to 8 bits, so that answers may part early: 46% to 75% of
+    // the tokens were the same, where chance gives none.
     let files: [(&str, &[&str], &str); 9] = [
         ("f32", &[], "1"),
         ("f16", &[], "1"),
@@ -297,8 +298,12 @@ fn exports_go_on_alike_in_llama_cpp() {
         run(&[&own[..], more].concat());
         let own =
             ["generate", "--model", text(&gguf), "--raw", "--json", "--max-new-tokens", "24", "--min-new-tokens", "24"];
-        let prompts =
-            ["The capital of France is", "Water boils at", "def fibonacci(n):", "Once upon a time, there was a"];
+        let prompts = [
+            "The capital of France is",
+            "Water boils at",
+            "def fibonacci(n):",
+            "Once upon a time, there was a little girl who",
+        ];
         let done = planish(&[&own[..], &prompts.map(|prompt| ["--prompt", prompt]).concat()].concat());
         assert_eq!(done.code, 0, "{quant}: {}", done.stderr);
         std::fs::write(&expected, done.stdout).unwrap();

@@ -171,6 +171,7 @@ mod tests {
             assert!(low <= accuracy && accuracy <= high && low < high, "{found:?}");
             // An end e is a share from which the accuracy is 1.96 of its standard deviations away.
             for e in found {
+                // 1.96² is 1.4e-4 more than z², of a variance.
                 let (away, variance) = (accuracy - e, e * (1.0 - e) / pairs as f64);
                 assert!((away * away - 1.96 * 1.96 * variance).abs() <= 1e-3 * variance + 1e-15, "{found:?}");
             }

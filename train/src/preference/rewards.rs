@@ -65,7 +65,8 @@ impl Preference for Rewards {
                     let mut slopes = Vec::with_capacity(values.len());
                     for (k, (pair, &margin)) in values.chunks_exact(2).zip(&batch.margins).enumerate() {
                         let (chosen, rejected) = (pair[0], pair[1]);
-                        let judged = Judged::new([chosen, rejected], [0, 1].map(|s| batch.segment(2 * k + s).len()));
+                        let tokens = [0, 1].map(|s| batch.segment(2 * k + s).len());
+                        let judged = Judged::new([chosen, rejected], tokens);
                         let found = self.loss.loss(chosen, rejected, margin);
                         slopes.extend([found.chosen, found.rejected]);
                         sums.loss += found.loss;
@@ -79,8 +80,8 @@ impl Preference for Rewards {
                         }
                         sums.measure("confidence", judged.confidence(), 1.0);
                         sums.measure("margin", chosen - rejected, 1.0);
-                        let tokens = [0, 1].map(|s| batch.segment(2 * k + s).len() as f64);
-                        measure_length(&mut sums, "length_margin", [chosen, rejected], tokens);
+                        let lengths = tokens.map(|n| n as f64);
+                        measure_length(&mut sums, "length_margin", [chosen, rejected], lengths);
                         (least, most) = (least.min(chosen).min(rejected), most.max(chosen).max(rejected));
                     }
                     slopes
