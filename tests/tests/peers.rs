@@ -279,7 +279,7 @@ fn exports_go_on_alike_in_llama_cpp() {
     let fixed = ["sft", "--model", text(&model), "--dataset", text(&data), "--output-dir", text(&out), "--use-peft"];
     let more = ["--lora-target-modules", "all-linear", "--max-steps", "2", "--learning-rate", "1e-3"];
     run(&[&fixed[..], &more].concat());
-    // Beside quantised weights llama.cpp rounds activations to 8 bits, so that answers may part early: 46% to 75% of
+    // Beside quantised weights llama.cpp rounds activations to 8 bits, so that answers may part early: 50% to 87% of
     // the tokens were the same, where chance gives none.
     let files: [(&str, &[&str], &str); 9] = [
         ("f32", &[], "1"),
@@ -296,8 +296,7 @@ fn exports_go_on_alike_in_llama_cpp() {
         let (gguf, expected) = (dir.join("model.gguf"), dir.join("expected.json"));
         let own = ["export", "--model", text(&model), "--quant", quant, "--output", text(&gguf), "--overwrite"];
         run(&[&own[..], more].concat());
-        let own =
-            ["generate", "--model", text(&gguf), "--raw", "--json", "--max-new-tokens", "24", "--min-new-tokens", "24"];
+        let own = ["generate", "--model", text(&gguf), "--raw", "--json", "--max-new-tokens", "24"];
         let prompts = [
             "The capital of France is",
             "Water boils at",
