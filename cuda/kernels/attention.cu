@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
     for (u32 e = 0; e < 2; ++e) {
         const u32 r = row0 + warp * 16 + lane / 4 + 8 * e;
         if (r >= rows) continue;
-        finish_row(out, lse, place(r), sums, e, top[e], total[e]);
+        finish_row(out, lse, place(r), sums, e, top[e], total[e], o);
     }
 }
 #endif

@@ -39,13 +39,30 @@ __device__ __forceinline__ Segment segment(
 // Keys first..last that query i sees.
 struct Span {
     u32 first, last;
+    __device__ __forceinline__ bool has(u32 key) const { return first <= key && key < last; }
 };
+
+// Whether all rows of the warp, each lane's two, see all keys of the tile from key `first` on.
+__device__ __forceinline__ bool all_seen(const Span (&spans)[2], u32 first) {
+    const Span a = spans[0], b = spans[1];
+    const bool seen = max(a.first, b.first) <= first && first + TILE <= min(a.last, b.last);
+    return __all_sync(ALL_LANES, seen);
+}
 
 __device__ __forceinline__ Span visible(const Segment& s, const Options& o, u32 i) {
     const u32 behind = s.keys - min(s.keys, s.queries), next = i + behind + 1;
     const u32 last = o.causal ? min(next, s.keys) : s.keys;
     const u32 first = o.window && next > o.window ? next - o.window : 0;
     return {min(first, last), last};
+}
+
+const f32 LOG2_E = 1.4426950408889634f;
+
+// 2^x as the hardware makes it, to 2 ulp. What is below the least normal number becomes 0.
+__device__ __forceinline__ f32 exp2_fast(f32 x) {
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 __device__ __forceinline__ f32 capped(f32 s, const Options& o) {

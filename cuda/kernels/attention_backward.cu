@@ -96,7 +96,6 @@ extern "C" __global__ void attention_dkv_naive(
 
 #ifdef QB
 const u32 THREADS = 128;
-const f32 LOG2_E = 1.4426950408889634f;
 
 // Rows (query, head of the group) of one key/value head, to shared memory; zeros beyond the last.
 struct Rows {

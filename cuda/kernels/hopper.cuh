@@ -60,6 +60,15 @@ __device__ __forceinline__ void load_box(u32 to, const TensorMap* map, u32 barri
         : "memory");
 }
 
+// Rows of 64-row boxes from `row` on become zeros, by a warp: what a box brought from behind the end of what it was asked
+// for. The boxes must have come; fence_asynchronous() lets products see it.
+template <u32 COUNT> __device__ __forceinline__ void clear_rows(u32 boxes, u32 row) {
+#pragma unroll
+    for (u32 b = 0; b < COUNT; ++b)
+        for (u32 i = row * 8 + threadIdx.x % 32; i < 512; i += 32)
+            asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(boxes + b * BOX + 16 * i), "r"(0) : "memory");
+}
+
 // Registers of the warps of a group: fewer for those that only ask for copies, more for those that multiply. Each warp of
 // the group runs it once.
 template <u32 N> __device__ __forceinline__ void release_registers() {

@@ -3,7 +3,10 @@
 #include "attention.cuh"
 #include "mma.cuh"
 
-const f32 LOG2_E = 1.4426950408889634f;
+// Scores are kept as the products give them where the scale alone stands between: a running maximum of the raw ones serves
+// as well, and scale and ln 2 become one factor of the exponent. With a soft-cap (or a scale that turns the order round)
+// they are capped first.
+__device__ __forceinline__ bool raw(const Options& o) { return o.softcap == 0.0f && o.scale > 0.0f; }
 
 // Scores of TILE keys from key `first` on, in the layout of tensor cores: a lane has two rows (e / 2), and of each the
 // keys 8 j + lane % 4 * 2 and the next. They become probabilities in place, relative to the largest score so far: `top`.
@@ -12,16 +15,23 @@ __device__ __forceinline__ void take_scores(
     f32 (&scores)[TILE / 8][4], f32 (&top)[2], f32 (&total)[2], f32 (&shrink)[2], const Span (&spans)[2], u32 first,
     const Options& o) {
     const u32 lane = threadIdx.x % 32;
+    if (!raw(o))
+#pragma unroll
+        for (u32 j = 0; j < TILE / 8; ++j)
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) scores[j][e] = capped(scores[j][e], o);
+    if (!all_seen(spans, first))
+#pragma unroll
+        for (u32 j = 0; j < TILE / 8; ++j)
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e)
+                if (!spans[e / 2].has(first + 8 * j + lane % 4 * 2 + e % 2)) scores[j][e] = -INFINITY_F32;
+    const f32 factor = raw(o) ? LOG2_E * o.scale : LOG2_E;
     f32 next[2] = {top[0], top[1]};
 #pragma unroll
     for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
-        for (u32 e = 0; e < 4; ++e) {
-            const u32 key = first + 8 * j + lane % 4 * 2 + e % 2;
-            const Span span = spans[e / 2];
-            scores[j][e] = span.first <= key && key < span.last ? capped(scores[j][e], o) : -INFINITY_F32;
-            next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
-        }
+        for (u32 e = 0; e < 4; ++e) next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
     f32 base[2], sum[2] = {};
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
@@ -29,14 +39,15 @@ __device__ __forceinline__ void take_scores(
         next[e] = fmaxf(next[e], __shfl_xor_sync(ALL_LANES, next[e], 2));
         // Nothing seen so far: any finite number does, every p is 0.
         base[e] = next[e] == -INFINITY_F32 ? 0.0f : next[e];
-        shrink[e] = exp2f((top[e] - base[e]) * LOG2_E);
+        shrink[e] = exp2_fast((top[e] - base[e]) * factor);
+        base[e] *= factor;
         top[e] = next[e];
     }
 #pragma unroll
     for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) {
-            scores[j][e] = exp2f((scores[j][e] - base[e / 2]) * LOG2_E);
+            scores[j][e] = exp2_fast(fmaf(scores[j][e], factor, -base[e / 2]));
             sum[e / 2] += scores[j][e];
         }
 #pragma unroll
@@ -57,11 +68,11 @@ __device__ __forceinline__ void rounded(u32 (&p)[4], const f32 (&scores)[TILE / 
 
 // A lane's share of a row of the result, divided by the sum of its probabilities, and the row's log-sum-exp.
 __device__ __forceinline__ void finish_row(
-    T* out, f32* lse, u64 at, const f32 (&sums)[D / 8][4], u32 e, f32 top, f32 total) {
+    T* out, f32* lse, u64 at, const f32 (&sums)[D / 8][4], u32 e, f32 top, f32 total, const Options& o) {
     const u32 lane = threadIdx.x % 32;
     const f32 inverse = total > 0.0f ? 1.0f / total : 0.0f;
 #pragma unroll
     for (u32 d = 0; d < D / 8; ++d)
         *(u32*)(out + at * D + 8 * d + lane % 4 * 2) = pair<T>(sums[d][2 * e] * inverse, sums[d][2 * e + 1] * inverse);
-    if (lane % 4 == 0) lse[at] = total > 0.0f ? top + logf(total) : -INFINITY_F32;
+    if (lane % 4 == 0) lse[at] = total > 0.0f ? top * (raw(o) ? o.scale : 1.0f) + logf(total) : -INFINITY_F32;
 }

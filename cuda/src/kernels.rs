@@ -196,6 +196,13 @@ kernels! {
         &[("T", "bf16"), ("D", "64"), ("QB", "64")], &[("T", "bf16"), ("D", "128"), ("QB", "32")],
         &[("T", "f16"), ("D", "64"), ("QB", "64")], &[("T", "f32"), ("D", "64")],
     ];
+    ATTENTION_BACKWARD_HOPPER = "attention_backward_hopper", &[
+        &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "1")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1")],
+        &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2")],
+    ], only Arch::specific(9, 0);
     LM_HEAD = "lm_head", T;
     SAMPLING = "sampling", &[&[]];
 }

@@ -148,7 +148,7 @@ fn kinds_of_attention_on_tensor_cores() {
         check(queue, DType::BF16, &Attention { window: Some(20), ..base }, &[(75, 140), (3, 3)]);
         check(queue, DType::BF16, &Attention { causal: false, ..base }, &[(40, 66), (5, 2)]);
         check(queue, DType::F16, &Attention { softcap: Some(2.0), ..base }, &[(33, 33)]);
-        check(queue, DType::BF16, &causal(2, 1, 128), &[(40, 70), (0, 0), (9, 9)]);
+        check(queue, DType::BF16, &causal(4, 2, 128), &[(70, 150), (0, 0), (9, 9)]);
         check(queue, DType::F32, &Attention { window: Some(3), ..causal(2, 2, 64) }, &[(7, 9)]);
     }
 }

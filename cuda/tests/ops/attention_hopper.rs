@@ -78,7 +78,7 @@ fn what_is_in_the_next_segment_changes_nothing() {
 fn a_missing_fence_is_seen() {
     let Some(device) = device_of((9, 0)) else { return };
     let (queue, t) = (device.queue(), DType::BF16);
-    let fence = "fence_asynchronous();\n                    __syncwarp();";
+    let fence = "fence_asynchronous();\n                __syncwarp();";
     assert!(ATTENTION_HOPPER.text.contains(fence));
     let text = ATTENTION_HOPPER.text.replace(fence, "__syncwarp();").leak();
     let kernel = Kernel { text, name: "attention_without_fence", ..ATTENTION_HOPPER };
@@ -98,7 +98,7 @@ fn a_missing_fence_is_seen() {
     args.extend([&cu, &start, &keys].map(|x| Arg::Ptr(x.as_ref().unwrap().ptr())));
     args.extend([Arg::U64(0), Arg::Bytes(&options)]);
     let of = defines(&[("T", "bf16"), ("D", "64"), ("GROUPS", "1")]);
-    let shape = Shape::line(1, 256).shared(2 * 2 * 8192 + 32);
+    let shape = Shape::line(1, 256).shared(3 * (2 * 8192 + 16) + 8);
     let run = |kernel| queue.launch(kernel, "attention_hopper", &of, shape, &args);
     run(&ATTENTION_HOPPER).unwrap();
     let seen = run(&kernel).unwrap_err().to_string();

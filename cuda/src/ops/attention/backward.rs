@@ -1,6 +1,6 @@
 //! Backward pass.
 
-use super::{Attention, OP, Segments, TILE};
+use super::{Attention, OP, Segments, TILE, hopper};
 use crate::driver::Arg;
 use crate::kernels::ATTENTION_BACKWARD;
 use crate::memory::{Slice, SliceMut};
@@ -47,6 +47,9 @@ pub fn backward(
     let args = [delta.arg(), dout.arg(), out.arg(), Arg::U64(rows as u64)];
     launch("attention_delta", Shape::line(rows.div_ceil(8), 256), &args)?;
 
+    if tensor_cores && hopper::is_for(queue, of) {
+        return hopper::backward(queue, [&dq, &dk, &dv], dout, [q, k, v], [lse, delta], of, attention);
+    }
     let options = attention.bytes(0)?;
     let [cu_q, k_start, k_len, _] = of.args();
     let shared = [dout, q, k, v, lse, delta].map(|slice| slice.arg());

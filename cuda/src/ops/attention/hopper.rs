@@ -1,15 +1,15 @@
-//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu`.
+//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu` and `attention_backward_hopper.cu`.
 
 use super::{Attention, Segments, TILE};
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
-use crate::kernels::ATTENTION_HOPPER;
+use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_HOPPER};
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
 use crate::ops::with;
 use crate::{Queue, Result, Shape};
 
 /// Tiles in the ring, as in the kernel.
-const STAGES: usize = 2;
+const STAGES: usize = 3;
 
 /// Whether attention on tensor cores goes to this kernel on the queue's device. On Hopper all of it does, in training and
 /// in decoding: `mma.sync` may add the 16 products of a step otherwise.
@@ -18,9 +18,9 @@ pub(super) fn is_for(queue: Queue<'_>, of: &Segments) -> bool {
     queue.device.arch() == Arch::specific(9, 0) && of.key_rows() > 0
 }
 
-/// Boxes of a tile's rows, one head and 64 of its dimensions.
-fn map(queue: Queue<'_>, x: Slice<'_>, attention: &Attention) -> Result<[u8; TENSOR_MAP_BYTES]> {
-    let (heads, size, bytes) = (attention.kv_heads, attention.size, x.dtype().size());
+/// Boxes of a tile's rows, one of `heads` and 64 of its dimensions.
+fn map(queue: Queue<'_>, x: Slice<'_>, heads: usize, size: usize) -> Result<[u8; TENSOR_MAP_BYTES]> {
+    let bytes = x.dtype().size();
     queue.device.driver().tensor_map(&TensorMap {
         base: x.ptr(),
         dtype: x.dtype(),
@@ -43,15 +43,51 @@ pub(super) fn forward(
 ) -> Result<()> {
     let options = attention.bytes(of.max_pages())?;
     let [cu_q, k_start, k_len, pages] = of.args();
-    let (map_k, map_v) = (map(queue, k, attention)?, map(queue, v, attention)?);
+    let map = |x| map(queue, x, attention.kv_heads, attention.size);
+    let (map_k, map_v) = (map(k)?, map(v)?);
     let (maps, options) = ([Arg::Bytes(&map_k), Arg::Bytes(&map_v)], Arg::Bytes(&options));
     let mut args = vec![out.arg(), lse.arg(), q.arg(), k.arg(), v.arg()];
     args.extend(maps);
     args.extend([cu_q, k_start, k_len, pages, options]);
     let rows = of.max_queries() * attention.group();
     let groups = if rows <= 64 { 1 } else { 2 };
-    let room = STAGES * (2 * TILE * attention.size * 2 + 16);
+    let room = STAGES * (2 * TILE * attention.size * 2 + 16) + 8;
     let shape = Shape::grid([rows.div_ceil(64 * groups), attention.kv_heads, of.len()], 128 * (groups as u32 + 1));
     let defines = with(attention.defines(q.dtype()), "GROUPS", groups);
     queue.launch(&ATTENTION_HOPPER, "attention_hopper", &defines, shape.shared(room), &args)
+}
+
+/// Everything has been checked, and `delta` is there.
+pub(super) fn backward(
+    queue: Queue<'_>,
+    [dq, dk, dv]: [&SliceMut<'_>; 3],
+    dout: Slice<'_>,
+    [q, k, v]: [Slice<'_>; 3],
+    [lse, delta]: [Slice<'_>; 2],
+    of: &Segments,
+    attention: &Attention,
+) -> Result<()> {
+    let options = attention.bytes(0)?;
+    let [cu_q, k_start, k_len, _] = of.args();
+    let table = [cu_q, k_start, k_len, Arg::Bytes(&options)];
+    let map = |x, heads| map(queue, x, heads, attention.size);
+    let [map_q, map_dout] = [map(q, attention.heads)?, map(dout, attention.heads)?];
+    let [map_k, map_v] = [map(k, attention.kv_heads)?, map(v, attention.kv_heads)?];
+    let [map_q, map_dout, map_k, map_v] = [&map_q, &map_dout, &map_k, &map_v].map(|map| Arg::Bytes(map));
+    let defines = with(attention.defines(q.dtype()), "CAP", usize::from(attention.softcap.is_some()));
+    let tile = TILE * attention.size * 2;
+    let launch = |name, blocks: usize, groups: usize, room: usize, args: &[Arg<'_>]| {
+        let shape = Shape::grid([blocks, attention.kv_heads, of.len()], 128 * (groups as u32 + 1)).shared(room);
+        queue.launch(&ATTENTION_BACKWARD_HOPPER, name, &with(defines.clone(), "GROUPS", groups), shape, args)
+    };
+
+    let rows = of.max_queries() * attention.group();
+    let groups = if rows <= 64 { 1 } else { 2 };
+    let args = [&[**dq, dout, q, lse, delta].map(|x| x.arg())[..], &[map_k, map_v], &table].concat();
+    launch("attention_dq_hopper", rows.div_ceil(64 * groups), groups, 2 * STAGES * tile + 16 * STAGES + 8, &args)?;
+
+    let groups = if of.max_keys() <= TILE { 1 } else { 2 };
+    let args = [&[dk.arg(), dv.arg(), lse.arg(), delta.arg()][..], &[map_q, map_dout, map_k, map_v], &table].concat();
+    let room = 2 * (groups + STAGES) * tile + STAGES * (512 + 16) + 16;
+    launch("attention_dkv_hopper", of.max_keys().div_ceil(TILE * groups), groups, room, &args)
 }
