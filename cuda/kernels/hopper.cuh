@@ -122,6 +122,12 @@ template <bool TRANSPOSED> __device__ __forceinline__ u64 factor(u32 box, u32 st
     NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                     \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
+#define NAMES_128                                                                                                     \
+    NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                     \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                                \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "                    \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
 #define PRODUCT(Half, half)                                                                                           \
     template <bool A_TRANSPOSED, bool B_TRANSPOSED> __device__ __forceinline__ void group_multiply(                   \
         f32 (&sums)[8][4], u64 a, u64 b, Half) {                                                                      \
@@ -139,6 +145,15 @@ template <bool TRANSPOSED> __device__ __forceinline__ u64 factor(u32 box, u32 st
             "wgmma.mma_async.sync.aligned.m64n128k16.f32." half "." half " {" NAMES_64 "}, %64, %65, add, 1, 1, "     \
             "%67, %68;\n}"                                                                                            \
             : SUMS_32(0), SUMS_32(8)                                                                                  \
+            : "l"(a), "l"(b), "r"(1), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));                                \
+    }                                                                                                                 \
+    template <bool A_TRANSPOSED, bool B_TRANSPOSED> __device__ __forceinline__ void group_multiply(                   \
+        f32 (&sums)[32][4], u64 a, u64 b, Half) {                                                                     \
+        asm volatile(                                                                                                 \
+            "{\n.reg .pred add;\nsetp.ne.u32 add, %130, 0;\n"                                                         \
+            "wgmma.mma_async.sync.aligned.m64n256k16.f32." half "." half " {" NAMES_128 "}, %128, %129, add, 1, 1, "  \
+            "%131, %132;\n}"                                                                                          \
+            : SUMS_32(0), SUMS_32(8), SUMS_32(16), SUMS_32(24)                                                        \
             : "l"(a), "l"(b), "r"(1), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));                                \
     }                                                                                                                 \
     /* The same with a in registers, as the fragments of mma.cuh. */                                                  \

@@ -15,9 +15,9 @@
 // Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence two tiles.
 //
 // Macros: T (bf16 or f16), O (type of C), A_T, B_T, ADD; GROUPS of four warps that multiply, each 64 rows; BN columns of a
-// block (64 or 128), STAGES tiles in the ring. Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
+// block (64, 128 or 256), STAGES tiles in the ring. Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
 // of 16 bytes, and k is not 0.
-// Source: PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.25 (bulk copies), 9.7.13.15 (mbarrier). Not yet run on a card.
+// Source: PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.25 (bulk copies), 9.7.13.15 (mbarrier).
 #include "hopper.cuh"
 #include "product.cuh"
 
@@ -56,11 +56,21 @@ __device__ __forceinline__ void finish(
         }
 }
 
-// The block's first row and column. Blocks that run at the same time should share tiles of A and B: bands of 8 tiles of
-// rows, columns within.
-__device__ __forceinline__ void place(u32 m, u32 n, u32 rows, u32& row, u32& column) {
-    const u32 down = (m + rows - 1) / rows, across = (n + BN - 1) / BN, band = blockIdx.x / (8 * across);
-    const u32 height = min(8, down - band * 8), within = blockIdx.x - band * 8 * across;
+// Asks for what is to be added to, 64 rows by a group, while the products are made.
+__device__ __forceinline__ void fetch_ahead(const O* c, u32 row, u32 column, u32 m, u32 n, u32 ldc) {
+    const u32 line = 128 / sizeof(O), lines = BN / line;
+    for (u32 i = threadIdx.x % GROUP; i < 64 * lines; i += GROUP) {
+        const u32 r = row + i / lines, q = column + i % lines * line;
+        if (r < m && q < n) asm volatile("prefetch.global.L2 [%0];" ::"l"(c + (u64)r * ldc + q));
+    }
+}
+
+// Tiles of C, and the first row and column of one. Blocks that run at the same time should share tiles of A and B: bands of 8
+// tiles of rows, columns within.
+__device__ __forceinline__ u32 tiles_of(u32 m, u32 n, u32 rows) { return (m + rows - 1) / rows * ((n + BN - 1) / BN); }
+__device__ __forceinline__ void place(u32 tile, u32 m, u32 n, u32 rows, u32& row, u32& column) {
+    const u32 down = (m + rows - 1) / rows, across = (n + BN - 1) / BN, band = tile / (8 * across);
+    const u32 height = min(8, down - band * 8), within = tile - band * 8 * across;
     row = (band * 8 + within % height) * rows;
     column = within / height * BN;
 }
@@ -73,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
     extern __shared__ __align__(1024) u8 memory[];
     const u32 ta = shared_address(memory), tb = ta + BOX, arrived = tb + BN / 64 * BOX;
     u32 row, column;
-    place(m, n, 64, row, column);
+    place(blockIdx.x, m, n, 64, row, column);
     if (threadIdx.x == 0) {
         barrier_init(arrived, 1);
         fence_asynchronous();
@@ -99,7 +109,8 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
 
 // Rung 1: a ring of STAGES tiles. The last group is the producer, of which one thread works: it fills each stage as soon as
 // nobody multiplies what was there. The others multiply: two groups of 64 rows with the same tile of B between them.
-// The products of a stage run while the next one's are asked for; when they are done the stage is free.
+// The products of a stage run while the next one's are asked for; when they are done the stage is free. A block takes every
+// gridDim.x-th tile of C: while one is written, the factors of the next come.
 // Shared memory: STAGES tiles, and 16 bytes for each.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hopper(
     O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
@@ -107,8 +118,6 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
     extern __shared__ __align__(1024) u8 memory[];
     const u32 bytes_a = GROUPS * BOX, bytes = bytes_a + BN / 64 * BOX;
     const u32 shared = shared_address(memory), full = shared + STAGES * bytes, empty = full + 8 * STAGES;
-    u32 row, column;
-    place(m, n, 64 * GROUPS, row, column);
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; ++s) {
             barrier_init(full + 8 * s, 1);             // the producer arrives, and then the bytes
@@ -118,33 +127,44 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
     }
     __syncthreads();
     const u32 first = (k + BK - 1) / BK, steps = first + (k2 + BK - 1) / BK, group = threadIdx.x / GROUP;
+    const u32 tiles = tiles_of(m, n, 64 * GROUPS);
+    u32 taken = 0, row, column;  // stages, of all tiles
     if (group == GROUPS) {
         if (GROUPS == 2) release_registers<40>();
         if (threadIdx.x == GROUP * GROUPS)
-            for (u32 step = 0; step < steps; ++step) {
-                const u32 s = step % STAGES, tile = shared + s * bytes;
-                const bool main = step < first;
-                const u32 depth = (main ? step : step - first) * BK;
-                barrier_wait(empty + 8 * s, step / STAGES & 1 ^ 1);  // at first at once
-                barrier_expect(full + 8 * s, bytes);
-                fetch<A_T, GROUPS>(tile, main ? &a : &a2, full + 8 * s, row, depth);
-                fetch<B_T, BN / 64>(tile + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
+            for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+                place(tile, m, n, 64 * GROUPS, row, column);
+                for (u32 step = 0; step < steps; ++step, ++taken) {
+                    const u32 s = taken % STAGES, to = shared + s * bytes;
+                    const bool main = step < first;
+                    const u32 depth = (main ? step : step - first) * BK;
+                    barrier_wait(empty + 8 * s, taken / STAGES & 1 ^ 1);  // at first at once
+                    barrier_expect(full + 8 * s, bytes);
+                    fetch<A_T, GROUPS>(to, main ? &a : &a2, full + 8 * s, row, depth);
+                    fetch<B_T, BN / 64>(to + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
+                }
             }
     } else {
         if (GROUPS == 2) claim_registers<232>();
-        f32 sums[COLUMNS][4] = {};
-        // There is a step. A loop that might have none would leave a path from the zeros above to the wait below, and the
-        // assembler would then let no two products overlap.
-        u32 step = 0;
-        do {
-            const u32 s = step % STAGES, tile = shared + s * bytes;
-            barrier_wait(full + 8 * s, step / STAGES & 1);
-            multiply_tile(sums, tile + group * BOX, tile + bytes_a);
-            products_wait<1>();  // those of the step before
-            if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((step - 1) % STAGES));
-        } while (++step < steps);
-        products_wait<0>();
-        settle(sums);
-        finish(c, sums, row + group * 64, column, m, n, ldc, bias, alpha);
+        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+            place(tile, m, n, 64 * GROUPS, row, column);
+            if (ADD) fetch_ahead(c, row + group * 64, column, m, n, ldc);
+            f32 sums[COLUMNS][4] = {};
+            // There is a step. A loop that might have none would leave a path from the zeros above to the wait below, and the
+            // assembler would then let no two products overlap.
+            u32 step = 0;
+            do {
+                const u32 s = taken % STAGES, from = shared + s * bytes;
+                barrier_wait(full + 8 * s, taken / STAGES & 1);
+                multiply_tile(sums, from + group * BOX, from + bytes_a);
+                products_wait<1>();  // those of the step before
+                if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((taken - 1) % STAGES));
+                ++taken;
+            } while (++step < steps);
+            products_wait<0>();
+            settle(sums);
+            if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((taken - 1) % STAGES));
+            finish(c, sums, row + group * 64, column, m, n, ldc, bias, alpha);
+        }
     }
 }

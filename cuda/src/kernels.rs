@@ -76,8 +76,11 @@ macro_rules! matmul {
         matmul!($t -> $o, $a_t, $b_t, $add;
             ("BM", "16"), ("BN", "64"), ("BK", "64"), ("WM", "1"), ("WN", "4"), ("STAGES", "6"))
     };
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; wide) => {
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "256"), ("STAGES", "4"))
+    };
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; two_groups) => {
-        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "128"), ("STAGES", "4"))
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "128"), ("STAGES", "6"))
     };
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; one_group) => {
         matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "64"), ("STAGES", "6"))
@@ -116,13 +119,18 @@ const MATMULS: &[&[Define]] = &[
 
 /// Layouts of forward, input gradient and weight gradient, in the tiles of many rows and of few.
 const HOPPER_MATMULS: &[&[Define]] = &[
+    matmul!(bf16 -> bf16, 0, 0, 0; wide),
     matmul!(bf16 -> bf16, 0, 0, 0; two_groups),
     matmul!(bf16 -> bf16, 0, 0, 0; one_group),
+    matmul!(bf16 -> bf16, 0, 1, 0; wide),
     matmul!(bf16 -> bf16, 0, 1, 0; two_groups),
+    matmul!(bf16 -> f32, 1, 1, 1; wide),
     matmul!(bf16 -> f32, 1, 1, 1; two_groups),
-    matmul!(bf16 -> f32, 0, 0, 0; two_groups),
-    matmul!(bf16 -> f32, 0, 1, 1; one_group),
-    matmul!(f16 -> f16, 0, 0, 0; two_groups),
+    matmul!(bf16 -> f32, 0, 0, 0; wide),
+    matmul!(bf16 -> f32, 0, 0, 0; one_group),
+    matmul!(bf16 -> f32, 0, 1, 0; wide),
+    matmul!(bf16 -> f32, 0, 1, 1; wide),
+    matmul!(f16 -> f16, 0, 0, 0; wide),
 ];
 
 macro_rules! kernels {

@@ -25,8 +25,10 @@ struct Tile {
     stages: usize,
 }
 
-/// Hundreds of rows: training, prefill. 128 KiB of tiles.
-const LARGE: Tile = Tile { groups: 2, columns: 128, stages: 4 };
+/// Hundreds of rows: training, prefill. 192 KiB of tiles. The wider a tile, the less often the second-level cache is asked.
+const LARGE: Tile = Tile { groups: 2, columns: 256, stages: 4 };
+/// The same where tiles of [`LARGE`] would leave multiprocessors without work. 192 KiB.
+const MIDDLE: Tile = Tile { groups: 2, columns: 128, stages: 6 };
 /// A few rows: decoding, where reading B is all. 96 KiB, so that two blocks share a multiprocessor.
 const SMALL: Tile = Tile { groups: 1, columns: 64, stages: 6 };
 
@@ -38,10 +40,30 @@ impl Tile {
         defines
     }
 
-    fn shape(self, [m, n]: [usize; 2]) -> Shape {
-        let blocks = m.div_ceil(BOX * self.groups) * n.div_ceil(self.columns);
+    fn count(self, [m, n]: [usize; 2]) -> usize {
+        m.div_ceil(BOX * self.groups) * n.div_ceil(self.columns)
+    }
+
+    /// Time of a product on this many multiprocessors, in 64 rows and columns of each step.
+    fn turns(self, size: [usize; 2], multiprocessors: usize) -> usize {
+        self.count(size).div_ceil(multiprocessors) * self.groups * self.columns / BOX
+    }
+
+    fn shape(self, size: [usize; 2], multiprocessors: usize) -> Shape {
         let tiles = self.stages * (self.groups + self.columns / BOX) * BOX_BYTES;
+        // One group takes a tile and ends: several blocks share a multiprocessor.
+        let blocks = if self.groups == 1 { self.count(size) } else { self.count(size).min(multiprocessors) };
         Shape::line(blocks, 128 * (self.groups as u32 + 1)).shared(tiles + 16 * self.stages)
+    }
+
+    /// The tile of a product.
+    fn of(size: [usize; 2], multiprocessors: usize) -> Tile {
+        if size[0] <= BOX {
+            return SMALL;
+        }
+        // A little more for the smaller tile, which the second-level cache cannot feed at full speed.
+        let [large, middle] = [LARGE, MIDDLE].map(|tile| tile.turns(size, multiprocessors));
+        if 9 * large <= 10 * middle { LARGE } else { MIDDLE }
     }
 }
 
@@ -91,6 +113,7 @@ pub(super) fn launch(
     args.extend(maps.iter().map(|map| Arg::Bytes(map)));
     args.extend([bias, Arg::F32(alpha), Arg::U32(size(OP, "m", m)?), Arg::U32(size(OP, "n", n)?)]);
     args.extend([depth(first)?, depth(second)?, Arg::U32(size(OP, "a row of C", n)?)]);
-    let tile = if m <= BOX { SMALL } else { LARGE };
-    queue.launch(&MATMUL_HOPPER, "matmul_hopper", &tile.defines(defines), tile.shape([m, n]), &args)
+    let multiprocessors = queue.device.driver().properties().multiprocessors.max(1) as usize;
+    let tile = Tile::of([m, n], multiprocessors);
+    queue.launch(&MATMUL_HOPPER, "matmul_hopper", &tile.defines(defines), tile.shape([m, n], multiprocessors), &args)
 }
