@@ -8,6 +8,7 @@ use crate::driver::{Arg, Driver, Function, Image, Launch, Module, Stream};
 use crate::kernels::Kernel;
 use crate::memory::{DeviceBuffer, Pod, Pool};
 use crate::nvrtc::Arch;
+use crate::profile::Seen;
 use crate::{DType, Result};
 
 /// A device.
@@ -36,6 +37,8 @@ pub struct Device {
     cache: Arc<KernelCache>,
     arch: Arch,
     loaded: Mutex<Loaded>,
+    /// Launches, while somebody wants to know where time goes.
+    pub(crate) seen: Mutex<Option<Vec<Seen>>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +60,14 @@ impl Device {
     /// A device behind `driver`, whose kernels come from `cache`.
     pub fn new(driver: Arc<dyn Driver>, cache: Arc<KernelCache>) -> Device {
         let arch = Arch::of_device(driver.properties().compute_capability);
-        Device { pool: Pool::new(driver.clone()), driver, cache, arch, loaded: Mutex::default() }
+        Device {
+            pool: Pool::new(driver.clone()),
+            driver,
+            cache,
+            arch,
+            loaded: Mutex::default(),
+            seen: Mutex::default(),
+        }
     }
 
     /// Its driver.
@@ -181,7 +191,14 @@ impl Queue<'_> {
         let function = self.device.function(kernel, name, defines)?;
         let Shape { grid, block, shared_bytes } = shape;
         let launch = Launch { grid, block: [block, 1, 1], cluster: [1; 3], shared_bytes };
-        self.device.driver.launch(function, &launch, args, self.stream)
+        let (driver, mut seen) = (&self.device.driver, self.device.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let Some(seen) = &mut *seen else {
+            return driver.launch(function, &launch, args, self.stream);
+        };
+        let from = driver.record(self.stream)?;
+        driver.launch(function, &launch, args, self.stream)?;
+        seen.push(Seen { name, grid, from, to: driver.record(self.stream)? });
+        Ok(())
     }
 }
 

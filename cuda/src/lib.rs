@@ -20,6 +20,7 @@ pub mod memory;
 pub mod nvrtc;
 pub mod ops;
 mod probe;
+mod profile;
 pub mod sample;
 
 pub use device::{Device, Queue, Shape};
@@ -28,3 +29,4 @@ pub use error::{Error, Result};
 pub use graph::Recording;
 pub use nvrtc::{Nvrtc, find_nvrtc};
 pub use probe::{CudaReport, DeviceInfo, Driver, probe};
+pub use profile::KernelTime;

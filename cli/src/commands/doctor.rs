@@ -51,6 +51,9 @@ pub(crate) fn command() -> Command {
                 .requires("bench")
                 .help("Time only what has a name that begins so (attention, step/8b, …), and check nothing"),
         )
+        .arg(switch("kernels").requires("bench").help(
+            "On a device: after each training step and each decoding, list its kernels by the time that they take",
+        ))
         .arg(
             switch("certify")
                 .help("Measure how far a step's gradient and log-probabilities depend on how they are computed"),
@@ -97,9 +100,14 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     };
     let device = device::choose(choice, &demands)?;
     let only: Vec<String> = matches.get_many("bench-only").into_iter().flatten().cloned().collect();
-    if !only.is_empty() && device.is_cpu() {
-        let sentence = "--bench-only chooses among the benchmarks of a device: give one with --device".into();
-        return Err(UsageError::Arguments { sentence }.into());
+    let kernels = matches.get_flag("kernels");
+    for (given, sentence) in [
+        (!only.is_empty(), "--bench-only chooses among the benchmarks of a device: give one with --device"),
+        (kernels, "--kernels lists what runs on a device: give one with --device"),
+    ] {
+        if given && device.is_cpu() {
+            return Err(UsageError::Arguments { sentence: sentence.into() }.into());
+        }
     }
     if !device.is_cpu()
         && let Err(refusal) = bench::check(device, &only)
@@ -107,7 +115,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         return Err(UsageError::Arguments { sentence: refusal.to_string() }.into());
     }
     if !only.is_empty() {
-        let report = bench_device(device, &only, as_json)?;
+        let report = bench_device(device, &only, kernels, as_json)?;
         if as_json {
             output::json(&json!({ "version": env!("CARGO_PKG_VERSION"), "passed": report.passed(), "bench": report }))?;
         }
@@ -130,7 +138,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     }
     let (mut speeds, mut measured) = (Vec::new(), None);
     if matches.get_flag("bench") && !device.is_cpu() {
-        measured = Some(bench_device(device, &[], as_json)?);
+        measured = Some(bench_device(device, &[], kernels, as_json)?);
     } else if matches.get_flag("bench") {
         speeds = time(&ceilings, &mut |op| tracing::debug!("timing {op}"))?;
         if !as_json {
@@ -237,7 +245,7 @@ fn print_checks(device: Device, checks: &[Checked]) -> io::Result<()> {
 
 /// Runs the benchmarks of a device. Each has its line as soon as it is done, on stdout or, with `as_json`, on stderr: the
 /// rest may take minutes, or never come.
-fn bench_device(device: Device, only: &[String], as_json: bool) -> anyhow::Result<bench::Report> {
+fn bench_device(device: Device, only: &[String], kernels: bool, as_json: bool) -> anyhow::Result<bench::Report> {
     let say = |text: &str| -> io::Result<()> {
         use io::Write;
         match as_json {
@@ -249,7 +257,7 @@ fn bench_device(device: Device, only: &[String], as_json: bool) -> anyhow::Resul
     // A reader that has gone is no reason to measure nothing.
     let mut begun = |name: &str| drop(say(&format!("{name:<30}")));
     let mut done = |row: &bench::Row| drop(say(&format!("{}\n", bench::row(row))));
-    let report = bench::run(device, only, &mut begun, &mut done)?;
+    let report = bench::run(device, only, kernels, &mut begun, &mut done)?;
     say(&format!("{}\n", report.card.sentence()))?;
     if report.card.emulated {
         say("Times of the emulator mean nothing: this shows that everything runs.\n")?;

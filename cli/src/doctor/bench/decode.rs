@@ -46,7 +46,7 @@ fn run(ground: &Ground<'_>, shape: &Shape, sequences: usize, lengths: Lengths) -
     // The activations of a layer, as the prompts are read, and the logits.
     let pass = sequences * (lengths.prompt * 2 * (6 * c.hidden_size + 3 * c.intermediate_size) + 8 * c.vocab_size);
     ground.room(bytes + (caches + pass) as u64)?;
-    let (measured, peak) = ground.device.peak_of(|| -> Result<Timing, Trouble> {
+    let (measured, peak) = ground.device.peak_of(|| -> Result<_, Trouble> {
         let mut model = model(ground, shape, Held::Frozen)?;
         model.set_activations(DType::BF16)?;
         let generator = Generator::new(&model).max_batch(sequences).tokens_per_pass(sequences * lengths.prompt);
@@ -66,14 +66,17 @@ fn run(ground: &Ground<'_>, shape: &Shape, sequences: usize, lengths: Lengths) -
         // From the last token of one step to the last token of the next.
         let steps: Vec<Instant> = seen.chunks(sequences).filter_map(|step| step.last().copied()).collect();
         let samples = steps.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs_f64());
-        Ok(Timing::of(samples.collect(), 1))
+        // Reading the prompts and one step.
+        let kernels = ground.spent(|| tokens(2).map(drop))?;
+        Ok((Timing::of(samples.collect(), 1), kernels))
     })?;
-    let timing = measured?;
+    let (timing, kernels) = measured?;
     let rate = sequences as f64 / timing.seconds;
     let read = 2.0 * shape.multiplied() as f64 / timing.seconds / 1e9;
     Ok(Figures {
         share: ground.copy_gb_per_second.map(|copy| read / copy),
         peak_memory_bytes: Some(peak as u64),
+        kernels,
         ..Figures::new(timing, Unit::Tokens, rate)
     })
 }

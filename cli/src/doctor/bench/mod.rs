@@ -60,11 +60,23 @@ pub(crate) struct Figures {
     /// Mean loss of the last step, nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     loss: Option<f64>,
+    /// Where the time of a whole step goes, if that was asked for: kernels by name and grid, those that take most first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<Spent>>,
+}
+
+/// What the launches of a kernel took.
+#[derive(Clone, Debug, Serialize)]
+struct Spent {
+    kernel: &'static str,
+    grid: [u32; 3],
+    launches: usize,
+    seconds: f64,
 }
 
 impl Figures {
     fn new(timing: Timing, unit: Unit, rate: f64) -> Figures {
-        Figures { timing, unit, rate, share: None, peak_memory_bytes: None, loss: None }
+        Figures { timing, unit, rate, share: None, peak_memory_bytes: None, loss: None, kernels: None }
     }
 }
 
@@ -156,9 +168,27 @@ struct Ground<'a> {
     block: usize,
     copy_gb_per_second: Option<f64>,
     product_tflops: Option<f64>,
+    /// Whether to say where the time of whole steps goes.
+    kernels: bool,
 }
 
 impl Ground<'_> {
+    /// Kernels of a piece of work that has been timed, if that was asked for.
+    fn spent(&self, work: impl FnOnce() -> Result<(), Trouble>) -> Result<Option<Vec<Spent>>, Trouble> {
+        if !self.kernels {
+            return Ok(None);
+        }
+        let (result, times) = self.gpu.profile(work)?;
+        result?;
+        let spent = |t: planish_cuda::KernelTime| Spent {
+            kernel: t.name,
+            grid: t.grid,
+            launches: t.launches,
+            seconds: t.seconds,
+        };
+        Ok(Some(times.into_iter().map(spent).collect()))
+    }
+
     /// Refuses what has no room.
     fn room(&self, needs: u64) -> Result<(), Trouble> {
         let kept = self.gpu.pool().usage();
@@ -224,13 +254,15 @@ fn chosen(emulated: bool, only: &[String]) -> Result<Vec<Entry>, Refusal> {
     Ok(all)
 }
 
-/// Runs what is asked for; `begun` hears of each benchmark before it runs, `done` after it.
+/// Runs what is asked for, and with `kernels` says where the time of whole steps goes; `begun` hears of each benchmark before
+/// it runs, `done` after it.
 ///
 /// # Errors
 /// [`Refusal::NoSuch`]; a device that cannot be opened.
 pub(crate) fn run(
     device: Device,
     only: &[String],
+    kernels: bool,
     begun: &mut dyn FnMut(&str),
     done: &mut dyn FnMut(&Row),
 ) -> anyhow::Result<Report> {
@@ -238,7 +270,8 @@ pub(crate) fn run(
     let entries = chosen(emulated, only)?;
     Ok(device.with_gpu(|gpu| {
         let block = if emulated { 1 << 16 } else { (1 << 20) - 3 };
-        let mut ground = Ground { device, gpu, emulated, block, copy_gb_per_second: None, product_tflops: None };
+        let mut ground =
+            Ground { device, gpu, emulated, block, copy_gb_per_second: None, product_tflops: None, kernels };
         // Asked while the device answers.
         let facts = card::facts(&ground)?;
         let mut rows = Vec::new();

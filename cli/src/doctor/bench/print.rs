@@ -1,6 +1,6 @@
 //! The report for people: a line for each benchmark.
 
-use super::{Facts, Outcome, Row, Unit};
+use super::{Facts, Outcome, Row, Spent, Unit};
 
 /// What comes before the lines: the card and the columns.
 pub(crate) fn head() -> String {
@@ -21,7 +21,8 @@ pub(crate) fn row(row: &Row) -> String {
             let rate = format!("{} {unit:<8}", digits(figures.rate));
             let share = figures.share.map(|share| format!("{:.0}%", 100.0 * share)).unwrap_or_default();
             let peak = figures.peak_memory_bytes.map(|b| format!("; {:.2} GB", b as f64 / 1e9)).unwrap_or_default();
-            format!("{:>10}{rate:>19}{share:>7}  {shape}{peak}", seconds(figures.timing.seconds))
+            let kernels = figures.kernels.as_deref().map(kernels).unwrap_or_default();
+            format!("{:>10}{rate:>19}{share:>7}  {shape}{peak}{kernels}", seconds(figures.timing.seconds))
         }
         Outcome::TooLarge { needs_bytes, free_bytes } => {
             let [needs, free] = [needs_bytes, free_bytes].map(|bytes| *bytes as f64 / 1e9);
@@ -31,6 +32,22 @@ pub(crate) fn row(row: &Row) -> String {
         Outcome::Failed { error } => format!("  FAILED: {error}"),
         Outcome::NotRun => "  not run: the device is lost".to_owned(),
     }
+}
+
+/// The kernels that took most, a line each, and what the rest took.
+fn kernels(all: &[Spent]) -> String {
+    const MOST: usize = 20;
+    let total: f64 = all.iter().map(|k| k.seconds).sum();
+    let one = |name: String, launches: usize, s: f64| {
+        format!("\n{:>40}{:>6.1}%{launches:>8} x  {name}", seconds(s), 100.0 * s / total.max(f64::MIN_POSITIVE))
+    };
+    let line = |k: &Spent| one(format!("{} {:?}", k.kernel, k.grid), k.launches, k.seconds);
+    let mut text: String = all.iter().take(MOST).map(line).collect();
+    if let Some(rest) = all.get(MOST..).filter(|rest| !rest.is_empty()) {
+        let (launches, s) = rest.iter().fold((0, 0.0), |(n, s), k| (n + k.launches, s + k.seconds));
+        text += &one("others".to_owned(), launches, s);
+    }
+    text + &one("all".to_owned(), all.iter().map(|k| k.launches).sum(), total)
 }
 
 impl Facts {

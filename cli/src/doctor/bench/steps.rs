@@ -18,7 +18,7 @@ use planish_train::trainer::accumulate;
 
 use super::clock::Timing;
 use super::models::{Held, Shape, model, shapes};
-use super::{Entry, Figures, Ground, Trouble, Unit};
+use super::{Entry, Figures, Ground, Spent, Trouble, Unit};
 
 /// Rank of LoRA, on all linear modules.
 const RANK: usize = 16;
@@ -63,7 +63,7 @@ fn run(ground: &Ground<'_>, shape: &Shape, held: Held, length: usize) -> Result<
         model.set_activations(DType::BF16)?;
         timed(ground, &model, shape, length)
     })?;
-    let (timing, loss) = measured?;
+    let (timing, loss, kernels) = measured?;
     let rate = shape.tokens as f64 / timing.seconds;
     let per_weight = if held == Held::Trained { 6.0 } else { 4.0 };
     let flops = per_weight * shape.multiplied() as f64 + 3.0 * shape.attention_flops(length);
@@ -71,12 +71,18 @@ fn run(ground: &Ground<'_>, shape: &Shape, held: Held, length: usize) -> Result<
         share: ground.product_tflops.map(|tflops| rate * flops / (tflops * 1e12)),
         peak_memory_bytes: Some(peak as u64),
         loss: Some(loss),
+        kernels,
         ..Figures::new(timing, Unit::Tokens, rate)
     })
 }
 
 /// Seconds of some steps after some that do not count, and the last one's loss.
-fn timed(ground: &Ground<'_>, model: &Model, shape: &Shape, length: usize) -> Result<(Timing, f64), Trouble> {
+fn timed(
+    ground: &Ground<'_>,
+    model: &Model,
+    shape: &Shape,
+    length: usize,
+) -> Result<(Timing, f64, Option<Vec<Spent>>), Trouble> {
     let settings = OptimSettings {
         gradient_checkpointing: false,
         tokens_per_pass: shape.tokens as u64,
@@ -100,8 +106,9 @@ fn timed(ground: &Ground<'_>, model: &Model, shape: &Shape, length: usize) -> Re
             break;
         }
     }
+    let kernels = ground.spent(|| one(model, &settings, &mut *optimizer, &data(shape, length, 0), 0).map(drop))?;
     match loss.is_finite() {
-        true => Ok((Timing::of(samples, 1), loss)),
+        true => Ok((Timing::of(samples, 1), loss, kernels)),
         false => Err(Trouble::Failed(format!("the loss is {loss}"))),
     }
 }

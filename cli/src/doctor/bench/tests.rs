@@ -58,7 +58,7 @@ const NAMED: [&str; 24] = [
 fn everything_runs_on_the_emulator() {
     let Some(device) = emulator(21) else { return };
     let mut seen = Vec::new();
-    let report = run(device, &[], &mut |_| {}, &mut |row| seen.push(super::row(row))).unwrap();
+    let report = run(device, &[], true, &mut |_| {}, &mut |row| seen.push(super::row(row))).unwrap();
     assert!(report.passed(), "{report:#?}");
     assert_eq!(seen.len(), report.rows.len());
     let json = serde_json::to_value(&report).unwrap();
@@ -87,6 +87,13 @@ fn everything_runs_on_the_emulator() {
         positive("share");
         if name.starts_with("step/") {
             ["peak_memory_bytes", "loss"].into_iter().for_each(positive);
+            // Each kernel of a step, with its time.
+            let kernels = row["kernels"].as_array().unwrap();
+            let of = |name: &str| kernels.iter().find(|k| k["kernel"].as_str().unwrap().starts_with(name)).unwrap();
+            for name in ["matmul", "attention", "rms_norm", "lm_head_take"] {
+                let k = of(name);
+                assert!(k["launches"].as_u64().unwrap() > 0 && k["seconds"].as_f64().unwrap() > 0.0, "{k}");
+            }
         }
     }
     let names: std::collections::HashSet<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
@@ -100,8 +107,15 @@ fn one_that_fails_does_not_stop_the_rest() {
     let add = || rows::entries(true).into_iter().find(|entry| entry.name == "add").unwrap();
     let outcomes = device
         .with_gpu(|gpu| {
-            let ground =
-                Ground { device, gpu, emulated: true, block: 64, copy_gb_per_second: None, product_tflops: None };
+            let ground = Ground {
+                device,
+                gpu,
+                emulated: true,
+                block: 64,
+                copy_gb_per_second: None,
+                product_tflops: None,
+                kernels: false,
+            };
             // A kernel that reads what nobody wrote: the emulator stops it, and everything after it, as a card would.
             let lost: Run = Box::new(|ground: &Ground<'_>| {
                 let queue = ground.gpu.queue();
