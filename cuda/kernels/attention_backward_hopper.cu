@@ -39,6 +39,13 @@ __device__ __forceinline__ void store_sums(T* row, const f32 (&sums)[D / 8][4], 
         *(u32*)(row + 8 * d + threadIdx.x % 4 * 2) = pair<T>(sums[d][2 * e] * by, sums[d][2 * e + 1] * by);
 }
 
+// Two neighbours in shared memory.
+__device__ __forceinline__ float2 pair_at(u32 address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+    return v;
+}
+
 // What scores have in common: P = 2^(factor s - LOG2_E lse), and what dS is to be multiplied with in the end.
 struct Factors {
     f32 exponent, end;
@@ -47,13 +54,16 @@ __device__ __forceinline__ Factors factors(const Options& o) {
     return CAP ? Factors{LOG2_E, 1.0f} : Factors{LOG2_E * o.scale, o.scale};
 }
 
-// P in place of the score; `slope` is what dS / P has besides.
-__device__ __forceinline__ void probability(f32& s, f32& slope, f32 exponent, f32 shift, const Options& o) {
-    if (CAP) {
-        s = capped(s, o);
-        slope = capped_slope(s, o);
-    }
+// P in place of the score.
+__device__ __forceinline__ void probability(f32& s, f32 exponent, f32 shift, const Options& o) {
+    if (CAP) s = capped(s, o);
     s = exp2_fast(fmaf(s, exponent, -shift));
+}
+
+// dS of a dP, but for what comes in the end. With a soft-cap the score is found again from P, which is there already.
+__device__ __forceinline__ void score_gradient(f32& ds, f32 p, f32 shift, f32 level, const Options& o) {
+    ds = p * (ds - level);
+    if (CAP) ds *= p > 0.0f ? capped_slope((log2f(p) + shift) / LOG2_E, o) : 0.0f;
 }
 
 // dQ. Grid: (blocks of rows, key/value heads, segments), a row being a query and a head of the group that shares keys.
@@ -147,29 +157,28 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
 #pragma unroll
         for (u32 x = 0; x < D / 16; ++x) group_multiply<false>(ds, fo[x], factor<false>(tv + x / 4 * BOX, x % 4), T());
         products_commit();
+        // The scores are there, and so is dQ of the tile before, whose stage is free.
         products_wait<1>();
         settle(p);
-        f32 slope[TILE / 8][4];
+        if (n > 0 && lane == 0) barrier_arrive(empty + 8 * ((n - 1) % STAGES));
 #pragma unroll
         for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
-            for (u32 e = 0; e < 4; ++e) probability(p[j][e], slope[j][e], by.exponent, shift[e / 2], o);
+            for (u32 e = 0; e < 4; ++e) probability(p[j][e], by.exponent, shift[e / 2], o);
         if (!all_seen(spans, tile * TILE))
 #pragma unroll
             for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
                 for (u32 e = 0; e < 4; ++e)
                     if (!spans[e / 2].has(tile * TILE + 8 * j + lane % 4 * 2 + e % 2)) p[j][e] = 0.0f;
+        settle(p);  // or the compiler would wait before all of it
         products_wait<0>();
         settle(ds);
         u32 fs[TILE / 16][4];
 #pragma unroll
         for (u32 j = 0; j < TILE / 8; ++j) {
 #pragma unroll
-            for (u32 e = 0; e < 4; ++e) {
-                ds[j][e] = p[j][e] * (ds[j][e] - level[e / 2]);
-                if (CAP) ds[j][e] *= slope[j][e];
-            }
+            for (u32 e = 0; e < 4; ++e) score_gradient(ds[j][e], p[j][e], shift[e / 2], level[e / 2], o);
 #pragma unroll
             for (u32 e = 0; e < 2; ++e) fs[j / 2][j % 2 * 2 + e] = pair<T>(ds[j][2 * e], ds[j][2 * e + 1]);
         }
@@ -179,10 +188,9 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
 #pragma unroll
         for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sums, fs[j], factor<true>(tk, j), T());
         products_commit();
-        products_wait<0>();
-        settle(sums);
-        if (lane == 0) barrier_arrive(empty + 8 * i);
     }
+    products_wait<0>();
+    settle(sums);
 #pragma unroll
     for (u32 e = 0; e < 2; ++e)
         if (row0 + warp * 16 + lane / 4 + 8 * e < rows)
@@ -252,8 +260,8 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
                     f32 log = query < s.queries ? lse[at] : -INFINITY_F32;
                     const f32 level = query < s.queries ? delta[at] : 0.0f;
                     if (log == -INFINITY_F32) log = INFINITY_F32;
-                    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(levels + 512 * i + 8 * row), "f"(log * LOG2_E),
-                                 "f"(level)
+                    asm volatile("st.shared.f32 [%0], %1;\nst.shared.f32 [%0 + 256], %2;" ::"r"(levels + 512 * i + 4 * row),
+                                 "f"(log * LOG2_E), "f"(level)
                                  : "memory");
                 }
                 if (!whole) {
@@ -275,6 +283,8 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 tk = shared + 2 * group * TILE_BYTES, tv = tk + TILE_BYTES, own0 = key0 + group * TILE;
     const Factors by = factors(o);
     f32 sk[D / 8][4] = {}, sv[D / 8][4] = {};
+    settle(sk);
+    settle(sv);
     barrier_wait(kept, 0);
     u32 n = 0;
     for (u32 h = 0; h < share; ++h)
@@ -295,22 +305,19 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
                 group_multiply<false, false>(
                     ds, factor<false>(tv + x / 4 * BOX, x % 4), factor<false>(to + x / 4 * BOX, x % 4), T());
             products_commit();
+            // The scores are there, and so is dK of the block before, whose stage is free.
             products_wait<1>();
             settle(p);
+            if (n > 0 && lane == 0) barrier_arrive(empty + 8 * ((n - 1) % STAGES));
             // The block's first and last query, at the positions of keys: which of them see all of this group's keys?
             const u32 lowest = block * TILE + behind, highest = lowest + TILE - 1;
             const bool whole = !o.causal || (own0 + TILE - 1 <= lowest && !(o.window && own0 + o.window <= highest));
             u32 fp[TILE / 16][4], fs[TILE / 16][4];
-            f32 slope[TILE / 8][4], level[TILE / 8][2];
-#pragma unroll
+    #pragma unroll
             for (u32 j = 0; j < TILE / 8; ++j) {
-                f32 log[2];
-                asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                             : "=f"(log[0]), "=f"(level[j][0]), "=f"(log[1]), "=f"(level[j][1])
-                             : "r"(levels + 512 * i + 8 * (8 * j + lane % 4 * 2))
-                             : "memory");
+                const float2 log = pair_at(levels + 512 * i + 4 * (8 * j + lane % 4 * 2));
 #pragma unroll
-                for (u32 e = 0; e < 4; ++e) probability(p[j][e], slope[j][e], by.exponent, log[e % 2], o);
+                for (u32 e = 0; e < 4; ++e) probability(p[j][e], by.exponent, e % 2 ? log.y : log.x, o);
             }
             if (!whole)
 #pragma unroll
@@ -321,36 +328,42 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
                         const u32 key = own0 + warp * 16 + lane / 4 + e / 2 * 8;
                         if (key > at || (o.window && key + o.window <= at)) p[j][e] = 0.0f;
                     }
-            products_wait<0>();
-            settle(ds);
 #pragma unroll
-            for (u32 j = 0; j < TILE / 8; ++j) {
+            for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
-                for (u32 e = 0; e < 4; ++e) {
-                    ds[j][e] = p[j][e] * (ds[j][e] - level[j][e % 2]);
-                    if (CAP) ds[j][e] *= slope[j][e];
-                }
-#pragma unroll
-                for (u32 e = 0; e < 2; ++e) {
-                    fp[j / 2][j % 2 * 2 + e] = pair<T>(p[j][2 * e], p[j][2 * e + 1]);
-                    fs[j / 2][j % 2 * 2 + e] = pair<T>(ds[j][2 * e], ds[j][2 * e + 1]);
-                }
-            }
-            settle(sv);
-            settle(sk);
+                for (u32 e = 0; e < 2; ++e) fp[j / 2][j % 2 * 2 + e] = pair<T>(p[j][2 * e], p[j][2 * e + 1]);
+            settle(p);
             settle(fp);
-            settle(fs);
             products_begin();
 #pragma unroll
             for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sv, fp[j], factor<true>(to, j), T());
+            products_commit();
+            products_wait<1>();
+            settle(ds);
+#pragma unroll
+            for (u32 j = 0; j < TILE / 8; ++j) {
+                const float2 level = pair_at(levels + 512 * i + 256 + 4 * (8 * j + lane % 4 * 2));
+                f32 log[2] = {};
+                if (CAP) {
+                    const float2 again = pair_at(levels + 512 * i + 4 * (8 * j + lane % 4 * 2));
+                    log[0] = again.x, log[1] = again.y;
+                }
+#pragma unroll
+                for (u32 e = 0; e < 4; ++e)
+                    score_gradient(ds[j][e], p[j][e], CAP ? log[e % 2] : 0.0f, e % 2 ? level.y : level.x, o);
+#pragma unroll
+                for (u32 e = 0; e < 2; ++e) fs[j / 2][j % 2 * 2 + e] = pair<T>(ds[j][2 * e], ds[j][2 * e + 1]);
+            }
+            settle(fs);
+            products_begin();
 #pragma unroll
             for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sk, fs[j], factor<true>(tq, j), T());
             products_commit();
-            products_wait<0>();
-            settle(sv);
-            settle(sk);
-            if (lane == 0) barrier_arrive(empty + 8 * i);
+            products_wait<1>();  // dV: its left factor's registers are wanted
         }
+    products_wait<0>();
+    settle(sv);
+    settle(sk);
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
         const u32 key = own0 + warp * 16 + lane / 4 + 8 * e;

@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     // A tile's scores are asked for, p v of the tile before after them; both run while the softmax waits for the first.
     for (u32 tile = first; tile < tiles; ++tile) {
         const u32 n = tile - first, i = n % STAGES, tk = shared + 2 * i * TILE_BYTES;
-        barrier_wait(full + 8 * i, n / STAGES & 1);
+        if (n <= 1) barrier_wait(full + 8 * i, 0);
 #pragma unroll
         for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
@@ -152,6 +152,9 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
             products_wait<1>();
             settle(scores);
             take_scores(scores, top, total, shrink, spans, tile * TILE, o);
+            // Where the next tile is waited for the assembler begins another stretch of code: in one with the softmax, it
+            // would wait for p v before all of that.
+            if (tile + 1 < tiles) barrier_wait(full + 8 * ((n + 1) % STAGES), (n + 1) / STAGES & 1);
             products_wait<0>();
             settle(sums);
             settle(fp);

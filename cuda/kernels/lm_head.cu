@@ -52,7 +52,7 @@ extern "C" __global__ void lm_head_take_naive(
     states[4 * r + 2] = weighted;
 }
 
-// Rung 1: a block a row.
+// Rung 1: a block a row, whose share of the tile is in the registers of its threads: at most 16 tokens each.
 extern "C" __global__ void lm_head_take(
     f32* states, u32* best, const f32* logits, u64 stride, const u32* targets, u32 first, u32 width, f32 scale,
     f32 softcap) {
@@ -60,17 +60,22 @@ extern "C" __global__ void lm_head_take(
     __shared__ u32 places[32];
     const f32* row = logits + blockIdx.x * stride;
     f32* state = states + 4 * blockIdx.x;
-    f32 top = -INFINITY_F32;
+    f32 top = -INFINITY_F32, kept[2][8];
     u32 at = 0xffffffffu;
-    for (u32 i = PACK * threadIdx.x; i < width; i += PACK * blockDim.x) {
-        f32 v[8];
-        load8(v, row + i, width - i);
-        for (u32 k = 0; k < 8; ++k) {
-            if (i + k >= width) break;
-            const f32 z = capped(v[k], scale, softcap);
-            if (z > top) top = z, at = i + k;
-        }
+#pragma unroll
+    for (u32 p = 0; p < 2; ++p) {
+        const u32 i = PACK * (threadIdx.x + p * blockDim.x);
+        load8(kept[p], row + i, (i64)width - i);
     }
+#pragma unroll
+    for (u32 p = 0; p < 2; ++p)
+#pragma unroll
+        for (u32 k = 0; k < 8; ++k) {
+            const u32 i = PACK * (threadIdx.x + p * blockDim.x) + k;
+            const f32 z = i < width ? capped(kept[p][k], scale, softcap) : -INFINITY_F32;
+            if (z > top) top = z, at = i;
+            kept[p][k] = z;
+        }
     const f32 highest = block_max(top, scratch);
     // The first of equals.
     at = top == highest ? at : 0xffffffffu;
@@ -78,16 +83,15 @@ extern "C" __global__ void lm_head_take(
     if (threadIdx.x % 32 == 0) places[threadIdx.x / 32] = at;
     const f32 before = state[0], next = fmaxf(before, highest);
     f32 sum = 0.0f, weighted = 0.0f;
-    for (u32 i = PACK * threadIdx.x; i < width; i += PACK * blockDim.x) {
-        f32 v[8];
-        load8(v, row + i, width - i);
+#pragma unroll
+    for (u32 p = 0; p < 2; ++p)
+#pragma unroll
         for (u32 k = 0; k < 8; ++k) {
-            if (i + k >= width) break;
-            const f32 z = capped(v[k], scale, softcap), e = expf(z - next);
+            if (PACK * (threadIdx.x + p * blockDim.x) + k >= width) break;
+            const f32 z = kept[p][k], e = expf(z - next);
             sum += e;
             weighted += z * e;
         }
-    }
     sum = block_sum(sum, scratch);
     weighted = block_sum(weighted, scratch);
     if (threadIdx.x > 0) return;
@@ -112,16 +116,17 @@ extern "C" __global__ void lm_head_finish(f32* logprobs, f32* entropy, f32* lse,
     lse[r] = log;
 }
 
-// dz = dlogprob (onehot(target) - e^(z - lse)) cap'(z) scale, for the tokens of a tile.
+// dz = dlogprob (onehot(target) - e^(z - lse)) cap'(z) scale, for the tokens of a tile; dlogprob is 1 if there is none.
 extern "C" __global__ void lm_head_gradient(
-    T* dz, const f32* logits, const u32* targets, const f32* lse, const f32* dlogprobs, u32 first, u32 width, f32 scale,
-    f32 softcap) {
+    T* dz, const f32* logits, u64 stride, const u32* targets, const f32* lse, const f32* dlogprobs, u32 first, u32 width,
+    f32 scale, f32 softcap) {
     const u64 row = (u64)blockIdx.x * width;
+    logits += blockIdx.x * stride;
     const u32 target = targets[blockIdx.x];
-    const f32 shift = lse[blockIdx.x], d = dlogprobs[blockIdx.x];
+    const f32 shift = lse[blockIdx.x], d = dlogprobs ? dlogprobs[blockIdx.x] : 1.0f;
     for (u32 i = PACK * threadIdx.x; i < width; i += PACK * blockDim.x) {
         f32 v[8];
-        load8(v, logits + row + i, width - i);
+        load8(v, logits + i, width - i);
         for (u32 k = 0; k < 8; ++k) {
             const f32 z = capped(v[k], scale, softcap), t = softcap == 0.0f ? 0.0f : z / softcap;
             const f32 hot = first + i + k == target ? 1.0f : 0.0f;

@@ -1,9 +1,10 @@
 //! The language-model head; see `cuda/kernels/lm_head.cu`.
 //!
-//! Logits exist for [`ROWS`] rows and [`TILE`] tokens of the vocabulary at a time, in f32.
+//! Logits exist for [`ROWS`] rows and [`TILE`] tokens of the vocabulary at a time, in f32; where they are wanted twice, by
+//! [`forward_with_gradient`], for as many rows as have room in [`WHOLE_BYTES`].
 
 use super::matmul::{Epilogue, Layout, Term, matmul};
-use super::{each, or_null_mut, row_threads, rows, size, types};
+use super::{NULL, each, row_threads, rows, size, types};
 use crate::driver::Arg;
 use crate::kernels::LM_HEAD;
 use crate::memory::{DeviceBuffer, Slice, SliceMut};
@@ -16,6 +17,9 @@ pub const TILE: usize = 8192;
 
 /// Rows that are taken at a time: with [`TILE`], 64 MiB of logits.
 pub const ROWS: usize = 2048;
+
+/// Logits of the whole vocabulary that exist at a time at most, bytes.
+pub const WHOLE_BYTES: usize = 1 << 30;
 
 /// Options of the head.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -169,10 +173,16 @@ impl<'a> Running<'a> {
     }
 
     fn finish(self) -> Result<()> {
-        let (out, count) = (&self.out, size(OP, "rows", self.rows)?);
-        let entropy = or_null_mut(out.entropy.as_ref());
-        let args = [out.logprobs.arg(), entropy, out.lse.arg(), self.states(), Arg::U32(count)];
-        self.launch("lm_head_finish", each(self.rows), &args)
+        self.finish_rows((0, self.rows))
+    }
+
+    /// The results of rows `r0..r0 + n`.
+    fn finish_rows(&self, (r0, n): (usize, usize)) -> Result<()> {
+        let part = |slice: &SliceMut<'_>, width| Ok::<_, Error>((**slice).part(width * r0, width * n)?.arg());
+        let entropy = self.out.entropy.as_ref().map_or(Ok(NULL), |entropy| part(entropy, 1))?;
+        let states = self.states.slice(DType::F32).part(4 * r0, 4 * n)?.arg();
+        let (logprobs, lse) = (part(&self.out.logprobs, 1)?, part(&self.out.lse, 1)?);
+        self.launch("lm_head_finish", each(n), &[logprobs, entropy, lse, states, Arg::U32(size(OP, "rows", n)?)])
     }
 }
 
@@ -233,6 +243,115 @@ pub fn cap(queue: Queue<'_>, logits: SliceMut<'_>, head: &LmHead) -> Result<()> 
     queue.launch(&LM_HEAD, "lm_head_cap", &types([("T", DType::F32)]), each(logits.len()), &args)
 }
 
+/// As [`forward`], bit for bit, and ∂logprob_r/∂h_r: (rows, size) f32, of the same logits: two products where
+/// [`forward`] and [`backward`] make three. Without room for whole rows of logits it is these two.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_with_gradient(
+    queue: Queue<'_>,
+    out: Output<'_>,
+    mut gradient: SliceMut<'_>,
+    of: Rows<'_>,
+    head: &LmHead,
+) -> Result<()> {
+    let sizes = of.check()?;
+    gradient.expect(OP, "the gradient", sizes.rows * sizes.size)?;
+    gradient.expect_dtype(OP, "the gradient", DType::F32)?;
+    if sizes.rows == 0 {
+        return forward(queue, out, of, head);
+    }
+    let most = (WHOLE_BYTES / (4 * sizes.vocabulary)).clamp(1, ROWS).min(sizes.rows);
+    // Whole tiles of products, if there are several.
+    let most = if most >= 128 && most < sizes.rows { most / 128 * 128 } else { most };
+    let whole = match queue.alloc("the head's logits", most * sizes.vocabulary, DType::F32) {
+        Ok(logits) => logits,
+        Err(Error::NoRoom { .. }) => return twice(queue, out, gradient, of, head),
+        Err(error) => return Err(error),
+    };
+    let mut whole = whole;
+    let mut dz = Dz::new(queue, &of, most.min(sizes.rows), sizes.vocabulary, head)?;
+    let running = Running::begin(queue, out, sizes.rows, head)?;
+    for r0 in (0..sizes.rows).step_by(most) {
+        let n = most.min(sizes.rows - r0);
+        let mut logits = whole.slice_mut(DType::F32).part(0, n * sizes.vocabulary)?;
+        let term = Term { a: of.hidden.part(r0 * sizes.size, n * sizes.size)?, b: of.weight, depth: sizes.size };
+        let shape = [n, sizes.vocabulary];
+        matmul(queue, logits.reborrow(), shape, Layout::FORWARD, &[term], Epilogue::default())?;
+        let tiles = (0..sizes.vocabulary).step_by(TILE).map(|v0| (v0, TILE.min(sizes.vocabulary - v0)));
+        let from = |v0: usize| (*logits).part(v0, logits.len() - v0);
+        for (v0, width) in tiles.clone() {
+            running.take((from(v0)?, sizes.vocabulary), of.targets, (r0, n), (v0, width))?;
+        }
+        running.finish_rows((r0, n))?;
+        let lse = (*running.out.lse).part(r0, n)?;
+        let mut to = gradient.reborrow().part(r0 * sizes.size, n * sizes.size)?;
+        for (v0, width) in tiles {
+            let dz = dz.of((from(v0)?, sizes.vocabulary), of.targets.part(r0, n)?, lse, None, (v0, width))?;
+            into_hidden(queue, to.reborrow(), dz, &of, &sizes, (n, v0, width))?;
+        }
+    }
+    Ok(())
+}
+
+/// [`forward_with_gradient`] tile by tile, with the logits made twice.
+fn twice(queue: Queue<'_>, out: Output<'_>, gradient: SliceMut<'_>, of: Rows<'_>, head: &LmHead) -> Result<()> {
+    let Output { logprobs, entropy, mut lse, best } = out;
+    forward(queue, Output { logprobs, entropy, lse: lse.reborrow(), best }, of, head)?;
+    gradients(queue, gradient, None, None, *lse, of, head)
+}
+
+/// The gradient of a tile of logits, in the type of the hidden states.
+struct Dz<'a> {
+    queue: Queue<'a>,
+    room: DeviceBuffer,
+    dtype: DType,
+    head: LmHead,
+}
+
+impl<'a> Dz<'a> {
+    fn new(queue: Queue<'a>, of: &Rows<'_>, rows: usize, vocabulary: usize, head: &LmHead) -> Result<Dz<'a>> {
+        let dtype = of.hidden.dtype();
+        let room = queue.alloc("the gradient of the head's logits", rows * TILE.min(vocabulary), dtype)?;
+        Ok(Dz { queue, room, dtype, head: *head })
+    }
+
+    /// Of logits of `width` tokens from `v0` on, `stride` apart, of as many rows as there are targets; times `dlogprobs`,
+    /// if given.
+    fn of(
+        &mut self,
+        (logits, stride): (Slice<'_>, usize),
+        targets: Slice<'_>,
+        lse: Slice<'_>,
+        dlogprobs: Option<Slice<'_>>,
+        (v0, width): (usize, usize),
+    ) -> Result<Slice<'_>> {
+        let n = targets.len();
+        let [scale, softcap] = self.head.args();
+        let (first, columns) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
+        let dz = self.room.slice(self.dtype).part(0, n * width)?;
+        let (d, stride) = (dlogprobs.map_or(NULL, |d| d.arg()), Arg::U64(stride as u64));
+        let args = [dz.arg(), logits.arg(), stride, targets.arg(), lse.arg(), d, first, columns, scale, softcap];
+        let shape = Shape::line(n, row_threads(TILE));
+        self.queue.launch(&LM_HEAD, "lm_head_gradient", &types([("T", self.dtype)]), shape, &args)?;
+        Ok(dz)
+    }
+}
+
+/// dhidden of `n` rows from the gradient of a tile: the first tile writes, the others add.
+fn into_hidden(
+    queue: Queue<'_>,
+    to: SliceMut<'_>,
+    dz: Slice<'_>,
+    of: &Rows<'_>,
+    sizes: &Sizes,
+    (n, v0, width): (usize, usize, usize),
+) -> Result<()> {
+    let term = Term { a: dz, b: of.weight.part(v0 * sizes.size, width * sizes.size)?, depth: width };
+    let add = Epilogue { add: v0 > 0, ..Epilogue::default() };
+    matmul(queue, to, [n, sizes.size], Layout::INPUT_GRADIENT, &[term], add)
+}
+
 /// dhidden: (rows, size) f32, and dW: (vocabulary, size) f32 added to if given, from `dlogprobs` and the forward
 /// pass's `lse`, both (rows) f32. The logits are made again.
 ///
@@ -240,16 +359,29 @@ pub fn cap(queue: Queue<'_>, logits: SliceMut<'_>, head: &LmHead) -> Result<()> 
 /// As [`forward`].
 pub fn backward(
     queue: Queue<'_>,
-    mut dhidden: SliceMut<'_>,
-    mut dweight: Option<SliceMut<'_>>,
+    dhidden: SliceMut<'_>,
+    dweight: Option<SliceMut<'_>>,
     dlogprobs: Slice<'_>,
     lse: Slice<'_>,
     of: Rows<'_>,
     head: &LmHead,
 ) -> Result<()> {
+    gradients(queue, dhidden, dweight, Some(dlogprobs), lse, of, head)
+}
+
+fn gradients(
+    queue: Queue<'_>,
+    mut dhidden: SliceMut<'_>,
+    mut dweight: Option<SliceMut<'_>>,
+    dlogprobs: Option<Slice<'_>>,
+    lse: Slice<'_>,
+    of: Rows<'_>,
+    head: &LmHead,
+) -> Result<()> {
     let sizes = of.check()?;
+    let d = dlogprobs.map(|d| ("dlogprobs", d, sizes.rows));
     for (what, slice, len) in
-        [("dhidden", *dhidden, sizes.rows * sizes.size), ("dlogprobs", dlogprobs, sizes.rows), ("lse", lse, sizes.rows)]
+        [("dhidden", *dhidden, sizes.rows * sizes.size), ("lse", lse, sizes.rows)].into_iter().chain(d)
     {
         slice.expect(OP, what, len)?;
         slice.expect_dtype(OP, what, DType::F32)?;
@@ -261,30 +393,20 @@ pub fn backward(
     if sizes.rows == 0 {
         return Ok(());
     }
-    let dtype = of.hidden.dtype();
     let mut logits = of.logits(queue, &sizes)?;
-    let mut dz = queue.alloc("the gradient of the head's logits", logits.bytes() / 4, dtype)?;
-    let defines = types([("T", dtype)]);
+    let mut dz = Dz::new(queue, &of, ROWS.min(sizes.rows), sizes.vocabulary, head)?;
     for r0 in (0..sizes.rows).step_by(ROWS) {
         let n = ROWS.min(sizes.rows - r0);
-        let part = |slice: Slice<'_>| Ok::<_, Error>(slice.part(r0, n)?.arg());
-        let per_row = [part(of.targets)?, part(lse)?, part(dlogprobs)?];
+        let (targets, lse) = (of.targets.part(r0, n)?, lse.part(r0, n)?);
+        let dlogprobs = dlogprobs.map(|d| d.part(r0, n)).transpose()?;
         let hidden = of.hidden.part(r0 * sizes.size, n * sizes.size)?;
-        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, weight, v0, width| {
-            let dz = dz.slice_mut(dtype).part(0, n * width)?;
-            let [targets, lse, dlogprobs] = per_row;
-            let [scale, softcap] = head.args();
-            let (first, width32) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
-            let args = [dz.arg(), logits.arg(), targets, lse, dlogprobs, first, width32, scale, softcap];
-            queue.launch(&LM_HEAD, "lm_head_gradient", &defines, Shape::line(n, row_threads(TILE)), &args)?;
-            // The first tile writes dhidden, the others add.
-            let add = Epilogue { add: v0 > 0, ..Epilogue::default() };
+        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, _, v0, width| {
+            let dz = dz.of((logits, width), targets, lse, dlogprobs, (v0, width))?;
             let rows = dhidden.reborrow().part(r0 * sizes.size, n * sizes.size)?;
-            let term = Term { a: *dz, b: weight, depth: width };
-            matmul(queue, rows, [n, sizes.size], Layout::INPUT_GRADIENT, &[term], add)?;
+            into_hidden(queue, rows, dz, &of, &sizes, (n, v0, width))?;
             let Some(dweight) = &mut dweight else { return Ok(()) };
             let tile = dweight.reborrow().part(v0 * sizes.size, width * sizes.size)?;
-            let term = Term { a: *dz, b: hidden, depth: n };
+            let term = Term { a: dz, b: hidden, depth: n };
             let add = Epilogue { add: true, ..Epilogue::default() };
             matmul(queue, tile, [width, sizes.size], Layout::WEIGHT_GRADIENT, &[term], add)
         })?;

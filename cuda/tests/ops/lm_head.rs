@@ -62,6 +62,19 @@ fn check(device: &Device, rows: usize, size: usize, vocabulary: usize, head: LmH
     close("entropy", &get(&b, f32), &entropy, 3e-6);
     close("lse", &get(&c, f32), &lse, 3e-6);
     assert_eq!(e.download::<u32>().unwrap(), best);
+    let before = [&a, &b, &c].map(|x| get(x, f32));
+    let mut unit = room(queue, rows * size, f32);
+    let out = Output {
+        logprobs: a.slice_mut(f32),
+        entropy: Some(b.slice_mut(f32)),
+        lse: c.slice_mut(f32),
+        best: e.slice_mut(DType::U32),
+    };
+    lm_head::forward_with_gradient(queue, out, unit.slice_mut(f32), of, &head).unwrap();
+    assert!([&a, &b, &c].map(|x| get(x, f32)) == before && e.download::<u32>().unwrap() == best);
+    // ∂logprob/∂h, of which the upstream gradient makes dhidden.
+    let scaled: Vec<f64> = get(&unit, f32).iter().enumerate().map(|(i, u)| u * d[i / size]).collect();
+    close("the gradient", &scaled, &dh, if t == f32 { 1e-5 } else { tolerance(t) });
     let mut dhidden = room(queue, rows * size, f32);
     let mut dweight = queue.zeros("a test", vocabulary * size, f32).unwrap();
     lm_head::backward(
@@ -91,6 +104,12 @@ shapes! {
 fn a_vocabulary_of_more_than_a_tile() {
     let Some(device) = device() else { return };
     check(&device, 3, 16, TILE + 321, LmHead::default(), DType::BF16);
+}
+
+#[test]
+fn more_rows_than_are_taken_at_a_time() {
+    let Some(device) = device() else { return };
+    check(&device, lm_head::ROWS + 3, 8, 16, LmHead::default(), DType::BF16);
 }
 
 /// Both rungs take in two tiles of different maxima.

@@ -17,8 +17,8 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
     vec![loss(sizes, false), loss(sizes, true), sampled(rows, vocabulary)]
 }
 
-/// Log-probabilities of the targets, and the gradients of their sum. Of the products the logits count once, though they
-/// are made twice.
+/// Log-probabilities of the targets, and the gradients of their sum; of the products the logits count once. With the head
+/// frozen they are made once, with it trained twice.
 fn loss([rows, size, vocabulary]: [usize; 3], frozen: bool) -> Entry {
     let name = if frozen { "lm_head/frozen" } else { "lm_head/loss_and_gradient" };
     let shape =
@@ -48,10 +48,12 @@ fn loss([rows, size, vocabulary]: [usize; 3], frozen: bool) -> Entry {
                 best: best.slice_mut(U32),
             };
             let head = LmHead::default();
+            if frozen {
+                return lm_head::forward_with_gradient(queue, out, dhidden.slice_mut(F32), of, &head);
+            }
             lm_head::forward(queue, out, of, &head)?;
-            let dweight = (!frozen).then(|| dweight.slice_mut(F32));
-            let (dhidden, lse) = (dhidden.slice_mut(F32), lse.slice(F32));
-            lm_head::backward(queue, dhidden, dweight, upstream.slice(F32), lse, of, &head)
+            let (dhidden, dweight) = (dhidden.slice_mut(F32), Some(dweight.slice_mut(F32)));
+            lm_head::backward(queue, dhidden, dweight, upstream.slice(F32), lse.slice(F32), of, &head)
         })
     })
 }

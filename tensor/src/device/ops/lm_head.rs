@@ -83,7 +83,7 @@ pub(crate) fn backward(
     Ok(dhidden)
 }
 
-/// As [`forward`], and ∂logprob_r/∂h_r: (rows, size). The logits are made twice.
+/// As [`forward`], and ∂logprob_r/∂h_r: (rows, size) f32.
 pub(crate) fn forward_with_gradient(
     on: &On,
     hidden: &Tensor,
@@ -91,10 +91,16 @@ pub(crate) fn forward_with_gradient(
     targets: &[u32],
     of: &LmHead,
 ) -> Result<(LmHeadOutput, Tensor)> {
-    let out = forward(on, hidden, weight, targets, of)?;
-    let ones = on.full(OP, 1.0, [targets.len()])?;
-    let gradient = backward(on, &ones, hidden, weight, targets, &out.lse, of, None)?;
-    Ok((out, gradient))
+    let (hidden, weight) = dense(hidden, weight)?;
+    let mut out = Results::new(on, targets.len())?;
+    let mut gradient = on.scratch(OP, hidden.shape(), DType::F32)?;
+    if !targets.is_empty() {
+        let words = on.words(targets)?;
+        let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
+        kernel::forward_with_gradient(on.queue(), out.places()?, gradient.cells_mut()?, rows, &options(of))?;
+    }
+    let Results { logprobs, entropy, lse, best } = out;
+    Ok((LmHeadOutput { logprobs, entropy, lse, correct: Correct::new(best, targets) }, gradient))
 }
 
 /// W h of a few rows, f32 whatever h is: the sums that [`forward`] computes within.
