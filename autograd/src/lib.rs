@@ -12,6 +12,7 @@ pub mod ops;
 mod param;
 pub mod registry;
 mod saved;
+mod sum;
 mod tape;
 
 pub use checkpoint::checkpoint;

@@ -114,8 +114,7 @@ pub(crate) fn widened(grad: Tensor) -> Result<Tensor> {
     }
 }
 
-/// Adds `grad` into `slot`, in place where the slot already holds a gradient. One half stays as it is, several add up in
-/// f32: the sum is rounded once, whether it is read at once or by way of a checkpoint.
+/// Adds `grad` into `slot`, in place where the slot already holds a gradient.
 pub(crate) fn accumulate(slot: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
     match slot {
         None => *slot = Some(grad),

@@ -13,6 +13,7 @@ use planish_tensor::{DType, Device, Tensor};
 use crate::param::{Param, accumulate, grad_dtype, widened};
 use crate::registry::{Backward, Op};
 use crate::saved::{Recipe, Saved};
+use crate::sum::Sum;
 use crate::{Error, Result};
 
 /// A record of differentiable operations, for one backward pass.
@@ -230,8 +231,8 @@ impl Tape {
     /// [`Error::Untracked`] if an output is not tracked by this tape, an upstream gradient of another
     /// shape or dtype, and those of the rules.
     pub fn backward_from(&self, outputs: Vec<(Var, Tensor)>) -> Result<Gradients> {
-        let mut grads: Vec<Option<Tensor>> = Vec::new();
-        grads.resize_with(self.0.slots.borrow().len(), || None);
+        let mut grads: Vec<Sum> = Vec::new();
+        grads.resize_with(self.0.slots.borrow().len(), Sum::default);
         for (var, upstream) in outputs {
             match &var.place {
                 Some((tape, slot)) if Rc::ptr_eq(&tape.0, &self.0) => {
@@ -247,10 +248,8 @@ impl Tape {
             let Some(node) = self.0.nodes.borrow_mut().pop() else { break };
             let slots = self.0.slots.borrow();
             let places = grads[node.outputs.clone()].iter_mut().zip(&slots[node.outputs.clone()]);
-            let read = |(place, slot): (&mut Option<Tensor>, &Slot)| {
-                place.take().map(|sum| sum.to_dtype(slot.read_as())).transpose()
-            };
-            let upstream: Vec<Option<Tensor>> = places.map(read).collect::<planish_tensor::Result<_>>()?;
+            let upstream: Vec<Option<Tensor>> =
+                places.map(|(sum, slot)| sum.take(slot.read_as())).collect::<Result<_>>()?;
             if upstream.iter().all(Option::is_none) {
                 continue;
             }
@@ -269,14 +268,14 @@ impl Tape {
 /// Gradients of tracked leaves, after a backward pass.
 pub struct Gradients {
     tape: Tape,
-    grads: Vec<Option<Tensor>>,
+    grads: Vec<Sum>,
 }
 
 impl Gradients {
     /// The gradient of a leaf; `None` if the loss does not depend on it.
     pub fn get(&self, var: &Var) -> Option<&Tensor> {
         match &var.place {
-            Some((tape, slot)) if Rc::ptr_eq(&tape.0, &self.tape.0) => self.grads[*slot].as_ref(),
+            Some((tape, slot)) if Rc::ptr_eq(&tape.0, &self.tape.0) => self.grads[*slot].whole(),
             _ => None,
         }
     }
@@ -288,7 +287,7 @@ pub struct Grads<'a> {
     upstream: Vec<Option<Tensor>>,
     inputs: &'a [Option<usize>],
     slots: &'a [Slot],
-    grads: &'a mut Vec<Option<Tensor>>,
+    grads: &'a mut [Sum],
 }
 
 impl Grads<'_> {
@@ -337,18 +336,26 @@ impl Grads<'_> {
     pub fn add_with(&mut self, i: usize, f: impl FnOnce(&mut Tensor) -> planish_tensor::Result<()>) -> Result<()> {
         let Some(slot) = self.inputs[i] else { return Ok(()) };
         let info = &self.slots[slot];
-        let run = |place: &mut Option<Tensor>| -> Result<()> {
-            let mut buffer = match place.take() {
-                Some(buffer) => widened(buffer)?,
+        let filled = |buffer: Option<Tensor>| -> Result<Tensor> {
+            let mut buffer = match buffer {
+                Some(buffer) => buffer,
                 None => Tensor::zeros_on(info.device, info.shape.as_slice(), grad_dtype(info.dtype))?,
             };
             f(&mut buffer)?;
-            *place = Some(buffer);
-            Ok(())
+            Ok(buffer)
         };
         match &info.of {
-            Of::Param(param) => run(&mut param.lock_grad()),
-            Of::Leaf | Of::Output => run(&mut self.grads[slot]),
+            Of::Param(param) => {
+                let mut place = param.lock_grad();
+                let before = place.take().map(widened).transpose()?;
+                *place = Some(filled(before)?);
+                Ok(())
+            }
+            Of::Leaf | Of::Output => {
+                let sum = &mut self.grads[slot];
+                let before = sum.take_wide()?;
+                sum.add(filled(before)?)
+            }
         }
     }
 }
@@ -365,11 +372,11 @@ fn check(slot: &Slot, grad: &Tensor, op: &'static str, input: usize) -> Result<(
     Ok(())
 }
 
-fn deposit(slot: &Slot, place: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
+fn deposit(slot: &Slot, sum: &mut Sum, grad: Tensor) -> Result<()> {
     match &slot.of {
         Of::Param(param) => accumulate(&mut param.lock_grad(), grad.to_dtype(slot.read_as())?),
-        Of::Leaf => accumulate(place, grad.to_dtype(slot.read_as())?),
-        Of::Output => accumulate(place, grad),
+        Of::Leaf => sum.add(grad.to_dtype(slot.read_as())?),
+        Of::Output => sum.add(grad),
     }
 }
 

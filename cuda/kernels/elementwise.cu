@@ -31,6 +31,22 @@ extern "C" __global__ void elementwise_sub(T* y, const T* a, const T* b, u64 n) 
 extern "C" __global__ void elementwise_mul(T* y, const T* a, const T* b, u64 n) { binary<Mul>(y, a, b, n); }
 extern "C" __global__ void elementwise_div(T* y, const T* a, const T* b, u64 n) { binary<Div>(y, a, b, n); }
 
+// y = a + b + c + d, from left to right; those that are null are left out.
+extern "C" __global__ void elementwise_sum(T* y, const T* a, const T* b, const T* c, const T* d, u64 n) {
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
+    if (i >= n) return;
+    const T* terms[4] = {a, b, c, d};
+    f32 v[4][8];
+#pragma unroll
+    for (u32 t = 0; t < 4; ++t) load8(v[t], (t > 0 && !terms[t] ? a : terms[t]) + i, t > 0 && !terms[t] ? 0 : n - i);
+#pragma unroll
+    for (u32 t = 1; t < 4; ++t)
+#pragma unroll
+        for (u32 k = 0; k < 8; ++k)
+            if (terms[t]) v[0][k] += v[t][k];
+    store8(y + i, v[0], n - i);
+}
+
 // y = a x + b y0, for y0 = y before; b = 0 does not read y.
 extern "C" __global__ void elementwise_axpby(T* y, const T* x, f32 a, f32 b, u64 n) {
     const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
@@ -54,6 +70,13 @@ extern "C" __global__ void elementwise_add_scalar(T* y, const T* x, f32 number, 
 
 // Every row of y += row; row (width) f32.
 extern "C" __global__ void elementwise_add_row(T* y, const f32* row, u64 n, u32 width) {
-    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) y[i] = narrow<T>(widen(y[i]) + row[i % width]);
+    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
+    if (i >= n) return;
+    f32 v[8];
+    load8(v, y + i, n - i);
+    const u32 column = i % width;
+    // The row goes round within a pack if the width is no multiple of one.
+#pragma unroll
+    for (u32 k = 0; k < 8; ++k) v[k] += row[column + k < width ? column + k : (column + k) % width];
+    store8(y + i, v, n - i);
 }

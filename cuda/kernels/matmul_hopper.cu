@@ -11,6 +11,8 @@
 // Accumulation in f32. Order: k in steps of 16, one wgmma after another onto one accumulator, then k2 likewise. No
 // split-k, and the tile only says how many such chains run at a time: an element's bits depend neither on m, n nor the
 // tile. On Hopper all products of these types go here, however few rows they have: mma.sync may add 16 products otherwise.
+// But the gradient of a weight, whose depth is the tokens of a batch, is made in parts of PART tokens where it has few tiles:
+// the parts are matrices of their own, added up in order by matmul_hopper_join. Whether it is depends on m, n and k alone.
 // Contract: C is written (=), or added to (+=) with ADD = 1.
 // Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence two tiles.
 //
@@ -114,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
 // Shared memory: STAGES tiles, and 16 bytes for each.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hopper(
     O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
-    const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc) {
+    const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc, u32 part) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 bytes_a = GROUPS * BOX, bytes = bytes_a + BN / 64 * BOX;
     const u32 shared = shared_address(memory), full = shared + STAGES * bytes, empty = full + 8 * STAGES;
@@ -126,7 +128,10 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
         fence_asynchronous();
     }
     __syncthreads();
-    const u32 first = (k + BK - 1) / BK, steps = first + (k2 + BK - 1) / BK, group = threadIdx.x / GROUP;
+    // Steps of this part; all of them, if there is but one. A part that is not the first has a C of its own.
+    const u32 begin = blockIdx.y * part, all = (k + BK - 1) / BK, first = part ? min(part, all - begin) : all;
+    const u32 steps = first + (k2 + BK - 1) / BK, group = threadIdx.x / GROUP;
+    c += (u64)blockIdx.y * m * ldc;
     const u32 tiles = tiles_of(m, n, 64 * GROUPS);
     u32 taken = 0, row, column;  // stages, of all tiles
     if (group == GROUPS) {
@@ -137,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
                 for (u32 step = 0; step < steps; ++step, ++taken) {
                     const u32 s = taken % STAGES, to = shared + s * bytes;
                     const bool main = step < first;
-                    const u32 depth = (main ? step : step - first) * BK;
+                    const u32 depth = (main ? begin + step : step - first) * BK;
                     barrier_wait(empty + 8 * s, taken / STAGES & 1 ^ 1);  // at first at once
                     barrier_expect(full + 8 * s, bytes);
                     fetch<A_T, GROUPS>(to, main ? &a : &a2, full + 8 * s, row, depth);
@@ -167,4 +172,14 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
             finish(c, sums, row + group * 64, column, m, n, ldc, bias, alpha);
         }
     }
+}
+
+// C = or += alpha (the sum of parts) + bias; parts (count, m n) f32. An element a thread, parts in order.
+extern "C" __global__ void matmul_hopper_join(
+    O* c, const f32* parts, const T* bias, f32 alpha, u64 size, u32 n, u32 count) {
+    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    f32 sum = parts[i];
+    for (u32 p = 1; p < count; ++p) sum += parts[i + p * size];
+    c[i] = narrow<O>(finished(c + i, sum, (u32)(i % n), bias, alpha));
 }

@@ -1,10 +1,10 @@
 //! Arithmetic, element by element; see `cuda/kernels/elementwise.cu`.
 
-use super::{each, packs, rows, same, size, types};
+use super::{NULL, packs, rows, same, size, types};
 use crate::driver::Arg;
 use crate::kernels::ELEMENTWISE;
 use crate::memory::{Slice, SliceMut};
-use crate::{DType, Queue, Result};
+use crate::{DType, Error, Queue, Result};
 
 const OP: &str = "elementwise";
 
@@ -38,6 +38,24 @@ pub fn binary(queue: Queue<'_>, kind: Binary, y: SliceMut<'_>, a: Slice<'_>, b: 
     queue.launch(&ELEMENTWISE, name, &types([("T", a.dtype())]), packs(a.len()), &args)
 }
 
+/// y = Σ xᵢ of one to four, added up in f32 in order.
+///
+/// # Errors
+/// Sizes or types that do not agree; another number of them.
+pub fn sum(queue: Queue<'_>, y: SliceMut<'_>, xs: &[Slice<'_>]) -> Result<()> {
+    let Some(&first) = xs.first().filter(|_| xs.len() <= 4) else {
+        return Err(Error::Size { op: OP, what: "the number of terms", expected: "from 1 to 4", got: xs.len() });
+    };
+    first.expect_compute(OP, "a term")?;
+    for x in xs {
+        same(OP, first, &[("a term", *x), ("y", *y)])?;
+    }
+    let mut args = vec![y.arg()];
+    args.extend((0..4).map(|i| xs.get(i).map_or(NULL, |x| x.arg())));
+    args.push(Arg::U64(first.len() as u64));
+    queue.launch(&ELEMENTWISE, "elementwise_sum", &types([("T", first.dtype())]), packs(first.len()), &args)
+}
+
 /// y = α x + β y. With β = 0 what y holds does not matter.
 ///
 /// # Errors
@@ -69,5 +87,5 @@ pub fn add_row(queue: Queue<'_>, y: SliceMut<'_>, row: Slice<'_>) -> Result<()> 
     row.expect_dtype(OP, "the row", DType::F32)?;
     rows(OP, "the size of the row", *y, row.len())?;
     let args = [y.arg(), row.arg(), Arg::U64(y.len() as u64), Arg::U32(size(OP, "the row", row.len())?)];
-    queue.launch(&ELEMENTWISE, "elementwise_add_row", &types([("T", y.dtype())]), each(y.len()), &args)
+    queue.launch(&ELEMENTWISE, "elementwise_add_row", &types([("T", y.dtype())]), packs(y.len()), &args)
 }

@@ -2,13 +2,13 @@
 //! belongs there.
 
 use super::matmul::{Layout, Term};
-use super::{size, with};
+use super::{each, size, with};
 use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::kernels::MATMUL_HOPPER;
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
-use crate::{Queue, Result, Shape};
+use crate::{DType, Queue, Result, Shape};
 
 const OP: &str = "matmul";
 
@@ -32,6 +32,11 @@ const MIDDLE: Tile = Tile { groups: 2, columns: 128, stages: 6 };
 /// A few rows: decoding, where reading B is all. 96 KiB, so that two blocks share a multiprocessor.
 const SMALL: Tile = Tile { groups: 1, columns: 64, stages: 6 };
 
+/// Depth of a part. Part of the arithmetic.
+const PART: usize = 1024;
+/// Tiles of 64 by 64 of a product that is made in parts, at most. Part of the arithmetic.
+const FEW_TILES: usize = 256;
+
 impl Tile {
     fn defines(self, mut defines: Defines) -> Defines {
         for (name, value) in [("GROUPS", self.groups), ("BN", self.columns), ("STAGES", self.stages)] {
@@ -45,24 +50,25 @@ impl Tile {
     }
 
     /// Time of a product on this many multiprocessors, in 64 rows and columns of each step.
-    fn turns(self, size: [usize; 2], multiprocessors: usize) -> usize {
-        self.count(size).div_ceil(multiprocessors) * self.groups * self.columns / BOX
+    fn turns(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> usize {
+        (self.count(size) * parts).div_ceil(multiprocessors) * self.groups * self.columns / BOX
     }
 
-    fn shape(self, size: [usize; 2], multiprocessors: usize) -> Shape {
+    fn shape(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> Shape {
         let tiles = self.stages * (self.groups + self.columns / BOX) * BOX_BYTES;
         // One group takes a tile and ends: several blocks share a multiprocessor.
         let blocks = if self.groups == 1 { self.count(size) } else { self.count(size).min(multiprocessors) };
-        Shape::line(blocks, 128 * (self.groups as u32 + 1)).shared(tiles + 16 * self.stages)
+        Shape::grid([blocks, parts, 1], 128 * (self.groups as u32 + 1)).shared(tiles + 16 * self.stages)
     }
 
     /// The tile of a product.
-    fn of(size: [usize; 2], multiprocessors: usize) -> Tile {
-        if size[0] <= BOX {
+    fn of(size: [usize; 2], parts: usize, multiprocessors: usize) -> Tile {
+        // Few rows, or few columns as of a low-rank update: what counts is how many multiprocessors read.
+        if size[0] <= BOX || size[1] <= BOX {
             return SMALL;
         }
         // A little more for the smaller tile, which the second-level cache cannot feed at full speed.
-        let [large, middle] = [LARGE, MIDDLE].map(|tile| tile.turns(size, multiprocessors));
+        let [large, middle] = [LARGE, MIDDLE].map(|tile| tile.turns(size, parts, multiprocessors));
         if 9 * large <= 10 * middle { LARGE } else { MIDDLE }
     }
 }
@@ -109,11 +115,42 @@ pub(super) fn launch(
         }
     }
     let depth = |term: Option<&Term<'_>>| size(OP, "the depth", term.map_or(0, |term| term.depth)).map(Arg::U32);
-    let mut args = vec![c.arg()];
-    args.extend(maps.iter().map(|map| Arg::Bytes(map)));
-    args.extend([bias, Arg::F32(alpha), Arg::U32(size(OP, "m", m)?), Arg::U32(size(OP, "n", n)?)]);
-    args.extend([depth(first)?, depth(second)?, Arg::U32(size(OP, "a row of C", n)?)]);
+    let sizes = [size(OP, "m", m)?, size(OP, "n", n)?].map(Arg::U32);
+    let depths = [depth(first)?, depth(second)?];
     let multiprocessors = queue.device.driver().properties().multiprocessors.max(1) as usize;
-    let tile = Tile::of([m, n], multiprocessors);
-    queue.launch(&MATMUL_HOPPER, "matmul_hopper", &tile.defines(defines), tile.shape([m, n], multiprocessors), &args)
+    let product = |c: Arg<'_>, bias, alpha, defines: Defines, parts: usize, steps: u32| {
+        let mut args = vec![c];
+        args.extend(maps.iter().map(|map| Arg::Bytes(map)));
+        args.extend([bias, Arg::F32(alpha)]);
+        args.extend(sizes);
+        args.extend(depths);
+        args.extend([sizes[1], Arg::U32(steps)]);
+        let tile = Tile::of([m, n], parts, multiprocessors);
+        let shape = tile.shape([m, n], parts, multiprocessors);
+        queue.launch(&MATMUL_HOPPER, "matmul_hopper", &tile.defines(defines), shape, &args)
+    };
+    let parts = if second.is_none() { parts([m, n], layout, first.map_or(0, |term| term.depth)) } else { 1 };
+    if parts == 1 {
+        return product(c.arg(), bias, alpha, defines, 1, 0);
+    }
+    let room = queue.alloc("parts of a weight's gradient", parts * m * n, DType::F32)?;
+    let of_parts = defines.iter().map(|(name, value)| {
+        let value = match name.as_str() {
+            "O" => "f32",
+            "ADD" => "0",
+            _ => value,
+        };
+        (name.clone(), value.to_owned())
+    });
+    let whole = room.slice(DType::F32).arg();
+    product(whole, super::NULL, 1.0, of_parts.collect(), parts, (PART / BOX) as u32)?;
+    let count = Arg::U32(size(OP, "the number of parts", parts)?);
+    let args = [c.arg(), whole, bias, Arg::F32(alpha), Arg::U64((m * n) as u64), sizes[1], count];
+    queue.launch(&MATMUL_HOPPER, "matmul_hopper_join", &SMALL.defines(defines), each(m * n), &args)
+}
+
+/// Parts in which a product is made: the gradient of a small weight, of many tokens, would leave most of a card without work.
+fn parts([m, n]: [usize; 2], layout: Layout, depth: usize) -> usize {
+    let small = m.div_ceil(BOX) * n.div_ceil(BOX) <= FEW_TILES;
+    if layout == Layout::WEIGHT_GRADIENT && small { depth.div_ceil(PART) } else { 1 }
 }

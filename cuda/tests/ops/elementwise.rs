@@ -280,3 +280,42 @@ shapes! {
         }
     }
 }
+
+#[test]
+fn terms_are_added_from_left_to_right_and_rounded_once() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    for t in TYPES {
+        let n = 77;
+        let terms: Vec<Vec<f64>> = (0..4).map(|i| random(n, t, i + 1)).collect();
+        let on: Vec<DeviceBuffer> = terms.iter().map(|x| put(queue, x, t)).collect();
+        for count in 1..=4 {
+            let mut y = room(queue, n, t);
+            let slices: Vec<_> = on[..count].iter().map(|x| x.slice(t)).collect();
+            elementwise::sum(queue, y.slice_mut(t), &slices).unwrap();
+            let sum = |i: usize| terms[1..count].iter().fold(terms[0][i] as f32, |sum, x| sum + x[i] as f32);
+            let want: Vec<f64> = (0..n).map(|i| round(f64::from(sum(i)), t)).collect();
+            assert_eq!(get(&y, t), want, "{count} of {t}");
+        }
+    }
+    let x = put(queue, &[1.0; 8], DType::F32);
+    let mut y = room(queue, 8, DType::F32);
+    let five = [x.slice(DType::F32); 5];
+    let refused = elementwise::sum(queue, y.slice_mut(DType::F32), &five).unwrap_err().to_string();
+    assert!(refused.contains("from 1 to 4"), "{refused}");
+}
+
+/// A row that is no multiple of a pack goes round within it; one shorter than a pack, several times.
+#[test]
+fn a_row_is_added_to_rows_of_any_width() {
+    let Some(device) = device() else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    for width in [1, 3, 8, 13, 64] {
+        let (y0, row) = (random(7 * width, t, 1), random(width, DType::F32, 2));
+        let (mut y, r) = (put(queue, &y0, t), put(queue, &row, DType::F32));
+        elementwise::add_row(queue, y.slice_mut(t), r.slice(DType::F32)).unwrap();
+        let want: Vec<f64> =
+            y0.iter().enumerate().map(|(i, y)| round(f64::from(*y as f32 + row[i % width] as f32), t)).collect();
+        assert_eq!(get(&y, t), want, "{width}");
+    }
+}

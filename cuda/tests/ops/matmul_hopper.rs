@@ -113,6 +113,7 @@ fn turns_and_ring_give_the_same_bits() {
             args.extend(maps.iter().map(|map| Arg::Bytes(map)));
             args.extend([Arg::Ptr(bias.ptr()), Arg::F32(0.5)]);
             args.extend([m, n, k, k2, n].map(|x| Arg::U32(x as u32)));
+            args.extend((name == "matmul_hopper").then_some(Arg::U32(0)));
             // One group without a ring, or as many as there are and the producer.
             let (working, threads, room) = match name {
                 "matmul_hopper" => {
@@ -150,6 +151,29 @@ fn what_does_not_fit_goes_elsewhere() {
     }
 }
 
+/// The gradient of a small weight is made in parts of its tokens: one that is not full, and what is there is added to.
+#[test]
+fn gradients_of_small_weights_are_made_in_parts() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t, f32) = (device.queue(), DType::BF16, DType::F32);
+    let [m, n, k] = [16, 72, 2 * 1024 + 40];
+    let (dy, x, before) = (random(k * m, t, 1), random(k * n, t, 2), random(m * n, f32, 3));
+    let (a, b, mut c) = (put(queue, &dy, t), put(queue, &x, t), put(queue, &before, f32));
+    let term = Term { a: a.slice(t), b: b.slice(t), depth: k };
+    let epilogue = Epilogue { alpha: 0.5, bias: None, add: true };
+    let mut run = || matmul(queue, c.slice_mut(f32), [m, n], Layout::WEIGHT_GRADIENT, &[term], epilogue).unwrap();
+    run();
+    let want: Vec<f64> = (0..m * n)
+        .map(|e| before[e] + 0.5 * (0..k).map(|i| dy[i * m + e / n] * x[i * n + e % n]).sum::<f64>())
+        .collect();
+    close("in parts", &get(&c, f32), &want, 1e-5);
+    let first = get(&c, f32);
+    c.upload(&before.iter().map(|&x| x as f32).collect::<Vec<_>>()).unwrap();
+    let mut again = || matmul(queue, c.slice_mut(f32), [m, n], Layout::WEIGHT_GRADIENT, &[term], epilogue).unwrap();
+    again();
+    assert!(get(&c, f32) == first);
+}
+
 /// The kernel with a piece of its text replaced, on a product of two stages more than the ring has.
 fn broken(device: &Device, change: &[(&str, &str)]) -> planish_cuda::Result<()> {
     let mut text = MATMUL_HOPPER.text.to_owned();
@@ -172,7 +196,7 @@ fn broken(device: &Device, change: &[(&str, &str)]) -> planish_cuda::Result<()> 
     let mut args = vec![Arg::Ptr(c.ptr())];
     args.extend([&map_a, &map_b, &map_a, &map_b].map(|map| Arg::Bytes(map)));
     args.extend([Arg::U64(0), Arg::F32(1.0)]);
-    args.extend([m, n, k, 0, n].map(|x| Arg::U32(x as u32)));
+    args.extend([m, n, k, 0, n, 0].map(|x| Arg::U32(x as u32)));
     let shape = Shape::line(1, 256).shared(2 * 2 * 8192 + 32);
     queue.launch(&kernel, "matmul_hopper", &of, shape, &args)
 }

@@ -51,6 +51,39 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     })
 }
 
+/// Tensors that [`sum_of_halves`] adds at most.
+pub const MOST_HALVES: usize = 4;
+
+/// Σ xᵢ of 1 to [`MOST_HALVES`] tensors of one shape and of bf16 or f16, all on one device: in f32, in order, and rounded
+/// once.
+///
+/// # Errors
+/// Another number of them; shapes or dtypes that differ.
+pub fn sum_of_halves(xs: &[Tensor]) -> Result<Tensor> {
+    const OP: &str = "sum_of_halves";
+    let Some(first) = xs.first().filter(|_| xs.len() <= MOST_HALVES) else {
+        let (name, value) = ("the number of terms", xs.len() as f64);
+        return Err(Error::InvalidValue { op: OP, name, value, expected: "from 1 to 4" });
+    };
+    for x in xs {
+        if x.dims() != first.dims() {
+            let (lhs, rhs) = (first.dims().to_vec(), x.dims().to_vec());
+            return Err(Error::ShapeMismatch { op: OP, what: "the terms", lhs, rhs });
+        }
+        if x.dtype() != first.dtype() {
+            return Err(Error::DTypeMismatch { op: OP, expected: first.dtype(), got: x.dtype() });
+        }
+    }
+    if let Some(on) = device::of(OP, xs)? {
+        return on_device::sum_of_halves(&on, xs);
+    }
+    let mut sum = first.to_dtype(crate::DType::F32)?;
+    for x in &xs[1..] {
+        add_assign(&mut sum, &x.to_dtype(crate::DType::F32)?)?;
+    }
+    sum.to_dtype(first.dtype())
+}
+
 fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dtype() != b.dtype() {
         return Err(Error::DTypeMismatch { op, expected: a.dtype(), got: b.dtype() });
@@ -201,7 +234,7 @@ mod tests {
         let a = tensor(&[1.0, 2.0], &[2]);
         let error = mul(&a, &tensor(&[1.0, 2.0, 3.0], &[3])).unwrap_err();
         assert_eq!(error.to_string(), "mul: shapes do not broadcast: [2] does not match [3]");
-        let error = add(&a, &a.to_dtype(DType::F32).unwrap()).unwrap_err();
+        let error = add(&a, &a.to_dtype(crate::DType::F32).unwrap()).unwrap_err();
         assert_eq!(error.to_string(), "add: expected dtype float64, got float32");
         let ints = a.to_dtype(DType::I32).unwrap();
         assert!(matches!(div(&ints, &ints), Err(Error::UnsupportedDType { op: "div", .. })));

@@ -25,6 +25,15 @@ pub(crate) fn add_assign(on: &On, a: &mut Tensor, b: &Tensor) -> Result<()> {
     Ok(kernel::axpby(on.queue(), a.cells_mut()?, b.cells()?, 1.0, 1.0)?)
 }
 
+/// Σ xᵢ of halves.
+pub(crate) fn sum_of_halves(on: &On, xs: &[Tensor]) -> Result<Tensor> {
+    let xs = xs.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+    let mut out = on.scratch("sum_of_halves", xs[0].shape(), xs[0].dtype())?;
+    let cells = xs.iter().map(Tensor::cells).collect::<Result<Vec<_>>>()?;
+    kernel::sum(on.queue(), out.cells_mut()?, &cells)?;
+    Ok(out)
+}
+
 /// a · factor.
 pub(crate) fn scale(on: &On, a: &Tensor, factor: f64) -> Result<Tensor> {
     let a = a.contiguous()?;
