@@ -18,10 +18,10 @@ extern "C" __global__ void grad_norm_naive(f64* squares, const T* g, u64 n) {
     *squares += sum;
 }
 
-// Rung 1: a block a stretch.
-extern "C" __global__ void grad_norm_partial(f64* partial, const T* g, u64 n) {
+// The sum of stretch `part` of one tensor, by a block.
+__device__ __forceinline__ void stretch(f64* to, const T* g, u64 n, u64 part) {
     __shared__ f64 scratch[32];
-    const u64 first = (u64)blockIdx.x * STRETCH;
+    const u64 first = part * STRETCH;
     const u32 count = min((u64)STRETCH, n - first);
     f64 sum = 0.0;
     for (u32 i = PACK * threadIdx.x; i < count; i += PACK * blockDim.x) {
@@ -30,7 +30,25 @@ extern "C" __global__ void grad_norm_partial(f64* partial, const T* g, u64 n) {
         for (int k = 0; k < 8; ++k) sum += (f64)v[k] * (f64)v[k];
     }
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (threadIdx.x == 0) *to = sum;
+}
+
+// Rung 1: a block a stretch.
+extern "C" __global__ void grad_norm_partial(f64* partial, const T* g, u64 n) {
+    stretch(partial + blockIdx.x, g, n, blockIdx.x);
+}
+
+// Many tensors at once: `table` has for each its address, its size and the number of stretches before it.
+extern "C" __global__ void grad_norm_partial_of_all(f64* partial, const u64* table, u32 tensors) {
+    // The last tensor whose first stretch is not behind this one.
+    u32 low = 0, high = tensors;
+    while (high - low > 1) {
+        const u32 middle = (low + high) / 2;
+        if (table[3 * middle + 2] <= blockIdx.x) low = middle;
+        else high = middle;
+    }
+    const u64* row = table + 3 * low;
+    stretch(partial + blockIdx.x, (const T*)row[0], row[1], blockIdx.x - row[2]);
 }
 
 // One block: blocks are dealt to threads, and the threads' sums added as in every block.

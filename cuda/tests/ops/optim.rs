@@ -82,3 +82,21 @@ fn clipping_needs_the_norm() {
         adamw::step(queue, p.slice_mut(f32), None, m.slice_mut(f32), v.slice_mut(f32), g.slice(f32), None, &update);
     assert!(done.unwrap_err().to_string().contains("squared norm"));
 }
+
+/// Tensors of every size in one launch: empty ones, whole stretches and more.
+#[test]
+fn squares_of_many_tensors_are_added_at_once() {
+    let Some(device) = device() else { return };
+    let (queue, f32) = (device.queue(), DType::F32);
+    let gs: Vec<Vec<f64>> =
+        [5, 0, 16384, 1, 16385, 40000].iter().zip(1..).map(|(&n, salt)| random(n, f32, salt)).collect();
+    let on: Vec<_> = gs.iter().map(|g| put(queue, g, f32)).collect();
+    let slices: Vec<_> = on.iter().map(|g| g.slice(f32)).collect();
+    let mut sum = queue.zeros("a test", 1, DType::F64).unwrap();
+    grad_norm::add_squares_of_all(queue, sum.slice_mut(DType::F64), &slices).unwrap();
+    let got = sum.download::<f64>().unwrap()[0];
+    let want: f64 = gs.iter().flatten().map(|g| g * g).sum();
+    assert!((got - want).abs() <= 1e-12 * want, "{got} for {want}");
+    grad_norm::add_squares_of_all(queue, sum.slice_mut(DType::F64), &[]).unwrap();
+    assert_eq!(sum.download::<f64>().unwrap()[0], got);
+}

@@ -49,10 +49,12 @@ pub fn squares(of_all: &[Tensor]) -> Result<f64> {
     }
     let Some(on) = of(OP, of_all)? else { return Err(Error::OnlyOnDevice { op: OP }) };
     let mut sum = on.zeros(OP, [1], DType::F64)?;
-    for t in of_all.iter().filter(|t| t.numel() > 0) {
-        let t = t.contiguous()?;
-        let cells: Slice<'_> = t.cells()?;
-        grad_norm::add_squares(on.queue(), sum.cells_mut()?, cells)?;
+    let dense = of_all.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+    // A launch for all of a type.
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let alike = dense.iter().filter(|t| t.dtype() == dtype && t.numel() > 0);
+        let cells: Vec<Slice<'_>> = alike.map(Tensor::cells).collect::<Result<_>>()?;
+        grad_norm::add_squares_of_all(on.queue(), sum.cells_mut()?, &cells)?;
     }
     sum.to_device(Device::Cpu)?.item::<f64>()
 }

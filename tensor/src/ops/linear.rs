@@ -92,6 +92,19 @@ pub fn matmul(a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(c)
 }
 
+/// factor · A B in `dtype`: on a device of the sums, before they are rounded.
+///
+/// # Errors
+/// As [`matmul_into`].
+pub(crate) fn scaled_matmul(a: &Tensor, b: &Tensor, dtype: DType, factor: f64) -> Result<Tensor> {
+    let Some(on) = device::of("matmul", [a, b])? else {
+        return super::elementwise::scale(&matmul(a, b, dtype)?, factor);
+    };
+    let mut c = a.scratch_beside("matmul", [a.dims()[0], b.dims()[1]], dtype)?;
+    on_device::scaled_product(&on, (a, b), factor, &mut c)?;
+    Ok(c)
+}
+
 /// Checks flattened x (rows, in) against W (out, in) and b (out).
 pub(crate) fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     if weight.rank() != 2 {

@@ -7,8 +7,8 @@
 //! # Source
 //! Hu et al., "LoRA", arXiv:2106.09685, equation 3; dropout on the update's input as in PEFT.
 
-use super::elementwise::{add_assign, scale};
-use super::linear::{self, flat, matmul, matmul_into, matrix};
+use super::elementwise::add_assign;
+use super::linear::{self, flat, matmul, matmul_into, matrix, scaled_matmul};
 use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{Mat, Store, gemm, gemm_update};
 use crate::rng::Rows;
@@ -83,8 +83,7 @@ pub fn forward(
     linear::check(&flat_x, weight, bias)?;
     check_parts(OP, weight, a, b)?;
     let out = weight.dims()[0];
-    let h = matmul(&flat(&dropped(x, lora)?, OP)?, &a.transpose(0, 1)?, x.dtype())?;
-    let h = scale(&h, lora.scale)?;
+    let h = scaled_matmul(&flat(&dropped(x, lora)?, OP)?, &a.transpose(0, 1)?, x.dtype(), lora.scale)?;
     let mut y = product_and_update(&flat_x, &weight.transpose(0, 1)?, &h, &b.transpose(0, 1)?)?;
     if let Some(bias) = bias {
         linear::add_bias(&mut y, bias)?;
@@ -126,7 +125,7 @@ pub fn backward(
     if wanted.a.is_none() && !wanted.input {
         return Ok(None);
     }
-    let u = scale(&matmul(&flat_dy, b, dy.dtype())?, lora.scale)?;
+    let u = scaled_matmul(&flat_dy, b, dy.dtype(), lora.scale)?;
     if let Some(da) = wanted.a {
         matmul_into(&u.transpose(0, 1)?, &flat(&dropped(x, lora)?, OP)?, da, Store::Add)?;
     }

@@ -42,10 +42,25 @@ pub(super) fn filled(on: &On, t: Tensor, axis: usize, size: usize) -> Result<Ten
 /// C = or += A B + U V, all two-dimensional and of any compute type; see [`computed_in`].
 pub(crate) fn product(
     on: &On,
-    (a, b): (&Tensor, &Tensor),
+    factors: (&Tensor, &Tensor),
     update: Option<(&Tensor, &Tensor)>,
     c: &mut Tensor,
     store: Store,
+) -> Result<()> {
+    finished(on, factors, update, c, Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() })
+}
+
+/// C = factor · A B.
+pub(crate) fn scaled_product(on: &On, factors: (&Tensor, &Tensor), factor: f64, c: &mut Tensor) -> Result<()> {
+    finished(on, factors, None, c, Epilogue { alpha: factor as f32, ..Epilogue::default() })
+}
+
+fn finished(
+    on: &On,
+    (a, b): (&Tensor, &Tensor),
+    update: Option<(&Tensor, &Tensor)>,
+    c: &mut Tensor,
+    epilogue: Epilogue<'_>,
 ) -> Result<()> {
     let (m, n) = (a.dims()[0], b.dims()[1]);
     if m == 0 || n == 0 {
@@ -80,7 +95,6 @@ pub(crate) fn product(
     if let Some((u, v, depth)) = &update {
         terms.push(Term { a: u.cells()?, b: v.cells()?, depth: *depth });
     }
-    let epilogue = Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() };
     Ok(matmul(on.queue(), c.cells_mut()?, [m, n], layout, &terms, epilogue)?)
 }
 
