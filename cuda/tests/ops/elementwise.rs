@@ -203,7 +203,9 @@ shapes! {
 }
 
 shapes! {
-    fn nf4_is_looked_up(queue; n in 0usize..700, block in 1usize..80, types in 0usize..3; 8 cases) {
+    fn nf4_is_looked_up(queue; n in 0usize..20_000, any in 1usize..80, power in 0u32..9, types in 0usize..3; 16 cases) {
+        // Powers of two are found without a division.
+        let block = if power < 6 { 4 << power } else { any };
         // The quantiles of a normal distribution, as bitsandbytes has them.
         let code = [
             -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,

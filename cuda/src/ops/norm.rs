@@ -1,0 +1,52 @@
+//! How norms take rows; see `cuda/kernels/norm.cuh`.
+
+use super::{types, with};
+use crate::cache::Defines;
+use crate::{DType, Shape};
+
+/// Threads that take a row, and with them the order of its sums: of the row's size and type alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Norm {
+    lanes: usize,
+    packs: usize,
+}
+
+/// Threads that a card takes at once of a kernel that keeps sums over rows: 512 for each of 132 multiprocessors. A
+/// constant, not the card's number, because the blocks of rows, and so the bits, follow from it.
+const RESIDENT: usize = 132 * 512;
+
+/// Fewer rows would spend more on partial sums than on rows.
+const FEWEST_ROWS: usize = 4;
+
+impl Norm {
+    /// For rows of `size` elements, of which a thread keeps as many as `packs` of 8.
+    pub(super) fn new(size: usize, packs: usize) -> Norm {
+        let lanes = size.div_ceil(8).div_ceil(packs);
+        let lanes = if lanes <= 32 { lanes.next_power_of_two() } else { lanes.next_multiple_of(32).min(512) };
+        Norm { lanes, packs }
+    }
+
+    fn threads(self) -> usize {
+        if self.lanes > 32 { self.lanes } else { 128 }
+    }
+
+    /// The definitions of a kernel.
+    pub(super) fn defines(self, x: DType, weight: DType) -> Defines {
+        with(with(types([("T", x), ("W", weight)]), "LANES", self.lanes), "PACKS", self.packs)
+    }
+
+    /// `lanes` threads for each of `n` rows or blocks of rows.
+    pub(super) fn shape(self, n: usize) -> Shape {
+        Shape::line(n.div_ceil(self.threads() / self.lanes), self.threads() as u32)
+    }
+
+    /// Rows of a block of rows.
+    pub(super) fn rows_each(self, rows: usize) -> usize {
+        rows.div_ceil(RESIDENT / self.lanes).max(FEWEST_ROWS)
+    }
+}
+
+/// The shape of `fold_partials`, of `columns.cuh`.
+pub(super) fn fold(columns: usize) -> Shape {
+    Shape::line(columns.div_ceil(32), 1024)
+}
