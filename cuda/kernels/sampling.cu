@@ -213,7 +213,11 @@ extern "C" __global__ __launch_bounds__(THREADS) void sampling_count(
     for_share(at, s.width, [&](f32 z, u32) {
         const u32 key = key_of(z), bin = key >> shift & ((1u << bits) - 1);
         if (key < now.floor || (step % 3 > 0 && key >> shift >> bits != now.prefix)) return;
-        const u64 w = by_weight ? weight_of(z, top, s.temperature) : 1;
+        if (!by_weight) {
+            atomicAdd(&low[bin], 1u);  // integers
+            return;
+        }
+        const u64 w = weight_of(z, top, s.temperature);
         if (w == 0) return;
         // There is no atomic sum of 64 bits in shared memory but by trying again and again: halves, with a carry.
         const u32 before = atomicAdd(&low[bin], (u32)w);  // integers
