@@ -40,21 +40,16 @@ template <bool WHOLE> __device__ __forceinline__ void forward(
     const i32 n = mine < rows ? size : 0;
     const int KEPT = KEPT_OF<WHOLE>;
     Pack<T> kept[KEPT + 1];  // + 1: there are no arrays of nothing
-    Pack<W> scales[KEPT + 1];
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
         const u32 i = PACK * lane + k * STRIDE;
         kept[k] = fetch<WHOLE>(x + row + i, (i32)(size - i));
     }
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const u32 i = PACK * lane + k * STRIDE;
-        scales[k] = fetch<WHOLE>(weight + i, (i32)(size - i));
-    }
     f32 sum[1] = {0.0f};
     const auto add = [&](const Pack<T>& pack) {
+        const Eight v = wide(pack);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) sum[0] += widen(pack.at[e]);
+        for (int e = 0; e < 8; ++e) sum[0] += v.at[e];
     };
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) add(kept[k]);
@@ -64,9 +59,10 @@ template <bool WHOLE> __device__ __forceinline__ void forward(
     const f32 mean = sum[0] / (f32)size;
     f32 squares[1] = {0.0f};
     const auto spread = [&](const Pack<T>& pack, u32 i) {
+        const Eight v = wide(pack);
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) {
-            const f32 far = i + e < size ? widen(pack.at[e]) - mean : 0.0f;
+            const f32 far = i + e < size ? v.at[e] - mean : 0.0f;
             squares[0] = fmaf(far, far, squares[0]);
         }
     };
@@ -80,18 +76,18 @@ template <bool WHOLE> __device__ __forceinline__ void forward(
         spread(fetch<WHOLE>(x + row + i, (i32)(size - i)), i);
     row_sum(squares, scratch + 32);
     const f32 r = 1.0f / sqrtf(squares[0] / (f32)size + eps);
-    const auto give = [&](const Pack<T>& pack, const Pack<W>& w, u32 i) {
-        const Pack<W> b = fetch<WHOLE>(bias ? bias + i : weight, bias ? (i32)(size - i) : 0);
-        f32 v[8];
+    const auto give = [&](const Pack<T>& pack, const Pack<W>& weights, u32 i) {
+        Eight v = wide(pack);
+        const Eight w = wide(weights), b = wide(fetch<WHOLE>(bias ? bias + i : weight, bias ? (i32)(size - i) : 0));
 #pragma unroll
-        for (int e = 0; e < 8; ++e)
-            v[e] = fmaf(__fmul_rn(widen(pack.at[e]) - mean, r), widen(w.at[e]), widen(b.at[e]));
-        put<WHOLE>(y + row + i, rounded<T>(v), n - (i32)i);
+        for (int e = 0; e < 8; ++e) v.at[e] = fmaf(__fmul_rn(v.at[e] - mean, r), w.at[e], b.at[e]);
+        put<WHOLE>(y + row + i, rounded<T>(v.at), n - (i32)i);
     };
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
         forget(kept[k]);
-        give(kept[k], scales[k], PACK * lane + k * STRIDE);
+        const u32 i = PACK * lane + k * STRIDE;
+        give(kept[k], fetch<WHOLE>(weight + i, (i32)(size - i)), i);
     }
 #pragma unroll 1
     for (u32 i = PACK * lane + KEPT * STRIDE; i < size; i += STRIDE)
@@ -138,12 +134,13 @@ template <bool WHOLE, bool TRAINED> __device__ __forceinline__ void backward(
         }
         const f32 mean = stats[2 * min(mine, rows - 1)], r = stats[2 * min(mine, rows - 1) + 1];
         f32 sums[2] = {0.0f, 0.0f};  // of g and of g (x - mean)
-        const auto add = [&](const Pack<T>& v, const Pack<T>& g, const Pack<W>& w) {
+        const auto add = [&](const Pack<T>& of_x, const Pack<T>& of_dy, const Pack<W>& of_weight) {
+            const Eight v = wide(of_x), g = wide(of_dy), w = wide(of_weight);
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
-                const f32 along = __fmul_rn(widen(g.at[e]), widen(w.at[e]));
+                const f32 along = __fmul_rn(g.at[e], w.at[e]);
                 sums[0] = __fadd_rn(sums[0], along);
-                sums[1] = fmaf(along, widen(v.at[e]) - mean, sums[1]);
+                sums[1] = fmaf(along, v.at[e] - mean, sums[1]);
             }
         };
 #pragma unroll
@@ -158,42 +155,47 @@ template <bool WHOLE, bool TRAINED> __device__ __forceinline__ void backward(
         // The sums of two rows that follow each other lie in two places: one barrier a row.
         row_sum(sums, scratch + count % 2 * 64);
         const f32 level = sums[0] / (f32)size, slope = sums[1] * r / (f32)size;
-        const auto give = [&](const Pack<T>& v, const Pack<T>& g, const Pack<W>& w, u32 i) {
+        // hat: x^.
+        const auto give = [&](const Eight& hat, const Eight& g, const Pack<W>& of_weight, u32 i) {
+            const Eight w = wide(of_weight);
             f32 d[8];
 #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                const f32 hat = __fmul_rn(widen(v.at[e]) - mean, r);
-                d[e] = fmaf(-hat, slope, fmaf(widen(g.at[e]), widen(w.at[e]), -level)) * r;
-            }
+            for (int e = 0; e < 8; ++e) d[e] = fmaf(-hat.at[e], slope, fmaf(g.at[e], w.at[e], -level)) * r;
             put<WHOLE>(dx + row + i, rounded<T>(d), n - (i32)i);
+        };
+        const auto hat_of = [&](const Pack<T>& of_x) {
+            Eight v = wide(of_x);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) v.at[e] = __fmul_rn(v.at[e] - mean, r);
+            return v;
         };
 #pragma unroll
         for (int k = 0; k < KEPT; ++k) {
             forget(xs[k]);
             forget(dys[k]);
             const u32 i = PACK * lane + k * STRIDE;
-            give(xs[k], dys[k], fetch<WHOLE>(weight + i, (i32)(size - i)), i);
+            const Eight hat = hat_of(xs[k]), g = wide(dys[k]);
+            give(hat, g, fetch<WHOLE>(weight + i, (i32)(size - i)), i);
             if (TRAINED && live) {
 #pragma unroll
                 for (int e = 0; e < 8; ++e) {
-                    const f32 g = widen(dys[k].at[e]);
-                    weights[k][e] = fmaf(g, __fmul_rn(widen(xs[k].at[e]) - mean, r), weights[k][e]);
-                    biases[k][e] = __fadd_rn(biases[k][e], g);
+                    weights[k][e] = fmaf(g.at[e], hat.at[e], weights[k][e]);
+                    biases[k][e] = __fadd_rn(biases[k][e], g.at[e]);
                 }
             }
         }
 #pragma unroll 1
         for (u32 i = PACK * lane + KEPT * STRIDE; i < size; i += STRIDE) {
-            const Pack<T> v = fetch<WHOLE>(x + row + i, (i32)(size - i)), g = fetch<WHOLE>(dy + row + i, (i32)(size - i));
-            give(v, g, fetch<WHOLE>(weight + i, (i32)(size - i)), i);
+            const Eight hat = hat_of(fetch<WHOLE>(x + row + i, (i32)(size - i)));
+            const Eight g = wide(fetch<WHOLE>(dy + row + i, (i32)(size - i)));
+            give(hat, g, fetch<WHOLE>(weight + i, (i32)(size - i)), i);
             if (!TRAINED || !live) continue;
             // Sums that find no registers are kept where they will be read.
 #pragma unroll
             for (u32 e = 0; e < 8; ++e) {
                 if (i + e >= size) continue;
-                const f32 hat = __fmul_rn(widen(v.at[e]) - mean, r);
-                dweight[i + e] = fmaf(widen(g.at[e]), hat, count > 0 ? dweight[i + e] : 0.0f);
-                dbias[i + e] = __fadd_rn(widen(g.at[e]), count > 0 ? dbias[i + e] : 0.0f);
+                dweight[i + e] = fmaf(g.at[e], hat.at[e], count > 0 ? dweight[i + e] : 0.0f);
+                dbias[i + e] = __fadd_rn(g.at[e], count > 0 ? dbias[i + e] : 0.0f);
             }
         }
     }

@@ -55,14 +55,16 @@ extern "C" __global__ void nf4(T* y, const u8* packed, const f32* absmax, u64 n,
 #pragma unroll
     for (int k = 0; k < PACKS; ++k) {
         const u64 p = first + k * blockDim.x;
-        if (p >= whole) {
-            edge(y, packed, absmax, code, p, n, block);
-            continue;
-        }
+        if (p >= whole) continue;
         f32 v[8];
 #pragma unroll
         for (int e = 0; e < 8; ++e) v[e] = code[words[k] >> (e % 2 == 0 ? 4 * e + 4 : 4 * e - 4) & 15] * scales[k];
         store8(y + p * PACK, v, PACK);
+    }
+#pragma unroll 1
+    for (int k = 0; k < PACKS; ++k) {
+        const u64 p = first + k * blockDim.x;
+        if (p >= whole) edge(y, packed, absmax, code, p, n, block);
     }
 }
 

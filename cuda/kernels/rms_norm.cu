@@ -41,33 +41,25 @@ template <bool WHOLE> __device__ __forceinline__ void forward(
     const i32 n = mine < rows ? size : 0;
     const int KEPT = KEPT_OF<WHOLE>;
     Pack<T> kept[KEPT + 1], more[KEPT + 1];  // + 1: there are no arrays of nothing
-    Pack<W> scales[KEPT + 1];
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
         const u32 i = PACK * lane + k * STRIDE;
         kept[k] = fetch<WHOLE>(x + row + i, (i32)(size - i));
         if (residual) more[k] = fetch<WHOLE>(residual + row + i, (i32)(size - i));
     }
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const u32 i = PACK * lane + k * STRIDE;
-        scales[k] = fetch<WHOLE>(weight + i, (i32)(size - i));
-    }
     f32 squares[1] = {0.0f};
     const auto add = [&](Pack<T>& pack, const Pack<T>& second, u32 i) {
-        f32 v[8];
-#pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] = widen(pack.at[e]);
+        Eight v = wide(pack);
         if (residual) {
+            const Eight u = wide(second);
 #pragma unroll
-            for (int e = 0; e < 8; ++e) v[e] += widen(second.at[e]);
-            pack = rounded<T>(v);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) v[e] = widen(pack.at[e]);
+            for (int e = 0; e < 8; ++e) v.at[e] += u.at[e];
+            pack = rounded<T>(v.at);
+            v = wide(pack);
             put<WHOLE>(sum + row + i, pack, n - (i32)i);
         }
 #pragma unroll
-        for (int e = 0; e < 8; ++e) squares[0] = fmaf(v[e], v[e], squares[0]);
+        for (int e = 0; e < 8; ++e) squares[0] = fmaf(v.at[e], v.at[e], squares[0]);
     };
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) add(kept[k], more[k], PACK * lane + k * STRIDE);
@@ -79,16 +71,18 @@ template <bool WHOLE> __device__ __forceinline__ void forward(
     }
     row_sum(squares, scratch);
     const f32 scale = 1.0f / sqrtf(squares[0] / (f32)size + eps);
-    const auto give = [&](const Pack<T>& pack, const Pack<W>& w, u32 i) {
-        f32 v[8];
+    const auto give = [&](const Pack<T>& pack, const Pack<W>& weights, u32 i) {
+        Eight v = wide(pack);
+        const Eight w = wide(weights);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] = widen(pack.at[e]) * scale * (widen(w.at[e]) + offset);
-        put<WHOLE>(y + row + i, rounded<T>(v), n - (i32)i);
+        for (int e = 0; e < 8; ++e) v.at[e] = v.at[e] * scale * (w.at[e] + offset);
+        put<WHOLE>(y + row + i, rounded<T>(v.at), n - (i32)i);
     };
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
         forget(kept[k]);
-        give(kept[k], scales[k], PACK * lane + k * STRIDE);
+        const u32 i = PACK * lane + k * STRIDE;
+        give(kept[k], fetch<WHOLE>(weight + i, (i32)(size - i)), i);
     }
     // A thread reads the packs of `sum` that it wrote itself; past the last row there are none.
     const T* from = residual && n > 0 ? sum : x;
@@ -137,10 +131,10 @@ template <bool WHOLE, bool TRAINED> __device__ __forceinline__ void backward(
         }
         const f32 scale = r[min(mine, rows - 1)];
         f32 along[1] = {0.0f};
-        const auto add = [&](const Pack<T>& v, const Pack<T>& g, const Pack<W>& w) {
+        const auto add = [&](const Pack<T>& of_x, const Pack<T>& of_dy, const Pack<W>& of_weight) {
+            const Eight v = wide(of_x), g = wide(of_dy), w = wide(of_weight);
 #pragma unroll
-            for (int e = 0; e < 8; ++e)
-                along[0] = fmaf(widen(g.at[e]) * (widen(w.at[e]) + offset), widen(v.at[e]), along[0]);
+            for (int e = 0; e < 8; ++e) along[0] = fmaf(g.at[e] * (w.at[e] + offset), v.at[e], along[0]);
         };
 #pragma unroll
         for (int k = 0; k < KEPT; ++k) {
@@ -153,43 +147,48 @@ template <bool WHOLE, bool TRAINED> __device__ __forceinline__ void backward(
                 fetch<WHOLE>(weight + i, (i32)(size - i)));
         // The sums of two rows that follow each other lie in two places: one barrier a row.
         row_sum(along, scratch + count % 2 * 32);
-        const f32 level = along[0] * scale / (f32)size * scale;
-        const auto give = [&](const Pack<T>& v, const Pack<T>& g, const Pack<W>& w, u32 i) {
+        const f32 level = along[0] * scale / (f32)size * scale * scale;
+        // dx = (dy r) (w + offset) - x level, and for dweight (dy r) x.
+        const auto give = [&](const Eight& v, const Eight& g, const Pack<W>& of_weight, u32 i) {
+            const Eight w = wide(of_weight);
             f32 d[8];
 #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                const f32 along = __fmul_rn(widen(g.at[e]), widen(w.at[e]) + offset);
-                d[e] = scale * fmaf(-widen(v.at[e]), level, along);
-            }
+            for (int e = 0; e < 8; ++e) d[e] = fmaf(g.at[e], w.at[e] + offset, -__fmul_rn(v.at[e], level));
             if (dresidual) {
-                const Pack<T> past = fetch<WHOLE>(dresidual + row + i, (i32)(size - i));
+                const Eight past = wide(fetch<WHOLE>(dresidual + row + i, (i32)(size - i)));
 #pragma unroll
-                for (int e = 0; e < 8; ++e) d[e] = __fadd_rn(d[e], widen(past.at[e]));
+                for (int e = 0; e < 8; ++e) d[e] = __fadd_rn(d[e], past.at[e]);
             }
             put<WHOLE>(dx + row + i, rounded<T>(d), n - (i32)i);
+        };
+        const auto scaled = [&](const Pack<T>& of_dy) {
+            Eight g = wide(of_dy);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) g.at[e] = __fmul_rn(g.at[e], scale);
+            return g;
         };
 #pragma unroll
         for (int k = 0; k < KEPT; ++k) {
             forget(xs[k]);
             forget(dys[k]);
             const u32 i = PACK * lane + k * STRIDE;
-            give(xs[k], dys[k], fetch<WHOLE>(weight + i, (i32)(size - i)), i);
+            const Eight v = wide(xs[k]), g = scaled(dys[k]);
+            give(v, g, fetch<WHOLE>(weight + i, (i32)(size - i)), i);
             if (TRAINED && live) {
 #pragma unroll
-                for (int e = 0; e < 8; ++e)
-                    sums[k][e] = fmaf(widen(dys[k].at[e]), widen(xs[k].at[e]) * scale, sums[k][e]);
+                for (int e = 0; e < 8; ++e) sums[k][e] = fmaf(g.at[e], v.at[e], sums[k][e]);
             }
         }
 #pragma unroll 1
         for (u32 i = PACK * lane + KEPT * STRIDE; i < size; i += STRIDE) {
-            const Pack<T> v = fetch<WHOLE>(x + row + i, (i32)(size - i)), g = fetch<WHOLE>(dy + row + i, (i32)(size - i));
+            const Eight v = wide(fetch<WHOLE>(x + row + i, (i32)(size - i)));
+            const Eight g = scaled(fetch<WHOLE>(dy + row + i, (i32)(size - i)));
             give(v, g, fetch<WHOLE>(weight + i, (i32)(size - i)), i);
             if (!TRAINED || !live) continue;
             // Sums that find no registers are kept where they will be read.
 #pragma unroll
             for (u32 e = 0; e < 8; ++e)
-                if (i + e < size)
-                    part[i + e] = fmaf(widen(g.at[e]), widen(v.at[e]) * scale, count > 0 ? part[i + e] : 0.0f);
+                if (i + e < size) part[i + e] = fmaf(g.at[e], v.at[e], count > 0 ? part[i + e] : 0.0f);
         }
     }
     if (!TRAINED || (i64)block * each >= rows) return;

@@ -76,14 +76,19 @@ __device__ __forceinline__ Place place(const f32* logits, u32 width) {
 
 // v[k] = the logit of id first + k / 4 * step + k % 4, if there is one.
 __device__ __forceinline__ void share(f32 (&v)[SHARE], const f32* row, u32 first, u32 step, u32 width) {
-    const bool whole = aligned(row) && width % 4 == 0;
+    if (aligned(row) && width % 4 == 0) {
 #pragma unroll
-    for (u32 k = 0; k < SHARE; k += 4) {
-        const u32 i = first + k / 4 * step;
-        f32 four[4];
-        load4(four, row + i, whole ? (i < width ? 4 : 0) : (i64)width - i);
+        for (u32 k = 0; k < SHARE; k += 4) {
+            const u32 i = first + k / 4 * step;
+            const float4 four = i < width ? *(const float4*)(row + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            v[k] = four.x, v[k + 1] = four.y, v[k + 2] = four.z, v[k + 3] = four.w;
+        }
+    } else {
 #pragma unroll
-        for (u32 e = 0; e < 4; ++e) v[k + e] = four[e];
+        for (u32 k = 0; k < SHARE; ++k) {
+            const u32 i = first + k / 4 * step + k % 4;
+            v[k] = i < width ? row[i] : 0.0f;
+        }
     }
 }
 

@@ -47,6 +47,7 @@ impl Kernel {
 pub const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../kernels/common.cuh")),
     ("columns.cuh", include_str!("../kernels/columns.cuh")),
+    ("pack.cuh", include_str!("../kernels/pack.cuh")),
     ("norm.cuh", include_str!("../kernels/norm.cuh")),
     ("rows.cuh", include_str!("../kernels/rows.cuh")),
     ("act.cuh", include_str!("../kernels/act.cuh")),

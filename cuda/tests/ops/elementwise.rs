@@ -168,7 +168,9 @@ shapes! {
 }
 
 shapes! {
-    fn rope_turns_pairs(queue; tokens in 0usize..5, heads in 1usize..4, half in 0usize..20, rest in 0usize..10, types in 0usize..3; 12 cases) {
+    fn rope_turns_pairs(queue; tokens in 0usize..5, heads in 1usize..12, half in 0usize..20, rest in 0usize..10, whole in proptest::bool::ANY, types in 0usize..3; 20 cases) {
+        // Packs that are whole, or not.
+        let (half, rest) = if whole { (half.next_multiple_of(8), rest / 5 * 8) } else { (half, rest) };
         let (t, size) = (TYPES[types], 2 * half + rest.max(usize::from(half == 0)));
         let n = tokens * heads * size;
         let x = random(n, t, 1);
