@@ -20,7 +20,7 @@
 //   draw     a block a row: the stretch that u falls into, and the token in it
 // Temperature 0 takes the largest, the first of equals: top and draw are enough.
 // Contract: tokens are written (=). Bound by reading the row 2 + 3 times for each threshold, out of L2 if it holds all rows;
-// for few rows by launches, and without thresholds by exponentials in f64.
+// for few rows by the latency of a block and its launch, and without thresholds by exponentials in f64.
 #include "philox.cuh"
 
 struct Sampling {
@@ -92,14 +92,16 @@ __device__ __forceinline__ void share(f32 (&v)[SHARE], const f32* row, u32 first
     }
 }
 
-// Runs f(logit, id) for the thread's share of a stretch, where a warp's lie side by side.
-template <class Do> __device__ __forceinline__ void for_share(const Place& at, u32 width, Do f) {
-    f32 v[SHARE];
-    const u32 first = at.begin + 4 * threadIdx.x;
-    share(v, at.logits, first, 4 * THREADS, width);
+// The thread's share of a stretch, where a warp's lie side by side.
+__device__ __forceinline__ void read(f32 (&v)[SHARE], const Place& at, u32 width) {
+    share(v, at.logits, at.begin + 4 * threadIdx.x, 4 * THREADS, width);
+}
+
+// Runs f(logit, id) for it.
+template <class Do> __device__ __forceinline__ void for_share(const f32 (&v)[SHARE], const Place& at, u32 width, Do f) {
 #pragma unroll
     for (u32 k = 0; k < SHARE; ++k) {
-        const u32 i = first + k / 4 * 4 * THREADS + k % 4;
+        const u32 i = at.begin + 4 * threadIdx.x + k / 4 * 4 * THREADS + k % 4;
         if (i < width) f(v[k], i);
     }
 }
@@ -120,8 +122,11 @@ __device__ __forceinline__ u64 warp_most(u64 v) {
 
 extern "C" __global__ __launch_bounds__(THREADS) void sampling_top(u64* tops, const f32* logits, u32 width) {
     __shared__ u64 warps[THREADS / 32];
+    const Place at = place(logits, width);
+    f32 v[SHARE];
+    read(v, at, width);
     u64 most = 0;
-    for_share(place(logits, width), width, [&](f32 z, u32 i) { most = max(most, candidate(z, i)); });
+    for_share(v, at, width, [&](f32 z, u32 i) { most = max(most, candidate(z, i)); });
     most = warp_most(most);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = most;
     __syncthreads();
@@ -134,7 +139,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void sampling_top(u64* tops, co
 __device__ __forceinline__ bool largest(const u64* tops, u32 row, u32 width, f32& top, u32& id) {
     const u32 count = stretches_of(width);
     u64 most = 0;
-    for (u32 i = threadIdx.x % 32; i < count; i += 32) most = max(most, tops[row * count + i]);
+#pragma unroll
+    for (u32 i = threadIdx.x % 32; i < MOST_STRETCHES; i += 32)
+        if (i < count) most = max(most, tops[row * count + i]);
     most = warp_most(most);
     top = logit_of((u32)(most >> 32));
     id = ~(u32)most;
@@ -166,27 +173,42 @@ __device__ __forceinline__ bool weighs(const Sampling& s, u32 step) { return s.t
 __device__ __forceinline__ u32 bits_of(u32 step) { return step % 3 == 2 ? 10 : 11; }
 __device__ __forceinline__ u32 shift_of(u32 step) { return step % 3 == 0 ? 21 : step % 3 == 1 ? 10 : 0; }
 
-// What is known before `step`, from what was before the last one and from what that counted: the first key from the top
-// at which the measure reaches its goal begins with the bin that does so. states (steps + 1, rows), bins (steps, rows,
-// BINS). The row's first block keeps it.
-__device__ __forceinline__ State advance(
-    State* states, const u64* bins, const Sampling& s, u32 step, const Place& at, u32 rows, u64* scratch) {
-    State now = {0, 0, 0, s.top_k};
-    if (step == 0) return now;
-    if (step > 1) now = states[(u64)(step - 1) * rows + at.row];
-    const u64* counted = bins + ((u64)(step - 1) * rows + at.row) * BINS;
-    const u32 each = BINS / THREADS, first = BINS - 1 - threadIdx.x * each;
-    u64 mine[each], sum = 0, all;
+// What a step finds: what was known before the last step, and the thread's bins of what that counted, from the top.
+// states (steps + 1, rows), bins (steps, rows, BINS).
+const u32 OWN = BINS / THREADS;
+struct Found {
+    State before;
+    u64 counted[OWN];
+};
+
+__device__ __forceinline__ Found find(
+    const State* states, const u64* bins, const Sampling& s, u32 step, const Place& at, u32 rows) {
+    Found found = {{0, 0, 0, s.top_k}, {}};
+    if (step > 1) found.before = states[(u64)(step - 1) * rows + at.row];
+    if (step == 0) return found;
+    const u64* counted = bins + ((u64)(step - 1) * rows + at.row) * BINS + BINS - 1 - threadIdx.x * OWN;
 #pragma unroll
-    for (u32 k = 0; k < each; ++k) sum += mine[k] = counted[first - k];
+    for (u32 k = 0; k < OWN; ++k) found.counted[k] = *(counted - k);
+    return found;
+}
+
+// What is known before `step`: the first key from the top at which the measure reaches its goal begins with the bin
+// that does so.
+__device__ __forceinline__ State advance(const Found& found, const Sampling& s, u32 step, u64* scratch) {
+    State now = found.before;
+    if (step == 0) return now;
+    u64 sum = 0, all;
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) sum += found.counted[k];
     u64 measure = now.above + sum_before(sum, scratch, all);
     // The total is known when the first digit was counted.
     if (weighs(s, step - 1) && step % 3 == 1) now.goal = min(all, max((u64)1, (u64)ceil(s.top_p * (f64)all)));
     __syncthreads();
 #pragma unroll
-    for (u32 k = 0; k < each; ++k) {
-        if (measure < now.goal && measure + mine[k] >= now.goal) scratch[0] = first - k, scratch[1] = measure;
-        measure += mine[k];
+    for (u32 k = 0; k < OWN; ++k) {
+        if (measure < now.goal && measure + found.counted[k] >= now.goal)
+            scratch[0] = BINS - 1 - threadIdx.x * OWN - k, scratch[1] = measure;
+        measure += found.counted[k];
     }
     __syncthreads();
     now.prefix = now.prefix << bits_of(step - 1) | (u32)scratch[0];
@@ -198,24 +220,35 @@ __device__ __forceinline__ State advance(
         // Another threshold begins.
         if (!weighs(s, step - 1)) now.above = now.goal = 0;
     }
-    if (at.stretch == 0 && threadIdx.x == 0) states[(u64)step * rows + at.row] = now;
     return now;
+}
+
+// The row's first block keeps what is known.
+__device__ __forceinline__ void keep(State* states, const State& now, u32 step, const Place& at, u32 rows) {
+    if (at.stretch == 0 && threadIdx.x == 0 && step > 0) states[(u64)step * rows + at.row] = now;
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void sampling_count(
     State* states, u64* bins, const u64* tops, const f32* logits, Sampling s, u32 step, u32 rows) {
     __shared__ u32 low[BINS], high[BINS];
     __shared__ u64 scratch[THREADS / 32];
+    // A block is short: all that it reads is on its way before the first is used.
     const Place at = place(logits, s.width);
-    f32 top;
+    f32 v[SHARE], top;
     u32 id;
-    if (!largest(tops, at.row, s.width, top, id)) return;
+    read(v, at, s.width);
+    const Found found = find(states, bins, s, step, at, rows);
     for (u32 b = threadIdx.x; b < BINS; b += THREADS) low[b] = high[b] = 0;
-    const State now = advance(states, bins, s, step, at, rows, scratch);
+    if (!largest(tops, at.row, s.width, top, id)) {
+        keep(states, found.before, step, at, rows);
+        return;
+    }
+    const State now = advance(found, s, step, scratch);
+    keep(states, now, step, at, rows);
     __syncthreads();
     const u32 shift = shift_of(step), bits = bits_of(step);
     const bool by_weight = weighs(s, step);
-    for_share(at, s.width, [&](f32 z, u32) {
+    for_share(v, at, s.width, [&](f32 z, u32) {
         const u32 key = key_of(z), bin = key >> shift & ((1u << bits) - 1);
         if (key < now.floor || (step % 3 > 0 && key >> shift >> bits != now.prefix)) return;
         if (!by_weight) {
@@ -243,13 +276,16 @@ extern "C" __global__ __launch_bounds__(THREADS) void sampling_sums(
     Part* parts, State* states, const u64* bins, const u64* tops, const f32* logits, Sampling s, u32 steps, u32 rows) {
     __shared__ u64 scratch[32];
     const Place at = place(logits, s.width);
-    f32 top;
+    f32 v[SHARE], top;
     u32 id;
+    read(v, at, s.width);
+    const Found found = find(states, bins, s, steps, at, rows);
     if (!largest(tops, at.row, s.width, top, id)) return;
-    const State now = advance(states, bins, s, steps, at, rows, scratch);
+    const State now = advance(found, s, steps, scratch);
+    keep(states, now, steps, at, rows);
     const u64 least = least_of(s);
     u64 sum = 0, equal = 0;
-    for_share(at, s.width, [&](f32 z, u32) {
+    for_share(v, at, s.width, [&](f32 z, u32) {
         const u32 key = key_of(z);
         equal += key == now.floor;
         if (key <= now.floor) return;
