@@ -13,7 +13,7 @@
 // 2^19 tokens is within 64 bits; what is rounded away, 2^-45 a token, is less than one draw of u resolves.
 //
 // A row is split into stretches of 8192 ids, a block each, and each step is a launch:
-//   top      the largest logit of each stretch
+//   top      the largest logit of each stretch; and of top-k the first count
 //   count    11, 11 and 10 bits of the keys of a threshold (of top-k, then of top-p), from the top: a histogram of tokens
 //            or of weights; no sort. Each block finds by itself where the histogram of the step before it reached its goal
 //   sums     what is kept of each stretch
@@ -120,19 +120,35 @@ __device__ __forceinline__ u64 warp_most(u64 v) {
     return v;
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void sampling_top(u64* tops, const f32* logits, u32 width) {
+// Step j: its digit, and whether it weighs. Top-k, if it is on, has the first three.
+__device__ __forceinline__ bool weighs(const Sampling& s, u32 step) { return s.top_k == 0 || step >= 3; }
+__device__ __forceinline__ u32 bits_of(u32 step) { return step % 3 == 2 ? 10 : 11; }
+__device__ __forceinline__ u32 shift_of(u32 step) { return step % 3 == 0 ? 21 : step % 3 == 1 ? 10 : 0; }
+
+// The key's first digit is counted along where top-k is to come; bins (rows, BINS) are null where not.
+extern "C" __global__ __launch_bounds__(THREADS) void sampling_top(u64* tops, u64* bins, const f32* logits, u32 width) {
     __shared__ u64 warps[THREADS / 32];
+    __shared__ u32 counts[BINS];
     const Place at = place(logits, width);
     f32 v[SHARE];
     read(v, at, width);
+    for (u32 b = threadIdx.x; b < BINS; b += THREADS) counts[b] = 0;
     u64 most = 0;
     for_share(v, at, width, [&](f32 z, u32 i) { most = max(most, candidate(z, i)); });
     most = warp_most(most);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = most;
     __syncthreads();
-    if (threadIdx.x > 0) return;
-    for (u32 w = 1; w < THREADS / 32; ++w) most = max(most, warps[w]);
-    tops[blockIdx.x] = most;
+    if (threadIdx.x == 0) {
+        for (u32 w = 1; w < THREADS / 32; ++w) most = max(most, warps[w]);
+        tops[blockIdx.x] = most;
+    }
+    if (!bins) return;
+    for_share(v, at, width, [&](f32 z, u32) {
+        atomicAdd(&counts[key_of(z) >> shift_of(0)], 1u);  // integers
+    });
+    __syncthreads();
+    for (u32 b = threadIdx.x; b < BINS; b += THREADS)
+        if (counts[b] > 0) atomicAdd(&bins[(u64)at.row * BINS + b], (u64)counts[b]);  // integers
 }
 
 // The largest of a row, in every thread; false if it is no distribution.
@@ -167,11 +183,6 @@ __device__ __forceinline__ u64 sum_before(u64 v, u64* warps, u64& all) {
     }
     return before;
 }
-
-// Step j: its digit, and whether it weighs. Top-k, if it is on, has the first three.
-__device__ __forceinline__ bool weighs(const Sampling& s, u32 step) { return s.top_k == 0 || step >= 3; }
-__device__ __forceinline__ u32 bits_of(u32 step) { return step % 3 == 2 ? 10 : 11; }
-__device__ __forceinline__ u32 shift_of(u32 step) { return step % 3 == 0 ? 21 : step % 3 == 1 ? 10 : 0; }
 
 // What a step finds: what was known before the last step, and the thread's bins of what that counted, from the top.
 // states (steps + 1, rows), bins (steps, rows, BINS).

@@ -128,27 +128,30 @@ fn some(
     let (s, count) = (Arg::Bytes(bytes), Arg::U32(rows as u32));
     let words = |what, n: usize| queue.alloc(what, 2 * n, DType::U32);
 
+    let draw = Shape::line(rows, THREADS);
     let tops = words("the largest logits of stretches", blocks)?;
     let tops = tops.slice(DType::U32).arg();
-    launch("sampling_top", all, &[tops, logits.arg(), Arg::U32(width as u32)])?;
     if sampling.temperature == 0.0 {
+        launch("sampling_top", all, &[tops, NULL, logits.arg(), Arg::U32(width as u32)])?;
         let args = [tokens.arg(), NULL, NULL, tops, logits.arg(), draws.arg(), s, Arg::U32(0), count];
-        return launch("sampling_draw", Shape::line(rows, THREADS), &args);
+        return launch("sampling_draw", draw, &args);
     }
 
     // Three digits for each threshold.
     let top_k = (1..width).contains(&sampling.top_k);
     let steps = 3 * (usize::from(top_k) + usize::from(sampling.top_p < 1.0));
     let bins = queue.zeros("histograms of logits", 2 * steps * rows * BINS, DType::U32)?;
+    let first = if top_k { bins.slice(DType::U32).arg() } else { NULL };
+    launch("sampling_top", all, &[tops, first, logits.arg(), Arg::U32(width as u32)])?;
     let states = words("thresholds of logits", 3 * (steps + 1) * rows)?;
     let parts = words("sums of stretches of logits", 2 * blocks)?;
     let [bins, states, parts] = [&bins, &states, &parts].map(|buffer| buffer.slice(DType::U32).arg());
-    for step in 0..steps {
+    for step in usize::from(top_k)..steps {
         let args = [states, bins, tops, logits.arg(), s, Arg::U32(step as u32), count];
         launch("sampling_count", all, &args)?;
     }
     let steps = Arg::U32(steps as u32);
     launch("sampling_sums", all, &[parts, states, bins, tops, logits.arg(), s, steps, count])?;
     let args = [tokens.arg(), parts, states, tops, logits.arg(), draws.arg(), s, steps, count];
-    launch("sampling_draw", Shape::line(rows, THREADS), &args)
+    launch("sampling_draw", draw, &args)
 }
