@@ -58,22 +58,22 @@ template <bool WHOLE> __device__ __forceinline__ void forward(
     row_sum(sum, scratch);
     const f32 mean = sum[0] / (f32)size;
     f32 squares[1] = {0.0f};
-    const auto spread = [&](const Pack<T>& pack, u32 i) {
+    const auto spread = [&](const Pack<T>& pack, i32 n) {
         const Eight v = wide(pack);
 #pragma unroll
-        for (u32 e = 0; e < 8; ++e) {
-            const f32 far = i + e < size ? v.at[e] - mean : 0.0f;
+        for (int e = 0; e < 8; ++e) {
+            const f32 far = (WHOLE ? 0 : e) < n ? v.at[e] - mean : 0.0f;
             squares[0] = fmaf(far, far, squares[0]);
         }
     };
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
         forget(kept[k]);
-        spread(kept[k], PACK * lane + k * STRIDE);
+        spread(kept[k], (i32)(size - (PACK * lane + k * STRIDE)));
     }
 #pragma unroll 1
     for (u32 i = PACK * lane + KEPT * STRIDE; i < size; i += STRIDE)
-        spread(fetch<WHOLE>(x + row + i, (i32)(size - i)), i);
+        spread(fetch<WHOLE>(x + row + i, (i32)(size - i)), (i32)(size - i));
     row_sum(squares, scratch + 32);
     const f32 r = 1.0f / sqrtf(squares[0] / (f32)size + eps);
     const auto give = [&](const Pack<T>& pack, const Pack<W>& weights, u32 i) {
