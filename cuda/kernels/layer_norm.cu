@@ -226,6 +226,6 @@ extern "C" __global__ __launch_bounds__(NORM_THREADS, 512 / NORM_THREADS) void l
 }
 
 // gradients: (2, size), dweight and then dbias.
-extern "C" __global__ void layer_norm_dweight_add(f32* gradients, const f32* partial, u32 blocks, u32 size) {
-    fold_partials(gradients, partial, blocks, size);
+extern "C" __global__ void layer_norm_dweight_add(f32* gradients, const f32* partial, u32 blocks, u32 size, u32 each) {
+    fold_partials(gradients, partial, blocks, size, each);
 }

@@ -100,6 +100,6 @@ extern "C" __global__ __launch_bounds__(128) void reduction_columns(
     else columns<false>(partial, x, rows, each, size, chunks);
 }
 
-extern "C" __global__ void reduction_columns_add(f32* out, const f32* partial, u32 blocks, u32 size) {
-    fold_partials(out, partial, blocks, size);
+extern "C" __global__ void reduction_columns_add(f32* out, const f32* partial, u32 blocks, u32 size, u32 each) {
+    fold_partials(out, partial, blocks, size, each);
 }

@@ -219,6 +219,6 @@ extern "C" __global__ __launch_bounds__(NORM_THREADS, 512 / NORM_THREADS) void r
         backward<false, true>(dx, partial, dy, x, weight, r, dresidual, offset, rows, each, size, scratch);
 }
 
-extern "C" __global__ void rms_norm_dweight_add(f32* dweight, const f32* partial, u32 blocks, u32 size) {
-    fold_partials(dweight, partial, blocks, size);
+extern "C" __global__ void rms_norm_dweight_add(f32* dweight, const f32* partial, u32 blocks, u32 size, u32 each) {
+    fold_partials(dweight, partial, blocks, size, each);
 }

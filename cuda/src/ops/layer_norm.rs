@@ -75,8 +75,7 @@ pub fn backward(
         Arg::U32(width),
     ];
     queue.launch(&LAYER_NORM, "layer_norm_backward_trained", &defines, by.shape(blocks), &args)?;
-    let args = [gradients.arg(), partial.arg(), Arg::U32(blocks as u32), Arg::U32(2 * width)];
-    queue.launch(&LAYER_NORM, "layer_norm_dweight_add", &defines, norm::fold(2 * weight.len()), &args)
+    norm::fold(queue, (&LAYER_NORM, "layer_norm_dweight_add", &defines), gradients, partial)
 }
 
 fn check(x: Slice<'_>, weight: Slice<'_>, stats: Slice<'_>) -> Result<(u32, usize)> {

@@ -2,7 +2,10 @@
 
 use super::{types, with};
 use crate::cache::Defines;
-use crate::{DType, Shape};
+use crate::driver::Arg;
+use crate::kernels::Kernel;
+use crate::memory::{Slice, SliceMut};
+use crate::{DType, Queue, Result, Shape};
 
 /// Threads that take a row, and with them the order of its sums: of the row's size and type alone.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +49,31 @@ impl Norm {
     }
 }
 
-/// The shape of `fold_partials`, of `columns.cuh`.
-pub(super) fn fold(columns: usize) -> Shape {
-    Shape::line(columns.div_ceil(32), 1024)
+/// Partial sums that are folded at once.
+const FOLDED: usize = 512;
+
+/// `total` (columns) += the sum over the blocks of `partial` (blocks, columns), by a kernel made of `fold_partials`
+/// (`columns.cuh`): of rows that are short there are thousands of blocks, summed in chunks first.
+pub(super) fn fold(
+    queue: Queue<'_>,
+    (kernel, name, defines): (&Kernel, &'static str, &Defines),
+    total: SliceMut<'_>,
+    partial: Slice<'_>,
+) -> Result<()> {
+    let columns = total.len();
+    if columns == 0 {
+        return Ok(());
+    }
+    let blocks = partial.len() / columns;
+    let chunks = if blocks > 2 * FOLDED { blocks.div_ceil(FOLDED) } else { 1 };
+    let launch = |to: Arg<'_>, each: usize| {
+        let args = [to, partial.arg(), Arg::U32(blocks as u32), Arg::U32(columns as u32), Arg::U32(each as u32)];
+        queue.launch(kernel, name, defines, Shape::grid([columns.div_ceil(32), chunks, 1], 1024), &args)
+    };
+    if chunks == 1 {
+        return launch(total.arg(), blocks);
+    }
+    let mut sums = queue.alloc("sums of partial sums", chunks * columns, DType::F32)?;
+    launch(sums.slice_mut(DType::F32).arg(), FOLDED)?;
+    fold(queue, (kernel, name, defines), total, sums.slice(DType::F32))
 }

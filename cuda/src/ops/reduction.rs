@@ -94,6 +94,5 @@ pub fn add_columns(queue: Queue<'_>, out: SliceMut<'_>, x: Slice<'_>) -> Result<
         [partial.arg(), x.arg(), Arg::U32(count32), Arg::U32(each as u32), Arg::U32(width32), Arg::U32(chunks as u32)];
     let shape = Shape::line(blocks * chunks, threads as u32);
     queue.launch(&REDUCTION, "reduction_columns", &defines, shape, &args)?;
-    let args = [out.arg(), partial.arg(), Arg::U32(blocks as u32), Arg::U32(width32)];
-    queue.launch(&REDUCTION, "reduction_columns_add", &defines, super::norm::fold(width), &args)
+    super::norm::fold(queue, (&REDUCTION, "reduction_columns_add", &defines), out, partial)
 }

@@ -105,8 +105,7 @@ pub fn backward(
         Arg::U32(width),
     ];
     queue.launch(&RMS_NORM, "rms_norm_backward_trained", &defines, by.shape(blocks), &args)?;
-    let args = [dweight.arg(), partial.arg(), Arg::U32(blocks as u32), Arg::U32(width)];
-    queue.launch(&RMS_NORM, "rms_norm_dweight_add", &defines, norm::fold(weight.len()), &args)
+    norm::fold(queue, (&RMS_NORM, "rms_norm_dweight_add", &defines), dweight, partial)
 }
 
 fn check(x: Slice<'_>, weight: Slice<'_>) -> Result<(u32, usize)> {
