@@ -14,9 +14,11 @@ pub(super) struct Norm {
     packs: usize,
 }
 
-/// Threads that a card takes at once of a kernel that keeps sums over rows: 512 for each of 132 multiprocessors. A
-/// constant, not the card's number, because the blocks of rows, and so the bits, follow from it.
-const RESIDENT: usize = 132 * 512;
+/// Multiprocessors, and threads that each takes at once of a kernel that keeps sums over rows (which its launch bounds
+/// say): what does not run at once would run alone at the end. Constants, not the card's numbers, because the blocks of
+/// rows, and so the bits, follow from them.
+const MULTIPROCESSORS: usize = 132;
+const RESIDENT: usize = 512;
 
 /// Fewer rows would spend more on partial sums than on rows.
 const FEWEST_ROWS: usize = 4;
@@ -45,7 +47,8 @@ impl Norm {
 
     /// Rows of a block of rows.
     pub(super) fn rows_each(self, rows: usize) -> usize {
-        rows.div_ceil(RESIDENT / self.lanes).max(FEWEST_ROWS)
+        let blocks = MULTIPROCESSORS * (RESIDENT / self.threads()) * (self.threads() / self.lanes);
+        rows.div_ceil(blocks).max(FEWEST_ROWS)
     }
 }
 
@@ -76,4 +79,28 @@ pub(super) fn fold(
     let mut sums = queue.alloc("sums of partial sums", chunks * columns, DType::F32)?;
     launch(sums.slice_mut(DType::F32).arg(), FOLDED)?;
     fold(queue, (kernel, name, defines), total, sums.slice(DType::F32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_shared_out_evenly() {
+        // (size, packs, lanes, rows of a block of 32768)
+        for (size, packs, lanes, each) in [
+            (1, 4, 1, 4),
+            (128, 4, 4, 4),
+            (896, 4, 32, 16),
+            (4096, 4, 128, 63),
+            (5120, 4, 160, 83),
+            (100_000, 4, 512, 249),
+        ] {
+            let norm = Norm::new(size, packs);
+            assert_eq!((norm.lanes, norm.rows_each(32_768)), (lanes, each), "{size}");
+            // Each thread of a warp takes part in its sums.
+            assert!(norm.shape(3).block.is_multiple_of(32));
+            assert_eq!(norm.shape(3).grid[0] as usize, 3usize.div_ceil(norm.threads() / lanes));
+        }
+    }
 }
