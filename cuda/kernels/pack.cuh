@@ -53,7 +53,8 @@ template <bool WHOLE, class Num> __device__ __forceinline__ void put(Num* p, con
     }
 }
 
-// A pack as numbers. Of bf16 they are taken from the words: halves of words by themselves cost two more moves each.
+// A pack as numbers. Those of bf16 are taken from the words by a shift and a mask: halves of words by themselves cost two
+// more moves each.
 struct Eight {
     f32 at[8];
 };
@@ -72,6 +73,17 @@ template <> __device__ __forceinline__ Eight wide<bf16>(const Pack<bf16>& pack) 
         v.at[2 * i] = __uint_as_float(words[i] << 16);
         v.at[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
     }
+    return v;
+}
+template <> __device__ __forceinline__ Eight wide<f16>(const Pack<f16>& pack) {
+    const uint4 a = pack.words[0];
+    const u32 words[4] = {a.x, a.y, a.z, a.w};
+    Eight v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+            : "=f"(v.at[2 * i]), "=f"(v.at[2 * i + 1])
+            : "r"(words[i]));
     return v;
 }
 
