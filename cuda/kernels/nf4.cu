@@ -23,28 +23,49 @@ extern "C" __global__ void nf4_naive(T* y, const u8* packed, const f32* absmax, 
     y[i] = narrow<T>(CODE[i % 2 == 0 ? byte >> 4 : byte & 15] * absmax[i / block]);
 }
 
-// Rung 1: 4 bytes, 8 elements a thread. The code is in shared memory: lanes that look up different values of
-// constant memory wait for each other.
-extern "C" __global__ void nf4(T* y, const u8* packed, const f32* absmax, u64 n, u32 block) {
+// Elements p * 8 and on, as many as there are, wherever they lie and whatever the block.
+__device__ __forceinline__ void edge(T* y, const u8* packed, const f32* absmax, const f32* code, u64 p, u64 n, u32 block) {
+    for (u64 i = p * PACK; i < min(n, p * PACK + PACK); ++i) {
+        const u32 byte = packed[i / 2];
+        y[i] = narrow<T>(code[i % 2 == 0 ? byte >> 4 : byte & 15] * absmax[i / block]);
+    }
+}
+
+// Rung 1: 4 bytes, 8 elements a pack, and PACKS packs a thread, all read before the first is used; those of a warp lie side
+// by side. Blocks of 8 << shift elements: a pack lies in one, and no division finds it (a division of 64 bits takes more
+// instructions than all the rest). Other blocks (shift = 32) go element by element.
+// The code is in shared memory: lanes that look up different values of constant memory wait for each other.
+const int PACKS = 4;
+
+extern "C" __global__ void nf4(T* y, const u8* packed, const f32* absmax, u64 n, u32 block, u32 shift) {
     __shared__ f32 code[16];
+    const u64 first = (u64)blockIdx.x * (PACKS * blockDim.x) + threadIdx.x;
+    const u64 whole = shift < 32 && ((u64)packed & 3) == 0 && aligned(y) ? n / PACK : 0;
+    u32 words[PACKS];
+    f32 scales[PACKS];
+#pragma unroll
+    for (int k = 0; k < PACKS; ++k) {
+        const u64 p = first + k * blockDim.x;
+        if (p >= whole) continue;
+        words[k] = ((const u32*)packed)[p];
+        scales[k] = absmax[p >> shift];
+    }
     if (threadIdx.x < 16) code[threadIdx.x] = CODE[threadIdx.x];
     __syncthreads();
-    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
-    if (i >= n) return;
-    u32 word = 0;
-    if (n - i >= 8 && ((u64)(packed + i / 2) & 3) == 0) {
-        word = *(const u32*)(packed + i / 2);
-    } else {
-        for (u32 k = 0; k < 4; ++k)
-            if (i + 2 * k < n) word |= (u32)packed[i / 2 + k] << 8 * k;
+#pragma unroll
+    for (int k = 0; k < PACKS; ++k) {
+        const u64 p = first + k * blockDim.x;
+        if (p >= whole) continue;
+        f32 v[8];
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = code[words[k] >> (e % 2 == 0 ? 4 * e + 4 : 4 * e - 4) & 15] * scales[k];
+        store8(y + p * PACK, v, PACK);
     }
-    f32 v[8];
-    for (int k = 0; k < 8; ++k) {
-        const u32 byte = word >> 8 * (k / 2);
-        const u64 b = min(i + k, n - 1) / block;
-        v[k] = code[k % 2 == 0 ? byte >> 4 & 15 : byte & 15] * absmax[b];
+#pragma unroll 1
+    for (int k = 0; k < PACKS; ++k) {
+        const u64 p = first + k * blockDim.x;
+        if (p >= whole) edge(y, packed, absmax, code, p, n, block);
     }
-    store8(y + i, v, n - i);
 }
 
 // absmax[b] = code2[absmax8[b]] absmax2[b / block2] + offset.

@@ -1,7 +1,7 @@
 // Sums and maxima.
 //
 //   rows:    out[r] = sum over c of x[r][c], or the largest and where it is     x (rows, width) T, out (rows) f32
-//   columns: out[c] += sum over r of x[r][c], in blocks of 256 rows (columns.cuh)
+//   columns: out[c] += sum over r of x[r][c], in blocks of `each` rows (columns.cuh)
 //
 // Sums in f32 in the order of common.cuh. A sum over everything is two sums of rows: stretches of 4096 elements, then
 // the row of their sums. No atomics.
@@ -9,6 +9,7 @@
 //
 // Macros: T.
 #include "columns.cuh"
+#include "pack.cuh"
 
 // Rung 0: a thread a row.
 extern "C" __global__ void reduction_rows_naive(f32* out, const T* x, u32 rows, u32 width) {
@@ -68,15 +69,37 @@ extern "C" __global__ void reduction_max_rows(f32* best, u32* index, const T* x,
     index[blockIdx.x] = at;
 }
 
-// partial[b][c] = sum over the rows of block b.
-extern "C" __global__ void reduction_columns(f32* partial, const T* x, u32 rows, u32 size) {
-    const u32 c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_BLOCK;
-    if (c >= size) return;
-    f32 sum = 0.0f;
-    for (u32 row = first; row < min(rows, first + ROW_BLOCK); ++row) sum += widen(x[(i64)row * size + c]);
-    partial[(i64)blockIdx.y * size + c] = sum;
+// partial[b][c] = sum over the rows of block b, `each` of them. A pack of columns a thread, of AHEAD rows before the first
+// is added; `chunks` blocks of threads side by side.
+const u32 AHEAD = 16 / sizeof(T);
+
+template <bool WHOLE> __device__ __forceinline__ void columns(
+    f32* partial, const T* x, u32 rows, u32 each, u32 size, u32 chunks) {
+    const u32 i = (blockIdx.x % chunks * blockDim.x + threadIdx.x) * PACK, block = blockIdx.x / chunks;
+    const u32 first = block * each, last = min(rows, first + each);
+    if (i >= size) return;
+    Eight sum = {};
+    for (u32 row = first; row < last; row += AHEAD) {
+        Pack<T> packs[AHEAD];
+#pragma unroll
+        for (u32 k = 0; k < AHEAD; ++k)
+            packs[k] = fetch<WHOLE>(x + (i64)(row + k) * size + i, row + k < last ? (i32)(size - i) : 0);
+#pragma unroll
+        for (u32 k = 0; k < AHEAD; ++k) {
+            const Eight v = wide(packs[k]);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) sum.at[e] += v.at[e];
+        }
+    }
+    put<WHOLE>(partial + (i64)block * size + i, rounded<f32>(sum.at), (i32)(size - i));
 }
 
-extern "C" __global__ void reduction_columns_add(f32* out, const f32* partial, u32 blocks, u32 size) {
-    add_partials(out, partial, blocks, size);
+extern "C" __global__ __launch_bounds__(128) void reduction_columns(
+    f32* partial, const T* x, u32 rows, u32 each, u32 size, u32 chunks) {
+    if (whole(size, partial, x, 0, 0)) columns<true>(partial, x, rows, each, size, chunks);
+    else columns<false>(partial, x, rows, each, size, chunks);
+}
+
+extern "C" __global__ void reduction_columns_add(f32* out, const f32* partial, u32 blocks, u32 size, u32 each) {
+    fold_partials(out, partial, blocks, size, each);
 }

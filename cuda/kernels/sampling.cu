@@ -9,11 +9,18 @@
 //   draws (rows): seed, step, index
 //
 // Weights are fixed-point integers, round(w 2^44): integers add up to the same in any order, so histograms may be
-// filled by atomics and still nothing depends on timing. 2^44 times 2^19 tokens is within 64 bits; what is rounded
-// away, 2^-45 a token, is less than one draw of u resolves.
-// Thresholds are found 8 bits of the key at a time, from the top: 4 histograms of 256 counts, no sort.
-// Temperature 0 takes the largest, the first of equals.
-// Contract: tokens are written (=). Bound by reading the row from L2, up to 11 times.
+// filled by atomics, a row may be split among blocks, and still nothing depends on timing or on the split. 2^44 times
+// 2^19 tokens is within 64 bits; what is rounded away, 2^-45 a token, is less than one draw of u resolves.
+//
+// A row is split into stretches of 8192 ids, a block each, and each step is a launch:
+//   top      the largest logit of each stretch; and of top-k the first count
+//   count    11, 11 and 10 bits of the keys of a threshold (of top-k, then of top-p), from the top: a histogram of tokens
+//            or of weights; no sort. Each block finds by itself where the histogram of the step before it reached its goal
+//   sums     what is kept of each stretch
+//   draw     a block a row: the stretch that u falls into, and the token in it
+// Temperature 0 takes the largest, the first of equals: top and draw are enough.
+// Contract: tokens are written (=). Bound by reading the row 2 + 3 times for each threshold, out of L2 if it holds all rows;
+// for few rows by the latency of a block and its launch, and without thresholds by exponentials in f64.
 #include "philox.cuh"
 
 struct Sampling {
@@ -35,130 +42,343 @@ __device__ __forceinline__ u32 key_of(f32 z) {
 }
 
 __device__ __forceinline__ u64 weight_of(f32 z, f32 top, f64 temperature) {
-    return (u64)(exp(((f64)z - (f64)top) / temperature) * ONE + 0.5);
+    const f64 far = ((f64)z - (f64)top) / temperature;
+    // e^-32 2^44 + 1/2 is less than 1; where most tokens are that far, most of the work is not done.
+    return far < -32.0 ? 0 : (u64)(exp(far) * ONE + 0.5);
 }
 
-// The sum over a block of integers, in every thread.
-__device__ __forceinline__ u64 total_of(u64 v, u64* scratch) { return block_sum(v, scratch); }
+const u32 THREADS = 512, SHARE = 16, STRETCH = THREADS * SHARE, BINS = 2048, MOST_STRETCHES = 64;
 
-// The key at which the measure of the keys from the top reaches `goal` (at most that of all), among keys >= `floor`. The
-// measure is a count of tokens, or their weight. `above`: the measure of the keys above it.
-__device__ __forceinline__ u32 threshold(
-    const f32* row, f32 top, const Sampling& s, bool by_weight, u32 floor, u64 goal, u64* bins, u64* result, u64& above) {
-    u32 prefix = 0;
-    u64 passed = 0;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        for (u32 b = threadIdx.x; b < 256; b += blockDim.x) bins[b] = 0;
-        __syncthreads();
-        for (u32 i = threadIdx.x; i < s.width; i += blockDim.x) {
-            const f32 z = row[i];
-            const u32 key = key_of(z);
-            if (key < floor || (shift < 24 && key >> (shift + 8) != prefix)) continue;
-            atomicAdd(&bins[key >> shift & 255], by_weight ? weight_of(z, top, s.temperature) : 1ull);  // integers
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            u64 sum = passed;
-            int b = 255;
-            while (b > 0 && sum + bins[b] < goal) sum += bins[b--];
-            result[0] = b;
-            result[1] = sum;
-        }
-        __syncthreads();
-        prefix = prefix << 8 | (u32)result[0];
-        passed = result[1];
-        __syncthreads();
-    }
-    above = passed;
-    return prefix;
+// What is known of a row's threshold before a step.
+struct State {
+    u32 floor;   // keys below it are dropped by the threshold before
+    u32 prefix;  // the upper bits of the key that is sought
+    u64 above;   // the measure (tokens or weights) of the keys above all that begin with prefix
+    u64 goal;    // the measure to be reached
+};
+
+// What is kept of a stretch: the weights of keys above the floor, and how many keys equal it.
+struct Part {
+    u64 sum, equal;
+};
+
+struct Place {
+    u32 row, stretch, begin;
+    const f32* logits;
+};
+
+__device__ __forceinline__ u32 stretches_of(u32 width) { return (width + STRETCH - 1) / STRETCH; }
+
+__device__ __forceinline__ Place place(const f32* logits, u32 width) {
+    const u32 count = stretches_of(width), row = blockIdx.x / count, stretch = blockIdx.x % count;
+    return {row, stretch, stretch * STRETCH, logits + (u64)row * width};
 }
 
-// The first of the largest; nothing for a NaN or an infinite one.
-__device__ __forceinline__ u32 largest(const f32* row, u32 width, f32* values, u32* places, f32& top) {
-    f32 best = -INFINITY_F32;
-    u32 at = 0xffffffffu;
-    bool nan = false;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        nan |= row[i] != row[i];
-        if (row[i] > best) best = row[i], at = i;
+// v[k] = the logit of id first + k / 4 * step + k % 4, if there is one.
+__device__ __forceinline__ void share(f32 (&v)[SHARE], const f32* row, u32 first, u32 step, u32 width) {
+    if (aligned(row) && width % 4 == 0) {
+#pragma unroll
+        for (u32 k = 0; k < SHARE; k += 4) {
+            const u32 i = first + k / 4 * step;
+            const float4 four = i < width ? *(const float4*)(row + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            v[k] = four.x, v[k + 1] = four.y, v[k + 2] = four.z, v[k + 3] = four.w;
+        }
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < SHARE; ++k) {
+            const u32 i = first + k / 4 * step + k % 4;
+            v[k] = i < width ? row[i] : 0.0f;
+        }
     }
-    nan = __syncthreads_or(nan);
-    top = block_max(best, values);
-    at = best == top ? at : 0xffffffffu;
-    for (int step = 16; step > 0; step /= 2) at = min(at, __shfl_xor_sync(ALL_LANES, at, step));
-    if (threadIdx.x % 32 == 0) places[threadIdx.x / 32] = at;
+}
+
+// The thread's share of a stretch, where a warp's lie side by side.
+__device__ __forceinline__ void read(f32 (&v)[SHARE], const Place& at, u32 width) {
+    share(v, at.logits, at.begin + 4 * threadIdx.x, 4 * THREADS, width);
+}
+
+// Runs f(logit, id) for it.
+template <class Do> __device__ __forceinline__ void for_share(const f32 (&v)[SHARE], const Place& at, u32 width, Do f) {
+#pragma unroll
+    for (u32 k = 0; k < SHARE; ++k) {
+        const u32 i = at.begin + 4 * threadIdx.x + k / 4 * 4 * THREADS + k % 4;
+        if (i < width) f(v[k], i);
+    }
+}
+
+// Larger for larger logits, and of equals for the first.
+const u64 NOT_A_NUMBER = 0xffffffffffffffffull;
+__device__ __forceinline__ u64 candidate(f32 z, u32 i) { return z != z ? NOT_A_NUMBER : (u64)key_of(z) << 32 | ~i; }
+
+__device__ __forceinline__ f32 logit_of(u32 key) {
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+__device__ __forceinline__ u64 warp_most(u64 v) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) v = max(v, __shfl_xor_sync(ALL_LANES, v, step));
+    return v;
+}
+
+// Step j: its digit, and whether it weighs. Top-k, if it is on, has the first three.
+__device__ __forceinline__ bool weighs(const Sampling& s, u32 step) { return s.top_k == 0 || step >= 3; }
+__device__ __forceinline__ u32 bits_of(u32 step) { return step % 3 == 2 ? 10 : 11; }
+__device__ __forceinline__ u32 shift_of(u32 step) { return step % 3 == 0 ? 21 : step % 3 == 1 ? 10 : 0; }
+
+// The key's first digit is counted along where top-k is to come; bins (rows, BINS) are null where not.
+extern "C" __global__ __launch_bounds__(THREADS) void sampling_top(u64* tops, u64* bins, const f32* logits, u32 width) {
+    __shared__ u64 warps[THREADS / 32];
+    __shared__ u32 counts[BINS];
+    const Place at = place(logits, width);
+    f32 v[SHARE];
+    read(v, at, width);
+    for (u32 b = threadIdx.x; b < BINS; b += THREADS) counts[b] = 0;
+    u64 most = 0;
+    for_share(v, at, width, [&](f32 z, u32 i) { most = max(most, candidate(z, i)); });
+    most = warp_most(most);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = most;
     __syncthreads();
-    for (u32 w = 0; w < blockDim.x / 32; ++w) at = min(at, places[w]);
-    return nan || top == INFINITY_F32 || top == -INFINITY_F32 ? 0xffffffffu : at;
+    if (threadIdx.x == 0) {
+        for (u32 w = 1; w < THREADS / 32; ++w) most = max(most, warps[w]);
+        tops[blockIdx.x] = most;
+    }
+    if (!bins) return;
+    for_share(v, at, width, [&](f32 z, u32) {
+        atomicAdd(&counts[key_of(z) >> shift_of(0)], 1u);  // integers
+    });
+    __syncthreads();
+    for (u32 b = threadIdx.x; b < BINS; b += THREADS)
+        if (counts[b] > 0) atomicAdd(&bins[(u64)at.row * BINS + b], (u64)counts[b]);  // integers
 }
 
-extern "C" __global__ void sampling(u32* tokens, const f32* logits, const Draw* draws, Sampling s) {
-    __shared__ u64 bins[256], sums[32], result[2];
-    __shared__ f32 values[32];
-    __shared__ u32 places[32];
-    const f32* row = logits + (u64)blockIdx.x * s.width;
-    f32 top;
-    const u32 best = largest(row, s.width, values, places, top);
-    if (best == 0xffffffffu || s.temperature == 0.0) {
-        if (threadIdx.x == 0) tokens[blockIdx.x] = best;
+// The largest of a row, in every thread; false if it is no distribution.
+__device__ __forceinline__ bool largest(const u64* tops, u32 row, u32 width, f32& top, u32& id) {
+    const u32 count = stretches_of(width);
+    u64 most = 0;
+#pragma unroll
+    for (u32 i = threadIdx.x % 32; i < MOST_STRETCHES; i += 32)
+        if (i < count) most = max(most, tops[row * count + i]);
+    most = warp_most(most);
+    top = logit_of((u32)(most >> 32));
+    id = ~(u32)most;
+    return most != NOT_A_NUMBER && top != INFINITY_F32 && top != -INFINITY_F32;
+}
+
+// The sum over the threads before this one, and over all. `warps`: one for each warp.
+__device__ __forceinline__ u64 sum_before(u64 v, u64* warps, u64& all) {
+    u64 upto = v;
+#pragma unroll
+    for (u32 step = 1; step < 32; step *= 2) {
+        const u64 other = __shfl_up_sync(ALL_LANES, upto, step);
+        if (threadIdx.x % 32 >= step) upto += other;
+    }
+    __syncthreads();  // somebody may still read what the last call left there
+    if (threadIdx.x % 32 == 31) warps[threadIdx.x / 32] = upto;
+    __syncthreads();
+    u64 before = upto - v;
+    all = 0;
+    for (u32 w = 0; w < THREADS / 32; ++w) {
+        if (w < threadIdx.x / 32) before += warps[w];
+        all += warps[w];
+    }
+    return before;
+}
+
+// What a step finds: what was known before the last step, and the thread's bins of what that counted, from the top.
+// states (steps + 1, rows), bins (steps, rows, BINS).
+const u32 OWN = BINS / THREADS;
+struct Found {
+    State before;
+    u64 counted[OWN];
+};
+
+__device__ __forceinline__ Found find(
+    const State* states, const u64* bins, const Sampling& s, u32 step, const Place& at, u32 rows) {
+    Found found = {{0, 0, 0, s.top_k}, {}};
+    if (step > 1) found.before = states[(u64)(step - 1) * rows + at.row];
+    if (step == 0) return found;
+    const u64* counted = bins + ((u64)(step - 1) * rows + at.row) * BINS + BINS - 1 - threadIdx.x * OWN;
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) found.counted[k] = *(counted - k);
+    return found;
+}
+
+// What is known before `step`: the first key from the top at which the measure reaches its goal begins with the bin
+// that does so.
+__device__ __forceinline__ State advance(const Found& found, const Sampling& s, u32 step, u64* scratch) {
+    State now = found.before;
+    if (step == 0) return now;
+    u64 sum = 0, all;
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) sum += found.counted[k];
+    u64 measure = now.above + sum_before(sum, scratch, all);
+    // The total is known when the first digit was counted.
+    if (weighs(s, step - 1) && step % 3 == 1) now.goal = min(all, max((u64)1, (u64)ceil(s.top_p * (f64)all)));
+    __syncthreads();
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) {
+        if (measure < now.goal && measure + found.counted[k] >= now.goal)
+            scratch[0] = BINS - 1 - threadIdx.x * OWN - k, scratch[1] = measure;
+        measure += found.counted[k];
+    }
+    __syncthreads();
+    now.prefix = now.prefix << bits_of(step - 1) | (u32)scratch[0];
+    now.above = scratch[1];
+    __syncthreads();
+    if (step % 3 == 0) {
+        now.floor = now.prefix;
+        now.prefix = 0;
+        // Another threshold begins.
+        if (!weighs(s, step - 1)) now.above = now.goal = 0;
+    }
+    return now;
+}
+
+// The row's first block keeps what is known.
+__device__ __forceinline__ void keep(State* states, const State& now, u32 step, const Place& at, u32 rows) {
+    if (at.stretch == 0 && threadIdx.x == 0 && step > 0) states[(u64)step * rows + at.row] = now;
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void sampling_count(
+    State* states, u64* bins, const u64* tops, const f32* logits, Sampling s, u32 step, u32 rows) {
+    __shared__ u32 low[BINS], high[BINS];
+    __shared__ u64 scratch[THREADS / 32];
+    // A block is short: all that it reads is on its way before the first is used.
+    const Place at = place(logits, s.width);
+    f32 v[SHARE], top;
+    u32 id;
+    read(v, at, s.width);
+    const Found found = find(states, bins, s, step, at, rows);
+    for (u32 b = threadIdx.x; b < BINS; b += THREADS) low[b] = high[b] = 0;
+    if (!largest(tops, at.row, s.width, top, id)) {
+        keep(states, found.before, step, at, rows);
         return;
     }
-
-    // Kept: keys above `floor`, and of those equal to it the first `ties`.
-    u32 floor = 0, ties = 0xffffffffu;
-    u64 above;
-    if (s.top_k > 0 && s.top_k < s.width) floor = threshold(row, top, s, false, 0, s.top_k, bins, result, above);
-    if (s.top_p < 1.0) {
-        u64 mine = 0;
-        for (u32 i = threadIdx.x; i < s.width; i += blockDim.x)
-            if (key_of(row[i]) >= floor) mine += weight_of(row[i], top, s.temperature);
-        const u64 all = total_of(mine, sums);
-        const u64 goal = min(all, max((u64)1, (u64)ceil(s.top_p * (f64)all)));
-        floor = threshold(row, top, s, true, floor, goal, bins, result, above);
-        // As many of the equals as it takes to reach the goal.
-        const u32 bits = floor & 0x80000000u ? floor & 0x7fffffffu : ~floor;
-        const u64 each = max((u64)1, weight_of(__uint_as_float(bits), top, s.temperature));
-        ties = (u32)min((u64)0xffffffffu, goal > above ? (goal - above + each - 1) / each : 1);
-    }
-
-    // Each thread takes a stretch of ids, so that the cumulative sums run in order of id.
-    const u32 stretch = (s.width + blockDim.x - 1) / blockDim.x;
-    const u32 begin = min(s.width, threadIdx.x * stretch), end = min(s.width, begin + stretch);
-    const u64 least = s.min_p > 0.0 ? (u64)ceil(s.min_p * ONE) : 0;
-    u64* prefix = bins;  // one for each thread: there are 256
-    u64 equal = 0;
-    for (u32 i = begin; i < end; ++i) equal += key_of(row[i]) == floor;
-    prefix[threadIdx.x] = equal;
+    const State now = advance(found, s, step, scratch);
+    keep(states, now, step, at, rows);
     __syncthreads();
-    u64 before = 0;
-    for (u32 t = 0; t < threadIdx.x; ++t) before += prefix[t];
-    __syncthreads();
-    auto kept = [&](u32 i, u64& seen) -> u64 {
-        const u32 key = key_of(row[i]);
-        if (key < floor || (key == floor && seen++ >= ties)) return 0;
-        const u64 w = weight_of(row[i], top, s.temperature);
-        return w >= least ? w : 0;
-    };
-    u64 seen = before, sum = 0;
-    for (u32 i = begin; i < end; ++i) sum += kept(i, seen);
-    prefix[threadIdx.x] = sum;
-    __syncthreads();
-    u64 start = 0, all = 0;
-    for (u32 t = 0; t < blockDim.x; ++t) {
-        if (t == threadIdx.x) start = all;
-        all += prefix[t];
-    }
-    const Draw d = draws[blockIdx.x];
-    const f64 u = random_uniform(d.seed, 4, d.step, d.index);
-    const u64 goal = min(all - 1, (u64)(u * (f64)all));
-    if (goal < start || goal >= start + sum) return;
-    seen = before;
-    for (u32 i = begin; i < end; ++i) {
-        start += kept(i, seen);
-        if (goal < start) {
-            tokens[blockIdx.x] = i;
+    const u32 shift = shift_of(step), bits = bits_of(step);
+    const bool by_weight = weighs(s, step);
+    for_share(v, at, s.width, [&](f32 z, u32) {
+        const u32 key = key_of(z), bin = key >> shift & ((1u << bits) - 1);
+        if (key < now.floor || (step % 3 > 0 && key >> shift >> bits != now.prefix)) return;
+        if (!by_weight) {
+            atomicAdd(&low[bin], 1u);  // integers
             return;
         }
+        const u64 w = weight_of(z, top, s.temperature);
+        if (w == 0) return;
+        // There is no atomic sum of 64 bits in shared memory but by trying again and again: halves, with a carry.
+        const u32 before = atomicAdd(&low[bin], (u32)w);  // integers
+        const u32 carried = (u32)(w >> 32) + (before + (u32)w < before);
+        if (carried > 0) atomicAdd(&high[bin], carried);  // integers
+    });
+    __syncthreads();
+    u64* to = bins + ((u64)step * rows + at.row) * BINS;
+    for (u32 b = threadIdx.x; b < BINS; b += THREADS) {
+        const u64 sum = (u64)high[b] << 32 | low[b];
+        if (sum > 0) atomicAdd(&to[b], sum);  // integers
+    }
+}
+
+__device__ __forceinline__ u64 least_of(const Sampling& s) { return s.min_p > 0.0 ? (u64)ceil(s.min_p * ONE) : 0; }
+
+extern "C" __global__ __launch_bounds__(THREADS) void sampling_sums(
+    Part* parts, State* states, const u64* bins, const u64* tops, const f32* logits, Sampling s, u32 steps, u32 rows) {
+    __shared__ u64 scratch[32];
+    const Place at = place(logits, s.width);
+    f32 v[SHARE], top;
+    u32 id;
+    read(v, at, s.width);
+    const Found found = find(states, bins, s, steps, at, rows);
+    if (!largest(tops, at.row, s.width, top, id)) return;
+    const State now = advance(found, s, steps, scratch);
+    keep(states, now, steps, at, rows);
+    const u64 least = least_of(s);
+    u64 sum = 0, equal = 0;
+    for_share(v, at, s.width, [&](f32 z, u32) {
+        const u32 key = key_of(z);
+        equal += key == now.floor;
+        if (key <= now.floor) return;
+        const u64 w = weight_of(z, top, s.temperature);
+        sum += w >= least ? w : 0;
+    });
+    sum = block_sum(sum, scratch);
+    equal = block_sum(equal, scratch);
+    if (threadIdx.x == 0) parts[blockIdx.x] = {sum, equal};
+}
+
+// Rung 1: as the head says; this is the last step. parts and states are not looked at where temperature is 0.
+extern "C" __global__ __launch_bounds__(THREADS) void sampling_draw(
+    u32* tokens, const Part* parts, const State* states, const u64* tops, const f32* logits, const Draw* draws, Sampling s,
+    u32 steps, u32 rows) {
+    __shared__ u64 scratch[THREADS / 32];
+    __shared__ Part part[MOST_STRETCHES];
+    const u32 row = blockIdx.x, count = stretches_of(s.width);
+    f32 top;
+    u32 id;
+    const bool is_one = largest(tops, row, s.width, top, id);
+    if (!is_one || s.temperature == 0.0) {
+        if (threadIdx.x == 0) tokens[row] = is_one ? id : 0xffffffffu;
+        return;
+    }
+    if (threadIdx.x < count) part[threadIdx.x] = parts[row * count + threadIdx.x];
+    __syncthreads();
+
+    // Kept: keys above the floor, and of those equal to it the first `ties`.
+    const u64 least = least_of(s);
+    u32 floor = 0;
+    u64 ties = 0xffffffffu, each = 0;
+    if (steps > 0) {
+        const State now = states[(u64)steps * rows + row];
+        floor = now.floor;
+        each = weight_of(logit_of(floor), top, s.temperature);
+        // As many as it takes to reach top-p's goal.
+        const u64 one = max((u64)1, each);
+        if (s.top_p < 1.0) ties = now.goal > now.above ? (now.goal - now.above + one - 1) / one : 1;
+        if (each < least) each = 0;
+    }
+    const auto kept_of = [&](const Part& p, u64 seen) { return p.sum + each * min(p.equal, ties > seen ? ties - seen : 0); };
+    u64 all = 0, seen = 0;
+    for (u32 i = 0; i < count; ++i) {
+        all += kept_of(part[i], seen);
+        seen += part[i].equal;
+    }
+    const Draw d = draws[row];
+    const u64 goal = min(all - 1, (u64)(random_uniform(d.seed, 4, d.step, d.index) * (f64)all));
+    u64 start = 0;
+    u32 stretch = 0;
+    seen = 0;
+    for (; stretch + 1 < count; ++stretch) {
+        const u64 kept = kept_of(part[stretch], seen);
+        if (goal < start + kept) break;
+        start += kept;
+        seen += part[stretch].equal;
+    }
+
+    // Each thread takes ids that follow each other, so that the cumulative sums run in order of id.
+    f32 v[SHARE];
+    u64 w[SHARE], equal = 0, sum = 0, none;
+    const u32 first = stretch * STRETCH + threadIdx.x * SHARE;
+    share(v, logits + (u64)row * s.width, first, 4, s.width);
+#pragma unroll
+    for (u32 k = 0; k < SHARE; ++k) equal += first + k < s.width && key_of(v[k]) == floor;
+    seen += sum_before(equal, scratch, none);
+#pragma unroll
+    for (u32 k = 0; k < SHARE; ++k) {
+        const u32 key = key_of(v[k]);
+        const bool kept = first + k < s.width && (key > floor || (key == floor && seen++ < ties));
+        w[k] = kept ? weight_of(v[k], top, s.temperature) : 0;
+        if (w[k] < least) w[k] = 0;
+        sum += w[k];
+    }
+    start += sum_before(sum, scratch, none);
+    if (goal < start || goal >= start + sum) return;
+    bool found = false;
+#pragma unroll
+    for (u32 k = 0; k < SHARE; ++k) {
+        start += w[k];
+        if (!found && goal < start) tokens[row] = first + k, found = true;
     }
 }
 

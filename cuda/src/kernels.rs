@@ -47,6 +47,8 @@ impl Kernel {
 pub const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../kernels/common.cuh")),
     ("columns.cuh", include_str!("../kernels/columns.cuh")),
+    ("pack.cuh", include_str!("../kernels/pack.cuh")),
+    ("norm.cuh", include_str!("../kernels/norm.cuh")),
     ("rows.cuh", include_str!("../kernels/rows.cuh")),
     ("act.cuh", include_str!("../kernels/act.cuh")),
     ("mma.cuh", include_str!("../kernels/mma.cuh")),
@@ -133,6 +135,13 @@ const HOPPER_MATMULS: &[&[Define]] = &[
     matmul!(f16 -> f16, 0, 0, 0; wide),
 ];
 
+/// The definitions of a norm: types of activations and weight, threads that take a row, packs of it that each keeps.
+macro_rules! norm {
+    ($t:ident, $w:ident, $lanes:literal, $packs:literal) => {
+        &[("T", stringify!($t)), ("W", stringify!($w)), ("LANES", $lanes), ("PACKS", $packs)]
+    };
+}
+
 macro_rules! kernels {
     (@only) => { None };
     (@only $only:expr) => { Some($only) };
@@ -155,10 +164,14 @@ macro_rules! kernels {
 
 kernels! {
     RMS_NORM = "rms_norm", &[
-        &[("T", "f32"), ("W", "f32")], &[("T", "f32"), ("W", "bf16")], &[("T", "bf16"), ("W", "bf16")],
-        &[("T", "bf16"), ("W", "f32")], &[("T", "f16"), ("W", "f16")],
+        norm!(f32, f32, "128", "2"), norm!(f32, bf16, "64", "2"), norm!(bf16, bf16, "128", "4"),
+        norm!(bf16, f32, "128", "4"), norm!(bf16, bf16, "4", "4"), norm!(bf16, bf16, "512", "4"),
+        norm!(f16, f16, "128", "4"),
     ];
-    LAYER_NORM = "layer_norm", TW;
+    LAYER_NORM = "layer_norm", &[
+        norm!(f32, f32, "256", "2"), norm!(f32, bf16, "64", "2"), norm!(bf16, bf16, "256", "2"),
+        norm!(bf16, bf16, "512", "2"), norm!(f16, f16, "8", "2"),
+    ];
     GLU = "glu", &[
         &[("T", "f32"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "0")], &[("T", "bf16"), ("ACT", "1")],
         &[("T", "bf16"), ("ACT", "2")], &[("T", "f16"), ("ACT", "0")],

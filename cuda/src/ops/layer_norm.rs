@@ -1,12 +1,16 @@
 //! Layer normalisation; see `cuda/kernels/layer_norm.cu`.
 
-use super::{or_null, row_threads, rows, same, size, types};
+use super::norm::{self, Norm};
+use super::{or_null, rows, same, size};
 use crate::driver::Arg;
 use crate::kernels::LAYER_NORM;
 use crate::memory::{Slice, SliceMut};
-use crate::{DType, Queue, Result, Shape};
+use crate::{DType, Queue, Result};
 
 const OP: &str = "layer_norm";
+
+/// Packs of a row that a thread keeps: the sums of the gradients take the registers of more.
+const PACKS: usize = 2;
 
 /// y = x̂ w + b and stats = (μ, r), over rows of as many elements as `weight` has: x, y: (rows, size),
 /// stats: (rows, 2) f32.
@@ -27,9 +31,9 @@ pub fn forward(
     if let Some(bias) = bias {
         same(OP, weight, &[("bias", bias)])?;
     }
-    let args = [y.arg(), stats.arg(), x.arg(), weight.arg(), or_null(bias), Arg::F32(eps), Arg::U32(width)];
-    let defines = types([("T", x.dtype()), ("W", weight.dtype())]);
-    queue.launch(&LAYER_NORM, "layer_norm_forward", &defines, Shape::line(count, row_threads(weight.len())), &args)
+    let (by, rows) = (Norm::new(weight.len(), PACKS), Arg::U32(size(OP, "rows", count)?));
+    let args = [y.arg(), stats.arg(), x.arg(), weight.arg(), or_null(bias), Arg::F32(eps), rows, Arg::U32(width)];
+    queue.launch(&LAYER_NORM, "layer_norm_forward", &by.defines(x.dtype(), weight.dtype()), by.shape(count), &args)
 }
 
 /// dx; dw and db added to `gradients`: (2, size) f32, dw first, if given.
@@ -47,27 +51,31 @@ pub fn backward(
 ) -> Result<()> {
     let (width, count) = check(x, weight, stats)?;
     same(OP, x, &[("dx", *dx), ("dy", dy)])?;
-    let defines = types([("T", x.dtype()), ("W", weight.dtype())]);
-    let args = [dx.arg(), dy.arg(), x.arg(), weight.arg(), stats.arg(), Arg::U32(width)];
-    let shape = Shape::line(count, row_threads(weight.len()));
-    queue.launch(&LAYER_NORM, "layer_norm_backward", &defines, shape, &args)?;
-    let Some(gradients) = gradients else { return Ok(()) };
+    let (by, rows) = (Norm::new(weight.len(), PACKS), Arg::U32(size(OP, "rows", count)?));
+    let defines = by.defines(x.dtype(), weight.dtype());
+    let Some(gradients) = gradients else {
+        let args = [dx.arg(), dy.arg(), x.arg(), weight.arg(), stats.arg(), rows, Arg::U32(width)];
+        return queue.launch(&LAYER_NORM, "layer_norm_backward", &defines, by.shape(count), &args);
+    };
     gradients.expect(OP, "the gradients of weight and bias", 2 * weight.len())?;
     gradients.expect_dtype(OP, "the gradients of weight and bias", DType::F32)?;
-    let blocks = count.div_ceil(super::reduction::ROW_BLOCK);
+    let each = by.rows_each(count);
+    let blocks = count.div_ceil(each);
     let partial = queue.alloc("partial sums of a norm's gradient", blocks * 2 * weight.len(), DType::F32)?;
     let partial = partial.slice(DType::F32);
-    let args = [partial.arg(), dy.arg(), x.arg(), stats.arg(), Arg::U32(size(OP, "rows", count)?), Arg::U32(width)];
-    let shape = Shape::grid([weight.len().div_ceil(128), blocks, 1], 128);
-    queue.launch(&LAYER_NORM, "layer_norm_dweight", &defines, shape, &args)?;
-    let args = [gradients.arg(), partial.arg(), Arg::U32(blocks as u32), Arg::U32(2 * width)];
-    queue.launch(
-        &LAYER_NORM,
-        "layer_norm_dweight_add",
-        &defines,
-        Shape::line((2 * weight.len()).div_ceil(128), 128),
-        &args,
-    )
+    let args = [
+        dx.arg(),
+        partial.arg(),
+        dy.arg(),
+        x.arg(),
+        weight.arg(),
+        stats.arg(),
+        rows,
+        Arg::U32(each as u32),
+        Arg::U32(width),
+    ];
+    queue.launch(&LAYER_NORM, "layer_norm_backward_trained", &defines, by.shape(blocks), &args)?;
+    norm::fold(queue, (&LAYER_NORM, "layer_norm_dweight_add", &defines), gradients, partial)
 }
 
 fn check(x: Slice<'_>, weight: Slice<'_>, stats: Slice<'_>) -> Result<(u32, usize)> {

@@ -25,6 +25,7 @@ pub mod lora_linear;
 pub mod matmul;
 mod matmul_hopper;
 pub mod nf4;
+mod norm;
 pub mod reduction;
 pub mod rms_norm;
 pub mod rope;

@@ -8,8 +8,11 @@ use crate::{DType, Queue, Result, Shape};
 
 const OP: &str = "reduction";
 
-/// Rows that make a partial sum of columns (`cuda/kernels/columns.cuh`).
-pub const ROW_BLOCK: usize = 256;
+/// Threads that a card takes at once of the sums of columns: a constant, because the blocks of rows follow from it.
+const RESIDENT: usize = 132 * 1024;
+
+/// Fewer rows would spend more on partial sums than on rows.
+const FEWEST_ROWS: usize = 8;
 
 /// Elements that make a partial sum of everything.
 pub const STRETCH: usize = 4096;
@@ -79,13 +82,17 @@ pub fn add_columns(queue: Queue<'_>, out: SliceMut<'_>, x: Slice<'_>) -> Result<
     let width = out.len();
     let count = rows(OP, "the size of the result", x, width)?;
     let (width32, count32) = (size(OP, "the size of a row", width)?, size(OP, "rows", count)?);
-    let blocks = count.div_ceil(ROW_BLOCK);
+    let packs = width.div_ceil(8);
+    let threads = packs.next_multiple_of(32).min(128);
+    let chunks = packs.div_ceil(threads);
+    let each = count.div_ceil((RESIDENT / (chunks * threads)).max(1)).max(FEWEST_ROWS);
+    let blocks = count.div_ceil(each);
     let partial = queue.alloc("partial sums of columns", blocks * width, DType::F32)?;
     let partial = partial.slice(DType::F32);
     let defines = types([("T", x.dtype())]);
-    let args = [partial.arg(), x.arg(), Arg::U32(count32), Arg::U32(width32)];
-    let shape = Shape::grid([width.div_ceil(128), blocks, 1], 128);
+    let args =
+        [partial.arg(), x.arg(), Arg::U32(count32), Arg::U32(each as u32), Arg::U32(width32), Arg::U32(chunks as u32)];
+    let shape = Shape::line(blocks * chunks, threads as u32);
     queue.launch(&REDUCTION, "reduction_columns", &defines, shape, &args)?;
-    let args = [out.arg(), partial.arg(), Arg::U32(blocks as u32), Arg::U32(width32)];
-    queue.launch(&REDUCTION, "reduction_columns_add", &defines, Shape::line(width.div_ceil(128), 128), &args)
+    super::norm::fold(queue, (&REDUCTION, "reduction_columns_add", &defines), out, partial)
 }

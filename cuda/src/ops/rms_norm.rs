@@ -1,10 +1,11 @@
 //! RMSNorm; see `cuda/kernels/rms_norm.cu`.
 
-use super::{or_null, or_null_mut, row_threads, rows, same, size, types};
+use super::norm::{self, Norm};
+use super::{or_null, or_null_mut, rows, same, size};
 use crate::driver::Arg;
 use crate::kernels::RMS_NORM;
 use crate::memory::{Slice, SliceMut};
-use crate::{DType, Queue, Result, Shape};
+use crate::{DType, Queue, Result};
 
 const OP: &str = "rms_norm";
 
@@ -48,10 +49,11 @@ pub fn forward(
         weight.arg(),
         Arg::F32(norm.eps),
         Arg::F32(norm.offset),
+        Arg::U32(size(OP, "rows", count)?),
         Arg::U32(width),
     ];
-    let shape = Shape::line(count, row_threads(weight.len()));
-    queue.launch(&RMS_NORM, "rms_norm_forward", &types([("T", x.dtype()), ("W", weight.dtype())]), shape, &args)
+    let by = taken(weight, x);
+    queue.launch(&RMS_NORM, "rms_norm_forward", &by.defines(x.dtype(), weight.dtype()), by.shape(count), &args)
 }
 
 /// dx (and `dresidual`, what reaches x past the norm, added to it); dw added to `dweight` (size) f32, if given.
@@ -67,7 +69,7 @@ pub fn backward(
     weight: Slice<'_>,
     r: Slice<'_>,
     dresidual: Option<Slice<'_>>,
-    norm: RmsNorm,
+    how: RmsNorm,
 ) -> Result<()> {
     let (width, count) = check(x, weight)?;
     same(OP, x, &[("dx", *dx), ("dy", dy)])?;
@@ -75,36 +77,46 @@ pub fn backward(
     if let Some(dresidual) = dresidual {
         same(OP, x, &[("dresidual", dresidual)])?;
     }
-    let defines = types([("T", x.dtype()), ("W", weight.dtype())]);
+    let by = taken(weight, x);
+    let defines = by.defines(x.dtype(), weight.dtype());
+    let (dresidual, offset) = (or_null(dresidual), Arg::F32(how.offset));
+    let (count, total) = (Arg::U32(size(OP, "rows", count)?), count);
+    let Some(dweight) = dweight else {
+        let args = [dx.arg(), dy.arg(), x.arg(), weight.arg(), r.arg(), dresidual, offset, count, Arg::U32(width)];
+        return queue.launch(&RMS_NORM, "rms_norm_backward", &defines, by.shape(total), &args);
+    };
+    dweight.expect(OP, "dweight", weight.len())?;
+    dweight.expect_dtype(OP, "dweight", DType::F32)?;
+    let each = by.rows_each(total);
+    let blocks = total.div_ceil(each);
+    let partial = queue.alloc("partial sums of a norm's gradient", blocks * weight.len(), DType::F32)?;
+    let partial = partial.slice(DType::F32);
     let args = [
         dx.arg(),
+        partial.arg(),
         dy.arg(),
         x.arg(),
         weight.arg(),
         r.arg(),
-        or_null(dresidual),
-        Arg::F32(norm.offset),
+        dresidual,
+        offset,
+        count,
+        Arg::U32(each as u32),
         Arg::U32(width),
     ];
-    let shape = Shape::line(count, row_threads(weight.len()));
-    queue.launch(&RMS_NORM, "rms_norm_backward", &defines, shape, &args)?;
-    let Some(dweight) = dweight else { return Ok(()) };
-    dweight.expect(OP, "dweight", weight.len())?;
-    dweight.expect_dtype(OP, "dweight", DType::F32)?;
-    let blocks = count.div_ceil(super::reduction::ROW_BLOCK);
-    let partial = queue.alloc("partial sums of a norm's gradient", blocks * weight.len(), DType::F32)?;
-    let partial = partial.slice(DType::F32);
-    let columns = weight.len().div_ceil(128);
-    let args = [partial.arg(), dy.arg(), x.arg(), r.arg(), Arg::U32(size(OP, "rows", count)?), Arg::U32(width)];
-    queue.launch(&RMS_NORM, "rms_norm_dweight", &defines, Shape::grid([columns, blocks, 1], 128), &args)?;
-    let args = [dweight.arg(), partial.arg(), Arg::U32(blocks as u32), Arg::U32(width)];
-    queue.launch(&RMS_NORM, "rms_norm_dweight_add", &defines, Shape::line(columns, 128), &args)
+    queue.launch(&RMS_NORM, "rms_norm_backward_trained", &defines, by.shape(blocks), &args)?;
+    norm::fold(queue, (&RMS_NORM, "rms_norm_dweight_add", &defines), dweight, partial)
 }
 
 fn check(x: Slice<'_>, weight: Slice<'_>) -> Result<(u32, usize)> {
     x.expect_compute(OP, "x")?;
     weight.expect_compute(OP, "weight")?;
     Ok((size(OP, "the size of a row", weight.len())?, rows(OP, "the size of weight", x, weight.len())?))
+}
+
+/// 64 bytes of x a thread.
+fn taken(weight: Slice<'_>, x: Slice<'_>) -> Norm {
+    Norm::new(weight.len(), if x.dtype() == DType::F32 { 2 } else { 4 })
 }
 
 fn per_row(r: Slice<'_>, rows: usize) -> Result<()> {

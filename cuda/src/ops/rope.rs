@@ -8,6 +8,9 @@ use crate::{DType, Error, Queue, Result};
 
 const OP: &str = "rope";
 
+/// Heads of a thread, as in the kernel.
+const HEADS: usize = 4;
+
 /// Sizes of x: (tokens, heads, size), of which 2 `half` turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -70,19 +73,21 @@ fn launch(
         table.expect(OP, what, tokens * of.half)?;
         table.expect_dtype(OP, what, DType::F32)?;
     }
-    let rows = tokens * of.heads;
     let packs = of.half.div_ceil(8) + (of.size - 2 * of.half).div_ceil(8);
+    let groups = of.heads.div_ceil(HEADS);
+    let threads = tokens * groups * packs;
     let args = [
         y.arg(),
         x.arg(),
         cos.arg(),
         sin.arg(),
         Arg::F32(if back { -1.0 } else { 1.0 }),
-        Arg::U64(rows as u64),
+        Arg::U32(size(OP, "tokens times heads times size, in packs of 32,", threads)?),
         Arg::U32(size(OP, "heads", of.heads)?),
+        Arg::U32(groups as u32),
         Arg::U32(size(OP, "size", of.size)?),
         Arg::U32(of.half as u32),
         Arg::U32(packs as u32),
     ];
-    queue.launch(&ROPE, "rope", &types([("T", x.dtype())]), each(rows * packs), &args)
+    queue.launch(&ROPE, "rope", &types([("T", x.dtype())]), each(threads), &args)
 }

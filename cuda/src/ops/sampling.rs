@@ -1,6 +1,6 @@
 //! A token from each row of logits; see `cuda/kernels/sampling.cu`.
 
-use super::size;
+use super::{NULL, size};
 use crate::driver::Arg;
 use crate::kernels::SAMPLING;
 use crate::memory::{Slice, SliceMut};
@@ -94,6 +94,64 @@ pub fn sample(
         return Err(Error::Size { op: OP, what: "the vocabulary", expected: "at most 2^19", got: width });
     }
     let bytes = sampling.bytes(width)?;
-    let args = [tokens.arg(), logits.arg(), draws.arg(), Arg::Bytes(&bytes)];
-    queue.launch(&SAMPLING, "sampling", &Vec::new(), Shape::line(rows, 256), &args)
+    let mut tokens = tokens;
+    for first in (0..rows).step_by(ROWS) {
+        let n = ROWS.min(rows - first);
+        let (logits, draws) = (logits.part(first * width, n * width)?, draws.part(6 * first, 6 * n)?);
+        some(queue, tokens.reborrow().part(first, n)?, logits, draws, sampling, &bytes, width)?;
+    }
+    Ok(())
+}
+
+/// Rows that are sampled at once: their histograms take up to 96 KiB each.
+const ROWS: usize = 256;
+
+/// Logits of a stretch, threads of its block, bins of a histogram, as in the kernels.
+const STRETCH: usize = 8192;
+const THREADS: u32 = 512;
+const BINS: usize = 2048;
+
+/// [`sample`] for a few rows.
+fn some(
+    queue: Queue<'_>,
+    tokens: SliceMut<'_>,
+    logits: Slice<'_>,
+    draws: Slice<'_>,
+    sampling: &Sampling,
+    bytes: &[u8; 32],
+    width: usize,
+) -> Result<()> {
+    let rows = tokens.len();
+    let blocks = rows * width.div_ceil(STRETCH);
+    let all = Shape::line(blocks, THREADS);
+    let launch = |name, shape, args: &[Arg<'_>]| queue.launch(&SAMPLING, name, &Vec::new(), shape, args);
+    let (s, count) = (Arg::Bytes(bytes), Arg::U32(rows as u32));
+    let words = |what, n: usize| queue.alloc(what, 2 * n, DType::U32);
+
+    let draw = Shape::line(rows, THREADS);
+    let tops = words("the largest logits of stretches", blocks)?;
+    let tops = tops.slice(DType::U32).arg();
+    if sampling.temperature == 0.0 {
+        launch("sampling_top", all, &[tops, NULL, logits.arg(), Arg::U32(width as u32)])?;
+        let args = [tokens.arg(), NULL, NULL, tops, logits.arg(), draws.arg(), s, Arg::U32(0), count];
+        return launch("sampling_draw", draw, &args);
+    }
+
+    // Three digits for each threshold.
+    let top_k = (1..width).contains(&sampling.top_k);
+    let steps = 3 * (usize::from(top_k) + usize::from(sampling.top_p < 1.0));
+    let bins = queue.zeros("histograms of logits", 2 * steps * rows * BINS, DType::U32)?;
+    let first = if top_k { bins.slice(DType::U32).arg() } else { NULL };
+    launch("sampling_top", all, &[tops, first, logits.arg(), Arg::U32(width as u32)])?;
+    let states = words("thresholds of logits", 3 * (steps + 1) * rows)?;
+    let parts = words("sums of stretches of logits", 2 * blocks)?;
+    let [bins, states, parts] = [&bins, &states, &parts].map(|buffer| buffer.slice(DType::U32).arg());
+    for step in usize::from(top_k)..steps {
+        let args = [states, bins, tops, logits.arg(), s, Arg::U32(step as u32), count];
+        launch("sampling_count", all, &args)?;
+    }
+    let steps = Arg::U32(steps as u32);
+    launch("sampling_sums", all, &[parts, states, bins, tops, logits.arg(), s, steps, count])?;
+    let args = [tokens.arg(), parts, states, tops, logits.arg(), draws.arg(), s, steps, count];
+    launch("sampling_draw", draw, &args)
 }

@@ -168,7 +168,9 @@ shapes! {
 }
 
 shapes! {
-    fn rope_turns_pairs(queue; tokens in 0usize..5, heads in 1usize..4, half in 0usize..20, rest in 0usize..10, types in 0usize..3; 12 cases) {
+    fn rope_turns_pairs(queue; tokens in 0usize..5, heads in 1usize..12, half in 0usize..20, rest in 0usize..10, whole in proptest::bool::ANY, types in 0usize..3; 20 cases) {
+        // Packs that are whole, or not.
+        let (half, rest) = if whole { (half.next_multiple_of(8), rest / 5 * 8) } else { (half, rest) };
         let (t, size) = (TYPES[types], 2 * half + rest.max(usize::from(half == 0)));
         let n = tokens * heads * size;
         let x = random(n, t, 1);
@@ -203,7 +205,9 @@ shapes! {
 }
 
 shapes! {
-    fn nf4_is_looked_up(queue; n in 0usize..700, block in 1usize..80, types in 0usize..3; 8 cases) {
+    fn nf4_is_looked_up(queue; n in 0usize..20_000, any in 1usize..80, power in 0u32..9, types in 0usize..3; 16 cases) {
+        // Powers of two are found without a division.
+        let block = if power < 6 { 4 << power } else { any };
         // The quantiles of a normal distribution, as bitsandbytes has them.
         let code = [
             -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,

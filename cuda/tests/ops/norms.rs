@@ -50,7 +50,7 @@ shapes! {
         close("r", &get(&r, DType::F32), &want_r, tolerance(DType::F32));
 
         let naive = room(queue, rows * size, t);
-        let d = defines(&[("T", t.name()), ("W", w_type.name())]);
+        let d = defines(&[("T", t.name()), ("W", w_type.name()), ("LANES", "32"), ("PACKS", "2")]);
         let arg = |b: &planish_cuda::memory::DeviceBuffer| Arg::Ptr(b.ptr());
         let args = [arg(&naive), arg(&r), arg(&xs), arg(&ws), Arg::F32(norm.eps), Arg::F32(norm.offset), Arg::U32(rows as u32), Arg::U32(size as u32)];
         queue.launch(&RMS_NORM, "rms_norm_forward_naive", &d, Shape::line(rows.div_ceil(128), 128), &args).unwrap();
@@ -89,6 +89,83 @@ shapes! {
         let (want, _) = rms_gradient(&dy, &want_sum, &w, &want_r, 0.0);
         let want: Vec<f64> = want.iter().zip(&dres).map(|(a, b)| a + b).collect();
         close("dx", &get(&dx, t), &want, 2.0 * tolerance(t));
+    }
+}
+
+/// What a row's bits must not depend on: whether the weight is trained, and where in memory it lies. Sizes of one lane,
+/// of a few, of a warp, of a block, and too large for its registers.
+#[test]
+fn a_row_has_the_same_bits_wherever_it_is() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let norm = RmsNorm { eps: 1e-6, offset: 1.0 };
+    let f = DType::F32;
+    for (size, rows, t) in [
+        (8, 9, DType::BF16),
+        (64, 70, DType::BF16),
+        (1024, 5, DType::BF16),
+        (1544, 5, DType::F16),
+        (4096, 9, DType::BF16),
+        (17_000, 5, DType::BF16),
+        (9000, 5, f),
+    ] {
+        let (x, dy, w) = (random(rows * size + 1, t, 1), random(rows * size + 1, t, 2), random(size, f, 3));
+        let ws = put(queue, &w, f);
+        let both = [0, 1].map(|shift: usize| {
+            // The same rows, one element further on.
+            let moved = |all: &[f64]| put(queue, &[&all[..shift], &all[1..], &all[..1 - shift]].concat(), t);
+            let (xs, dys) = (moved(&x), moved(&dy));
+            let (xs, dys) =
+                (xs.slice(t).part(shift, rows * size).unwrap(), dys.slice(t).part(shift, rows * size).unwrap());
+            let (mut y, mut r) = (room(queue, rows * size, t), room(queue, rows, f));
+            rms_norm::forward(queue, y.slice_mut(t), r.slice_mut(f), xs, ws.slice(f), None, norm).unwrap();
+            let (mut dx, mut frozen) = (room(queue, rows * size, t), room(queue, rows * size, t));
+            let mut dw = queue.zeros("a test", size, f).unwrap();
+            let (r, w) = (r.slice(f), ws.slice(f));
+            let to = Some(dw.slice_mut(f));
+            rms_norm::backward(queue, dx.slice_mut(t), to, dys, xs, w, r, None, norm).unwrap();
+            rms_norm::backward(queue, frozen.slice_mut(t), None, dys, xs, w, r, None, norm).unwrap();
+            assert_eq!(get(&dx, t), get(&frozen, t), "{size}");
+            [get(&y, t), get(&dx, t), get(&dw, f)]
+        });
+        assert_eq!(both[0], both[1], "{size}");
+        let (want_y, want_r) = rms(&x[1..], &w, 1e-6, 1.0);
+        let (want_dx, want_dw) = rms_gradient(&dy[1..], &x[1..], &w, &want_r, 1.0);
+        close("y", &both[0][0], &want_y, tolerance(t));
+        close("dx", &both[0][1], &want_dx, 2.0 * tolerance(t));
+        close("dw", &both[0][2], &want_dw, tolerance(f));
+    }
+}
+
+#[test]
+fn so_it_has_in_layer_norm() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let f = DType::F32;
+    for (size, rows, t) in
+        [(8, 9, DType::BF16), (64, 70, f), (1544, 5, DType::F16), (4096, 9, DType::BF16), (9000, 5, DType::BF16)]
+    {
+        let (x, dy, w) = (random(rows * size + 1, t, 1), random(rows * size + 1, t, 2), random(size, f, 3));
+        let (ws, bs) = (put(queue, &w, f), put(queue, &random(size, f, 4), f));
+        let both = [0, 1].map(|shift: usize| {
+            let moved = |all: &[f64]| put(queue, &[&all[..shift], &all[1..], &all[..1 - shift]].concat(), t);
+            let (xs, dys) = (moved(&x), moved(&dy));
+            let (xs, dys) =
+                (xs.slice(t).part(shift, rows * size).unwrap(), dys.slice(t).part(shift, rows * size).unwrap());
+            let (mut y, mut stats) = (room(queue, rows * size, t), room(queue, 2 * rows, f));
+            let (w, b) = (ws.slice(f), Some(bs.slice(f)));
+            layer_norm::forward(queue, y.slice_mut(t), stats.slice_mut(f), xs, w, b, 1e-5).unwrap();
+            let (mut dx, mut frozen) = (room(queue, rows * size, t), room(queue, rows * size, t));
+            let mut dw = queue.zeros("a test", 2 * size, f).unwrap();
+            let to = Some(dw.slice_mut(f));
+            layer_norm::backward(queue, dx.slice_mut(t), to, dys, xs, w, stats.slice(f)).unwrap();
+            layer_norm::backward(queue, frozen.slice_mut(t), None, dys, xs, w, stats.slice(f)).unwrap();
+            assert_eq!(get(&dx, t), get(&frozen, t), "{size}");
+            [get(&y, t), get(&stats, f), get(&dx, t), get(&dw, f)]
+        });
+        assert_eq!(both[0], both[1], "{size}");
+        let want: Vec<f64> = (0..size).map(|c| dy[1..].chunks(size).take(rows).map(|row| row[c]).sum()).collect();
+        close("db", &both[0][3][size..], &want, tolerance(f));
     }
 }
 
@@ -160,7 +237,7 @@ shapes! {
         close("stats", &get(&stats, DType::F32), &want_stats, 4.0 * tolerance(DType::F32));
 
         let naive = room(queue, rows * size, t);
-        let d = defines(&[("T", t.name()), ("W", w_type.name())]);
+        let d = defines(&[("T", t.name()), ("W", w_type.name()), ("LANES", "32"), ("PACKS", "2")]);
         let args = [Arg::Ptr(naive.ptr()), Arg::Ptr(stats.ptr()), Arg::Ptr(xs.ptr()), Arg::Ptr(ws.ptr()), bias.map_or(Arg::U64(0), |b| b.arg()), Arg::F32(eps), Arg::U32(rows as u32), Arg::U32(size as u32)];
         queue.launch(&LAYER_NORM, "layer_norm_forward_naive", &d, Shape::line(rows.div_ceil(128), 128), &args).unwrap();
         close("naive y", &get(&naive, t), &want_y, slack);

@@ -126,7 +126,7 @@ fn everything_and_columns_add_up() {
         let size = x.iter().map(|x| x * x).sum::<f64>().sqrt();
         assert!((get(&sum, DType::F32)[0] - x.iter().sum::<f64>()).abs() <= 1e-5 * size, "{n} elements");
     }
-    for (rows, width) in [(0, 3), (1, 130), (257, 5)] {
+    for (rows, width) in [(0, 3), (1, 130), (257, 5), (300, 64), (41, 2056), (9000, 9)] {
         let (x, before) = (random(rows * width, DType::BF16, 2), random(width, DType::F32, 3));
         let (xs, mut out) = (put(queue, &x, DType::BF16), put(queue, &before, DType::F32));
         reduction::add_columns(queue, out.slice_mut(DType::F32), xs.slice(DType::BF16)).unwrap();

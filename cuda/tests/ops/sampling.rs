@@ -105,24 +105,58 @@ shapes! {
     }
 }
 
-/// More tokens than threads, and a distribution that is nearly flat.
+/// More tokens than a block takes; a distribution that is nearly flat, one that is steep, and one of few values, whose
+/// equals lie in several stretches. A row of a width that is no multiple of 4 has no aligned words.
 #[test]
 fn a_large_vocabulary() {
     let Some(device) = device() else { return };
-    let (width, rows) = (3001, 4);
-    let z: Vec<f64> = random(rows * width, DType::F32, 9).iter().map(|z| round(z / 8.0, DType::F32)).collect();
-    let draws: Vec<Draw> = (0..rows as u64).map(|r| Draw { seed: r, step: 5, index: r }).collect();
-    for s in [
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
-        Sampling { temperature: 0.9, top_k: 100, top_p: 0.95, min_p: 0.0 },
-        Sampling { temperature: 2.0, top_k: 0, top_p: 0.3, min_p: 0.5 },
-    ] {
-        let got = run(device.queue(), &z, width, &draws, &s, false);
-        for (r, row) in z.chunks(width).enumerate() {
-            if let Some(want) = reference(row, &s, uniform(&draws[r])) {
-                assert_eq!(got[r] as usize, want, "row {r} of {s:?}");
+    let rows = 3;
+    let mut called = 0;
+    for (width, shape) in [(3001, 0), (20_001, 1), (20_000, 2), (20_000, 0)] {
+        let z: Vec<f64> = random(rows * width, DType::F32, 9 + width as u64)
+            .iter()
+            .map(|z| match shape {
+                0 => round(z / 8.0, DType::F32),
+                1 => round(6.0 * z, DType::F32),
+                _ => z.round(),
+            })
+            .collect();
+        let draws: Vec<Draw> = (0..rows as u64).map(|r| Draw { seed: r, step: 5, index: r }).collect();
+        for s in [
+            Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
+            Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
+            Sampling { temperature: 0.9, top_k: 100, top_p: 0.95, min_p: 0.0 },
+            Sampling { temperature: 1.0, top_k: width - 10, top_p: 1.0, min_p: 0.0 },
+            Sampling { temperature: 1.0, top_k: 0, top_p: 0.8, min_p: 0.0 },
+            Sampling { temperature: 2.0, top_k: 0, top_p: 0.3, min_p: 0.5 },
+        ] {
+            let got = run(device.queue(), &z, width, &draws, &s, false);
+            for (r, row) in z.chunks(width).enumerate() {
+                if let Some(want) = reference(row, &s, uniform(&draws[r])) {
+                    assert_eq!(got[r] as usize, want, "row {r} of {s:?} {width}");
+                    called += 1;
+                }
             }
         }
+    }
+    assert!(called > 60, "{called} of 72 were near no border");
+}
+
+/// More rows than are sampled at once, some of which are no distribution, have the tokens that each has alone.
+#[test]
+fn rows_do_not_depend_on_their_company() {
+    let Some(device) = device() else { return };
+    let (rows, width) = (259, 40);
+    let mut z: Vec<f64> = random(rows * width, DType::F32, 3).iter().map(|z| round(3.0 * z, DType::F32)).collect();
+    z[7 * width + 3] = f64::NAN;
+    z[257 * width] = f64::INFINITY;
+    let draws: Vec<Draw> = (0..rows as u64).map(|r| Draw { seed: 5, step: r, index: 0 }).collect();
+    let s = Sampling { temperature: 0.8, top_k: 20, top_p: 0.9, min_p: 0.01 };
+    let all = run(device.queue(), &z, width, &draws, &s, false);
+    for r in [0, 6, 7, 8, 255, 256, 257, 258] {
+        let one = run(device.queue(), &z[r * width..(r + 1) * width], width, &draws[r..=r], &s, false);
+        assert_eq!(one[0], all[r], "row {r}");
+        assert_eq!(one[0] == NO_TOKEN, r == 7 || r == 257);
     }
 }
 
