@@ -173,7 +173,8 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
                 false,
             )?;
         }
-        "attention" | "attention_hopper" | "attention_backward" => attention(queue, name == "attention_backward")?,
+        "attention" | "attention_hopper" => attention(queue, false)?,
+        "attention_backward" | "attention_backward_hopper" => attention(queue, true)?,
         "lm_head" => head(queue)?,
         "sampling" => {
             let (logits, mut chosen) = (numbers(queue, 8 * VOCABULARY, F32)?, room(8, U32)?);
