@@ -150,9 +150,7 @@ pub fn append(
     let [cos, sin] = tables.map_or([NULL; 2], |tables| tables.map(|table| table.arg()));
     let (cu, k_len) = of.appended();
     let mut args = vec![y, q, k.arg(), v.arg(), cos, sin, caches.arg(), Arg::U32(layer as u32), cu, k_len];
-    for (what, n) in
-        [("heads", heads), ("heads", kv_heads), ("size", size_of_head), ("size", width), ("half", half)]
-    {
+    for (what, n) in [("heads", heads), ("heads", kv_heads), ("size", size_of_head), ("size", width), ("half", half)] {
         args.push(Arg::U32(size(OP, what, n)?));
     }
     let all = (heads + kv_heads) * packs(size_of_head, half) + kv_heads * packs(size_of_head, 0);

@@ -24,11 +24,18 @@ impl Rotations {
         device: Device,
     ) -> Result<Rotations> {
         let tables = config.ropes.iter().map(|rope| {
-            let (cos, sin) = table(rope, positions, cu, dtype)?;
-            Ok((cos.to_device(device)?, sin.to_device(device)?))
+            // One copy for both.
+            let both = table(rope, positions, cu, dtype)?.to_device(device)?;
+            let part = |i| both.narrow(0, i, 1)?.reshape(&both.dims()[1..]);
+            Ok((part(0)?, part(1)?))
         });
         let tables = tables.collect::<planish_tensor::Result<_>>()?;
         Ok(Rotations { tables })
+    }
+
+    /// cos and sin of rotation `which`.
+    pub(super) fn tables(&self, which: Option<usize>) -> Option<[&Tensor; 2]> {
+        which.map(|i| [&self.tables[i].0, &self.tables[i].1])
     }
 
     /// Turns x, (tokens, heads, size), by rotation `which`; leaves it as it is if there is none.
@@ -40,12 +47,12 @@ impl Rotations {
     }
 }
 
-fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<(Tensor, Tensor)> {
+/// (2, tokens, m): cos, then sin.
+fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<Tensor> {
     let half = rope.rotary_dim / 2;
-    let shape = [positions.len(), half];
-    let (mut cos, mut sin) = (Tensor::zeros(shape, dtype)?, Tensor::zeros(shape, dtype)?);
+    let mut both = Tensor::zeros([2, positions.len(), half], dtype)?;
     dispatch_real!("rope", dtype, R => {
-        let (cos, sin) = (cos.as_slice_mut::<R>()?, sin.as_slice_mut::<R>()?);
+        let (cos, sin) = both.as_slice_mut::<R>()?.split_at_mut(positions.len() * half);
         let mut rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
         let mut common = None;
         for segment in cu.windows(2) {
@@ -65,5 +72,5 @@ fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_te
             }
         }
     });
-    Ok((cos, sin))
+    Ok(both)
 }

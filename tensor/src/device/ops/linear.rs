@@ -39,11 +39,12 @@ pub(super) fn filled(on: &On, t: Tensor, axis: usize, size: usize) -> Result<Ten
     Ok(out)
 }
 
-/// C = or += A B + U V, all two-dimensional and of any compute type; see [`computed_in`].
+/// C = or += A B + U V + a bias on each row, all but that two-dimensional and of any compute type; see [`computed_in`].
 pub(crate) fn product(
     on: &On,
     (a, b): (&Tensor, &Tensor),
     update: Option<(&Tensor, &Tensor)>,
+    bias: Option<&Tensor>,
     c: &mut Tensor,
     store: Store,
 ) -> Result<()> {
@@ -80,7 +81,10 @@ pub(crate) fn product(
     if let Some((u, v, depth)) = &update {
         terms.push(Term { a: u.cells()?, b: v.cells()?, depth: *depth });
     }
-    let epilogue = Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() };
+    // A weight like the others: in the type that the product is computed in.
+    let bias = bias.map(|bias| bias.rounded(kind)).transpose()?;
+    let bias = bias.as_ref().map(Tensor::cells).transpose()?;
+    let epilogue = Epilogue { add: matches!(store, Store::Add), bias, ..Epilogue::default() };
     Ok(matmul(on.queue(), c.cells_mut()?, [m, n], layout, &terms, epilogue)?)
 }
 
