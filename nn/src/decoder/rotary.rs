@@ -1,5 +1,7 @@
 //! Tables of the rotations of one forward pass.
 
+use std::collections::HashMap;
+
 use planish_autograd::ops::rope::rope;
 use planish_autograd::{Result, Var};
 use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
@@ -53,17 +55,28 @@ fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_te
     let mut both = Tensor::zeros([2, positions.len(), half], dtype)?;
     dispatch_real!("rope", dtype, R => {
         let (cos, sin) = both.as_slice_mut::<R>()?.split_at_mut(positions.len() * half);
-        let mut rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
         let mut common = None;
+        // Sequences that are decoded together are often at one position: its row is made once.
+        let mut made = HashMap::new();
         for segment in cu.windows(2) {
-            let positions = &positions[segment[0] as usize..segment[1] as usize];
-            let Some(&last) = positions.iter().max() else { continue };
+            let rows = segment[0] as usize..segment[1] as usize;
+            let Some(&last) = positions[rows.clone()].iter().max() else { continue };
             let (frequencies, factor) = match &common {
                 Some(known) if !rope.depends_on_length() => known,
-                _ => common.insert(rope.frequencies(last as usize + 1)),
+                _ => {
+                    made.clear();
+                    common.insert(rope.frequencies(last as usize + 1))
+                }
             };
-            for (&p, (cos, sin)) in positions.iter().zip(&mut rows) {
-                for ((&f, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
+            for t in rows {
+                let (p, row) = (positions[t], t * half..(t + 1) * half);
+                if let Some(first) = made.insert(p, t) {
+                    let first = first * half..(first + 1) * half;
+                    cos.copy_within(first.clone(), row.start);
+                    sin.copy_within(first, row.start);
+                    continue;
+                }
+                for ((&f, cos), sin) in frequencies.iter().zip(&mut cos[row.clone()]).zip(&mut sin[row]) {
                     // The angle is rounded to f32, as in the peers (whose models were trained with that).
                     let (s, c) = ((p as f32 * f) as f64).sin_cos();
                     *cos = R::from_f64(c * *factor);

@@ -9,6 +9,9 @@ use crate::device::{self, ops::attention::Step};
 use crate::ops::rope;
 use crate::{DType, Device, Element, Error, Result, Tensor, dispatch};
 
+/// Elements that a device copies by one launch.
+const MOST_AT_ONCE: usize = 1 << 31;
+
 /// Keys and values of one sequence in every layer, in one piece of memory: (layers, 2, capacity, kv_heads, size).
 ///
 /// A clone shares the memory until one of the two is written to.
@@ -56,10 +59,20 @@ impl KeyValues {
                 Tensor::zeros_on(self.device, [2 * self.layers, capacity, self.kv_heads * self.width], self.dtype)?
             }
         };
-        if let Some(old) = self.data.replace(grown) {
-            let data = self.data.as_mut().expect("just put there");
-            data.write(1, 0, &old.narrow(1, 0, held)?)?;
+        let Some(old) = self.data.replace(grown) else { return Ok(()) };
+        let data = self.data.as_mut().expect("just put there");
+        if old.numel() < MOST_AT_ONCE {
+            return data.write(1, 0, &old.narrow(1, 0, held)?);
         }
+        // Part by part, as rows of one table.
+        let [parts, capacity, width] = [0, 1, 2].map(|axis| data.dims()[axis]);
+        let mut rows = data.reshape([parts * capacity, width])?;
+        self.data = None;
+        for part in 0..parts {
+            let from = old.narrow(0, part, 1)?.narrow(1, 0, held)?.reshape([held, width])?;
+            rows.write(0, part * capacity, &from)?;
+        }
+        self.data = Some(rows.reshape([parts, capacity, width])?);
         Ok(())
     }
 
