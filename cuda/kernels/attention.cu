@@ -4,6 +4,8 @@
 //
 //   q, out (queries, heads, D) T     k, v (rows, kv_heads, D) T     lse (queries, heads) f32
 //
+// With `caches`, one a segment, k and v are in them, of layer `layer`.
+//
 // One kernel is training, prefill and decoding: a block takes 64 rows (query, head of the group) of one segment and one
 // key/value head, so in decoding the heads that share keys read them once.
 //
@@ -21,11 +23,21 @@
 #include "running.cuh"
 #endif
 
+// The block's segment; of caches, k and v are the one that it has.
+__device__ __forceinline__ Segment found(
+    const T*& k, const T*& v, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages,
+    const Cache* caches, u32 layer, const Options& o) {
+    if (!caches) return segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const Cache& own = caches[blockIdx.z];
+    k = v = (const T*)own.rows;
+    return segment(blockIdx.z, cu_q, k_len, own, layer);
+}
+
 // Rung 0: a warp a query and head; a lane has every 32nd element, each score is a sum over the warp. Also what does f32.
 extern "C" __global__ void attention_forward_naive(
     T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
-    const u32* pages, Options o) {
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const u32* pages, const Cache* caches, u32 layer, Options o) {
+    const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, o);
     const u32 i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, h = blockIdx.y, lane = threadIdx.x % 32;
     if (i >= s.queries) return;
     const u64 row = (u64)(s.q_start + i) * o.heads + h;
@@ -34,7 +46,7 @@ extern "C" __global__ void attention_forward_naive(
     f32 query[SHARE], sum[SHARE] = {}, top = -INFINITY_F32, total = 0.0f;
     for (u32 e = 0; e < SHARE; ++e) query[e] = lane + 32 * e < D ? widen(q[row * D + lane + 32 * e]) : 0.0f;
     for (u32 j = span.first; j < span.last; ++j) {
-        const u64 at = (s.key(j) * o.kv_heads + g) * D + lane;
+        const u64 at = (s.key(j) * o.kv_heads + g) * D + lane, to_value = (u64)s.apart * o.kv_heads * D;
         f32 score = 0.0f;
         for (u32 e = 0; e < SHARE; ++e)
             if (lane + 32 * e < D) score += query[e] * widen(k[at + 32 * e]);
@@ -42,7 +54,7 @@ extern "C" __global__ void attention_forward_naive(
         const f32 next = fmaxf(top, score), shrink = expf(top - next), p = expf(score - next);
         total = total * shrink + p;
         for (u32 e = 0; e < SHARE; ++e)
-            if (lane + 32 * e < D) sum[e] = sum[e] * shrink + p * widen(v[at + 32 * e]);
+            if (lane + 32 * e < D) sum[e] = sum[e] * shrink + p * widen(v[at + to_value + 32 * e]);
         top = next;
     }
     for (u32 e = 0; e < SHARE; ++e)
@@ -59,10 +71,10 @@ const u32 TILE_BYTES = TILE * D * 2;
 // Grid: (blocks of rows, key/value heads, segments). Shared memory: 5 tiles.
 extern "C" __global__ void __launch_bounds__(128) attention_forward(
     T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
-    const u32* pages, Options o) {
+    const u32* pages, const Cache* caches, u32 layer, Options o) {
     extern __shared__ __align__(128) u8 memory[];
     const u32 tq = shared_address(memory), tk = tq + TILE_BYTES, tv = tk + 2 * TILE_BYTES;
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, o);
     const u32 group = o.heads / o.kv_heads, g = blockIdx.y, rows = s.queries * group, row0 = blockIdx.x * ROWS;
     if (row0 >= rows) return;
     // Element 0 of row r: query r / group, head g * group + r % group.
@@ -71,17 +83,17 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
     const u32 last_row = min(row0 + ROWS, rows) - 1;
     const u32 first = visible(s, o, row0 / group).first / TILE, last = visible(s, o, last_row / group).last;
     const u32 tiles = (last + TILE - 1) / TILE;
-    auto fetch = [&](u32 tile, u32 to, const T* from) {
+    auto fetch = [&](u32 tile, u32 to, const T* from, u32 behind) {
         for (u32 i = threadIdx.x; i < TILE * D / 8; i += THREADS) {
             const u32 r = i / (D / 8), c = i % (D / 8), j = tile * TILE + r;
             const bool valid = j < s.keys;
-            copy16(to + tile_at<D>(r, c), valid ? from + (s.key(j) * o.kv_heads + g) * D + c * 8 : from, valid);
+            copy16(to + tile_at<D>(r, c), valid ? from + ((s.key(j) + behind) * o.kv_heads + g) * D + c * 8 : from, valid);
         }
     };
     auto stage = [&](u32 tile) {
         if (tile < tiles) {
-            fetch(tile, tk + tile % 2 * TILE_BYTES, k);
-            fetch(tile, tv + tile % 2 * TILE_BYTES, v);
+            fetch(tile, tk + tile % 2 * TILE_BYTES, k, 0);
+            fetch(tile, tv + tile % 2 * TILE_BYTES, v, s.apart);
         }
         copy_commit();
     };

@@ -5,9 +5,9 @@
 // Query head h shares key/value head g = h / group with its group.
 //
 // Keys are a stream with k_start[s] as the segment's first row; or, with `pages`, blocks of 64 rows in any order:
-// rows pages[s * max_pages + j / 64] * 64 + j % 64.
+// rows pages[s * max_pages + j / 64] * 64 + j % 64; or each segment has a cache of its own (cache.cuh).
 #pragma once
-#include "common.cuh"
+#include "cache.cuh"
 
 const u32 TILE = 64;  // keys in a tile, counted from the segment's first: part of the arithmetic
 
@@ -24,6 +24,7 @@ struct Options {
 struct Segment {
     u32 q_start, queries, k_start, keys;
     const u32* pages;
+    u32 apart;  // rows from a key to its value: keys and values of a cache lie in one piece
 
     // Row of key j.
     __device__ __forceinline__ u64 key(u32 j) const {
@@ -33,7 +34,14 @@ struct Segment {
 
 __device__ __forceinline__ Segment segment(
     u32 s, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages, const Options& o) {
-    return {cu_q[s], cu_q[s + 1] - cu_q[s], k_start ? k_start[s] : 0, k_len[s], pages ? pages + (u64)s * o.max_pages : 0};
+    const u32* own = pages ? pages + (u64)s * o.max_pages : 0;
+    return {cu_q[s], cu_q[s + 1] - cu_q[s], k_start ? k_start[s] : 0, k_len[s], own, 0};
+}
+
+// The same over a layer of the segment's cache.
+__device__ __forceinline__ Segment segment(
+    u32 s, const u32* cu_q, const u32* k_len, const Cache& cache, u32 layer) {
+    return {cu_q[s], cu_q[s + 1] - cu_q[s], (u32)first_key(cache, layer), k_len[s], 0, (u32)cache.capacity};
 }
 
 // Keys first..last that query i sees.

@@ -4,10 +4,12 @@
 //
 //   q, out (queries, heads, D) T     k, v (rows, kv_heads, D) T     lse (queries, heads) f32
 //
+// CACHED: each segment has a cache of its own (cache.cuh), and k and v are there, of layer `layer`.
+//
 // The attention of attention.cu, in training, prefill and decoding, with tiles of 64 keys that the copy engine brings and
 // products of four warps. A warp of its own fills a ring of tiles of k and v. Of a stream's last tile it clears what lies
-// behind the segment's end: a box brings the next segment's keys, which may be anything, and 0 times anything need not be
-// 0. Of a cache's last page, whose rest may never have been written, it loads by itself what there is. q and p are left
+// behind the segment's end: a box brings the next segment's keys, or what a cache held before, which may be anything, and 0
+// times anything need not be 0. Of a paged cache's last page, whose rest may never have been written, it loads by itself what there is. q and p are left
 // factors and stay in registers. While the softmax of a tile is made, the tile before is multiplied with v.
 //
 // Order: that of attention.cu: tiles of 64 keys counted from the segment's first, with a running maximum; within a tile
@@ -16,7 +18,8 @@
 // p is rounded to T before it multiplies v; its sum is of the unrounded.
 // Contract: written (=). Bound by arithmetic, 4 D a pair of query and key, in training; by reading k and v in decoding.
 //
-// Macros: T (bf16 or f16), D (size of a head: 64 or 128), GROUPS (of four warps that multiply, each 64 rows).
+// Macros: T (bf16 or f16), D (size of a head: 64 or 128), GROUPS (of four warps that multiply, each 64 rows),
+// CACHED (defined or not).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; Shah et al., FlashAttention-3, arXiv:2407.08608, for the
 // producer and for the overlap of softmax and products.
 #include "hopper.cuh"
@@ -51,13 +54,26 @@ __device__ __forceinline__ void add_values(f32 (&sums)[D / 8][4], u32 (&fp)[TILE
 // Grid: (blocks of rows, key/value heads, segments). A row is a query and a head of the group that shares keys.
 // Shared memory: STAGES tiles of k and of v, and 8 (2 STAGES + 1) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_hopper(
-    T* out, f32* lse, const T* q, const T* k, const T* v, const __grid_constant__ TensorMap map_k,
-    const __grid_constant__ TensorMap map_v, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages,
+    T* out, f32* lse, const T* q,
+#ifdef CACHED
+    const Cache* caches, u32 layer, const u32* cu_q, const u32* k_len,
+#else
+    const T* k, const T* v, const __grid_constant__ TensorMap map_k, const __grid_constant__ TensorMap map_v,
+    const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages,
+#endif
     Options o) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory), full = shared + 2 * STAGES * TILE_BYTES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES;
+#ifdef CACHED
+    const Cache& own = caches[blockIdx.z];
+    const TensorMap &map_k = *(const TensorMap*)own.map, &map_v = map_k;
+    const Segment s = segment(blockIdx.z, cu_q, k_len, own, layer);
+    const bool paged = false;
+#else
     const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const bool paged = pages;
+#endif
     const u32 share = o.heads / o.kv_heads, g = blockIdx.y, rows = s.queries * share;
     // The last rows see most keys: they begin first.
     const u32 row0 = (gridDim.x - 1 - blockIdx.x) * 64 * GROUPS;
@@ -78,24 +94,29 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     if (threadIdx.x >= GROUP * GROUPS) {
         if (GROUPS == 2) release_registers<40>();
         const u32 lane = threadIdx.x - GROUP * GROUPS;
+#ifdef CACHED
+        if (lane == 0) acquire_map(&map_k);
+#endif
         if (lane < 32)
             for (u32 tile = first; tile < tiles; ++tile) {
                 const u32 n = tile - first, i = n % STAGES, tk = shared + 2 * i * TILE_BYTES, tv = tk + TILE_BYTES;
                 barrier_wait(empty + 8 * i, n / STAGES & 1 ^ 1);  // at first at once
-                const bool whole = (tile + 1) * TILE <= s.keys, rest = !whole && pages;
+                const bool whole = (tile + 1) * TILE <= s.keys, rest = !whole && paged;
                 if (lane == 0 && !rest) {
                     const u32 row = s.key(tile * TILE), to = whole ? full + 8 * i : landed;
                     barrier_expect(to, 2 * TILE_BYTES);
 #pragma unroll
                     for (u32 b = 0; b < BOXES; ++b) {
                         load_box(tk + b * BOX, &map_k, to, 64 * b, g, row);
-                        load_box(tv + b * BOX, &map_v, to, 64 * b, g, row);
+                        load_box(tv + b * BOX, &map_v, to, 64 * b, g, row + s.apart);
                     }
                 }
                 if (whole) continue;
                 if (rest) {
+#ifndef CACHED
                     load_rest(tk, k, s, tile, g, o);
                     load_rest(tv, v, s, tile, g, o);
+#endif
                 } else {
                     barrier_wait(landed, 0);
                     clear_rows<2 * BOXES>(tk, s.keys - tile * TILE);

@@ -9,10 +9,15 @@
 #pragma once
 #include "mma.cuh"
 
-// What the host's tensor_map() made; a parameter of a kernel, by value and __grid_constant__, so that it has an address.
+// What the host's tensor_map() made; a parameter of a kernel, by value and __grid_constant__, so that it has an address, or
+// in global memory, from where a block may use it after acquire_map().
 struct __align__(64) TensorMap {
     u64 words[16];
 };
+
+__device__ __forceinline__ void acquire_map(const TensorMap* map) {
+    asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+}
 
 const u32 BOX = 64 * 64 * 2;  // bytes
 const u32 GROUP = 128;        // threads that multiply together

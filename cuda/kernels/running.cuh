@@ -54,7 +54,7 @@ __device__ __forceinline__ void take_scores(
     for (u32 e = 0; e < 2; ++e) {
         sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 1);
         sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 2);
-        total[e] = total[e] * shrink[e] + sum[e];
+        total[e] = fmaf(total[e], shrink[e], sum[e]);
     }
 }
 
@@ -74,5 +74,7 @@ __device__ __forceinline__ void finish_row(
 #pragma unroll
     for (u32 d = 0; d < D / 8; ++d)
         *(u32*)(out + at * D + 8 * d + lane % 4 * 2) = pair<T>(sums[d][2 * e] * inverse, sums[d][2 * e + 1] * inverse);
-    if (lane % 4 == 0) lse[at] = total > 0.0f ? top * (raw(o) ? o.scale : 1.0f) + logf(total) : -INFINITY_F32;
+    // Spelled out: whether a product and a sum become one is otherwise up to the compiler, in each kernel and variant.
+    const f32 sum = fmaf(top, raw(o) ? o.scale : 1.0f, logf(total));
+    if (lane % 4 == 0) lse[at] = total > 0.0f ? sum : -INFINITY_F32;
 }

@@ -52,6 +52,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("rows.cuh", include_str!("../kernels/rows.cuh")),
     ("act.cuh", include_str!("../kernels/act.cuh")),
     ("mma.cuh", include_str!("../kernels/mma.cuh")),
+    ("cache.cuh", include_str!("../kernels/cache.cuh")),
     ("attention.cuh", include_str!("../kernels/attention.cuh")),
     ("running.cuh", include_str!("../kernels/running.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
@@ -212,6 +213,10 @@ kernels! {
         &[("T", "bf16"), ("D", "64"), ("GROUPS", "2")], &[("T", "bf16"), ("D", "128"), ("GROUPS", "2")],
         &[("T", "bf16"), ("D", "64"), ("GROUPS", "1")], &[("T", "bf16"), ("D", "128"), ("GROUPS", "1")],
         &[("T", "f16"), ("D", "64"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "64"), ("GROUPS", "1"), ("CACHED", "1")],
+        &[("T", "bf16"), ("D", "128"), ("GROUPS", "1"), ("CACHED", "1")],
+        &[("T", "bf16"), ("D", "64"), ("GROUPS", "2"), ("CACHED", "1")],
+        &[("T", "bf16"), ("D", "128"), ("GROUPS", "2"), ("CACHED", "1")],
     ], only Arch::specific(9, 0);
     ATTENTION_BACKWARD = "attention_backward", &[
         &[("T", "bf16"), ("D", "64"), ("QB", "64")], &[("T", "bf16"), ("D", "128"), ("QB", "32")],

@@ -4,12 +4,12 @@ mod support;
 
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::adamw::{self, AdamW};
-use planish_cuda::ops::attention::{self, Attention, Segments, TILE};
+use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments, TILE};
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 use planish_cuda::ops::rms_norm::{self, RmsNorm};
-use planish_cuda::ops::rope::{self, Heads};
+use planish_cuda::ops::rope::{self, Heads, Queries};
 use planish_cuda::ops::{elementwise, embedding, gather, grad_norm, linear};
-use planish_cuda::{DType, Queue, Result};
+use planish_cuda::{DType, Device, Queue, Result};
 use support::*;
 
 const T: DType = DType::BF16;
@@ -38,11 +38,17 @@ struct Layer {
     keys: DeviceBuffer,
     values: DeviceBuffer,
     segments: Segments,
+    /// The same keys in caches that lie apart, and what says where they are.
+    apart: [DeviceBuffer; BATCH],
+    caches: Caches,
+    cached: Segments,
     out: DeviceBuffer,
 }
 
 /// Pages of the two sequences: neither in order nor together.
 const PAGES: [u32; 4] = [2, 0, 3, 1];
+/// Steps that are taken.
+const STEPS: u32 = 5;
 /// Keys before the first step: the first sequence goes on to its second page.
 const BEGIN: [u32; 2] = [62, 3];
 
@@ -51,6 +57,16 @@ impl Layer {
         let of = |n: usize, salt| put(queue, &random(n, T, salt), T);
         let width = HEADS * SIZE;
         let cache = 4 * TILE * SIZE;
+        let (keys, values) = (random(cache, T, 7), random(cache, T, 8));
+        // Two pages of keys, then two of values.
+        let own = |s: usize| {
+            let page = |x: &[f64], i: usize| x[PAGES[2 * s + i] as usize * TILE * SIZE..][..TILE * SIZE].to_vec();
+            put(queue, &[page(&keys, 0), page(&keys, 1), page(&values, 0), page(&values, 1)].concat(), T)
+        };
+        let apart = [own(0), own(1)];
+        let sizes = CacheSizes { layers: 1, kv_heads: 1, size: SIZE };
+        let caches = Caches::new(queue, &apart.each_ref().map(|cache| cache.slice(T)), sizes).unwrap();
+        let after = BEGIN.map(|keys| keys + 1);
         Layer {
             ids: queue.upload("a test", &[0u32; BATCH]).unwrap(),
             table: of(VOCABULARY * HIDDEN, 1),
@@ -62,9 +78,12 @@ impl Layer {
             cos: room(queue, BATCH * SIZE / 2, F32),
             sin: room(queue, BATCH * SIZE / 2, F32),
             places: room(queue, BATCH, U32),
-            keys: of(cache, 7),
-            values: of(cache, 8),
+            keys: put(queue, &keys, T),
+            values: put(queue, &values, T),
             segments: Segments::paged(queue, &[0, 1, 2], &BEGIN, &PAGES, 2).unwrap(),
+            apart,
+            caches,
+            cached: Segments::cached(queue, &[0, 1, 2], &[0, 1, 2], &after).unwrap(),
             out: room(queue, BATCH * HIDDEN, T),
         }
     }
@@ -78,12 +97,14 @@ impl Layer {
         self.sin.upload(&(0..BATCH * 32).map(|i| angle(i).sin()).collect::<Vec<f32>>()).unwrap();
         let place = |s: usize| PAGES[s * 2 + position[s] as usize / TILE] * TILE as u32 + position[s] % TILE as u32;
         self.places.upload(&[place(0), place(1)]).unwrap();
-        self.segments.set_keys(&position.map(|position| position + 1)).unwrap();
+        for table in [&mut self.segments, &mut self.cached] {
+            table.set_keys(&position.map(|position| position + 1)).unwrap();
+        }
     }
 }
 
-/// out = x + attention(norm(x)) W_o for x, the rows of the table.
-fn work(queue: Queue<'_>, layer: &mut Layer) -> Result<()> {
+/// out = x + attention(norm(x)) W_o for x, the rows of the table, over pages, or over caches that lie apart.
+fn work<const APART: bool>(queue: Queue<'_>, layer: &mut Layer) -> Result<()> {
     let alloc = |n, dtype| queue.alloc("a step", BATCH * n, dtype);
     let (mut x, mut y, mut r) = (alloc(HIDDEN, T)?, alloc(HIDDEN, T)?, alloc(1, F32)?);
     embedding::forward(queue, x.slice_mut(T), layer.table.slice(T), layer.ids.slice(U32), HIDDEN)?;
@@ -99,15 +120,23 @@ fn work(queue: Queue<'_>, layer: &mut Layer) -> Result<()> {
     linear(&mut k, &y, &layer.k, SIZE, HIDDEN)?;
     linear(&mut v, &y, &layer.v, SIZE, HIDDEN)?;
     let (cos, sin) = (layer.cos.slice(F32), layer.sin.slice(F32));
-    for (x, heads) in [(&mut q, HEADS), (&mut k, 1)] {
-        rope::turn_in_place(queue, x.slice_mut(T), cos, sin, Heads { heads, size: SIZE, half: 32 }, false)?;
-    }
-    gather::place(queue, layer.keys.slice_mut(T), k.slice(T), layer.places.slice(U32), SIZE)?;
-    gather::place(queue, layer.values.slice_mut(T), v.slice(T), layer.places.slice(U32), SIZE)?;
     let (mut mixed, mut lse) = (alloc(width, T)?, alloc(HEADS, F32)?);
-    let (keys, values) = (layer.keys.slice(T), layer.values.slice(T));
-    let (out, lse) = (mixed.slice_mut(T), lse.slice_mut(F32));
-    attention::forward(queue, out, lse, q.slice(T), keys, values, &layer.segments, &KIND)?;
+    if APART {
+        let (mut turned, caches) = (alloc(width, T)?, (&layer.caches, 0));
+        let queries = Some(Queries { y: turned.slice_mut(T), q: q.slice(T), heads: HEADS });
+        rope::append(queue, queries, [k.slice(T), v.slice(T)], Some([cos, sin]), SIZE, caches, &layer.cached)?;
+        let (out, lse) = (mixed.slice_mut(T), lse.slice_mut(F32));
+        attention::forward_cached(queue, out, lse, turned.slice(T), caches, &layer.cached, &KIND)?;
+    } else {
+        for (x, heads) in [(&mut q, HEADS), (&mut k, 1)] {
+            rope::turn_in_place(queue, x.slice_mut(T), cos, sin, Heads { heads, size: SIZE, half: 32 }, false)?;
+        }
+        gather::place(queue, layer.keys.slice_mut(T), k.slice(T), layer.places.slice(U32), SIZE)?;
+        gather::place(queue, layer.values.slice_mut(T), v.slice(T), layer.places.slice(U32), SIZE)?;
+        let (keys, values) = (layer.keys.slice(T), layer.values.slice(T));
+        let (out, lse) = (mixed.slice_mut(T), lse.slice_mut(F32));
+        attention::forward(queue, out, lse, q.slice(T), keys, values, &layer.segments, &KIND)?;
+    }
     linear(&mut y, &mixed, &layer.o, HIDDEN, width)?;
     elementwise::binary(queue, elementwise::Binary::Add, layer.out.slice_mut(T), x.slice(T), y.slice(T))
 }
@@ -116,18 +145,35 @@ fn work(queue: Queue<'_>, layer: &mut Layer) -> Result<()> {
 fn a_decoding_step_is_replayed_with_the_same_bits() {
     let Some(device) = device() else { return };
     let queue = device.queue();
-    const STEPS: u32 = 5;
     let mut layer = Layer::new(queue);
     let plain: Vec<Vec<f64>> = (0..STEPS)
         .map(|step| {
             layer.tell(step);
-            work(queue, &mut layer).unwrap();
+            work::<false>(queue, &mut layer).unwrap();
             get(&layer.out, T)
         })
         .collect();
     let cache = get(&layer.keys, T);
     assert!(plain.windows(2).all(|steps| steps[0] != steps[1]));
 
+    let pages = |layer: &Layer| get(&layer.keys, T);
+    assert_eq!(replayed(&device, work::<false>, pages, &plain), cache);
+    // The first sequence's keys, before its values.
+    let own = replayed(&device, work::<true>, |layer| get(&layer.apart[0], T), &plain);
+    for (i, page) in PAGES[..2].iter().enumerate() {
+        let (at, of) = (i * TILE * SIZE, *page as usize * TILE * SIZE);
+        assert_eq!(own[at..at + TILE * SIZE], cache[of..of + TILE * SIZE], "page {i}");
+    }
+}
+
+/// Records a step and replays it, with these results; gives what is in the cache then.
+fn replayed(
+    device: &Device,
+    work: fn(Queue<'_>, &mut Layer) -> Result<()>,
+    keys: impl Fn(&Layer) -> Vec<f64>,
+    plain: &[Vec<f64>],
+) -> Vec<f64> {
+    let queue = device.queue();
     let mut layer = Layer::new(queue);
     layer.tell(0);
     let mut recording = queue.record(layer, work).unwrap();
@@ -142,10 +188,11 @@ fn a_decoding_step_is_replayed_with_the_same_bits() {
         assert_eq!(get(&recording.held().out, T), plain[step as usize], "step {step}");
         assert!(other.download::<u8>().unwrap().iter().all(|&byte| byte == 0xff));
     }
-    assert_eq!(get(&recording.held().keys, T), cache);
+    let found = keys(recording.held());
     assert_eq!(device.pool().usage().in_use, usage.in_use);
     drop(recording);
     assert!(device.pool().usage().in_use < usage.in_use);
+    found
 }
 
 /// A linear layer that learns, and all that it works on.

@@ -93,6 +93,11 @@ impl Tensor {
         }
     }
 
+    /// Whether another tensor has the same storage.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.storage) > 1
+    }
+
     /// Refuses to read what is not here.
     fn check_here(&self, op: &'static str) -> Result<()> {
         match self.memory() {

@@ -47,6 +47,11 @@ impl<'a> Slice<'a> {
         Arg::Ptr(self.ptr)
     }
 
+    /// Address of the first element, by which two pieces of memory can be told apart.
+    pub fn address(&self) -> u64 {
+        self.ptr.0
+    }
+
     /// Address of the first element.
     pub(crate) fn ptr(&self) -> DevicePtr {
         self.ptr
@@ -114,6 +119,28 @@ impl<'a> SliceMut<'a> {
     /// A range that is not within.
     pub fn part(self, start: usize, len: usize) -> Result<SliceMut<'a>> {
         Ok(SliceMut { inner: self.inner.part(start, len)?, life: PhantomData })
+    }
+
+    /// The first `at` elements, and those after them.
+    ///
+    /// # Errors
+    /// More than there are.
+    pub fn split(self, at: usize) -> Result<(SliceMut<'a>, SliceMut<'a>)> {
+        let (first, rest) = (self.inner.part(0, at)?, self.inner.part(at, self.inner.len.saturating_sub(at))?);
+        let of = |inner| SliceMut { inner, life: PhantomData };
+        Ok((of(first), of(rest)))
+    }
+
+    /// The same bits as elements of another type of the same size.
+    ///
+    /// # Errors
+    /// Another size.
+    pub fn bits_of(self, dtype: DType) -> Result<SliceMut<'a>> {
+        if dtype.size() != self.inner.dtype.size() {
+            let expected = "another of the same size";
+            return Err(Error::DType { op: "bits_of", what: "the type", expected, got: dtype });
+        }
+        Ok(SliceMut { inner: Slice { dtype, ..self.inner }, life: PhantomData })
     }
 }
 

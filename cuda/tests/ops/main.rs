@@ -8,6 +8,7 @@ mod support;
 
 mod attention;
 mod attention_hopper;
+mod caches;
 mod copy;
 mod elementwise;
 mod lm_head;

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use planish_autograd::ops::attention::{Attention, Stem, branched};
 use planish_autograd::ops::{elementwise, view};
 use planish_autograd::{Param, Result, Var};
-use planish_tensor::ops::attention::forward_segments;
+use planish_tensor::ops::attention::CachedPass;
 
-use super::cache::SequenceCache;
 use super::experts::Experts;
 use super::latent::{LatentQkv, cut};
 use super::lead::Prefix;
@@ -49,7 +48,7 @@ pub(super) enum Mixing<'a, 'b> {
     /// Those of their stem and of their own segment, after the adapter's prefix if there is one.
     Packed { cu: &'a Arc<[u32]>, stems: &'a Arc<[Option<Stem>]>, prefix: Option<&'a Prefix> },
     /// Those of their sequence's cache, to which their own are added first; in a new cache after the prefix.
-    Cached { layer: usize, cu: &'a [u32], caches: &'a mut [&'b mut SequenceCache], prefix: Option<&'a Prefix> },
+    Cached { layer: usize, pass: &'a mut CachedPass<'b>, prefix: Option<&'a Prefix> },
 }
 
 impl Layer {
@@ -62,21 +61,50 @@ impl Layer {
         rotations: &Rotations,
         mixing: Mixing<'_, '_>,
     ) -> Result<(Var, Option<Var>)> {
-        let a = self.attention(ctx, &normed(ctx, &self.attention_pre, x)?, rotations, mixing)?;
-        let x = self.residual(x, &normed(ctx, &self.attention_post, &a)?)?;
-        let (m, routed) = self.feed.forward(ctx, &normed(ctx, &self.mlp_pre, &x)?)?;
-        Ok((self.residual(&x, &normed(ctx, &self.mlp_post, &m)?)?, routed))
+        let (x, added, routed) = self.forward_open(ctx, x, None, rotations, mixing)?;
+        Ok((self.residual(&x, &added)?, routed))
     }
 
-    fn residual(&self, x: &Var, added: &Var) -> Result<Var> {
+    /// The same of x + `added`, with its own last addition left to what comes next: the stream and what is to be added to
+    /// it. On a device an addition and the norm after it are one launch.
+    pub(super) fn forward_open(
+        &self,
+        ctx: &Ctx,
+        x: &Var,
+        added: Option<&Var>,
+        rotations: &Rotations,
+        mixing: Mixing<'_, '_>,
+    ) -> Result<(Var, Var, Option<Var>)> {
+        let (x, y) = self.summed(ctx, x, added, &self.attention_pre)?;
+        let a = normed(ctx, &self.attention_post, &self.attention(ctx, &y, rotations, mixing)?)?;
+        let (x, y) = self.summed(ctx, &x, Some(&a), &self.mlp_pre)?;
+        let (m, routed) = self.feed.forward(ctx, &y)?;
+        Ok((x, normed(ctx, &self.mlp_post, &m)?, routed))
+    }
+
+    /// x + `added`, and the norm of it.
+    fn summed(&self, ctx: &Ctx, x: &Var, added: Option<&Var>, norm: &Option<Norm>) -> Result<(Var, Var)> {
+        let x = match (added, norm) {
+            (Some(added), Some(norm)) if ctx.tape().is_none() && self.config.residual_scale == 1.0 => {
+                return norm.forward_added(ctx, x, added);
+            }
+            (Some(added), _) => self.residual(x, added)?,
+            (None, _) => x.clone(),
+        };
+        let y = normed(ctx, norm, &x)?;
+        Ok((x, y))
+    }
+
+    pub(super) fn residual(&self, x: &Var, added: &Var) -> Result<Var> {
         match self.config.residual_scale {
             1.0 => elementwise::add(x, added),
             factor => elementwise::add(x, &elementwise::scale(added, factor)?),
         }
     }
 
-    /// Queries, keys and values, (tokens, heads, size) each, rotated.
-    fn heads(&self, ctx: &Ctx, x: &Var, rotations: &Rotations) -> Result<[Var; 3]> {
+    /// Queries, keys and values, (tokens, heads, size) each, and the rotation that queries and keys are still to be turned
+    /// by, if any.
+    fn heads(&self, ctx: &Ctx, x: &Var, rotations: &Rotations) -> Result<([Var; 3], Option<usize>)> {
         let c = &*self.config;
         let (tokens, d) = (x.dims()[0], c.head_dim);
         let which = c.layers[self.index].rope;
@@ -87,7 +115,8 @@ impl Layer {
                 let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);
                 (view::narrow(&all, 1, 0, q)?, view::narrow(&all, 1, q, kv)?, view::narrow(&all, 1, q + kv, kv)?)
             }
-            Qkv::Latent(qkv) => return qkv.forward(ctx, c, x, rotations, which),
+            // Of these, parts of a head are turned, on the way.
+            Qkv::Latent(qkv) => return Ok((qkv.forward(ctx, c, x, rotations, which)?, None)),
         };
         let heads = |x: &Var, heads: usize, norm: &Option<Norm>| -> Result<Var> {
             // A norm over the whole projection comes before the split into heads, one over each after.
@@ -96,31 +125,33 @@ impl Layer {
             let x = view::reshape(&x, &[tokens, heads, d])?;
             if whole { Ok(x) } else { normed(ctx, norm, &x) }
         };
-        let q = rotations.apply(which, &heads(&q, c.num_heads, &self.q_norm)?)?;
-        let k = rotations.apply(which, &heads(&k, c.num_kv_heads, &self.k_norm)?)?;
-        Ok([q, k, view::reshape(&v, &[tokens, c.num_kv_heads, d])?])
+        let (q, k) = (heads(&q, c.num_heads, &self.q_norm)?, heads(&k, c.num_kv_heads, &self.k_norm)?);
+        Ok(([q, k, view::reshape(&v, &[tokens, c.num_kv_heads, d])?], which))
     }
 
     fn attention(&self, ctx: &Ctx, x: &Var, rotations: &Rotations, mixing: Mixing<'_, '_>) -> Result<Var> {
         let c = &*self.config;
-        let [q, k, v] = self.heads(ctx, x, rotations)?;
+        let ([q, k, v], which) = self.heads(ctx, x, rotations)?;
         let window = c.layers[self.index].window;
         let options = Attention { scale: c.attention_scale, causal: true, window, softcap: c.attention_softcap };
+        let turn = |x: &Var| rotations.apply(which, x);
         let out = match mixing {
-            Mixing::Packed { cu, stems, prefix: None } => branched(&q, &k, &v, cu, cu, stems, &options)?,
-            Mixing::Packed { cu, stems, prefix: Some(p) } => {
-                branched(&q, &p.before(&p.k, &k)?, &p.before(&p.v, &v)?, cu, &p.cu, stems, &options)?
+            Mixing::Packed { cu, stems, prefix: None } => {
+                branched(&turn(&q)?, &turn(&k)?, &v, cu, cu, stems, &options)?
             }
-            Mixing::Cached { layer, cu, caches, prefix } => {
-                for (s, cache) in caches.iter_mut().enumerate() {
-                    if let Some(p) = prefix.filter(|_| cache.rows() == 0) {
-                        cache.append(layer, p.k.value(), p.v.value())?;
-                    }
-                    let (start, len) = (cu[s] as usize, (cu[s + 1] - cu[s]) as usize);
-                    cache.append(layer, &k.value().narrow(0, start, len)?, &v.value().narrow(0, start, len)?)?;
-                }
-                let views: Vec<_> = caches.iter().map(|c| c.layer(layer)).collect();
-                Var::constant(forward_segments(q.value(), &views, cu, &options)?.0)
+            Mixing::Packed { cu, stems, prefix: Some(p) } => {
+                let k = p.before(&p.k, &turn(&k)?)?;
+                branched(&turn(&q)?, &k, &p.before(&p.v, &v)?, cu, &p.cu, stems, &options)?
+            }
+            Mixing::Cached { layer, pass, prefix: None } => {
+                let kv = [k.value(), v.value()];
+                let q = pass.append(layer, Some(q.value()), kv, rotations.tables(which))?;
+                Var::constant(pass.attend(layer, q.as_ref().expect("queries were given"), &options)?)
+            }
+            Mixing::Cached { layer, pass, prefix: Some(p) } => {
+                let (k, v) = (p.before(&p.k, &turn(&k)?)?, p.before(&p.v, &v)?);
+                pass.append(layer, None, [k.value(), v.value()], None)?;
+                Var::constant(pass.attend(layer, turn(&q)?.value(), &options)?)
             }
         };
         let out = match &c.latent {

@@ -24,6 +24,7 @@ use planish_autograd::ops::attention::Stem;
 use planish_autograd::ops::lm_head::{LmHead, Scores, lm_head};
 use planish_autograd::ops::{cast, elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
+use planish_tensor::ops::attention::CachedPass;
 use planish_tensor::rng::Rows;
 use planish_tensor::{DType, Device, Tensor};
 
@@ -275,7 +276,6 @@ impl Model {
         let ctx = ctx.on(None);
         let lead = self.virtual_tokens.active(&ctx);
         let count = lead.map_or(0, |l| l.count());
-        caches.iter_mut().for_each(|c| c.begin());
         let fresh: Vec<bool> = caches.iter().map(|c| c.rows() == 0).collect();
         let (mut ids, mut positions, mut cu) = (vec![], vec![], vec![0u32]);
         for (s, new) in tokens.iter().enumerate() {
@@ -302,10 +302,14 @@ impl Model {
             }
         }
         let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
+        let held = caches.iter().map(|cache| cache.rows()).collect();
+        let memory = caches.iter_mut().map(|cache| cache.memory()).collect();
+        let mut pass = CachedPass::new(memory, held, &cu, prefixes.first().map_or(&cu, |p| &p.cu))?;
+        let mut added = None;
         for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = prefixes.get(i);
-            let mixing = Mixing::Cached { layer: i, cu: &cu, caches, prefix };
-            (x, _) = layer.forward(&ctx, &x, &rotations, mixing)?;
+            let mixing = Mixing::Cached { layer: i, pass: &mut pass, prefix: prefixes.get(i) };
+            let (stream, last, _) = layer.forward_open(&ctx, &x, added.as_ref(), &rotations, mixing)?;
+            (x, added) = (stream, Some(last));
         }
         for ((new, cache), fresh) in tokens.iter().zip(caches.iter_mut()).zip(&fresh) {
             let lead = if *fresh { count } else { 0 };
@@ -313,6 +317,13 @@ impl Model {
             if *fresh {
                 cache.set_lead(lead);
             }
+        }
+        let whole = kept.is_none() && self.config.residual_scale == 1.0;
+        if let Some(added) = added.as_ref().filter(|_| whole) {
+            return Ok(self.norm.forward_added(&ctx, &x, added)?.1.into_value());
+        }
+        if let (Some(added), Some(layer)) = (&added, self.layers.last()) {
+            x = layer.residual(&x, added)?;
         }
         if let Some(kept) = kept {
             x = index_select::index_select(&x, &kept)?;

@@ -1,5 +1,7 @@
 //! Tables of the rotations of one forward pass.
 
+use std::collections::HashMap;
+
 use planish_autograd::ops::rope::rope;
 use planish_autograd::{Result, Var};
 use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
@@ -24,11 +26,18 @@ impl Rotations {
         device: Device,
     ) -> Result<Rotations> {
         let tables = config.ropes.iter().map(|rope| {
-            let (cos, sin) = table(rope, positions, cu, dtype)?;
-            Ok((cos.to_device(device)?, sin.to_device(device)?))
+            // One copy for both.
+            let both = table(rope, positions, cu, dtype)?.to_device(device)?;
+            let part = |i| both.narrow(0, i, 1)?.reshape(&both.dims()[1..]);
+            Ok((part(0)?, part(1)?))
         });
         let tables = tables.collect::<planish_tensor::Result<_>>()?;
         Ok(Rotations { tables })
+    }
+
+    /// cos and sin of rotation `which`.
+    pub(super) fn tables(&self, which: Option<usize>) -> Option<[&Tensor; 2]> {
+        which.map(|i| [&self.tables[i].0, &self.tables[i].1])
     }
 
     /// Turns x, (tokens, heads, size), by rotation `which`; leaves it as it is if there is none.
@@ -40,23 +49,34 @@ impl Rotations {
     }
 }
 
-fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<(Tensor, Tensor)> {
+/// (2, tokens, m): cos, then sin.
+fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<Tensor> {
     let half = rope.rotary_dim / 2;
-    let shape = [positions.len(), half];
-    let (mut cos, mut sin) = (Tensor::zeros(shape, dtype)?, Tensor::zeros(shape, dtype)?);
+    let mut both = Tensor::zeros([2, positions.len(), half], dtype)?;
     dispatch_real!("rope", dtype, R => {
-        let (cos, sin) = (cos.as_slice_mut::<R>()?, sin.as_slice_mut::<R>()?);
-        let mut rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
+        let (cos, sin) = both.as_slice_mut::<R>()?.split_at_mut(positions.len() * half);
         let mut common = None;
+        // Sequences that are decoded together are often at one position: its row is made once.
+        let mut made = HashMap::new();
         for segment in cu.windows(2) {
-            let positions = &positions[segment[0] as usize..segment[1] as usize];
-            let Some(&last) = positions.iter().max() else { continue };
+            let rows = segment[0] as usize..segment[1] as usize;
+            let Some(&last) = positions[rows.clone()].iter().max() else { continue };
             let (frequencies, factor) = match &common {
                 Some(known) if !rope.depends_on_length() => known,
-                _ => common.insert(rope.frequencies(last as usize + 1)),
+                _ => {
+                    made.clear();
+                    common.insert(rope.frequencies(last as usize + 1))
+                }
             };
-            for (&p, (cos, sin)) in positions.iter().zip(&mut rows) {
-                for ((&f, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
+            for t in rows {
+                let (p, row) = (positions[t], t * half..(t + 1) * half);
+                if let Some(first) = made.insert(p, t) {
+                    let first = first * half..(first + 1) * half;
+                    cos.copy_within(first.clone(), row.start);
+                    sin.copy_within(first, row.start);
+                    continue;
+                }
+                for ((&f, cos), sin) in frequencies.iter().zip(&mut cos[row.clone()]).zip(&mut sin[row]) {
                     // The angle is rounded to f32, as in the peers (whose models were trained with that).
                     let (s, c) = ((p as f32 * f) as f64).sin_cos();
                     *cos = R::from_f64(c * *factor);
@@ -65,5 +85,5 @@ fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_te
             }
         }
     });
-    Ok((cos, sin))
+    Ok(both)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use planish_tensor::ops::index_select;
 use planish_tensor::ops::lm_head::{LmHead, from_logits, logprobs_of_logits};
+use planish_tensor::ops::sampling::{self, Sampling};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{Device, Real, Tensor, dispatch_real};
 use rayon::prelude::*;
@@ -131,7 +132,10 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
             let ctx = if let Some(slot) = slot { ctx.with_adapter(slot) } else { ctx.without_adapters() };
             let hidden = generator.model.decode(&ctx, &part.tokens, &mut part.caches)?;
             if !part.rows.is_empty() {
-                let logits = generator.model.logits(&ctx, &index_select::forward(&hidden, &part.rows)?)?;
+                // In a step of decoding every row is a sequence's last.
+                let all = part.rows.len() == hidden.dims()[0];
+                let last = if all { hidden } else { index_select::forward(&hidden, &part.rows)? };
+                let logits = generator.model.logits(&ctx, &last)?;
                 found.push((part.ready, logits));
             }
         }
@@ -222,14 +226,23 @@ fn next_tokens(
     })
 }
 
-/// The same for logits on a device: they are copied, the tokens are chosen here, and the device gives these tokens'
-/// log-probabilities, with the bits of its own LM head.
+/// The same for logits on a device: it chooses, with each token's log-probability in the bits of its own LM head. Rules
+/// that its sampler does not know are followed here, for which the logits are copied. Which it is follows from the settings
+/// alone: the two may differ in a draw by a rounding, and a sample must not depend on what else is in the batch.
 fn next_tokens_on_device(
     logits: &Tensor,
     sequences: &[(&[u32], usize, Stream)],
     params: &SamplingParams,
 ) -> planish_tensor::Result<Vec<Option<(u32, f64)>>> {
-    let (here, vocabulary) = (logits.to_device(Device::Cpu)?, logits.dims()[1]);
+    let vocabulary = logits.dims()[1];
+    let forbids = !params.eos_token_ids.is_empty() && params.min_new_tokens > 0;
+    if params.repetition_penalty == 1.0 && !forbids && vocabulary <= sampling::MAX_VOCABULARY {
+        let &SamplingParams { temperature, top_k, top_p, min_p, .. } = params;
+        let draws: Vec<_> = sequences.iter().map(|(ids, _, random)| (*random, ids.len() as u64)).collect();
+        let all = sampling::next_tokens(logits, &draws, &Sampling { temperature, top_k, top_p, min_p })?;
+        return Ok(all.into_iter().map(|row| row.map(|(id, logprob)| (id, logprob.into()))).collect());
+    }
+    let here = logits.to_device(Device::Cpu)?;
     let rows = here.as_slice::<f32>()?.par_chunks(vocabulary);
     let ids: Vec<Option<u32>> = rows
         .zip(sequences)

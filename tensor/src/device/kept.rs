@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::Runs;
-use planish_cuda::ops::attention::Segments;
+use planish_cuda::ops::attention::{CacheSizes, Caches, Segments};
 
 use super::Context;
-use crate::Result;
+use crate::{Result, Tensor};
 
-/// Tables of each kind: those of a micro-batch (ids, targets, rows of the head, keys), and one for each sequence that is decoded.
+/// Tables of each kind: those of a micro-batch (ids, targets, rows of the head, keys), and of batches that are decoded.
 const MOST: usize = 64;
 
 #[derive(Default)]
@@ -22,6 +22,7 @@ pub(super) struct Kept {
     words: List<DeviceBuffer>,
     runs: List<Runs>,
     segments: List<Segments>,
+    caches: List<Caches>,
 }
 
 /// The last used first.
@@ -81,8 +82,29 @@ impl Context {
         if let Some(found) = kept.segments.find(&key) {
             return Ok(found);
         }
-        self.uploaded(3 * size_of_val(cu_q));
+        self.uploaded(3 * size_of_val(cu_q) - size_of::<u32>());
         let made = Segments::packed(self.queue(), cu_q, cu_k)?;
         Ok(kept.segments.put(&key, made))
+    }
+
+    /// Where caches of sequences are: in a steady batch the same at each step. Which they are is where they begin, how long
+    /// they are and what they hold.
+    pub(crate) fn caches(&self, caches: &[&Tensor], sizes: CacheSizes) -> Result<Arc<Caches>> {
+        let slices = caches.iter().map(|cache| cache.cells()).collect::<Result<Vec<_>>>()?;
+        let kind = [sizes.layers, sizes.kv_heads, sizes.size, caches.first().map_or(0, |cache| cache.dtype() as usize)];
+        let places = slices.iter().flat_map(|slice| [slice.address(), slice.len() as u64]);
+        let key: Vec<u32> = kind
+            .into_iter()
+            .map(|n| n as u64)
+            .chain(places)
+            .flat_map(|word| [word as u32, (word >> 32) as u32])
+            .collect();
+        let mut kept = self.kept();
+        if let Some(found) = kept.caches.find(&key) {
+            return Ok(found);
+        }
+        let made = Caches::new(self.queue(), &slices, sizes)?;
+        self.uploaded(made.bytes());
+        Ok(kept.caches.put(&key, made))
     }
 }

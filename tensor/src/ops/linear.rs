@@ -58,7 +58,7 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, c: &mut Tensor, store: Store) -> Resu
         });
     }
     if let Some(on) = device::of("matmul", [a, b, &*c])? {
-        return on_device::product(&on, (a, b), None, c, store);
+        return on_device::product(&on, (a, b), None, None, c, store);
     }
     // Only the weight's side comes in narrow dtypes where it matters; f64 is for gradient checks. An
     // instance of the product for every combination would be most of the program.
@@ -150,10 +150,19 @@ pub(crate) fn add_bias(y: &mut Tensor, bias: &Tensor) -> Result<()> {
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let flat_x = flat(x, OP)?;
     check(&flat_x, weight, bias)?;
-    let mut y = matmul(&flat_x, &weight.transpose(0, 1)?, x.dtype())?;
-    if let Some(bias) = bias {
-        add_bias(&mut y, bias)?;
-    }
+    let right = weight.transpose(0, 1)?;
+    let y = match device::of(OP, [x, weight].into_iter().chain(bias))? {
+        Some(on) => {
+            let mut y = on.scratch(OP, [flat_x.dims()[0], weight.dims()[0]], x.dtype())?;
+            on_device::product(&on, (&flat_x, &right), None, bias, &mut y, Store::Set)?;
+            y
+        }
+        None => {
+            let mut y = matmul(&flat_x, &right, x.dtype())?;
+            bias.map_or(Ok(()), |bias| add_bias(&mut y, bias))?;
+            y
+        }
+    };
     let mut dims = x.dims().to_vec();
     *dims.last_mut().expect("flat() refuses scalars") = weight.dims()[0];
     y.reshape(dims)

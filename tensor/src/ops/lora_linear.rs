@@ -43,12 +43,12 @@ pub(crate) fn check_parts(op: &'static str, weight: &Tensor, a: &Tensor, b: &Ten
     Ok(())
 }
 
-/// A B + U V for two-dimensional tensors, in the dtype of A: the update's tile is added while it is in cache.
-fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// A B + U V + a bias on each row, in the dtype of A: the update's tile is added while it is in cache.
+fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (rows, cols) = (a.dims()[0], b.dims()[1]);
     let mut c = a.scratch_beside(OP, [rows, cols], a.dtype())?;
-    if let Some(on) = device::of(OP, [a, b, u, v])? {
-        on_device::product(&on, (a, b), Some((u, v)), &mut c, Store::Set)?;
+    if let Some(on) = device::of(OP, [a, b, u, v].into_iter().chain(bias))? {
+        on_device::product(&on, (a, b), Some((u, v)), bias, &mut c, Store::Set)?;
         return Ok(c);
     }
     let v = v.to_dtype(a.dtype())?;
@@ -64,6 +64,7 @@ fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor) -> Result<
         }
         dtype => return Err(Error::UnsupportedDType { op: OP, dtype }),
     }
+    bias.map_or(Ok(()), |bias| linear::add_bias(&mut c, bias))?;
     Ok(c)
 }
 
@@ -84,10 +85,7 @@ pub fn forward(
     check_parts(OP, weight, a, b)?;
     let out = weight.dims()[0];
     let h = scaled_matmul(&flat(&dropped(x, lora)?, OP)?, &a.transpose(0, 1)?, x.dtype(), lora.scale)?;
-    let mut y = product_and_update(&flat_x, &weight.transpose(0, 1)?, &h, &b.transpose(0, 1)?)?;
-    if let Some(bias) = bias {
-        linear::add_bias(&mut y, bias)?;
-    }
+    let y = product_and_update(&flat_x, &weight.transpose(0, 1)?, &h, &b.transpose(0, 1)?, bias)?;
     let mut dims = x.dims().to_vec();
     *dims.last_mut().expect("flat() refuses scalars") = out;
     Ok((y.reshape(dims)?, h))
@@ -133,7 +131,7 @@ pub fn backward(
         return Ok(None);
     }
     let dx = match &lora.dropout {
-        None => product_and_update(&flat_dy, weight, &u, a)?,
+        None => product_and_update(&flat_dy, weight, &u, a, None)?,
         Some((p, rows)) => {
             let mut dx = matmul(&flat_dy, weight, dy.dtype())?;
             let through = matmul(&u, a, dy.dtype())?;
@@ -153,7 +151,7 @@ fn add_transposed_product(h: &Tensor, d: &Tensor, c: &mut Tensor) -> Result<()> 
         return Err(Error::ShapeMismatch { op: OP, what: "dy (rows, out) against dB (out, r)", lhs, rhs });
     }
     if let Some(on) = device::of(OP, [h, d, &*c])? {
-        return on_device::product(&on, (&d.transpose(0, 1)?, h), None, c, Store::Add);
+        return on_device::product(&on, (&d.transpose(0, 1)?, h), None, None, c, Store::Add);
     }
     let mut product = Tensor::scratch([r, out], c.dtype())?;
     dispatch_real!(OP, c.dtype(), R => {

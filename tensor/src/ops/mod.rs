@@ -28,6 +28,7 @@ pub mod reduction;
 pub mod rms_norm;
 pub mod rope;
 mod rows;
+pub mod sampling;
 pub mod scatter_add;
 pub mod softmax;
 #[cfg(test)]

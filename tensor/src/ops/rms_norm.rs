@@ -67,6 +67,22 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Te
     Ok((y, r))
 }
 
+/// (x + added, its y): what [`add`](super::elementwise::add) and [`forward`] give one after the other, bit for bit; on a
+/// device in one launch.
+///
+/// # Errors
+/// As [`forward`]; an `added` of another shape or dtype.
+pub fn forward_added(x: &Tensor, added: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Tensor, Tensor)> {
+    if let Some(on) = device::of(OP, [x, added, weight])? {
+        super::check::same(OP, "x and what is added to it", x, added)?;
+        fits(x, weight)?;
+        return device::ops::norms::rms_forward_added(&on, x, added, weight, eps, offset);
+    }
+    let sum = super::elementwise::add(x, added)?;
+    let y = forward(&sum, weight, eps, offset)?.0;
+    Ok((sum, y))
+}
+
 simd_fn! {
     fn scale_row<R: Real>(y: &mut [R], x: &[R], gain: &[R], r: R) {
         for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain) {

@@ -37,7 +37,7 @@ impl TensorSource for Random {
 }
 
 /// A Llama of two layers whose sizes are those that tensor cores take: heads of 64, everything a multiple of 8.
-fn tiny(dtype: DType, trainable: bool) -> Model {
+pub(crate) fn tiny(dtype: DType, trainable: bool) -> Model {
     tiny_of(64, dtype, trainable)
 }
 
@@ -53,7 +53,7 @@ fn tiny_of(head: usize, dtype: DType, trainable: bool) -> Model {
 }
 
 /// An emulator of this capability that notes what it is asked to do.
-fn watched(number: u32, capability: (u32, u32)) -> Option<(Device, Arc<Emulator>)> {
+pub(crate) fn watched(number: u32, capability: (u32, u32)) -> Option<(Device, Arc<Emulator>)> {
     has_nvrtc().then(|| install(number, Emulator::new(capability).unwrap().with_memory(1 << 30).with_reports()))
 }
 
@@ -61,7 +61,7 @@ fn kernels_of(emulator: &Emulator) -> BTreeSet<String> {
     emulator.take_reports().into_iter().map(|report| report.kernel).collect()
 }
 
-fn in_bf16(mut model: Model, device: Device) -> Model {
+pub(crate) fn in_bf16(mut model: Model, device: Device) -> Model {
     model.to_device(device).unwrap();
     model.set_activations(DType::BF16).unwrap();
     model

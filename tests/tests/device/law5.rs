@@ -64,6 +64,9 @@ fn sampled_and_scored() {
     for (prompt, sample) in prompts.iter().zip(&all).flat_map(|(p, all)| all.iter().map(move |s| (p, s))) {
         assert_eq!(of(&sample.logprobs), scored_completion(&there, &Ctx::inference(), prompt, &sample.ids));
     }
+    // Rules that are followed on the processor.
+    let ruled = SamplingParams { repetition_penalty: 1.3, min_new_tokens: 2, eos_token_ids: vec![7], ..params.clone() };
+    assert_eq!(generate(&there, &ruled, 4), generate(&there, &ruled, 1));
     let greedy = SamplingParams { temperature: 0.0, n: 1, max_new_tokens: 8, ..params };
     for (want, got) in generate(&here, &greedy, 4).iter().flatten().zip(generate(&there, &greedy, 4).iter().flatten()) {
         assert_eq!(got.ids, want.ids);

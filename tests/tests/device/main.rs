@@ -2,6 +2,7 @@
 //!
 //! Without NVRTC these tests say that they skip; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
 
+mod decoding;
 mod half;
 mod law5;
 mod ops;

@@ -1,7 +1,7 @@
 //! Ops on a device at the edges: nothing, one, odd sizes, views. (That each computes what it should at ordinary sizes,
 //! forward and backward, is what `planish doctor --device emulator` and its test check.)
 
-use planish_tensor::ops::attention::{self, Attention};
+use planish_tensor::ops::attention::{self, Attention, CachedPass, KeyValues};
 use planish_tensor::ops::glu::Act;
 use planish_tensor::ops::lm_head::{self, LmHead};
 use planish_tensor::ops::{
@@ -178,4 +178,51 @@ fn attention_and_rotation_at_the_edges() {
         let (cos, sin) = (put(random(&[3, 2], 2)), put(random(&[3, 2], 3)));
         Ok(vec![rope::forward(&x, &cos, &sin)?, rope::backward(&x, &cos, &sin)?])
     });
+}
+
+/// An addition and the norm after it, at once.
+#[test]
+fn sums_and_their_norms() {
+    let Some(device) = emulator(24) else { return };
+    for dims in [[0, 6], [3, 6], [2, 1029]] {
+        same(device, "rms_norm with an addition", |put| {
+            let (x, added, w) = (put(random(&dims, 1)), put(random(&dims, 2)), put(random(&dims[1..], 3)));
+            let (sum, y) = rms_norm::forward_added(&x, &added, &w, 1e-6, 1.0)?;
+            assert!(rms_norm::forward_added(&x, &w, &w, 1e-6, 1.0).is_err());
+            Ok(vec![sum, y])
+        });
+    }
+}
+
+/// Keys and values of several sequences, turned on their way and attended to, with heads that no kernel of halves takes.
+#[test]
+fn caches_of_several_sequences() {
+    let Some(device) = emulator(25) else { return };
+    for window in [None, Some(3)] {
+        same(device, "caches", |put| {
+            let on = put(random(&[1], 0)).device();
+            let mut caches = [(); 3].map(|()| KeyValues::new(2, 2, 6, DType::F32, on));
+            let kind = Attention { window, ..Attention::causal(0.4) };
+            let mut all = Vec::new();
+            let mut held = vec![0; 3];
+            for (step, new) in [[5, 0, 2], [1, 4, 1], [70, 1, 0]].into_iter().enumerate() {
+                let cu = [0, new[0], new[0] + new[1], new[0] + new[1] + new[2]].map(|n| n as u32);
+                let tokens = cu[3] as usize;
+                let mut pass = CachedPass::new(caches.iter_mut().collect(), held.clone(), &cu, &cu)?;
+                for layer in 0..2 {
+                    let salt = 10 * (2 * step + layer) as u64;
+                    let x = |heads, i| put(random(&[tokens, heads, 6], salt + i));
+                    let (q, k, v) = (x(4, 1), x(2, 2), x(2, 3));
+                    let (cos, sin) = (put(random(&[tokens, 2], 4)), put(random(&[tokens, 2], 5)));
+                    let tables = (layer == 0).then_some([&cos, &sin]);
+                    let q = pass.append(layer, Some(&q), [&k, &v], tables)?.expect("queries were given");
+                    all.push(pass.attend(layer, &q, &kind)?);
+                    all.push(q);
+                    assert!(pass.append(layer, None, [&k, &put(random(&[1, 2, 6], 0))], None).is_err());
+                }
+                held.iter_mut().zip(new).for_each(|(held, new)| *held += new);
+            }
+            Ok(all)
+        });
+    }
 }

@@ -1,15 +1,21 @@
 //! Attention on Hopper; see `cuda/kernels/attention_hopper.cu` and `attention_backward_hopper.cu`.
 
-use super::{Attention, Segments, TILE};
+use super::{Attention, Caches, Segments, TILE};
+use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_HOPPER};
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
 use crate::ops::with;
-use crate::{Queue, Result, Shape};
+use crate::{DType, Queue, Result, Shape};
 
 /// Tiles in the ring, as in the kernel.
 const STAGES: usize = 3;
+
+/// Whether attention over caches of heads of this size and type goes to this kernel on the queue's device.
+pub(super) fn takes(queue: Queue<'_>, dtype: DType, size: usize) -> bool {
+    queue.device.arch() == Arch::specific(9, 0) && super::on_tensor_cores(dtype, size)
+}
 
 /// Whether attention on tensor cores goes to this kernel on the queue's device. On Hopper all of it does, in training and
 /// in decoding: `mma.sync` may add the 16 products of a step otherwise.
@@ -19,7 +25,7 @@ pub(super) fn is_for(queue: Queue<'_>, of: &Segments) -> bool {
 }
 
 /// Boxes of a tile's rows, one of `heads` and 64 of its dimensions.
-fn map(queue: Queue<'_>, x: Slice<'_>, heads: usize, size: usize) -> Result<[u8; TENSOR_MAP_BYTES]> {
+pub(super) fn map(queue: Queue<'_>, x: Slice<'_>, heads: usize, size: usize) -> Result<[u8; TENSOR_MAP_BYTES]> {
     let bytes = x.dtype().size();
     queue.device.driver().tensor_map(&TensorMap {
         base: x.ptr(),
@@ -49,12 +55,32 @@ pub(super) fn forward(
     let mut args = vec![out.arg(), lse.arg(), q.arg(), k.arg(), v.arg()];
     args.extend(maps);
     args.extend([cu_q, k_start, k_len, pages, options]);
+    launch(queue, attention.defines(q.dtype()), &args, of, attention)
+}
+
+/// The same over a layer of caches.
+pub(super) fn forward_cached(
+    queue: Queue<'_>,
+    out: &SliceMut<'_>,
+    lse: &SliceMut<'_>,
+    q: Slice<'_>,
+    (caches, layer): (&Caches, usize),
+    of: &Segments,
+    attention: &Attention,
+) -> Result<()> {
+    let options = attention.bytes(0)?;
+    let [cu_q, _, k_len, _] = of.args();
+    let (layer, options) = (Arg::U32(layer as u32), Arg::Bytes(&options));
+    let args = [out.arg(), lse.arg(), q.arg(), caches.arg(), layer, cu_q, k_len, options];
+    launch(queue, with(attention.defines(q.dtype()), "CACHED", 1), &args, of, attention)
+}
+
+fn launch(queue: Queue<'_>, defines: Defines, args: &[Arg<'_>], of: &Segments, attention: &Attention) -> Result<()> {
     let rows = of.max_queries() * attention.group();
     let groups = if rows <= 64 { 1 } else { 2 };
     let room = STAGES * (2 * TILE * attention.size * 2 + 16) + 8;
     let shape = Shape::grid([rows.div_ceil(64 * groups), attention.kv_heads, of.len()], 128 * (groups as u32 + 1));
-    let defines = with(attention.defines(q.dtype()), "GROUPS", groups);
-    queue.launch(&ATTENTION_HOPPER, "attention_hopper", &defines, shape.shared(room), &args)
+    queue.launch(&ATTENTION_HOPPER, "attention_hopper", &with(defines, "GROUPS", groups), shape.shared(room), args)
 }
 
 /// Everything has been checked, and `delta` is there.

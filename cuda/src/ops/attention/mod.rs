@@ -2,16 +2,18 @@
 //! `attention_backward.cu`.
 //!
 //! [`forward`] is training, prefill and decoding: [`Segments`] says which keys belong to which queries, in a stream of
-//! keys or in pages of a cache. f32 and head sizes other than 64 and 128 go to the plain kernel.
+//! keys or in pages of a cache; [`forward_cached`] is the same over [`Caches`] that lie apart. f32 and head sizes other than 64 and 128 go to the plain kernel.
 
 mod backward;
+mod caches;
 mod hopper;
 mod segments;
 
 pub use backward::backward;
+pub use caches::{CacheSizes, Caches};
 pub use segments::Segments;
 
-use super::{types, with};
+use super::{NULL, types, with};
 use crate::cache::Defines;
 use crate::driver::Arg;
 use crate::kernels::ATTENTION;
@@ -25,6 +27,11 @@ pub const TILE: usize = 64;
 
 /// The largest head: what the plain kernel's registers hold.
 const MAX_SIZE: usize = 512;
+
+/// Whether heads of this size and type are multiplied on tensor cores.
+fn on_tensor_cores(dtype: DType, size: usize) -> bool {
+    dtype != DType::F32 && matches!(size, 64 | 128)
+}
 
 /// What kind of attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,7 +92,7 @@ impl Attention {
     }
 
     fn tensor_cores(&self, dtype: DType) -> bool {
-        dtype != DType::F32 && matches!(self.size, 64 | 128)
+        on_tensor_cores(dtype, self.size)
     }
 
     fn defines(&self, dtype: DType) -> Defines {
@@ -100,6 +107,10 @@ impl Attention {
         of: &Segments,
     ) -> Result<()> {
         self.check()?;
+        if !keys.is_empty() && of.are_cached() {
+            let expected = "in a stream or in pages, not in caches that lie apart";
+            return Err(Error::Size { op: OP, what: "the keys", expected, got: of.len() });
+        }
         let dtype = queries[0].1.dtype();
         let rows = [(queries, of.queries() * self.heads), (keys, of.key_rows() * self.kv_heads)];
         for (tensors, rows) in rows {
@@ -144,9 +155,56 @@ pub fn forward(
     if attention.tensor_cores(q.dtype()) && hopper::is_for(queue, of) {
         return hopper::forward(queue, &out, &lse, [q, k, v], of, attention);
     }
+    launch(queue, &out, &lse, q, [k.arg(), v.arg()], None, of, attention)
+}
+
+/// As [`forward`], with the same bits, over a layer of the caches of the segments. The new keys are there already.
+///
+/// # Errors
+/// Sizes or types that do not agree; no such layer; more keys than a cache has room for.
+pub fn forward_cached(
+    queue: Queue<'_>,
+    out: SliceMut<'_>,
+    lse: SliceMut<'_>,
+    q: Slice<'_>,
+    (caches, layer): (&Caches, usize),
+    of: &Segments,
+    attention: &Attention,
+) -> Result<()> {
+    attention.expect(&[("q", q), ("the result", *out)], &[], of)?;
+    lse.expect(OP, "lse", of.queries() * attention.heads)?;
+    lse.expect_dtype(OP, "lse", DType::F32)?;
+    of.check(attention)?;
+    caches.check(OP, layer, of)?;
+    if (caches.kv_heads(), caches.size()) != (attention.kv_heads, attention.size) {
+        let expected = "those of the caches";
+        return Err(Error::Size { op: OP, what: "heads and their size", expected, got: attention.size });
+    }
+    if caches.dtype() != q.dtype() {
+        return Err(Error::DType { op: OP, what: "q", expected: caches.dtype().name(), got: q.dtype() });
+    }
+    if hopper::takes(queue, q.dtype(), attention.size) {
+        return hopper::forward_cached(queue, &out, &lse, q, (caches, layer), of, attention);
+    }
+    launch(queue, &out, &lse, q, [NULL; 2], Some((caches, layer)), of, attention)
+}
+
+/// The kernels of `attention.cu`.
+fn launch(
+    queue: Queue<'_>,
+    out: &SliceMut<'_>,
+    lse: &SliceMut<'_>,
+    q: Slice<'_>,
+    [k, v]: [Arg<'_>; 2],
+    caches: Option<(&Caches, usize)>,
+    of: &Segments,
+    attention: &Attention,
+) -> Result<()> {
     let options = attention.bytes(of.max_pages())?;
     let [cu_q, k_start, k_len, pages] = of.args();
-    let args = [out.arg(), lse.arg(), q.arg(), k.arg(), v.arg(), cu_q, k_start, k_len, pages, Arg::Bytes(&options)];
+    let (table, layer) = caches.map_or((NULL, 0), |(caches, layer)| (caches.arg(), layer as u32));
+    let (layer, options) = (Arg::U32(layer), Arg::Bytes(&options));
+    let args = [out.arg(), lse.arg(), q.arg(), k, v, cu_q, k_start, k_len, pages, table, layer, options];
     let mut defines = attention.defines(q.dtype());
     if attention.tensor_cores(q.dtype()) {
         defines = with(defines, "TENSOR_CORES", 1);

@@ -1,10 +1,21 @@
 //! Which keys belong to which queries.
 
 use super::{Attention, OP, TILE};
-use crate::driver::Arg;
+use crate::driver::{Arg, DevicePtr};
 use crate::memory::DeviceBuffer;
 use crate::ops::NULL;
-use crate::{DType, Error, Queue, Result};
+use crate::{Error, Queue, Result};
+
+/// Where keys are.
+#[derive(Debug)]
+enum Keys {
+    /// In a stream.
+    Stream,
+    /// In pages of a cache: the table, and the same on the host, for other numbers of keys in it.
+    Pages(DeviceBuffer, Vec<u32>),
+    /// In a cache for each segment, the last ones new: how many are.
+    Caches(Vec<u32>),
+}
 
 /// The segment table of a batch, on the device, with the sizes that the host needs for a launch.
 #[derive(Debug)]
@@ -15,16 +26,13 @@ pub struct Segments {
     /// Of each segment.
     queries_of: Vec<usize>,
     max_queries: usize,
-    max_keys: usize,
+    keys_of: Vec<u32>,
     /// A segment with more queries than keys, of which causal attention cannot say where the queries stand.
     overfull: Option<usize>,
     max_pages: usize,
-    cu_q: DeviceBuffer,
-    k_start: Option<DeviceBuffer>,
-    k_len: DeviceBuffer,
-    pages: Option<DeviceBuffer>,
-    /// The same on the host, for other numbers of keys in it.
-    page_table: Vec<u32>,
+    /// k_len (len), cu_q (len + 1), and of streams and of new keys cu_k (len + 1).
+    table: DeviceBuffer,
+    keys: Keys,
 }
 
 impl Segments {
@@ -39,10 +47,25 @@ impl Segments {
         for (what, cu) in [("cu_q", cu_q), ("cu_k", cu_k)] {
             rising(what, cu)?;
         }
-        let k_len: Vec<u32> = cu_k.windows(2).map(|w| w[1] - w[0]).collect();
-        let mut table = Segments::new(queue, cu_q, &k_len, cu_k[cu_k.len() - 1] as usize)?;
-        table.k_start = Some(queue.upload("a segment table", &cu_k[..cu_k.len() - 1])?);
-        Ok(table)
+        let k_len: Vec<u32> = lengths(cu_k).collect();
+        Segments::new(queue, [&k_len, cu_q, cu_k], cu_k[cu_k.len() - 1] as usize, Keys::Stream)
+    }
+
+    /// Segment s has a cache of its own ([`Caches`](super::Caches)) with `k_len[s]` keys, of which the last are
+    /// `cu_k[s]..cu_k[s + 1]` of a stream of new ones.
+    ///
+    /// # Errors
+    /// As [`packed`](Segments::packed); a segment with fewer keys than new ones.
+    pub fn cached(queue: Queue<'_>, cu_q: &[u32], cu_k: &[u32], k_len: &[u32]) -> Result<Segments> {
+        for (what, cu) in [("cu_q", cu_q), ("cu_k", cu_k)] {
+            rising(what, cu)?;
+            if k_len.len() + 1 != cu.len() {
+                return Err(Error::Length { op: OP, what: "k_len", expected: cu.len() - 1, got: k_len.len() });
+            }
+        }
+        let new: Vec<u32> = lengths(cu_k).collect();
+        hold_new(&new, k_len)?;
+        Segments::new(queue, [k_len, cu_q, cu_k], cu_k[cu_k.len() - 1] as usize, Keys::Caches(new))
     }
 
     /// Segment s has `k_len[s]` keys in pages of [`TILE`] rows of a cache: key j is row
@@ -60,48 +83,45 @@ impl Segments {
             return Err(Error::Length { op: OP, what: "the page table", expected, got: pages.len() });
         }
         let rows = rows_in_use(k_len, pages, max_pages)?;
-        let mut table = Segments::new(queue, cu_q, k_len, rows)?;
-        table.max_pages = max_pages;
-        table.pages = Some(queue.upload("a page table", pages)?);
-        table.page_table = pages.to_vec();
-        Ok(table)
+        let keys = Keys::Pages(queue.upload("a page table", pages)?, pages.to_vec());
+        Ok(Segments { max_pages, ..Segments::new(queue, [k_len, cu_q, &[]], rows, keys)? })
     }
 
-    fn new(queue: Queue<'_>, cu_q: &[u32], k_len: &[u32], key_rows: usize) -> Result<Segments> {
-        let queries = cu_q.windows(2).map(|w| (w[1] - w[0]) as usize);
+    fn new(queue: Queue<'_>, [k_len, cu_q, cu_k]: [&[u32]; 3], key_rows: usize, keys: Keys) -> Result<Segments> {
+        let queries_of: Vec<usize> = lengths(cu_q).map(|n| n as usize).collect();
         Ok(Segments {
             len: k_len.len(),
             queries: cu_q[cu_q.len() - 1] as usize,
             key_rows,
-            queries_of: queries.clone().collect(),
-            max_queries: queries.clone().max().unwrap_or(0),
-            max_keys: k_len.iter().copied().max().unwrap_or(0) as usize,
-            overfull: queries.zip(k_len).find(|&(queries, &keys)| queries > keys as usize).map(|(queries, _)| queries),
+            max_queries: queries_of.iter().copied().max().unwrap_or(0),
+            overfull: overfull(&queries_of, k_len),
+            keys_of: k_len.to_vec(),
+            queries_of,
             max_pages: 0,
-            cu_q: queue.upload("a segment table", cu_q)?,
-            k_start: None,
-            k_len: queue.upload("a segment table", k_len)?,
-            pages: None,
-            page_table: Vec::new(),
+            table: queue.upload("a segment table", &[k_len, cu_q, cu_k].concat())?,
+            keys,
         })
     }
 
-    /// Other numbers of keys in the same pages. Only what lies on the device changes, so a recorded step of decoding, which
-    /// has one query a segment, goes on with the next key.
+    /// Other numbers of keys in the same pages or caches. Only what lies on the device changes, so a recorded step of
+    /// decoding, which has one query a segment, goes on with the next key.
     ///
     /// # Errors
-    /// Keys in no pages; a number of segments that is another; a segment with more keys than its pages hold.
+    /// Keys in a stream; a number of segments that is another; a segment with more keys than its pages hold, or fewer than
+    /// are new.
     pub fn set_keys(&mut self, k_len: &[u32]) -> Result<()> {
-        if k_len.len() != self.len || !self.is_paged() {
-            let expected = if self.is_paged() { self.len } else { 0 };
-            return Err(Error::Length { op: OP, what: "the numbers of keys in pages", expected, got: k_len.len() });
+        let expected = if matches!(self.keys, Keys::Stream) { 0 } else { self.len };
+        if k_len.len() != expected || expected == 0 {
+            return Err(Error::Length { op: OP, what: "the numbers of keys in caches", expected, got: k_len.len() });
         }
-        let rows = rows_in_use(k_len, &self.page_table, self.max_pages)?;
-        self.k_len.upload(k_len)?;
-        self.key_rows = rows;
-        self.max_keys = k_len.iter().copied().max().unwrap_or(0) as usize;
-        let too_many = self.queries_of.iter().zip(k_len).find(|(queries, keys)| **queries > **keys as usize);
-        self.overfull = too_many.map(|(queries, _)| *queries);
+        match &self.keys {
+            Keys::Pages(_, pages) => self.key_rows = rows_in_use(k_len, pages, self.max_pages)?,
+            Keys::Caches(new) => hold_new(new, k_len)?,
+            Keys::Stream => {}
+        }
+        self.table.upload(k_len)?;
+        self.keys_of = k_len.to_vec();
+        self.overfull = overfull(&self.queries_of, k_len);
         Ok(())
     }
 
@@ -127,7 +147,12 @@ impl Segments {
 
     /// Whether keys lie in pages.
     pub fn is_paged(&self) -> bool {
-        self.pages.is_some()
+        matches!(self.keys, Keys::Pages(..))
+    }
+
+    /// Whether each segment has a cache of its own.
+    pub(super) fn are_cached(&self) -> bool {
+        matches!(self.keys, Keys::Caches(_))
     }
 
     pub(super) fn max_queries(&self) -> usize {
@@ -135,7 +160,7 @@ impl Segments {
     }
 
     pub(super) fn max_keys(&self) -> usize {
-        self.max_keys
+        self.keys_of.iter().copied().max().unwrap_or(0) as usize
     }
 
     pub(super) fn max_pages(&self) -> usize {
@@ -153,15 +178,63 @@ impl Segments {
         }
     }
 
+    /// Keys of each segment's cache.
+    pub(super) fn cached_keys(&self, op: &'static str) -> Result<&[u32]> {
+        match self.keys {
+            Keys::Caches(_) => Ok(&self.keys_of),
+            _ => Err(Error::Length { op, what: "the numbers of keys in caches", expected: self.len, got: 0 }),
+        }
+    }
+
+    /// New keys in caches.
+    pub(crate) fn new_keys(&self) -> usize {
+        self.key_rows
+    }
+
+    /// Of the segment that has most.
+    pub(crate) fn max_new_keys(&self) -> usize {
+        match &self.keys {
+            Keys::Caches(new) => new.iter().copied().max().unwrap_or(0) as usize,
+            _ => 0,
+        }
+    }
+
+    /// The part of the table from a word on.
+    fn part(&self, start: usize) -> Arg<'static> {
+        Arg::Ptr(DevicePtr(self.table.ptr().0 + 4 * start as u64))
+    }
+
+    /// `cu_k` and `k_len` of new keys in caches.
+    pub(crate) fn appended(&self) -> (Arg<'static>, Arg<'static>) {
+        (self.part(2 * self.len + 1), self.part(0))
+    }
+
     /// `cu_q`, `k_start`, `k_len`, `pages`.
     pub(super) fn args(&self) -> [Arg<'static>; 4] {
-        let arg = |buffer: &DeviceBuffer| buffer.slice(DType::U32).arg();
-        [
-            arg(&self.cu_q),
-            self.k_start.as_ref().map_or(NULL, arg),
-            arg(&self.k_len),
-            self.pages.as_ref().map_or(NULL, arg),
-        ]
+        let (start, pages) = match &self.keys {
+            Keys::Stream => (self.part(2 * self.len + 1), NULL),
+            Keys::Pages(pages, _) => (NULL, Arg::Ptr(pages.ptr())),
+            Keys::Caches(_) => (NULL, NULL),
+        };
+        [self.part(self.len), start, self.part(0), pages]
+    }
+}
+
+fn lengths(cu: &[u32]) -> impl Iterator<Item = u32> {
+    cu.windows(2).map(|w| w[1] - w[0])
+}
+
+fn overfull(queries: &[usize], k_len: &[u32]) -> Option<usize> {
+    queries.iter().zip(k_len).find(|&(&queries, &keys)| queries > keys as usize).map(|(&queries, _)| queries)
+}
+
+fn hold_new(new: &[u32], k_len: &[u32]) -> Result<()> {
+    match new.iter().zip(k_len).find(|(new, keys)| new > keys) {
+        Some((_, &keys)) => {
+            let expected = "at least those that are new";
+            Err(Error::Size { op: OP, what: "the keys of a segment", expected, got: keys as usize })
+        }
+        None => Ok(()),
     }
 }
 

@@ -4,12 +4,14 @@
 //! change neither a score nor a sum, and of the results only the elements that there are are kept. Larger ones, and f32,
 //! go to the plain kernel.
 
-use planish_cuda::ops::attention as kernel;
+use std::sync::Arc;
+
+use planish_cuda::ops::{attention as kernel, rope};
 
 use super::On;
 use super::linear::filled;
 use crate::ops::attention::{Attention, Sizes};
-use crate::{DType, Result, Tensor};
+use crate::{DType, Error, Result, Tensor};
 
 const OP: &str = "attention";
 
@@ -70,35 +72,80 @@ pub(crate) fn forward(
     Ok((cut(out, sizes)?, lse))
 }
 
-/// (out, lse) of queries over caches of their own: a launch for each sequence, so that no cache is copied, unless its
-/// heads are to be filled up.
-pub(crate) fn forward_segments(
-    on: &On,
-    q: &Tensor,
-    caches: &[(&Tensor, &Tensor, usize)],
-    cu_q: &[u32],
-    sizes: Sizes,
-    of: &Attention,
-) -> Result<(Tensor, Tensor)> {
-    let taken = as_taken(sizes, q.dtype());
-    let mut out = room(on, q, taken)?;
-    let mut lse = on.scratch(OP, [q.dims()[0], sizes.heads], DType::F32)?;
-    let (width, kv_width) = (taken.heads * taken.size, taken.kv_heads * taken.size);
-    let q = fill(on, q, taken)?;
-    for (&(k, v, keys), cu) in caches.iter().zip(cu_q.windows(2)) {
-        let (start, queries) = (cu[0] as usize, (cu[1] - cu[0]) as usize);
-        if queries * width == 0 {
-            continue;
-        }
-        let (k, v) = (fill(on, &k.narrow(0, 0, keys)?, taken)?, fill(on, &v.narrow(0, 0, keys)?, taken)?);
-        let segments = on.segments(&[0, queries as u32], &[0, keys as u32])?;
-        let to = out.cells_mut()?.part(start * width, queries * width)?;
-        let to_lse = lse.cells_mut()?.part(start * sizes.heads, queries * sizes.heads)?;
-        let q = q.cells()?.part(start * width, queries * width)?;
-        let (k, v) = (k.cells()?.part(0, keys * kv_width)?, v.cells()?.part(0, keys * kv_width)?);
-        kernel::forward(on.queue(), to, to_lse, q, k, v, &segments, &kind(taken, of))?;
+/// What a head takes in a cache: what the kernels take, so that nothing is to be filled up at each step.
+pub(crate) fn width(size: usize, dtype: DType) -> usize {
+    as_taken(Sizes { heads: 1, kv_heads: 1, group: 1, size }, dtype).size
+}
+
+/// New tokens of several sequences with caches, as the device knows them: told once for all layers.
+#[derive(Debug)]
+pub(crate) struct Step {
+    on: On,
+    caches: Arc<kernel::Caches>,
+    segments: kernel::Segments,
+}
+
+impl Step {
+    /// `sizes`: layers, key and value heads, what a head takes. `caches` must stay where they are, and nobody else's, as
+    /// long as this lives.
+    pub(crate) fn new(
+        on: On,
+        caches: &[&Tensor],
+        [layers, kv_heads, size]: [usize; 3],
+        [cu_q, cu_k]: [&[u32]; 2],
+        keys: &[usize],
+    ) -> Result<Step> {
+        let keys: Vec<u32> = keys.iter().map(|&n| u32::try_from(n).unwrap_or(u32::MAX)).collect();
+        let table = on.caches(caches, kernel::CacheSizes { layers, kv_heads, size })?;
+        on.uploaded(size_of_val(&*keys) + size_of_val(cu_q) + size_of_val(cu_k));
+        let segments = kernel::Segments::cached(on.queue(), cu_q, cu_k, &keys)?;
+        Ok(Step { on, caches: table, segments })
     }
-    Ok((cut(out, sizes)?, lse))
+
+    /// q turned, if there is one; k turned and v to their places.
+    pub(crate) fn append(
+        &self,
+        layer: usize,
+        q: Option<&Tensor>,
+        [k, v]: [&Tensor; 2],
+        tables: Option<[&Tensor; 2]>,
+    ) -> Result<Option<Tensor>> {
+        let q = q.map(Tensor::contiguous).transpose()?;
+        let tables = tables.map(|[cos, sin]| Ok::<_, Error>([cos.contiguous()?, sin.contiguous()?])).transpose()?;
+        let (k, v) = (k.contiguous()?, v.contiguous()?);
+        let size = k.dims()[2];
+        // Without tables queries stay as they are.
+        let mut y = match (&q, &tables) {
+            (Some(q), Some(_)) => Some(self.on.scratch("rope", q.shape(), q.dtype())?),
+            _ => None,
+        };
+        if k.numel() > 0 {
+            let queries = match (&mut y, &q) {
+                (Some(y), Some(q)) => Some(rope::Queries { heads: q.dims()[1], y: y.cells_mut()?, q: q.cells()? }),
+                _ => None,
+            };
+            let tables = match &tables {
+                Some([cos, sin]) => Some([cos.cells()?, sin.cells()?]),
+                None => None,
+            };
+            let to = (&*self.caches, layer);
+            rope::append(self.on.queue(), queries, [k.cells()?, v.cells()?], tables, size, to, &self.segments)?;
+        }
+        Ok(y.or(q))
+    }
+
+    /// Attention over the layer's keys, those just appended included.
+    pub(crate) fn attend(&self, layer: usize, q: &Tensor, sizes: Sizes, of: &Attention) -> Result<Tensor> {
+        let (on, taken) = (&self.on, as_taken(sizes, q.dtype()));
+        let mut out = room(on, q, taken)?;
+        if out.numel() > 0 {
+            let mut lse = on.scratch(OP, [q.dims()[0], sizes.heads], DType::F32)?;
+            let q = fill(on, q, taken)?;
+            let (to, to_lse, caches) = (out.cells_mut()?, lse.cells_mut()?, (&*self.caches, layer));
+            kernel::forward_cached(on.queue(), to, to_lse, q.cells()?, caches, &self.segments, &kind(taken, of))?;
+        }
+        cut(out, sizes)
+    }
 }
 
 /// (dq, dk, dv).

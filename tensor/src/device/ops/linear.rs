@@ -39,26 +39,28 @@ pub(super) fn filled(on: &On, t: Tensor, axis: usize, size: usize) -> Result<Ten
     Ok(out)
 }
 
-/// C = or += A B + U V, all two-dimensional and of any compute type; see [`computed_in`].
+/// C = or += A B + U V + a bias on each row, all but that two-dimensional and of any compute type; see [`computed_in`].
 pub(crate) fn product(
     on: &On,
     factors: (&Tensor, &Tensor),
     update: Option<(&Tensor, &Tensor)>,
+    bias: Option<&Tensor>,
     c: &mut Tensor,
     store: Store,
 ) -> Result<()> {
-    finished(on, factors, update, c, Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() })
+    finished(on, factors, update, bias, c, Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() })
 }
 
 /// C = factor · A B.
 pub(crate) fn scaled_product(on: &On, factors: (&Tensor, &Tensor), factor: f64, c: &mut Tensor) -> Result<()> {
-    finished(on, factors, None, c, Epilogue { alpha: factor as f32, ..Epilogue::default() })
+    finished(on, factors, None, None, c, Epilogue { alpha: factor as f32, ..Epilogue::default() })
 }
 
 fn finished(
     on: &On,
     (a, b): (&Tensor, &Tensor),
     update: Option<(&Tensor, &Tensor)>,
+    bias: Option<&Tensor>,
     c: &mut Tensor,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
@@ -95,6 +97,9 @@ fn finished(
     if let Some((u, v, depth)) = &update {
         terms.push(Term { a: u.cells()?, b: v.cells()?, depth: *depth });
     }
+    // A weight like the others: in the type that the product is computed in.
+    let bias = bias.map(|bias| bias.rounded(kind)).transpose()?;
+    let epilogue = Epilogue { bias: bias.as_ref().map(Tensor::cells).transpose()?, ..epilogue };
     Ok(matmul(on.queue(), c.cells_mut()?, [m, n], layout, &terms, epilogue)?)
 }
 

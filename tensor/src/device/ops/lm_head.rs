@@ -111,6 +111,9 @@ pub(crate) fn logits(hidden: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 /// Logits capped and scaled, in place.
 pub(crate) fn cap(on: &On, logits: &mut Tensor, of: &LmHead) -> Result<()> {
+    if of.scale == 1.0 && of.softcap.is_none() {
+        return Ok(());
+    }
     Ok(kernel::cap(on.queue(), logits.cells_mut()?, &options(of))?)
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod norms;
 pub(crate) mod reduction;
 pub(crate) mod rope;
 pub(crate) mod rows;
+pub(crate) mod sampling;
 pub(crate) mod softmax;
 
 use std::sync::Arc;

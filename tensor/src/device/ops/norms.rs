@@ -20,6 +20,29 @@ pub(crate) fn rms_forward(on: &On, x: &Tensor, weight: &Tensor, eps: f64, offset
     Ok((y, r))
 }
 
+/// (x + added, y of it).
+pub(crate) fn rms_forward_added(
+    on: &On,
+    x: &Tensor,
+    added: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    offset: f64,
+) -> Result<(Tensor, Tensor)> {
+    let (rows, _) = x.rows("rms_norm")?;
+    let (x, added, weight) = (x.contiguous()?, added.contiguous()?, weight.contiguous()?);
+    let mut sum = on.scratch("rms_norm", x.shape(), x.dtype())?;
+    let mut y = on.scratch("rms_norm", x.shape(), x.dtype())?;
+    if y.numel() > 0 {
+        let mut r = on.scratch("rms_norm", [rows], DType::F32)?;
+        let norm = RmsNorm { eps: eps as f32, offset: offset as f32 };
+        let residual = Some((added.cells()?, sum.cells_mut()?));
+        let (to_y, to_r) = (y.cells_mut()?, r.cells_mut()?);
+        rms_norm::forward(on.queue(), to_y, to_r, x.cells()?, weight.cells()?, residual, norm)?;
+    }
+    Ok((sum, y))
+}
+
 /// dx; dw added to `dweight`.
 pub(crate) fn rms_backward(
     on: &On,

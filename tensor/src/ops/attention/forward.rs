@@ -54,13 +54,13 @@ pub fn forward_branched(
 }
 
 /// Attention of a packed stream of queries over keys and values that lie apart, one pair a segment:
-/// for decoding, where each sequence has a cache of its own.
+/// for decoding on the processor, where each sequence has a cache of its own.
 ///
 /// `caches[s]` is (k, v, keys): tensors (capacity, kv_heads, size) of which the first `keys` rows count.
 ///
 /// # Errors
 /// As [`forward`], and a cache shorter than its `keys`.
-pub fn forward_segments(
+pub(super) fn forward_segments(
     q: &Tensor,
     caches: &[(&Tensor, &Tensor, usize)],
     cu_q: &[u32],
@@ -93,9 +93,7 @@ pub fn forward_segments(
         let (lhs, rhs) = (vec![cu_q[caches.len()] as usize], q.dims().to_vec());
         return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the queries", lhs, rhs });
     }
-    if let Some(on) = device::of(OP, [q].into_iter().chain(caches.iter().flat_map(|c| [c.0, c.1])))? {
-        return device::ops::attention::forward_segments(&on, q, caches, cu_q, sizes, options);
-    }
+    device::cpu_only(OP, [q].into_iter().chain(caches.iter().flat_map(|c| [c.0, c.1])))?;
     let q = q.contiguous()?;
     dispatch_real!(OP, q.dtype(), R => {
         let width = sizes.kv_heads * sizes.size;

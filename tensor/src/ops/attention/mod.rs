@@ -27,12 +27,15 @@
 //! Dao, "FlashAttention-2", arXiv:2307.08691; soft-cap: Gemma 2, arXiv:2408.00118, section 2.
 
 mod backward;
+mod cached;
 mod forward;
 
 pub use backward::{backward, backward_branched};
-pub use forward::{forward, forward_branched, forward_segments};
+pub use cached::{CachedPass, KeyValues};
+use forward::forward_segments;
+pub use forward::{forward, forward_branched};
 
-use crate::{Error, Real, Result, Tensor, device};
+use crate::{DType, Error, Real, Result, Tensor, device};
 
 pub(crate) const OP: &str = "attention";
 
@@ -196,13 +199,40 @@ pub(crate) fn validate(q: &Tensor, k: &Tensor, v: &Tensor, table: &Segments<'_>,
     }
     table.check_stems()?;
     for (s, q) in cu_q.windows(2).enumerate() {
-        let (lq, lk) = ((q[1] - q[0]) as usize, table.keys(s).map(|keys| keys.len()).iter().sum());
-        if options.causal && lq > lk {
-            let (lhs, rhs) = (vec![lq], vec![lk]);
-            return Err(Error::ShapeMismatch { op: OP, what: "a causal segment has more queries than keys", lhs, rhs });
-        }
+        fewer_queries((q[1] - q[0]) as usize, table.keys(s).map(|keys| keys.len()).iter().sum(), options)?;
     }
     Sizes::new(q.dims()[1], k.dims()[1], q.dims()[2])
+}
+
+fn fewer_queries(lq: usize, lk: usize, options: &Attention) -> Result<()> {
+    if options.causal && lq > lk {
+        let (lhs, rhs) = (vec![lq], vec![lk]);
+        return Err(Error::ShapeMismatch { op: OP, what: "a causal segment has more queries than keys", lhs, rhs });
+    }
+    Ok(())
+}
+
+/// Checks q against caches of (…, kv_heads, size).
+fn over_caches(
+    q: &Tensor,
+    [kv_heads, size]: [usize; 2],
+    dtype: DType,
+    cu_q: &[u32],
+    options: &Attention,
+) -> Result<Sizes> {
+    options.validate()?;
+    if q.rank() != 3 {
+        return Err(Error::Rank { op: OP, expected: 3, shape: q.dims().to_vec() });
+    }
+    if q.dtype() != dtype {
+        return Err(Error::DTypeMismatch { op: OP, expected: dtype, got: q.dtype() });
+    }
+    if q.dims()[2] != size {
+        let (lhs, rhs) = (q.dims().to_vec(), vec![kv_heads, size]);
+        return Err(Error::ShapeMismatch { op: OP, what: "head sizes of q and k", lhs, rhs });
+    }
+    check_table("cu_q", cu_q, q.dims()[0])?;
+    Sizes::new(q.dims()[1], kv_heads, size)
 }
 
 fn check_table(what: &'static str, cu: &[u32], tokens: usize) -> Result<()> {

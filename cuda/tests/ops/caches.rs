@@ -1,0 +1,148 @@
+//! Decoding over caches that lie apart: keys and values put there, and attention over them.
+
+use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments};
+use planish_cuda::ops::rope::{self, Heads, Queries};
+use planish_cuda::{DType, Queue};
+
+use crate::support::*;
+
+const F32: DType = DType::F32;
+
+/// Two layers of caches with room for so many keys, all of it numbers that are no keys.
+fn caches(queue: Queue<'_>, t: DType, sizes: CacheSizes, capacities: &[usize]) -> (Vec<DeviceBuffer>, Caches) {
+    let key = 2 * sizes.layers * sizes.kv_heads * sizes.size;
+    let all: Vec<DeviceBuffer> = capacities.iter().map(|&c| put(queue, &vec![1e30; c * key], t)).collect();
+    let table = Caches::new(queue, &all.iter().map(|c| c.slice(t)).collect::<Vec<_>>(), sizes).unwrap();
+    (all, table)
+}
+
+/// Law 5: a token decoded over its sequence's cache has the bits that it has in training, whatever else is in the batch
+/// and however many tokens come at a time.
+#[test]
+fn caches_give_the_bits_of_training() {
+    let of = |heads, kv_heads, size, window| {
+        let scale = (size as f32).powf(-0.5);
+        Attention { heads, kv_heads, size, scale, causal: true, window, softcap: None }
+    };
+    for (capability, t, a) in [
+        ((8, 0), DType::BF16, of(3, 1, 64, None)),
+        ((9, 0), DType::BF16, of(6, 2, 64, None)),
+        ((9, 0), DType::F16, of(2, 1, 128, Some(70))),
+        ((9, 0), F32, of(2, 1, 16, None)),
+    ] {
+        let Some(device) = device_of(capability) else { return };
+        let queue = device.queue();
+        // Of two sequences, all at once.
+        let lengths = [133u32, 70];
+        let cu = [0, lengths[0], lengths[0] + lengths[1]];
+        let n = cu[2] as usize;
+        let (per_q, per_k) = (a.heads * a.size, a.kv_heads * a.size);
+        let (q, k, v) = (random(n * per_q, t, 1), random(n * per_k, t, 2), random(n * per_k, t, 3));
+        let [qs, ks, vs] = [&q, &k, &v].map(|x| put(queue, x, t));
+        let (mut out, mut lse) = (room(queue, q.len(), t), room(queue, n * a.heads, F32));
+        let table = Segments::packed(queue, &cu, &cu).unwrap();
+        let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
+        attention::forward(queue, to, sums, qs.slice(t), ks.slice(t), vs.slice(t), &table, &a).unwrap();
+        let (whole, whole_lse) = (get(&out, t), get(&lse, F32));
+
+        let sizes = CacheSizes { layers: 2, kv_heads: a.kv_heads, size: a.size };
+        let (_held, caches) = caches(queue, t, sizes, &[136, 70]);
+        // Tokens of each sequence in each pass: prompts in pieces, then single ones.
+        let mut have = [0u32; 2];
+        for take in [[60, 0], [3, 64], [1, 1], [1, 1], [67, 1], [0, 1], [1, 2]] {
+            let new = [0, take[0], take[0] + take[1]];
+            let keys = [have[0] + take[0], have[1] + take[1]];
+            let pick = |x: &[f64], width: usize| -> Vec<f64> {
+                let of = |s: usize| &x[(cu[s] + have[s]) as usize * width..][..take[s] as usize * width];
+                [of(0), of(1)].concat()
+            };
+            let [qs, ks, vs] = [(&q, per_q), (&k, per_k), (&v, per_k)].map(|(x, width)| put(queue, &pick(x, width), t));
+            let table = Segments::cached(queue, &new, &new, &keys).unwrap();
+            let tokens = new[2] as usize;
+            let (mut out, mut lse) = (room(queue, tokens * per_q, t), room(queue, tokens * a.heads, F32));
+            rope::append(queue, None, [ks.slice(t), vs.slice(t)], None, a.size, (&caches, 1), &table).unwrap();
+            let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
+            attention::forward_cached(queue, to, sums, qs.slice(t), (&caches, 1), &table, &a).unwrap();
+            assert_eq!(get(&out, t), pick(&whole, per_q), "{capability:?} {t} {take:?}");
+            assert_eq!(get(&lse, F32), pick(&whole_lse, a.heads), "{capability:?} {t} {take:?}");
+            have = keys;
+        }
+        assert_eq!(have, [133, 70]);
+    }
+}
+
+/// What is put in a cache is what turning gives, and nothing else is written.
+#[test]
+fn keys_are_turned_on_their_way() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    for (t, size, width, half) in [(DType::BF16, 64, 64, 32), (DType::F16, 24, 64, 9), (F32, 20, 20, 3)] {
+        let (heads, kv_heads, sizes) = (3, 2, CacheSizes { layers: 2, kv_heads: 2, size: width });
+        let (held, table) = caches(queue, t, sizes, &[8, 16]);
+        let (new, have) = ([0u32, 3, 5], [2u32, 9]);
+        let of = Segments::cached(queue, &new, &new, &[have[0] + 3, have[1] + 2]).unwrap();
+        let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(h, salt)| random(5 * h * size, t, salt));
+        let [qs, ks, vs] = [&q, &k, &v].map(|x| put(queue, x, t));
+        let [cos, sin] = [4, 5].map(|salt| put(queue, &random(5 * half, F32, salt), F32));
+        let turned = |x: &DeviceBuffer, heads: usize| {
+            let mut y = room(queue, 5 * heads * size, t);
+            let (to, of) = (y.slice_mut(t), Heads { heads, size, half });
+            rope::turn(queue, to, x.slice(t), cos.slice(F32), sin.slice(F32), of, false).unwrap();
+            get(&y, t)
+        };
+        let mut y = room(queue, q.len(), t);
+        let queries = Queries { y: y.slice_mut(t), q: qs.slice(t), heads };
+        let tables = Some([cos.slice(F32), sin.slice(F32)]);
+        rope::append(queue, Some(queries), [ks.slice(t), vs.slice(t)], tables, size, (&table, 1), &of).unwrap();
+        assert_eq!(get(&y, t), turned(&qs, heads));
+        let k = turned(&ks, kv_heads);
+        for (s, (cache, capacity)) in held.iter().zip([8usize, 16]).enumerate() {
+            let mut want = vec![round(1e30, t); 4 * capacity * kv_heads * width];
+            for (i, token) in (new[s]..new[s + 1]).enumerate() {
+                for (x, first) in [(&k, 2 * capacity), (&v, 3 * capacity)] {
+                    for h in 0..kv_heads {
+                        let row = first + have[s] as usize + i;
+                        want[(row * kv_heads + h) * width..][..size]
+                            .copy_from_slice(&x[(token as usize * kv_heads + h) * size..][..size]);
+                    }
+                }
+            }
+            assert_eq!(get(cache, t), want, "{t} cache {s}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let Some(device) = device() else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    let sizes = CacheSizes { layers: 2, kv_heads: 1, size: 64 };
+    let (held, table) = caches(queue, t, sizes, &[4]);
+    let a = Attention { heads: 1, kv_heads: 1, size: 64, scale: 1.0, causal: true, window: None, softcap: None };
+    let (mut out, mut lse) = (room(queue, 64, t), room(queue, 1, F32));
+    let mut attend = |layer, of: &Segments, a: &Attention| {
+        let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
+        attention::forward_cached(queue, to, sums, held[0].slice(t).part(0, 64).unwrap(), (&table, layer), of, a)
+            .unwrap_err()
+            .to_string()
+    };
+    let one = |keys| Segments::cached(queue, &[0, 1], &[0, 1], &[keys]);
+    assert!(attend(0, &one(5).unwrap(), &a).contains("room"));
+    assert!(attend(2, &one(4).unwrap(), &a).contains("layer"));
+    assert!(attend(0, &Segments::packed(queue, &[0, 1], &[0, 1]).unwrap(), &a).contains("in caches"));
+    assert!(attend(0, &one(4).unwrap(), &Attention { causal: false, window: Some(1), ..a }).contains("causal"));
+    assert!(one(0).unwrap_err().to_string().contains("at least those that are new"));
+    let mut of = one(1).unwrap();
+    assert!(of.set_keys(&[0]).is_err() && of.set_keys(&[1, 1]).is_err());
+    of.set_keys(&[4]).unwrap();
+    let k = held[0].slice(t).part(0, 64).unwrap();
+    let append = |k, size| rope::append(queue, None, [k, k], None, size, (&table, 0), &of).unwrap_err().to_string();
+    assert!(append(k, 128).contains("should have 128 elements"));
+    assert!(append(held[0].slice(t).part(0, 128).unwrap(), 128).contains("at most that of the caches"));
+    let (mut y, q) = (room(queue, 64, t), held[0].slice(t).part(0, 64).unwrap());
+    let short = Caches::new(queue, &[held[0].slice(t).part(0, 255).unwrap()], sizes).unwrap_err().to_string();
+    assert!(short.contains("the length of a cache"), "{short}");
+    let stream = attention::forward(queue, y.slice_mut(t), lse.slice_mut(F32), q, q, q, &of, &a).unwrap_err();
+    assert!(stream.to_string().contains("not in caches"), "{stream}");
+}

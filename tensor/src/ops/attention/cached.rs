@@ -1,0 +1,210 @@
+//! Keys and values of sequences that are decoded, and attention over them.
+//!
+//! [`KeyValues`] is the memory of one sequence, [`CachedPass`] takes new tokens of several sequences through the layers.
+//! On a device that is a launch a layer to put keys and values in their places, with the rotation of keys and queries in
+//! it, and a launch for attention, however many sequences there are; what the host says of the sequences it says once.
+
+use super::{Attention, OP, check_table, forward_segments};
+use crate::device::{self, ops::attention::Step};
+use crate::ops::rope;
+use crate::{DType, Device, Element, Error, Result, Tensor, dispatch};
+
+/// Elements that a device copies by one launch.
+const MOST_AT_ONCE: usize = 1 << 31;
+
+/// Keys and values of one sequence in every layer, in one piece of memory: (layers, 2, capacity, kv_heads, size).
+///
+/// A clone shares the memory until one of the two is written to.
+#[derive(Debug, Clone)]
+pub struct KeyValues {
+    /// (2 layers, capacity, kv_heads · width); none while there is no room.
+    data: Option<Tensor>,
+    layers: usize,
+    kv_heads: usize,
+    /// Of a head, and what it takes in memory: on a device, what the kernels of attention take.
+    size: usize,
+    width: usize,
+    dtype: DType,
+    device: Device,
+}
+
+impl KeyValues {
+    /// Without room for any key yet.
+    pub fn new(layers: usize, kv_heads: usize, size: usize, dtype: DType, device: Device) -> KeyValues {
+        let width = if device.is_cpu() { size } else { device::ops::attention::width(size, dtype) };
+        KeyValues { data: None, layers, kv_heads, size, width, dtype, device }
+    }
+
+    /// Keys that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.data.as_ref().map_or(0, |data| data.dims()[1])
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.data.as_ref().map_or(0, |data| data.numel() * self.dtype.size())
+    }
+
+    /// Room for `need` keys in memory that nobody shares, with the first `held` keys as they are. Grows by doubling.
+    fn make_room(&mut self, held: usize, need: usize) -> Result<()> {
+        let grown = match &mut self.data {
+            Some(data) if data.dims()[1] >= need => {
+                if data.is_shared() {
+                    *data = data.copied()?;
+                }
+                return Ok(());
+            }
+            _ => {
+                let capacity = need.next_power_of_two().max(64);
+                Tensor::zeros_on(self.device, [2 * self.layers, capacity, self.kv_heads * self.width], self.dtype)?
+            }
+        };
+        let Some(old) = self.data.replace(grown) else { return Ok(()) };
+        let data = self.data.as_mut().expect("just put there");
+        if old.numel() < MOST_AT_ONCE {
+            return data.write(1, 0, &old.narrow(1, 0, held)?);
+        }
+        // Part by part, as rows of one table.
+        let [parts, capacity, width] = [0, 1, 2].map(|axis| data.dims()[axis]);
+        let mut rows = data.reshape([parts * capacity, width])?;
+        self.data = None;
+        for part in 0..parts {
+            let from = old.narrow(0, part, 1)?.narrow(1, 0, held)?.reshape([held, width])?;
+            rows.write(0, part * capacity, &from)?;
+        }
+        self.data = Some(rows.reshape([parts, capacity, width])?);
+        Ok(())
+    }
+
+    fn data(&self) -> &Tensor {
+        self.data.as_ref().expect("a pass makes room")
+    }
+
+    /// Keys (`part` 0) or values (1) of a layer: (capacity, kv_heads, size). On the processor.
+    fn part(&self, layer: usize, part: usize) -> Result<Tensor> {
+        self.data().narrow(0, 2 * layer + part, 1)?.reshape([self.capacity(), self.kv_heads, self.size])
+    }
+
+    /// Puts rows behind the first `at` of them. On the processor.
+    fn put(&mut self, layer: usize, part: usize, at: usize, rows: &Tensor) -> Result<()> {
+        fn go<T: Element>(data: &mut Tensor, start: usize, rows: &Tensor) -> Result<()> {
+            let rows = rows.as_slice::<T>()?;
+            data.as_slice_mut::<T>()?[start..start + rows.len()].copy_from_slice(rows);
+            Ok(())
+        }
+        let start = ((2 * layer + part) * self.capacity() + at) * self.kv_heads * self.width;
+        let data = self.data.as_mut().expect("a pass makes room");
+        dispatch!(self.dtype, T => go::<T>(data, start, &rows.contiguous()?))
+    }
+}
+
+/// New tokens of several sequences on their way through the layers.
+#[derive(Debug)]
+pub struct CachedPass<'a> {
+    caches: Vec<&'a mut KeyValues>,
+    held: Vec<usize>,
+    cu_q: Vec<u32>,
+    cu_k: Vec<u32>,
+    step: Option<Step>,
+}
+
+impl<'a> CachedPass<'a> {
+    /// Sequence s holds `held[s]` keys in `caches[s]` and gets keys `cu_k[s]..cu_k[s + 1]` of a stream of new ones, which
+    /// queries `cu_q[s]..cu_q[s + 1]` see with those before.
+    ///
+    /// # Errors
+    /// Tables that do not agree; caches of several kinds; no room.
+    pub fn new(
+        mut caches: Vec<&'a mut KeyValues>,
+        held: Vec<usize>,
+        cu_q: &[u32],
+        cu_k: &[u32],
+    ) -> Result<CachedPass<'a>> {
+        for (what, lhs) in [("cu_q", cu_q.len()), ("cu_k", cu_k.len()), ("numbers of keys", held.len() + 1)] {
+            if lhs != caches.len() + 1 {
+                return Err(Error::ShapeMismatch { op: OP, what, lhs: vec![lhs], rhs: vec![caches.len() + 1] });
+            }
+        }
+        for (what, cu) in [("cu_q", cu_q), ("cu_k", cu_k)] {
+            check_table(what, cu, cu[cu.len() - 1] as usize)?;
+        }
+        let keys: Vec<usize> = held.iter().zip(cu_k.windows(2)).map(|(h, cu)| h + (cu[1] - cu[0]) as usize).collect();
+        for (s, cache) in caches.iter_mut().enumerate() {
+            cache.make_room(held[s], keys[s].max(1))?;
+        }
+        let kind = |c: &KeyValues| (c.layers, c.kv_heads, c.size, c.dtype);
+        if let Some(other) = caches.iter().find(|cache| kind(cache) != kind(caches[0])) {
+            let dims = |c: &KeyValues| vec![c.layers, c.kv_heads, c.size];
+            let (lhs, rhs) = (dims(other), dims(caches[0]));
+            return Err(Error::ShapeMismatch { op: OP, what: "caches of one batch", lhs, rhs });
+        }
+        let step = match device::of(OP, caches.iter().map(|cache| cache.data()))? {
+            None => None,
+            Some(on) => {
+                let data: Vec<&Tensor> = caches.iter().map(|cache| cache.data()).collect();
+                let first = &caches[0];
+                Some(Step::new(on, &data, [first.layers, first.kv_heads, first.width], [cu_q, cu_k], &keys)?)
+            }
+        };
+        Ok(CachedPass { caches, held, cu_q: cu_q.to_vec(), cu_k: cu_k.to_vec(), step })
+    }
+
+    /// Turns q, if it is given, and returns it; puts k, turned alike, and v in their places; `tables`: cos and sin as
+    /// [`rope::forward`] takes them, without which nothing is turned. k, v: (new keys, kv_heads, size).
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not agree.
+    pub fn append(
+        &mut self,
+        layer: usize,
+        q: Option<&Tensor>,
+        [k, v]: [&Tensor; 2],
+        tables: Option<[&Tensor; 2]>,
+    ) -> Result<Option<Tensor>> {
+        let Some(first) = self.caches.first() else { return Ok(q.cloned()) };
+        let new = self.cu_k[self.cu_k.len() - 1] as usize;
+        for (what, x) in [("new keys", k), ("new values", v)] {
+            let rhs = [new, first.kv_heads, first.size];
+            if x.dims() != rhs {
+                return Err(Error::ShapeMismatch { op: OP, what, lhs: x.dims().to_vec(), rhs: rhs.to_vec() });
+            }
+            if x.dtype() != first.dtype {
+                return Err(Error::DTypeMismatch { op: OP, expected: first.dtype, got: x.dtype() });
+            }
+        }
+        if let Some(step) = &self.step {
+            return step.append(layer, q, [k, v], tables);
+        }
+        let turn = |x: &Tensor| match tables {
+            Some([cos, sin]) => rope::forward(x, cos, sin),
+            None => Ok(x.clone()),
+        };
+        for (part, x) in [turn(k)?, v.clone()].iter().enumerate() {
+            for (s, cache) in self.caches.iter_mut().enumerate() {
+                let (start, end) = (self.cu_k[s] as usize, self.cu_k[s + 1] as usize);
+                cache.put(layer, part, self.held[s], &x.narrow(0, start, end - start)?)?;
+            }
+        }
+        q.map(turn).transpose()
+    }
+
+    /// Attention of q: (queries, heads, size) over the layer's keys, the new ones included.
+    ///
+    /// # Errors
+    /// As [`forward`](super::forward).
+    pub fn attend(&self, layer: usize, q: &Tensor, options: &Attention) -> Result<Tensor> {
+        let keys = |s: usize| self.held[s] + (self.cu_k[s + 1] - self.cu_k[s]) as usize;
+        if let Some(step) = &self.step {
+            let first = &self.caches[0];
+            let sizes = super::over_caches(q, [first.kv_heads, first.size], first.dtype, &self.cu_q, options)?;
+            for (s, q) in self.cu_q.windows(2).enumerate() {
+                super::fewer_queries((q[1] - q[0]) as usize, keys(s), options)?;
+            }
+            return step.attend(layer, q, sizes, options);
+        }
+        let parts = self.caches.iter().map(|cache| Ok([cache.part(layer, 0)?, cache.part(layer, 1)?]));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let views: Vec<_> = parts.iter().enumerate().map(|(s, [k, v])| (k, v, keys(s))).collect();
+        Ok(forward_segments(q, &views, &self.cu_q, options)?.0)
+    }
+}
