@@ -50,10 +50,10 @@ struct Span {
     __device__ __forceinline__ bool has(u32 key) const { return first <= key && key < last; }
 };
 
-// Whether all rows of the warp, each lane's two, see all keys of the tile from key `first` on.
-__device__ __forceinline__ bool all_seen(const Span (&spans)[2], u32 first) {
+// Whether all rows of the warp, each lane's two, see all of `count` keys from key `first` on.
+__device__ __forceinline__ bool all_seen(const Span (&spans)[2], u32 first, u32 count) {
     const Span a = spans[0], b = spans[1];
-    const bool seen = max(a.first, b.first) <= first && first + TILE <= min(a.last, b.last);
+    const bool seen = max(a.first, b.first) <= first && first + count <= min(a.last, b.last);
     return __all_sync(ALL_LANES, seen);
 }
 

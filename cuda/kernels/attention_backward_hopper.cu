@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
         for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) probability(p[j][e], by.exponent, shift[e / 2], o);
-        if (!all_seen(spans, tile * TILE))
+        if (!all_seen(spans, tile * TILE, TILE))
 #pragma unroll
             for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll

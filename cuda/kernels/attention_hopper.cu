@@ -6,20 +6,21 @@
 //
 // CACHED: each segment has a cache of its own (cache.cuh), and k and v are there, of layer `layer`.
 //
-// The attention of attention.cu, in training, prefill and decoding, with tiles of 64 keys that the copy engine brings and
-// products of four warps. A warp of its own fills a ring of tiles of k and v. Of a stream's last tile it clears what lies
+// The attention of attention.cu, in training, prefill and decoding, in steps of 128 keys that the copy engine brings and
+// products of four warps. A warp of its own fills a ring of steps of k and v. Of a stream's last step it clears what lies
 // behind the segment's end: a box brings the next segment's keys, or what a cache held before, which may be anything, and 0
-// times anything need not be 0. Of a paged cache's last page, whose rest may never have been written, it loads by itself what there is. q and p are left
-// factors and stay in registers. While the softmax of a tile is made, the tile before is multiplied with v.
+// times anything need not be 0. Of a paged cache's last page, whose rest may never have been written, it loads by itself
+// what there is. q and p are left factors and stay in registers. While the softmax of a step is made, the step before is
+// multiplied with v.
 //
-// Order: that of attention.cu: tiles of 64 keys counted from the segment's first, with a running maximum; within a tile
-// scores are sums over D in steps of 16 (wgmma), the sum of p that of a lane's 16 keys and then of 4 lanes, p v a sum over
-// the tile in steps of 16. A query's bits depend on its own keys alone: the same in training and decoding.
+// Order: steps of 128 keys counted from the segment's first, with a running maximum; within a step scores are sums over D in
+// steps of 16 (wgmma), the sum of p that of a lane's 32 keys and then of 4 lanes, p v a sum over the keys in steps of 16.
+// A query's bits depend on its own keys alone: the same in training and decoding.
 // p is rounded to T before it multiplies v; its sum is of the unrounded.
 // Contract: written (=). Bound by arithmetic, 4 D a pair of query and key, in training; by reading k and v in decoding.
 //
-// Macros: T (bf16 or f16), D (size of a head: 64 or 128), GROUPS (of four warps that multiply, each 64 rows),
-// CACHED (defined or not).
+// Macros: T (bf16 or f16), D (size of a head: 64 or 128), GROUPS (of four warps that multiply, each 64 rows), CAP (whether
+// scores are capped before the softmax, or scaled by no positive number), CACHED (defined or not).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; Shah et al., FlashAttention-3, arXiv:2407.08608, for the
 // producer and for the overlap of softmax and products.
 #include "hopper.cuh"
@@ -28,31 +29,41 @@
 const u32 STAGES = 3;
 const u32 BOXES = D / 64;  // of a tile
 const u32 TILE_BYTES = BOXES * BOX;
+const u32 STEP = 2 * TILE;             // keys
+const u32 STAGE = 4 * TILE_BYTES;      // bytes
+// In a stage: of k, for each 64 dimensions the boxes of both halves of the keys, so that rows go on; then the halves of v,
+// each with its boxes.
+__device__ __forceinline__ u32 key_box(u32 stage, u32 half, u32 b) { return stage + (2 * b + half) * BOX; }
+__device__ __forceinline__ u32 value_box(u32 stage, u32 half, u32 b) {
+    return stage + 2 * TILE_BYTES + half * TILE_BYTES + b * BOX;
+}
 
-// Keys tile * TILE.. of k or v to shared memory by the warp's own loads; zeros behind the segment's end.
-__device__ __forceinline__ void load_rest(u32 to, const T* from, const Segment& s, u32 tile, u32 g, const Options& o) {
+// 64 keys of k or v from key `first` on to boxes that are `apart`, by the warp's own loads; zeros behind the segment's end.
+__device__ __forceinline__ void load_rest(
+    u32 to, u32 apart, const T* from, const Segment& s, u32 first, u32 g, const Options& o) {
     for (u32 i = threadIdx.x % 32; i < TILE * D / 8; i += 32) {
-        const u32 r = i / (D / 8), c = i % (D / 8), j = tile * TILE + r;
+        const u32 r = i / (D / 8), c = i % (D / 8), j = first + r;
         uint4 chunk = make_uint4(0, 0, 0, 0);
         if (j < s.keys) chunk = *(const uint4*)(from + (s.key(j) * o.kv_heads + g) * D + c * 8);
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + c / 8 * BOX + tile_at<64>(r, c % 8)),
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + c / 8 * apart + tile_at<64>(r, c % 8)),
                      "r"(chunk.x), "r"(chunk.y), "r"(chunk.z), "r"(chunk.w)
                      : "memory");
     }
 }
 
 // sums += p v, asked for.
-__device__ __forceinline__ void add_values(f32 (&sums)[D / 8][4], u32 (&fp)[TILE / 16][4], u32 tv) {
+__device__ __forceinline__ void add_values(f32 (&sums)[D / 8][4], u32 (&fp)[STEP / 16][4], u32 stage) {
     settle(sums);
     settle(fp);
     products_begin();
 #pragma unroll
-    for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sums, fp[j], factor<true>(tv, j), T());
+    for (u32 j = 0; j < STEP / 16; ++j)
+        group_multiply<true>(sums, fp[j], factor<true>(value_box(stage, j / 4, 0), j % 4), T());
     products_commit();
 }
 
 // Grid: (blocks of rows, key/value heads, segments). A row is a query and a head of the group that shares keys.
-// Shared memory: STAGES tiles of k and of v, and 8 (2 STAGES + 1) bytes.
+// Shared memory: STAGES stages, and 8 (2 STAGES + 1) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_hopper(
     T* out, f32* lse, const T* q,
 #ifdef CACHED
@@ -63,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
 #endif
     Options o) {
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 shared = shared_address(memory), full = shared + 2 * STAGES * TILE_BYTES, empty = full + 8 * STAGES;
+    const u32 shared = shared_address(memory), full = shared + STAGES * STAGE, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES;
 #ifdef CACHED
     const Cache& own = caches[blockIdx.z];
@@ -79,8 +90,8 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 row0 = (gridDim.x - 1 - blockIdx.x) * 64 * GROUPS;
     if (row0 >= rows) return;
     const u32 last_row = min(row0 + 64 * GROUPS, rows) - 1;
-    const u32 first = visible(s, o, row0 / share).first / TILE, last = visible(s, o, last_row / share).last;
-    const u32 tiles = (last + TILE - 1) / TILE;
+    const u32 first = visible(s, o, row0 / share).first / STEP, last = visible(s, o, last_row / share).last;
+    const u32 steps = (last + STEP - 1) / STEP;
 
     if (threadIdx.x == 0) {
         for (u32 i = 0; i < STAGES; ++i) {
@@ -98,28 +109,39 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
         if (lane == 0) acquire_map(&map_k);
 #endif
         if (lane < 32)
-            for (u32 tile = first; tile < tiles; ++tile) {
-                const u32 n = tile - first, i = n % STAGES, tk = shared + 2 * i * TILE_BYTES, tv = tk + TILE_BYTES;
+            for (u32 step = first; step < steps; ++step) {
+                const u32 n = step - first, i = n % STAGES, stage = shared + i * STAGE, key0 = step * STEP;
                 barrier_wait(empty + 8 * i, n / STAGES & 1 ^ 1);  // at first at once
-                const bool whole = (tile + 1) * TILE <= s.keys, rest = !whole && paged;
+                const bool whole = key0 + STEP <= s.keys, rest = !whole && paged;
+                // A half without keys is not asked for.
+                const u32 halves = s.keys - key0 > TILE ? 2 : 1;
                 if (lane == 0 && !rest) {
-                    const u32 row = s.key(tile * TILE), to = whole ? full + 8 * i : landed;
-                    barrier_expect(to, 2 * TILE_BYTES);
+                    const u32 to = whole ? full + 8 * i : landed;
+                    barrier_expect(to, halves * 2 * TILE_BYTES);
+                    for (u32 half = 0; half < halves; ++half) {
+                        const u32 row = s.key(key0 + half * TILE);
 #pragma unroll
-                    for (u32 b = 0; b < BOXES; ++b) {
-                        load_box(tk + b * BOX, &map_k, to, 64 * b, g, row);
-                        load_box(tv + b * BOX, &map_v, to, 64 * b, g, row + s.apart);
+                        for (u32 b = 0; b < BOXES; ++b) {
+                            load_box(key_box(stage, half, b), &map_k, to, 64 * b, g, row);
+                            load_box(value_box(stage, half, b), &map_v, to, 64 * b, g, row + s.apart);
+                        }
                     }
                 }
                 if (whole) continue;
-                if (rest) {
+                if (!rest) barrier_wait(landed, 0);
+                for (u32 half = 0; half < 2; ++half) {
 #ifndef CACHED
-                    load_rest(tk, k, s, tile, g, o);
-                    load_rest(tv, v, s, tile, g, o);
+                    if (rest) {
+                        load_rest(key_box(stage, half, 0), 2 * BOX, k, s, key0 + half * TILE, g, o);
+                        load_rest(value_box(stage, half, 0), BOX, v, s, key0 + half * TILE, g, o);
+                        continue;
+                    }
 #endif
-                } else {
-                    barrier_wait(landed, 0);
-                    clear_rows<2 * BOXES>(tk, s.keys - tile * TILE);
+                    const u32 keys = s.keys - min(s.keys, key0 + half * TILE);
+                    if (keys >= TILE) continue;
+#pragma unroll
+                    for (u32 b = 0; b < BOXES; ++b) clear_rows<1>(key_box(stage, half, b), keys);
+                    clear_rows<BOXES>(value_box(stage, half, 0), keys);
                 }
                 fence_asynchronous();
                 __syncwarp();
@@ -146,36 +168,37 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
                 fq[x][2 * half + e] = r < rows ? *(const u32*)(q + places[e] * D + 16 * x + lane % 4 * 2 + 8 * half) : 0;
     }
     f32 sums[D / 8][4] = {}, top[2] = {-INFINITY_F32, -INFINITY_F32}, total[2] = {};
-    f32 scores[TILE / 8][4];
-    u32 fp[TILE / 16][4];
-    // A tile's scores are asked for, p v of the tile before after them; both run while the softmax waits for the first.
-    for (u32 tile = first; tile < tiles; ++tile) {
-        const u32 n = tile - first, i = n % STAGES, tk = shared + 2 * i * TILE_BYTES;
+    f32 scores[STEP / 8][4];
+    u32 fp[STEP / 16][4];
+    // A step's scores are asked for, p v of the step before after them; both run while the softmax waits for the first.
+    for (u32 step = first; step < steps; ++step) {
+        const u32 n = step - first, i = n % STAGES, stage = shared + i * STAGE;
         if (n <= 1) barrier_wait(full + 8 * i, 0);
 #pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
+        for (u32 j = 0; j < STEP / 8; ++j)
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) scores[j][e] = 0.0f;
         settle(scores);
         settle(fq);
         products_begin();
 #pragma unroll
-        for (u32 x = 0; x < D / 16; ++x) group_multiply<false>(scores, fq[x], factor<false>(tk + x / 4 * BOX, x % 4), T());
+        for (u32 x = 0; x < D / 16; ++x)
+            group_multiply<false>(scores, fq[x], factor<false>(key_box(stage, 0, x / 4), x % 4), T());
         products_commit();
         f32 shrink[2];
         if (n == 0) {
             products_wait<0>();
             settle(scores);
-            take_scores(scores, top, total, shrink, spans, tile * TILE, o);
+            take_scores(scores, top, total, shrink, spans, step * STEP, o);
         } else {
             const u32 before = (n - 1) % STAGES;
-            add_values(sums, fp, shared + (2 * before + 1) * TILE_BYTES);
+            add_values(sums, fp, shared + before * STAGE);
             products_wait<1>();
             settle(scores);
-            take_scores(scores, top, total, shrink, spans, tile * TILE, o);
-            // Where the next tile is waited for the assembler begins another stretch of code: in one with the softmax, it
+            take_scores(scores, top, total, shrink, spans, step * STEP, o);
+            // Where the next step is waited for the assembler begins another stretch of code: in one with the softmax, it
             // would wait for p v before all of that.
-            if (tile + 1 < tiles) barrier_wait(full + 8 * ((n + 1) % STAGES), (n + 1) / STAGES & 1);
+            if (step + 1 < steps) barrier_wait(full + 8 * ((n + 1) % STAGES), (n + 1) / STAGES & 1);
             products_wait<0>();
             settle(sums);
             settle(fp);
@@ -186,10 +209,10 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
                 for (u32 e = 0; e < 4; ++e) sums[d][e] *= shrink[e / 2];
         }
 #pragma unroll
-        for (u32 j = 0; j < TILE / 16; ++j) rounded(fp[j], scores, j);
+        for (u32 j = 0; j < STEP / 16; ++j) rounded(fp[j], scores, j);
     }
-    if (first < tiles) {
-        add_values(sums, fp, shared + (2 * ((tiles - first - 1) % STAGES) + 1) * TILE_BYTES);
+    if (first < steps) {
+        add_values(sums, fp, shared + (steps - first - 1) % STAGES * STAGE);
         products_wait<0>();
         settle(sums);
     }

@@ -5,31 +5,37 @@
 
 // Scores are kept as the products give them where the scale alone stands between: a running maximum of the raw ones serves
 // as well, and scale and ln 2 become one factor of the exponent. With a soft-cap (or a scale that turns the order round)
-// they are capped first.
-__device__ __forceinline__ bool raw(const Options& o) { return o.softcap == 0.0f && o.scale > 0.0f; }
+// they are capped first. Where CAP is defined it says which; without it this is found at run time.
+__device__ __forceinline__ bool raw(const Options& o) {
+#ifdef CAP
+    return !CAP;
+#else
+    return o.softcap == 0.0f && o.scale > 0.0f;
+#endif
+}
 
-// Scores of TILE keys from key `first` on, in the layout of tensor cores: a lane has two rows (e / 2), and of each the
+// Scores of 8 N keys from key `first` on, in the layout of tensor cores: a lane has two rows (e / 2), and of each the
 // keys 8 j + lane % 4 * 2 and the next. They become probabilities in place, relative to the largest score so far: `top`.
 // `total` is their sum so far, `shrink` what is to be multiplied with all that was summed before.
-__device__ __forceinline__ void take_scores(
-    f32 (&scores)[TILE / 8][4], f32 (&top)[2], f32 (&total)[2], f32 (&shrink)[2], const Span (&spans)[2], u32 first,
+template <u32 N> __device__ __forceinline__ void take_scores(
+    f32 (&scores)[N][4], f32 (&top)[2], f32 (&total)[2], f32 (&shrink)[2], const Span (&spans)[2], u32 first,
     const Options& o) {
     const u32 lane = threadIdx.x % 32;
     if (!raw(o))
 #pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
+        for (u32 j = 0; j < N; ++j)
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) scores[j][e] = capped(scores[j][e], o);
-    if (!all_seen(spans, first))
+    if (!all_seen(spans, first, 8 * N))
 #pragma unroll
-        for (u32 j = 0; j < TILE / 8; ++j)
+        for (u32 j = 0; j < N; ++j)
 #pragma unroll
             for (u32 e = 0; e < 4; ++e)
                 if (!spans[e / 2].has(first + 8 * j + lane % 4 * 2 + e % 2)) scores[j][e] = -INFINITY_F32;
     const f32 factor = raw(o) ? LOG2_E * o.scale : LOG2_E;
     f32 next[2] = {top[0], top[1]};
 #pragma unroll
-    for (u32 j = 0; j < TILE / 8; ++j)
+    for (u32 j = 0; j < N; ++j)
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
     f32 base[2], sum[2] = {};
@@ -44,7 +50,7 @@ __device__ __forceinline__ void take_scores(
         top[e] = next[e];
     }
 #pragma unroll
-    for (u32 j = 0; j < TILE / 8; ++j)
+    for (u32 j = 0; j < N; ++j)
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) {
             scores[j][e] = exp2_fast(fmaf(scores[j][e], factor, -base[e / 2]));
@@ -59,7 +65,7 @@ __device__ __forceinline__ void take_scores(
 }
 
 // Probabilities of 16 keys, rounded, as the left factor of a product: what a lane holds of them is what it must hold.
-__device__ __forceinline__ void rounded(u32 (&p)[4], const f32 (&scores)[TILE / 8][4], u32 j) {
+template <u32 N> __device__ __forceinline__ void rounded(u32 (&p)[4], const f32 (&scores)[N][4], u32 j) {
     p[0] = pair<T>(scores[2 * j][0], scores[2 * j][1]);
     p[1] = pair<T>(scores[2 * j][2], scores[2 * j][3]);
     p[2] = pair<T>(scores[2 * j + 1][0], scores[2 * j + 1][1]);

@@ -74,7 +74,7 @@ fn launch(
         table.expect(OP, what, tokens * of.half)?;
         table.expect_dtype(OP, what, DType::F32)?;
     }
-    let packs = of.half.div_ceil(8) + (of.size - 2 * of.half).div_ceil(8);
+    let packs = packs(of.size, of.half);
     let groups = of.heads.div_ceil(HEADS);
     let threads = tokens * groups * packs;
     let args = [
@@ -88,6 +88,7 @@ fn launch(
         Arg::U32(groups as u32),
         Arg::U32(size(OP, "size", of.size)?),
         Arg::U32(of.half as u32),
+        Arg::U32(packs as u32),
     ];
     queue.launch(&ROPE, "rope", &types([("T", x.dtype())]), each(threads), &args)
 }

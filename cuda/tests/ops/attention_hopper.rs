@@ -40,9 +40,9 @@ fn causal(heads: usize, kv_heads: usize, size: usize) -> Attention {
     Attention { heads, kv_heads, size, scale: (size as f32).powf(-0.5), causal: true, window: None, softcap: None }
 }
 
-/// The emulator adds in the order that the heads of both files state, so both must give the same bits.
+/// One takes 128 keys at a time, the other 64.
 #[test]
-fn hopper_and_ampere_attend_in_one_order() {
+fn hopper_and_ampere_attend_alike() {
     let (Some(hopper), Some(ampere)) = (device_of((9, 0)), device_of((8, 0))) else { return };
     let base = causal(3, 1, 64);
     for (t, a, lengths) in [
@@ -55,7 +55,11 @@ fn hopper_and_ampere_attend_in_one_order() {
         (DType::BF16, base, &[(0, 0)]),
     ] {
         let of = |device| forward(device, t, &a, lengths, None);
-        assert!(of(&hopper) == of(&ampere), "{t} {a:?} {lengths:?}");
+        let ([out, lse], [want, want_lse]) = (of(&hopper), of(&ampere));
+        let what = format!("{t} {a:?} {lengths:?}");
+        close(&what, &out, &want, 2.0 * tolerance(t));
+        let alike = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()) || a == b;
+        assert!(lse.iter().zip(&want_lse).all(alike), "{what}");
     }
 }
 
@@ -97,8 +101,8 @@ fn a_missing_fence_is_seen() {
     args.extend([&map_k, &map_v].map(|map| Arg::Bytes(map)));
     args.extend([&cu, &start, &keys].map(|x| Arg::Ptr(x.as_ref().unwrap().ptr())));
     args.extend([Arg::U64(0), Arg::Bytes(&options)]);
-    let of = defines(&[("T", "bf16"), ("D", "64"), ("GROUPS", "1")]);
-    let shape = Shape::line(1, 256).shared(3 * (2 * 8192 + 16) + 8);
+    let of = defines(&[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "1")]);
+    let shape = Shape::line(1, 256).shared(3 * (4 * 8192 + 16) + 8);
     let run = |kernel| queue.launch(kernel, "attention_hopper", &of, shape, &args);
     run(&ATTENTION_HOPPER).unwrap();
     let seen = run(&kernel).unwrap_err().to_string();

@@ -78,7 +78,10 @@ pub(super) fn forward_cached(
 fn launch(queue: Queue<'_>, defines: Defines, args: &[Arg<'_>], of: &Segments, attention: &Attention) -> Result<()> {
     let rows = of.max_queries() * attention.group();
     let groups = if rows <= 64 { 1 } else { 2 };
-    let room = STAGES * (2 * TILE * attention.size * 2 + 16) + 8;
+    // 128 keys and values a stage.
+    let room = STAGES * (4 * TILE * attention.size * 2 + 16) + 8;
+    let capped = attention.softcap.is_some() || attention.scale <= 0.0;
+    let defines = with(defines, "CAP", usize::from(capped));
     let shape = Shape::grid([rows.div_ceil(64 * groups), attention.kv_heads, of.len()], 128 * (groups as u32 + 1));
     queue.launch(&ATTENTION_HOPPER, "attention_hopper", &with(defines, "GROUPS", groups), shape.shared(room), args)
 }
