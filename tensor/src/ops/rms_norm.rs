@@ -73,9 +73,10 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Te
 /// # Errors
 /// As [`forward`]; an `added` of another shape or dtype.
 pub fn forward_added(x: &Tensor, added: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Tensor, Tensor)> {
+    super::check::same(OP, "x and what is added to it", x, added)?;
+    super::check::eps(OP, eps)?;
+    fits(x, weight)?;
     if let Some(on) = device::of(OP, [x, added, weight])? {
-        super::check::same(OP, "x and what is added to it", x, added)?;
-        fits(x, weight)?;
         return device::ops::norms::rms_forward_added(&on, x, added, weight, eps, offset);
     }
     let sum = super::elementwise::add(x, added)?;
