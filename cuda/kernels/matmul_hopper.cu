@@ -26,12 +26,11 @@
 const u32 BK = 64;  // depth of a box
 const u32 COLUMNS = BN / 8;
 
-// COUNT * 64 rows (or columns, of B) and 64 steps of depth: boxes of 64 x 64, or one TALL box with all of them, which
-// lies in shared memory just so. Rows that are stored along come in boxes of 64: a box is 128 bytes wide.
-template <bool TRANSPOSED, u32 COUNT, bool TALL> __device__ __forceinline__ void fetch(
+// Boxes of COUNT * 64 rows (or columns, of B) and 64 steps of depth.
+template <bool TRANSPOSED, u32 COUNT> __device__ __forceinline__ void fetch(
     u32 to, const TensorMap* map, u32 barrier, u32 row, u32 depth) {
 #pragma unroll
-    for (u32 i = 0; i < (TALL && !TRANSPOSED ? 1 : COUNT); ++i) {
+    for (u32 i = 0; i < COUNT; ++i) {
         if (TRANSPOSED) load_box(to + i * BOX, map, barrier, row + 64 * i, depth);
         else load_box(to + i * BOX, map, barrier, depth, row + 64 * i);
     }
@@ -99,8 +98,8 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
             const bool main = step < first;
             const u32 depth = (main ? step : step - first) * BK;
             barrier_expect(arrived, (1 + BN / 64) * BOX);
-            fetch<A_T, 1, false>(ta, main ? &a : &a2, arrived, row, depth);
-            fetch<B_T, BN / 64, false>(tb, main ? &b : &b2, arrived, column, depth);
+            fetch<A_T, 1>(ta, main ? &a : &a2, arrived, row, depth);
+            fetch<B_T, BN / 64>(tb, main ? &b : &b2, arrived, column, depth);
         }
         barrier_wait(arrived, step & 1);
         multiply_tile(sums, ta, tb);
@@ -146,8 +145,8 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
                     const u32 depth = (main ? begin + step : step - first) * BK;
                     barrier_wait(empty + 8 * s, taken / STAGES & 1 ^ 1);  // at first at once
                     barrier_expect(full + 8 * s, bytes);
-                    fetch<A_T, GROUPS, true>(to, main ? &a : &a2, full + 8 * s, row, depth);
-                    fetch<B_T, BN / 64, true>(to + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
+                    fetch<A_T, GROUPS>(to, main ? &a : &a2, full + 8 * s, row, depth);
+                    fetch<B_T, BN / 64>(to + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
                 }
             }
     } else {
