@@ -135,6 +135,15 @@ template <bool TRANSPOSED> __device__ __forceinline__ u64 factor(u32 box, u32 st
 
 #define PRODUCT(Half, half)                                                                                           \
     template <bool A_TRANSPOSED, bool B_TRANSPOSED> __device__ __forceinline__ void group_multiply(                   \
+        f32 (&sums)[4][4], u64 a, u64 b, Half) {                                                                      \
+        asm volatile(                                                                                                 \
+            "{\n.reg .pred add;\nsetp.ne.u32 add, %18, 0;\n"                                                          \
+            "wgmma.mma_async.sync.aligned.m64n32k16.f32." half "." half " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "  \
+            "%10, %11, %12, %13, %14, %15}, %16, %17, add, 1, 1, %19, %20;\n}"                                        \
+            : SUMS_4(0), SUMS_4(1), SUMS_4(2), SUMS_4(3)                                                              \
+            : "l"(a), "l"(b), "r"(1), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));                                \
+    }                                                                                                                 \
+    template <bool A_TRANSPOSED, bool B_TRANSPOSED> __device__ __forceinline__ void group_multiply(                   \
         f32 (&sums)[8][4], u64 a, u64 b, Half) {                                                                      \
         asm volatile(                                                                                                 \
             "{\n.reg .pred add;\nsetp.ne.u32 add, %34, 0;\n"                                                          \

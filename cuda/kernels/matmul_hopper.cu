@@ -17,7 +17,7 @@
 // Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence two tiles.
 //
 // Macros: T (bf16 or f16), O (type of C), A_T, B_T, ADD; GROUPS of four warps that multiply, each 64 rows; BN columns of a
-// block (64, 128 or 256), STAGES tiles in the ring. Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
+// block (32, 64, 128 or 256; 32 where B is not transposed: a row of a box is 128 bytes), STAGES tiles in the ring. Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
 // of 16 bytes, and k is not 0.
 // Source: PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.25 (bulk copies), 9.7.13.15 (mbarrier).
 #include "hopper.cuh"
@@ -25,6 +25,8 @@
 
 const u32 BK = 64;  // depth of a box
 const u32 COLUMNS = BN / 8;
+const u32 BYTES_B = BN * 128;
+const u32 BOXES_B = BN < 64 ? 1 : BN / 64;  // one of fewer rows, if there are no 64
 
 // Boxes of COUNT * 64 rows (or columns, of B) and 64 steps of depth.
 template <bool TRANSPOSED, u32 COUNT> __device__ __forceinline__ void fetch(
@@ -83,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
     O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
     const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc) {
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 ta = shared_address(memory), tb = ta + BOX, arrived = tb + BN / 64 * BOX;
+    const u32 ta = shared_address(memory), tb = ta + BOX, arrived = tb + BYTES_B;
     u32 row, column;
     place(blockIdx.x, m, n, 64, row, column);
     if (threadIdx.x == 0) {
@@ -97,9 +99,9 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
         if (threadIdx.x == 0) {
             const bool main = step < first;
             const u32 depth = (main ? step : step - first) * BK;
-            barrier_expect(arrived, (1 + BN / 64) * BOX);
+            barrier_expect(arrived, BOX + BYTES_B);
             fetch<A_T, 1>(ta, main ? &a : &a2, arrived, row, depth);
-            fetch<B_T, BN / 64>(tb, main ? &b : &b2, arrived, column, depth);
+            fetch<B_T, BOXES_B>(tb, main ? &b : &b2, arrived, column, depth);
         }
         barrier_wait(arrived, step & 1);
         multiply_tile(sums, ta, tb);
@@ -118,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
     O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
     const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc, u32 part) {
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 bytes_a = GROUPS * BOX, bytes = bytes_a + BN / 64 * BOX;
+    const u32 bytes_a = GROUPS * BOX, bytes = bytes_a + BYTES_B;
     const u32 shared = shared_address(memory), full = shared + STAGES * bytes, empty = full + 8 * STAGES;
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; ++s) {
@@ -146,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
                     barrier_wait(empty + 8 * s, taken / STAGES & 1 ^ 1);  // at first at once
                     barrier_expect(full + 8 * s, bytes);
                     fetch<A_T, GROUPS>(to, main ? &a : &a2, full + 8 * s, row, depth);
-                    fetch<B_T, BN / 64>(to + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
+                    fetch<B_T, BOXES_B>(to + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
                 }
             }
     } else {

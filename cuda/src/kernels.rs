@@ -88,6 +88,9 @@ macro_rules! matmul {
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; one_group) => {
         matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "64"), ("STAGES", "6"))
     };
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; tiny) => {
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "32"), ("STAGES", "8"))
+    };
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; $($tile:expr),+) => {
         &[
             ("T", stringify!($t)),
@@ -125,6 +128,7 @@ const HOPPER_MATMULS: &[&[Define]] = &[
     matmul!(bf16 -> bf16, 0, 0, 0; wide),
     matmul!(bf16 -> bf16, 0, 0, 0; two_groups),
     matmul!(bf16 -> bf16, 0, 0, 0; one_group),
+    matmul!(bf16 -> bf16, 0, 0, 0; tiny),
     matmul!(bf16 -> bf16, 0, 1, 0; wide),
     matmul!(bf16 -> bf16, 0, 1, 0; two_groups),
     matmul!(bf16 -> f32, 1, 1, 1; wide),

@@ -15,8 +15,9 @@ const OP: &str = "lm_head";
 /// Tokens of the vocabulary that are taken at a time. Part of the arithmetic, not only a tuning knob.
 pub const TILE: usize = 8192;
 
-/// Rows that are taken at a time: with [`TILE`], 64 MiB of logits.
-pub const ROWS: usize = 2048;
+/// Rows that are taken at a time: with [`TILE`], 128 MiB of logits. The more, the fewer times the gradient of a trained head
+/// is read and written.
+pub const ROWS: usize = 4096;
 
 /// Logits of the whole vocabulary that exist at a time at most, bytes.
 pub const WHOLE_BYTES: usize = 1 << 30;

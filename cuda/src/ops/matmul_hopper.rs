@@ -32,6 +32,9 @@ const MIDDLE: Tile = Tile { groups: 2, columns: 128, stages: 6 };
 /// A few rows: decoding, where reading B is all. 96 KiB, so that two blocks share a multiprocessor.
 const SMALL: Tile = Tile { groups: 1, columns: 64, stages: 6 };
 
+/// Where tiles of [`SMALL`] would leave multiprocessors without work: twice as many read B. 96 KiB.
+const TINY: Tile = Tile { groups: 1, columns: 32, stages: 8 };
+
 /// Depth of a part. Part of the arithmetic.
 const PART: usize = 1024;
 /// Tiles of 64 by 64 of a product that is made in parts, at most. Part of the arithmetic.
@@ -55,17 +58,19 @@ impl Tile {
     }
 
     fn shape(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> Shape {
-        let tiles = self.stages * (self.groups + self.columns / BOX) * BOX_BYTES;
+        let tiles = self.stages * (self.groups * BOX + self.columns) * BOX_BYTES / BOX;
         // One group takes a tile and ends: several blocks share a multiprocessor.
         let blocks = if self.groups == 1 { self.count(size) } else { self.count(size).min(multiprocessors) };
         Shape::grid([blocks, parts, 1], 128 * (self.groups as u32 + 1)).shared(tiles + 16 * self.stages)
     }
 
     /// The tile of a product.
-    fn of(size: [usize; 2], parts: usize, multiprocessors: usize) -> Tile {
+    fn of(size: [usize; 2], layout: Layout, parts: usize, multiprocessors: usize) -> Tile {
         // Few rows, or few columns as of a low-rank update: what counts is how many multiprocessors read.
         if size[0] <= BOX || size[1] <= BOX {
-            return SMALL;
+            let idle = SMALL.count(size) * parts < multiprocessors;
+            // Rows of a box of a transposed B are 64 columns.
+            return if idle && !layout.b_transposed { TINY } else { SMALL };
         }
         // A little more for the smaller tile, which the second-level cache cannot feed at full speed.
         let [large, middle] = [LARGE, MIDDLE].map(|tile| tile.turns(size, parts, multiprocessors));
@@ -78,15 +83,20 @@ pub(super) fn is_for(queue: Queue<'_>) -> bool {
     queue.device.arch() == Arch::specific(9, 0)
 }
 
-/// The map of a factor whose `rows` lie along the stored rows, or across them if `transposed`.
-fn map(queue: Queue<'_>, x: Slice<'_>, transposed: bool, rows: usize, depth: usize) -> Result<[u8; TENSOR_MAP_BYTES]> {
+/// The map of a factor whose `rows` lie along the stored rows, or across them if `transposed`, in boxes of `height` rows.
+fn map(
+    queue: Queue<'_>,
+    x: Slice<'_>,
+    transposed: bool,
+    [rows, depth, height]: [usize; 3],
+) -> Result<[u8; TENSOR_MAP_BYTES]> {
     let (along, across) = if transposed { (rows, depth) } else { (depth, rows) };
     queue.device.driver().tensor_map(&TensorMap {
         base: x.ptr(),
         dtype: x.dtype(),
         sizes: &[along as u64, across as u64],
         strides: &[(along * x.dtype().size()) as u64],
-        tile: &[BOX as u32; 2],
+        tile: &[BOX as u32, height as u32],
         swizzle: Swizzle::Bytes128,
         fill: Fill::Zeros,
     })
@@ -106,32 +116,32 @@ pub(super) fn launch(
     if m == 0 || n == 0 {
         return Ok(());
     }
+    let multiprocessors = queue.device.driver().properties().multiprocessors.max(1) as usize;
+    let parts = if second.is_none() { parts([m, n], layout, first.map_or(0, |term| term.depth)) } else { 1 };
+    let tile = Tile::of([m, n], layout, parts, multiprocessors);
     let mut maps = [[0; TENSOR_MAP_BYTES]; 4];
     for (term, maps) in [first, second].into_iter().zip(maps.chunks_exact_mut(2)) {
         // Of a term without depth no box is asked for.
         if let Some(term) = term.filter(|term| term.depth > 0) {
-            maps[0] = map(queue, term.a, layout.a_transposed, m, term.depth)?;
-            maps[1] = map(queue, term.b, layout.b_transposed, n, term.depth)?;
+            maps[0] = map(queue, term.a, layout.a_transposed, [m, term.depth, BOX])?;
+            maps[1] = map(queue, term.b, layout.b_transposed, [n, term.depth, tile.columns.min(BOX)])?;
         }
     }
     let depth = |term: Option<&Term<'_>>| size(OP, "the depth", term.map_or(0, |term| term.depth)).map(Arg::U32);
     let sizes = [size(OP, "m", m)?, size(OP, "n", n)?].map(Arg::U32);
     let depths = [depth(first)?, depth(second)?];
-    let multiprocessors = queue.device.driver().properties().multiprocessors.max(1) as usize;
-    let product = |c: Arg<'_>, bias, alpha, defines: Defines, parts: usize, steps: u32| {
+    let product = |c: Arg<'_>, bias, alpha, defines: Defines, steps: u32| {
         let mut args = vec![c];
         args.extend(maps.iter().map(|map| Arg::Bytes(map)));
         args.extend([bias, Arg::F32(alpha)]);
         args.extend(sizes);
         args.extend(depths);
         args.extend([sizes[1], Arg::U32(steps)]);
-        let tile = Tile::of([m, n], parts, multiprocessors);
         let shape = tile.shape([m, n], parts, multiprocessors);
         queue.launch(&MATMUL_HOPPER, "matmul_hopper", &tile.defines(defines), shape, &args)
     };
-    let parts = if second.is_none() { parts([m, n], layout, first.map_or(0, |term| term.depth)) } else { 1 };
     if parts == 1 {
-        return product(c.arg(), bias, alpha, defines, 1, 0);
+        return product(c.arg(), bias, alpha, defines, 0);
     }
     let room = queue.alloc("parts of a weight's gradient", parts * m * n, DType::F32)?;
     let of_parts = defines.iter().map(|(name, value)| {
@@ -143,7 +153,7 @@ pub(super) fn launch(
         (name.clone(), value.to_owned())
     });
     let whole = room.slice(DType::F32).arg();
-    product(whole, super::NULL, 1.0, of_parts.collect(), parts, (PART / BOX) as u32)?;
+    product(whole, super::NULL, 1.0, of_parts.collect(), (PART / BOX) as u32)?;
     let count = Arg::U32(size(OP, "the number of parts", parts)?);
     let args = [c.arg(), whole, bias, Arg::F32(alpha), Arg::U64((m * n) as u64), sizes[1], count];
     queue.launch(&MATMUL_HOPPER, "matmul_hopper_join", &SMALL.defines(defines), each(m * n), &args)
