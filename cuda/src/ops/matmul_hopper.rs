@@ -73,7 +73,13 @@ pub(super) fn is_for(queue: Queue<'_>) -> bool {
 }
 
 /// The map of a factor whose `rows` lie along the stored rows, or across them if `transposed`.
-fn map(queue: Queue<'_>, x: Slice<'_>, transposed: bool, rows: usize, depth: usize) -> Result<[u8; TENSOR_MAP_BYTES]> {
+pub(super) fn map(
+    queue: Queue<'_>,
+    x: Slice<'_>,
+    transposed: bool,
+    rows: usize,
+    depth: usize,
+) -> Result<[u8; TENSOR_MAP_BYTES]> {
     let (along, across) = if transposed { (rows, depth) } else { (depth, rows) };
     queue.device.driver().tensor_map(&TensorMap {
         base: x.ptr(),
