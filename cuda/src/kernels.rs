@@ -103,6 +103,13 @@ macro_rules! matmul {
     };
 }
 
+/// A type of GGUF's blocks, as the launcher defines it.
+macro_rules! ggml {
+    ($t:ident, $kind:ident, $block:literal, $bytes:literal) => {
+        &[("T", stringify!($t)), ("KIND", stringify!($kind)), ("BLOCK", $block), ("BYTES", $bytes)]
+    };
+}
+
 /// Layouts of forward, input gradient, weight gradient, in the tiles that they take.
 const MATMULS: &[&[Define]] = &[
     matmul!(bf16 -> bf16, 0, 0, 0; many),
@@ -206,9 +213,20 @@ kernels! {
         &[("S", "f16"), ("T", "f32")],
     ];
     NF4 = "nf4", T;
+    DEQUANTISE = "dequantise", T;
+    GGML = "ggml", &[
+        ggml!(bf16, Q4_0, "32", "18"), ggml!(bf16, Q4_1, "32", "20"), ggml!(bf16, Q5_0, "32", "22"),
+        ggml!(bf16, Q5_1, "32", "24"), ggml!(bf16, Q8_0, "32", "34"), ggml!(bf16, Q4_K, "256", "144"),
+        ggml!(bf16, Q5_K, "256", "176"), ggml!(bf16, Q6_K, "256", "210"), ggml!(f32, Q6_K, "256", "210"),
+    ];
     DROPOUT = "dropout", T;
     MATMUL = "matmul", MATMULS;
     MATMUL_HOPPER = "matmul_hopper", HOPPER_MATMULS, only Arch::specific(9, 0);
+    MATMUL_NF4_HOPPER = "matmul_nf4_hopper", &[
+        &[("T", "bf16"), ("O", "bf16"), ("NESTED", "0"), ("STAGES", "6")],
+        &[("T", "bf16"), ("O", "bf16"), ("NESTED", "1"), ("STAGES", "6")],
+        &[("T", "f16"), ("O", "f32"), ("NESTED", "1"), ("STAGES", "6")],
+    ], only Arch::specific(9, 0);
     ATTENTION = "attention", &[
         &[("T", "bf16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "bf16"), ("D", "128"), ("TENSOR_CORES", "1")],
         &[("T", "f16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "f32"), ("D", "64")],

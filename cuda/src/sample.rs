@@ -16,7 +16,8 @@ use crate::ops::rope::{self, Heads};
 use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
-use crate::ops::{Runs, activation, adamw, cast, copy, embedding, gather, grad_norm, layer_norm, nf4, reduction};
+use crate::ops::{Runs, activation, adamw, cast, copy, dequantise, embedding, gather, ggml, grad_norm};
+use crate::ops::{layer_norm, matmul_nf4, nf4, reduction};
 use crate::{DType, Queue, Result};
 
 const TOKENS: usize = 64;
@@ -151,6 +152,32 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let packed = queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN / 2])?;
             let absmax = numbers(queue, TOKENS * HIDDEN / 64, F32)?;
             nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64)?;
+        }
+        "dequantise" => {
+            let (blocks, bytes) = (TOKENS * HIDDEN / 64, queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN])?);
+            let (code, absmax2, mut absmax) =
+                (numbers(queue, 256, F32)?, numbers(queue, blocks / 256, F32)?, zeros(blocks)?);
+            let all = bytes.slice(DType::U8);
+            let (codes, code, absmax2) = (all.part(0, blocks)?, code.slice(F32), absmax2.slice(F32));
+            let of = dequantise::Nested { codes, code, absmax: absmax2, block: 256, offset: 0.1 };
+            dequantise::scales(queue, absmax.slice_mut(F32), of)?;
+            let absmax = absmax.slice(F32);
+            dequantise::fp4(queue, y.slice_mut(T), all.part(0, TOKENS * HIDDEN / 2)?, absmax, 64)?;
+            dequantise::int8(queue, y.slice_mut(T), all, absmax.part(0, TOKENS)?, HIDDEN)?;
+        }
+        "matmul_nf4_hopper" => {
+            let packed = queue.upload("a sample", &vec![0x5au8; HIDDEN * HIDDEN / 2])?;
+            let absmax = numbers(queue, HIDDEN * HIDDEN / 64, F32)?;
+            let (packed, scales) = (packed.slice(DType::U8), matmul_nf4::Scales::Plain(absmax.slice(F32)));
+            let weight = matmul_nf4::Weight { packed, scales, block: 64 };
+            matmul_nf4::matmul(queue, y.slice_mut(T), [TOKENS, HIDDEN, HIDDEN], x, weight, None)?;
+        }
+        "ggml" => {
+            let kind = ggml::Kind { name: "Q4_K", block: 256, bytes: 144 };
+            let blocks = queue.upload("a sample", &vec![0x2au8; TOKENS * HIDDEN / 256 * 144])?;
+            ggml::dequantise(queue, y.slice_mut(T), blocks.slice(DType::U8), kind, HIDDEN)?;
+            let index = indices(queue, TOKENS, TOKENS)?;
+            ggml::take(queue, y.slice_mut(T), blocks.slice(DType::U8), index.slice(U32), kind, HIDDEN)?;
         }
         // The launcher chooses the file by the device.
         "matmul" | "matmul_hopper" => {

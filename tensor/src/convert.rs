@@ -11,7 +11,10 @@ pub(crate) fn convert(src: &Tensor, dtype: DType) -> Result<Tensor> {
         return crate::device::convert(src, dtype);
     }
     if let Some(weight) = src.quantized() {
-        return crate::quant::values(src, weight, dtype);
+        return match src.context() {
+            Some(on) => crate::device::ops::quantised::values(on, src, weight, dtype),
+            None => crate::quant::values(src, weight, dtype),
+        };
     }
     let src = src.contiguous()?;
     let mut out = Tensor::scratch(src.shape(), dtype)?;

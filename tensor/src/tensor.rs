@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::device::{self, Memory};
+use crate::device::{self, Context, Memory};
 use crate::quant::Quantized;
 use crate::shape::broadcast_shapes;
 use crate::storage::{Buffer, Storage};
@@ -68,9 +68,18 @@ impl Tensor {
 
     /// As [`Tensor::scratch`], where this tensor is. `op` asks for it, in errors.
     pub(crate) fn scratch_beside(&self, op: &'static str, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        match self.memory() {
+        match self.context() {
             None => Tensor::scratch(shape, dtype),
-            Some(memory) => memory.on().scratch(op, shape, dtype),
+            Some(on) => on.scratch(op, shape, dtype),
+        }
+    }
+
+    /// The device that it is on; `None` for the processor.
+    pub(crate) fn context(&self) -> Option<&Arc<Context>> {
+        match &*self.storage {
+            Storage::Device(memory) => Some(memory.on()),
+            Storage::Packed(weight) => weight.context(),
+            Storage::Owned(_) | Storage::Mapped { .. } => None,
         }
     }
 
@@ -100,9 +109,9 @@ impl Tensor {
 
     /// Refuses to read what is not here.
     fn check_here(&self, op: &'static str) -> Result<()> {
-        match self.memory() {
+        match self.context() {
             None => Ok(()),
-            Some(memory) => Err(Error::NotHere { op, device: memory.on().device() }),
+            Some(on) => Err(Error::NotHere { op, device: on.device() }),
         }
     }
 
@@ -176,6 +185,17 @@ impl Tensor {
         let shape = Shape::from(weight.shape().to_vec());
         let strides = shape.contiguous_strides();
         Tensor { storage: Arc::new(Storage::Packed(Box::new(weight))), dtype: DType::Packed, shape, strides, offset: 0 }
+    }
+
+    /// The same view of the same weight elsewhere.
+    pub(crate) fn over_packed(&self, weight: Quantized) -> Tensor {
+        debug_assert_eq!(self.quantized().map(Quantized::shape), Some(weight.shape()));
+        Tensor { storage: Arc::new(Storage::Packed(Box::new(weight))), ..self.clone() }
+    }
+
+    /// The view of these elements, all of a weight's, that `view` is of the weight.
+    pub(crate) fn viewed_as(&self, view: &Tensor) -> Tensor {
+        self.view(view.shape.clone(), view.strides.clone(), view.offset)
     }
 
     /// The quantised weight behind this tensor or view, if there is one.
@@ -529,6 +549,9 @@ impl std::fmt::Debug for Tensor {
             write!(f, " on {}", self.device())?;
         } else if let Some(weight) = self.quantized() {
             write!(f, " {}", weight.format())?;
+            if self.context().is_some() {
+                write!(f, " on {}", self.device())?;
+            }
         } else if self.numel() <= 16 {
             let values = crate::dispatch!(self.dtype, T => self.to_vec::<T>().map(|v| v.iter().map(|x| x.to_f64()).collect::<Vec<_>>()));
             if let Ok(values) = values {

@@ -1,6 +1,7 @@
 //! What crosses crates is tested in this crate's `tests/`; here is what several test programs have: the
 //! program, whole runs, the ways to a log-probability; and what keeps the book true.
 
+pub mod blocks;
 pub mod law5;
 pub mod program;
 pub mod runs;

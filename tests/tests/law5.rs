@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora, load_adapter};
-use planish_nn::config::ModelConfig;
-use planish_nn::decoder::{LoadOptions, Model, Packed, TensorSource};
+use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::quantize::QuantizeAs;
-use planish_tensor::quant::{FourBitKind, Ggml, GgmlKind};
+use planish_tensor::quant::{FourBitKind, GgmlKind};
 use planish_tensor::rng::{Purpose, Stream};
-use planish_tensor::{DType, Tensor, f16};
+use planish_tensor::{DType, Tensor};
 use planish_tests::law5::{Bits, bits, cached, of, packed, scored, scored_completion, sequences};
 use proptest::prelude::*;
 
@@ -206,14 +205,8 @@ fn on_quantised_bases() {
 /// GGUF's blocks, of random bytes: every type, in a model whose rows they divide.
 #[test]
 fn on_blocks_of_gguf() {
-    let mut source = read_json(&fixture("models/smollm2/config.json")).unwrap();
-    for (key, value) in [("hidden_size", 256), ("intermediate_size", 512), ("num_hidden_layers", 1), ("head_dim", 64)] {
-        source[key] = value.into();
-    }
-    source["num_attention_heads"] = 4.into();
     for (i, kind) in GgmlKind::ALL.into_iter().enumerate() {
-        let config = ModelConfig::from_json(&source).unwrap();
-        let base = Model::load(config, &Blocks(kind), LoadOptions::default()).unwrap();
+        let base = planish_tests::blocks::model(kind);
         assert_eq!(base.embed_tokens.base.value().dtype(), DType::Packed);
         quantised(kind.name(), base, i);
     }
@@ -239,38 +232,6 @@ fn quantised(what: &str, base: Model, i: usize) {
     let want = on_threads(1, || gradients(&dense));
     for threads in 1..=4 {
         assert!(on_threads(threads, || gradients(&model)) == want, "{what}: gradients on {threads} threads");
-    }
-}
-
-/// Random blocks for matrices, random values for the rest.
-struct Blocks(GgmlKind);
-
-impl TensorSource for Blocks {
-    fn tensor(&self, name: &str, shape: &[usize]) -> planish_nn::Result<Option<Tensor>> {
-        let s = Stream::new(name.bytes().map(u64::from).sum(), Purpose::Data, name.len() as u64);
-        let &[rows, cols] = shape else {
-            let values: Vec<f64> = (0..shape[0]).map(|i| 1.0 + 0.2 * s.normal(i as u64)).collect();
-            return Ok(Some(Tensor::from_vec(values, shape)?.to_dtype(DType::F32)?));
-        };
-        let size = self.0.block_bytes();
-        let n = rows * cols / self.0.block_len() * size;
-        let mut bytes: Vec<u8> = (0..n).map(|i| s.below(i as u64, 256) as u8).collect();
-        for block in bytes.chunks_exact_mut(size) {
-            let at: &[usize] = match self.0 {
-                GgmlKind::Q6_K => &[208],
-                GgmlKind::Q4_0 | GgmlKind::Q5_0 | GgmlKind::Q8_0 => &[0],
-                _ => &[0, 2],
-            };
-            // Scales with which values are of ordinary size.
-            let scale =
-                if self.0 == GgmlKind::Q8_0 { 1e-3 } else { 1e-2 } / if self.0.block_len() > 32 { 32.0 } else { 1.0 };
-            at.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&f16::from_f64(scale).to_le_bytes()));
-        }
-        Ok(Some(Tensor::packed(Ggml::from_blocks([rows, cols], self.0, &Tensor::from_vec(bytes, [n])?)?)))
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
     }
 }
 

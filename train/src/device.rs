@@ -66,7 +66,6 @@ impl Demands {
         let json = adapter.to_json();
         match (adapter.peft_type(), json["use_dora"].as_bool()) {
             ("LORA", Some(true)) => self.lacks("DoRA"),
-            ("LORA", _) if json["init_lora_weights"] == "loftq" => self.lacks("a quantised base, as loftq makes one,"),
             ("P_TUNING", _) if json["encoder_reparameterization_type"] == "LSTM" => {
                 self.lacks("an encoder with an LSTM")
             }

@@ -127,12 +127,6 @@ impl Case {
         Ok(Case { half: true, ..self })
     }
 
-    /// Why it does not run on a device, though its op does.
-    pub(super) fn stays_on_cpu(&self) -> Option<&'static str> {
-        let packed = self.inputs.iter().any(|input| input.tensor.dtype() == DType::Packed);
-        self.cpu_only.or(packed.then_some("quantised weights are not on devices yet"))
-    }
-
     fn compare(&self, got: &[Numbers], want: &[Numbers]) -> Outcome {
         let (mut worst, mut of) = (0.0_f64, String::new());
         for (got, want) in got.iter().zip(want) {

@@ -94,7 +94,7 @@ fn check_in_bf16(op: &Op, make: Make, sizes: &Sizes, device: Device) -> Vec<Chec
         row(variant, outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())))
     };
     match make(sizes) {
-        Ok(cases) => cases.into_iter().filter(|case| case.stays_on_cpu().is_none()).map(check).collect(),
+        Ok(cases) => cases.into_iter().filter(|case| case.cpu_only.is_none()).map(check).collect(),
         Err(error) => vec![row("", Outcome::Failed(error.to_string()))],
     }
 }
@@ -109,7 +109,7 @@ fn outcome(op: &Op, case: &Case, device: Device) -> Outcome {
         Cuda::Kernel(stem) if planish_cuda::kernels::find(stem).is_none() => {
             Outcome::Failed(format!("there is no kernel file {stem}: a bug in planish"))
         }
-        _ => match case.stays_on_cpu().filter(|_| !device.is_cpu()) {
+        _ => match case.cpu_only.filter(|_| !device.is_cpu()) {
             Some(reason) if case.is_refused(device) => Outcome::Skipped(reason),
             Some(_) => Outcome::Failed("it is said to stay on the CPU, but does not refuse: a bug in planish".into()),
             None => case.check(device),

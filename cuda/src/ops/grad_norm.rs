@@ -34,7 +34,7 @@ pub fn add_squares_of_all(queue: Queue<'_>, squares: SliceMut<'_>, gs: &[Slice<'
     squares.expect(OP, "the sum", 1)?;
     squares.expect_dtype(OP, "the sum", DType::F64)?;
     let (mut table, mut blocks) = (Vec::with_capacity(3 * gs.len()), 0);
-    let mut whole = gs.iter().filter(|g| g.len() > 0).peekable();
+    let mut whole = gs.iter().filter(|g| !g.is_empty()).peekable();
     let Some(dtype) = whole.peek().map(|g| g.dtype()) else { return Ok(()) };
     for g in whole {
         g.expect_compute(OP, "the gradient")?;

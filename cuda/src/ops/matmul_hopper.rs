@@ -84,7 +84,7 @@ pub(super) fn is_for(queue: Queue<'_>) -> bool {
 }
 
 /// The map of a factor whose `rows` lie along the stored rows, or across them if `transposed`, in boxes of `height` rows.
-fn map(
+pub(super) fn map(
     queue: Queue<'_>,
     x: Slice<'_>,
     transposed: bool,

@@ -16,6 +16,7 @@ mod matmul;
 mod matmul_hopper;
 mod norms;
 mod optim;
+mod quantised;
 mod rows;
 mod samples;
 mod sampling;

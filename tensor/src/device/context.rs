@@ -106,7 +106,7 @@ pub(crate) fn of<'a>(op: &'static str, tensors: impl IntoIterator<Item = &'a Ten
             return Err(Error::MixedDevices { op, lhs, rhs: t.device() });
         }
     }
-    Ok(first.memory().map(|memory| memory.on().clone()))
+    Ok(first.context().cloned())
 }
 
 impl Context {

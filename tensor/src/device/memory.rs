@@ -43,8 +43,9 @@ pub(super) fn type_of(op: &'static str, dtype: DType) -> Result<Type> {
         DType::BF16 => Type::BF16,
         DType::F16 => Type::F16,
         DType::U32 => Type::U32,
-        DType::U8 => Type::U8,
-        DType::I64 | DType::I32 | DType::I8 | DType::Bool | DType::Packed => {
+        // As bytes: those of quantised weights, which their kernels know the sign of.
+        DType::U8 | DType::I8 => Type::U8,
+        DType::I64 | DType::I32 | DType::Bool | DType::Packed => {
             return Err(Error::UnsupportedDType { op, dtype });
         }
     })
@@ -90,7 +91,7 @@ impl Context {
 impl Tensor {
     /// Where its elements are.
     pub fn device(&self) -> Device {
-        self.memory().map_or(Device::Cpu, |memory| memory.on.device())
+        self.context().map_or(Device::Cpu, |on| on.device())
     }
 
     /// Zeros on a device.
@@ -104,7 +105,8 @@ impl Tensor {
         context::get(device)?.zeros("a tensor", shape, dtype)
     }
 
-    /// The same elements on another device: a copy in row-major order, or `self` shared if it is there already.
+    /// The same elements on another device: a copy in row-major order, or `self` shared if it is there already. Of a view of
+    /// a quantised weight the blocks of all of it are copied.
     ///
     /// # Errors
     /// As [`Device::open`]; no room; a dtype that devices do not have (int64, int32, bool); a kernel that failed
@@ -120,14 +122,14 @@ impl Tensor {
         if self.device() == device {
             return Ok(self.clone());
         }
+        if let Some(weight) = self.quantized() {
+            return Ok(self.over_packed(weight.to_device(device)?));
+        }
         if device.is_cpu() {
             return self.download();
         }
         if self.memory().is_some() {
             return self.download()?.to_device(device);
-        }
-        if self.quantized().is_some() {
-            return Err(Error::NotOnDevice { op: "a quantised weight", device });
         }
         let on = context::get(device)?;
         let host = self.contiguous()?;
@@ -154,7 +156,8 @@ impl Tensor {
     }
 
     /// The same numbers in another float type, without gaps: for a weight on a device, which is read many times before it
-    /// is written. The result is kept with the weight until then; that of a part of one is not.
+    /// is written. The result is kept with the weight until then; that of a part of one is not, nor are the values of a
+    /// quantised one.
     pub(crate) fn rounded(&self, dtype: DType) -> Result<Tensor> {
         if self.dtype() == dtype {
             return self.contiguous();
@@ -175,8 +178,9 @@ impl Tensor {
     /// The elements of a contiguous tensor on a device.
     pub(crate) fn cells(&self) -> Result<Slice<'_>> {
         debug_assert!(self.is_contiguous());
+        let kind = type_of("cells", self.dtype())?;
         let memory = self.memory().expect("ops dispatch before they ask for cells");
-        Ok(memory.buffer.slice(type_of("cells", self.dtype())?).part(self.offset_or_0(), self.numel())?)
+        Ok(memory.buffer.slice(kind).part(self.offset_or_0(), self.numel())?)
     }
 
     /// The same for writing. Copies first if the storage is shared or the view is not contiguous.
@@ -192,8 +196,8 @@ impl Tensor {
 
     /// The storage from the view's first element on, whatever its strides.
     fn span(&self) -> Result<Slice<'_>> {
-        let memory = self.memory().expect("ops dispatch before they ask for cells");
-        let all = memory.buffer.slice(type_of("cells", self.dtype())?);
+        let kind = type_of("cells", self.dtype())?;
+        let all = self.memory().expect("ops dispatch before they ask for cells").buffer.slice(kind);
         Ok(all.part(self.offset(), all.len() - self.offset())?)
     }
 

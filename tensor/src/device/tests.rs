@@ -1,3 +1,5 @@
+mod quantised;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

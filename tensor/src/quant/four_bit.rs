@@ -6,7 +6,7 @@
 use super::codes::FourBitKind;
 use super::nested::{Nested, Scales};
 use super::{Layout, Quantized, bytes_of, flat, floats_of, weight_rows};
-use crate::{DType, Error, Result, Tensor, parallel};
+use crate::{DType, Device, Error, Result, Tensor, parallel};
 
 /// The block sizes there are.
 pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
@@ -116,6 +116,11 @@ impl FourBit {
     /// Dtype of the weight that it was made of.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    pub(super) fn to_device(&self, device: Device) -> Result<FourBit> {
+        let (bytes, scales) = (self.bytes.to_device(device)?, self.scales.to_device(device)?);
+        Ok(FourBit { bytes, scales, ..*self })
     }
 
     pub(super) fn nbytes(&self) -> usize {

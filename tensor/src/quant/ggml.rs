@@ -14,7 +14,7 @@
 //! All are decoded in units of [`UNIT`] values, so that a part of a block costs a part of it.
 
 use super::{Layout, Quantized, bytes_of, flat};
-use crate::{DType, Error, Result, Tensor, f16};
+use crate::{DType, Device, Error, Result, Tensor, f16};
 
 /// Values that are decoded at a time.
 pub const UNIT: usize = 32;
@@ -109,6 +109,10 @@ impl Ggml {
     /// The blocks: (bytes) of u8.
     pub fn bytes(&self) -> &Tensor {
         &self.bytes
+    }
+
+    pub(super) fn to_device(&self, device: Device) -> Result<Ggml> {
+        Ok(Ggml { kind: self.kind, bytes: self.bytes.to_device(device)? })
     }
 
     /// As [`Quantized::read`].

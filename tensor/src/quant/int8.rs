@@ -5,7 +5,7 @@
 //! columns of outliers that this leaves in 16 bits, are no part of the weight and not done here: activations stay f32.
 
 use super::{Layout, Quantized, flat, floats_of, weight_rows};
-use crate::{DType, Error, Result, Tensor, f16, parallel};
+use crate::{DType, Device, Error, Result, Tensor, f16, parallel};
 
 /// An int8 weight.
 #[derive(Debug, Clone)]
@@ -66,6 +66,10 @@ impl Int8 {
     /// The largest absolute value of each row: (rows) of f32.
     pub fn scales(&self) -> &Tensor {
         &self.scales
+    }
+
+    pub(super) fn to_device(&self, device: Device) -> Result<Int8> {
+        Ok(Int8 { bytes: self.bytes.to_device(device)?, scales: self.scales.to_device(device)? })
     }
 
     /// As [`Quantized::read`]; rows are `cols` long.

@@ -12,6 +12,9 @@
 //! all tests rest on: **a product with a packed weight has the bits of the product with its values in f32**. Law 5
 //! (sampler and trainer agree to the bit) follows, whatever the format.
 //!
+//! On a [device](crate::Device) the blocks are in its memory, and each product makes the values of its weight in the type
+//! that it computes in and forgets them again. They are these values, so that the invariant holds there too.
+//!
 //! The weight is frozen: it has no gradient, and asking for one is an error. The activations' gradient dx = dy W reads
 //! the same blocks in the other direction.
 //!
@@ -47,8 +50,10 @@ pub use int8::Int8;
 pub use matrix::PackedMat;
 pub use nested::{NESTED_BLOCK, Nested, Scales};
 
-use crate::parallel;
-use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
+
+use crate::device::Context;
+use crate::{DType, Device, Error, Result, Tensor, parallel};
 
 /// How a quantised weight is stored.
 #[derive(Debug, Clone)]
@@ -102,10 +107,36 @@ impl Quantized {
         }
     }
 
+    /// Where its bytes are.
+    pub fn device(&self) -> Device {
+        self.context().map_or(Device::Cpu, |on| on.device())
+    }
+
+    pub(crate) fn context(&self) -> Option<&Arc<Context>> {
+        match &self.layout {
+            Layout::FourBit(x) => x.bytes().context(),
+            Layout::Int8(x) => x.bytes().context(),
+            Layout::Ggml(x) => x.bytes().context(),
+        }
+    }
+
+    /// The same blocks and scales on another device, or shared if they are there.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub fn to_device(&self, device: Device) -> Result<Quantized> {
+        let layout = match &self.layout {
+            Layout::FourBit(x) => Layout::FourBit(x.to_device(device)?),
+            Layout::Int8(x) => Layout::Int8(x.to_device(device)?),
+            Layout::Ggml(x) => Layout::Ggml(x.to_device(device)?),
+        };
+        Ok(Quantized { shape: self.shape, layout })
+    }
+
     /// Writes the values of elements `start..start + out.len()`, counted row by row.
     ///
     /// # Panics
-    /// If they reach past the weight.
+    /// If they reach past the weight; if it is on a device.
     pub fn read(&self, start: usize, out: &mut [f32]) {
         assert!(start + out.len() <= self.shape[0] * self.shape[1], "elements past a quantised weight");
         match &self.layout {
@@ -126,8 +157,11 @@ impl Quantized {
     /// ‖W - Q‖ / ‖W‖: how far its values are from those it was made of, summed in f64 in element order.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`]; [`Error::OutOfMemory`].
+    /// [`Error::ShapeMismatch`]; [`Error::OutOfMemory`]; [`Error::NotHere`] on a device.
     pub fn relative_rms(&self, original: &Tensor) -> Result<f64> {
+        if let Some(on) = self.context() {
+            return Err(Error::NotHere { op: "quantisation error", device: on.device() });
+        }
         if original.dims() != self.shape {
             let (lhs, rhs) = (original.dims().to_vec(), self.shape.to_vec());
             return Err(Error::ShapeMismatch { op: "quantisation error", what: "weight against blocks", lhs, rhs });

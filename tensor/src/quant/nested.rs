@@ -5,7 +5,7 @@
 
 use super::codes::dynamic_code;
 use super::{bytes_of, flat, floats_of};
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Scales that share an absmax.
 pub const NESTED_BLOCK: usize = 256;
@@ -27,6 +27,18 @@ impl Scales {
             Scales::Nested(nested) => {
                 Scales::Nested(Nested { codes: flat("absmax", &nested.codes, DType::U8, n)?, ..nested.checked(n)? })
             }
+        })
+    }
+
+    pub(super) fn to_device(&self, device: Device) -> Result<Scales> {
+        Ok(match self {
+            Scales::Plain(absmax) => Scales::Plain(absmax.to_device(device)?),
+            Scales::Nested(n) => Scales::Nested(Nested {
+                codes: n.codes.to_device(device)?,
+                absmax: n.absmax.to_device(device)?,
+                code: n.code.to_device(device)?,
+                ..*n
+            }),
         })
     }
 

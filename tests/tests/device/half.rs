@@ -57,7 +57,7 @@ pub(crate) fn watched(number: u32, capability: (u32, u32)) -> Option<(Device, Ar
     has_nvrtc().then(|| install(number, Emulator::new(capability).unwrap().with_memory(1 << 30).with_reports()))
 }
 
-fn kernels_of(emulator: &Emulator) -> BTreeSet<String> {
+pub(crate) fn kernels_of(emulator: &Emulator) -> BTreeSet<String> {
     emulator.take_reports().into_iter().map(|report| report.kernel).collect()
 }
 
@@ -74,12 +74,12 @@ pub(crate) fn in_bf16(mut model: Model, device: Device) -> Model {
 /// and a loss, the mean over a dozen tokens, by a few tenths of that. The gradient has as many roundings once more. Its
 /// norm averages them over all parameters; but AdamW's steps, which go by the gradient's sign at first, carry differences
 /// on. Something computed wrongly is off by tens of per cent.
-const BOUNDS: [f64; 2] = [4e-3, 1e-2];
+pub(crate) const BOUNDS: [f64; 2] = [4e-3, 1e-2];
 /// The same for the fixtures of families, whose weights are drawn so wide that attention is nearly a choice of one key: the
 /// gradient is then a difference of like terms, and that of a few parameters alone is off by more.
-const BOUNDS_OF_FIXTURES: [f64; 2] = [1e-2, 1e-1];
+pub(crate) const BOUNDS_OF_FIXTURES: [f64; 2] = [1e-2, 1e-1];
 
-fn close(what: &str, want: &[[f64; 2]], got: &[[f64; 2]], bounds: [f64; 2]) {
+pub(crate) fn close(what: &str, want: &[[f64; 2]], got: &[[f64; 2]], bounds: [f64; 2]) {
     let mut worst = 0.0f64;
     for (step, (want, got)) in want.iter().zip(got).enumerate() {
         for (i, name) in ["loss", "norm"].iter().enumerate() {

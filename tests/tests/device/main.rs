@@ -7,6 +7,7 @@ mod half;
 mod law5;
 mod ops;
 mod program;
+mod quantised;
 mod training;
 
 use std::path::{Path, PathBuf};

@@ -113,6 +113,12 @@ fn runs_resume_bitwise_and_what_they_save_is_used() {
     let model = model.to_str().unwrap();
     let lora = ["--use-peft", "--lora-r", "2", "--lora-dropout", "0.2", "--lora-target-modules", "all-linear"];
     let adapter = resumed(dir, "lora", &[&["sft", "--model", model, "--dataset", &data][..], &lora].concat());
+    resumed(
+        dir,
+        "qlora",
+        &[&["sft", "--model", model, "--dataset", &data, "--load-in-4bit", "--use-bnb-nested-quant"][..], &lora]
+            .concat(),
+    );
     let score = |device: &str, bf16: &str| -> Vec<f64> {
         let (out, adapter) = (dir.join(format!("{device}-{bf16}")), adapter.to_str().unwrap());
         let flags = ["score", "--model", model, "--adapter", adapter, "--dataset", &data, "--device", device];

@@ -77,7 +77,7 @@ const BOUNDS: [f64; 2] = [5e-6, 1e-4];
 /// sides of a tie, and these weights then differ by 2⁻⁸ of themselves.
 const BOUNDS_OF_BF16: [f64; 2] = [2e-4, 2e-3];
 
-fn compare(what: &str, here: &Model, there: &Model, device: Device, recompute: bool) {
+pub(crate) fn compare(what: &str, here: &Model, there: &Model, device: Device, recompute: bool) {
     there.to_device(device).unwrap();
     assert!(there.params().iter().all(|p| p.value().device() == device));
     let bf16 = here.params().iter().any(|p| p.is_trainable() && p.value().dtype() == DType::BF16);

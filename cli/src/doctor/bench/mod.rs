@@ -93,11 +93,6 @@ pub(crate) enum Outcome {
         /// Bytes free.
         free_bytes: u64,
     },
-    /// This device does not do it.
-    Unsupported {
-        /// As the engine says it.
-        reason: String,
-    },
     /// It failed.
     Failed {
         /// How.
@@ -129,7 +124,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Whether nothing failed: what a device has no room for or does not do is no failure.
+    /// Whether nothing failed: what a device has no room for is no failure.
     pub(crate) fn passed(&self) -> bool {
         !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed { .. } | Outcome::NotRun))
     }
@@ -139,7 +134,6 @@ impl Report {
 #[derive(Debug)]
 enum Trouble {
     TooLarge { needs: u64, free: u64 },
-    Unsupported(String),
     Failed(String),
 }
 
@@ -296,7 +290,6 @@ fn one(ground: &Ground<'_>, entry: Entry, begun: &mut dyn FnMut(&str), done: &mu
         Ok(()) => match catch_unwind(AssertUnwindSafe(|| run(ground))) {
             Ok(Ok(figures)) => Outcome::Measured(figures),
             Ok(Err(Trouble::TooLarge { needs, free })) => Outcome::TooLarge { needs_bytes: needs, free_bytes: free },
-            Ok(Err(Trouble::Unsupported(reason))) => Outcome::Unsupported { reason },
             Ok(Err(Trouble::Failed(error))) => Outcome::Failed { error },
             Err(_) => Outcome::Failed { error: "it panicked: a bug in planish, and stderr says where".into() },
         },

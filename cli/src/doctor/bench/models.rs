@@ -45,10 +45,26 @@ pub(super) fn shapes(emulated: bool) -> Vec<Shape> {
 impl Shape {
     /// Weights that a token is multiplied with: those of the linear modules and of the head.
     pub(super) fn multiplied(&self) -> usize {
+        self.of_layers() + self.config.vocab_size * self.config.hidden_size
+    }
+
+    /// Weights of the linear modules.
+    fn of_layers(&self) -> usize {
         let c = &self.config;
         let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        let layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size);
-        c.num_layers() * layer + c.vocab_size * c.hidden_size
+        c.num_layers() * c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size)
+    }
+
+    /// Bytes of all weights, about, and of the values of the largest that a product dequantises.
+    pub(super) fn weight_bytes(&self, held: Held) -> f64 {
+        let (all, layers) = (self.parameters() as f64, self.of_layers() as f64);
+        let largest = (self.config.hidden_size * self.config.intermediate_size) as f64;
+        match held {
+            Held::Frozen => 2.0 * all,
+            // f32 masters, both moments and gradients.
+            Held::Trained => 18.0 * all,
+            Held::Nf4 => 2.0 * (all - layers) + NF4_BYTES * layers + (2.0 + 4.0 / 64.0) * largest,
+        }
     }
 
     /// All of them, but for norms and biases.
@@ -83,27 +99,13 @@ pub(super) enum Held {
     Nf4,
 }
 
-impl Held {
-    /// Bytes of a weight.
-    pub(super) fn bytes(self) -> f64 {
-        if self == Held::Nf4 { 0.5625 } else { 2.0 }
-    }
-}
+/// Of a weight: 4 bits, a scale of 8 bits for each 64 and of 32 for each 256 of these.
+const NF4_BYTES: f64 = 0.5 + 1.0 / 64.0 + 4.0 / (64.0 * 256.0);
 
 /// The model on the device, with activations in bf16 as soon as they are set.
 pub(super) fn model(ground: &Ground<'_>, shape: &Shape, held: Held) -> Result<Model, Trouble> {
     let block = normals(if ground.emulated { 1 << 12 } else { (1 << 22) - 3 })?;
     let source = Random { device: ground.device, block, nf4: (held == Held::Nf4).then(RefCell::default) };
-    if held == Held::Nf4 {
-        // Refused before gigabytes are made.
-        let probe = source.quantized(&[64, 64])?;
-        match probe.to_device(ground.device) {
-            Err(error @ planish_tensor::Error::NotOnDevice { .. }) => {
-                return Err(Trouble::Unsupported(error.to_string()));
-            }
-            placed => drop(placed?),
-        }
-    }
     let options = LoadOptions { dtype: Some(DType::BF16), trainable: held == Held::Trained };
     let model = Model::load(shape.config.clone(), &source, options)?;
     model.to_device(ground.device)?;
@@ -175,6 +177,9 @@ mod tests {
             assert!((got / millions - 1.0).abs() < 2e-3, "{name}: {got}");
         }
         assert_eq!(of("8b").multiplied(), of("8b").parameters() - 128_256 * 4096);
+        // Embedding and head in bf16, 6979 million weights of layers in 4 bits and a little.
+        let bytes = of("8b").weight_bytes(Held::Nf4) / 1e9;
+        assert!((bytes - (2.0 * 1.0507 + 0.5159 * 6.9793 + 0.1211)).abs() < 0.01, "{bytes}");
         assert_eq!(of("0.5b").multiplied(), of("0.5b").parameters());
         assert_eq!(shapes(true).len(), 1);
     }

@@ -28,7 +28,6 @@ pub(crate) fn row(row: &Row) -> String {
             let [needs, free] = [needs_bytes, free_bytes].map(|bytes| *bytes as f64 / 1e9);
             format!("  left out: needs about {needs:.1} GB, {free:.1} GB are free  ({shape})")
         }
-        Outcome::Unsupported { reason } => format!("  unsupported: {reason}"),
         Outcome::Failed { error } => format!("  FAILED: {error}"),
         Outcome::NotRun => "  not run: the device is lost".to_owned(),
     }

@@ -46,9 +46,7 @@ fn step(shape: &Shape, training: &str, held: Held, length: usize) -> Entry {
 
 /// Bytes that a step needs, about: weights, with f32 masters, moments and gradients if they are trained, and activations.
 fn needs(shape: &Shape, held: Held) -> u64 {
-    let trained = if held == Held::Trained { 16.0 } else { 0.0 };
-    let weights = shape.parameters() as f64 * (held.bytes() + trained);
-    weights as u64 + (shape.tokens * shape.activation_bytes()) as u64
+    shape.weight_bytes(held) as u64 + (shape.tokens * shape.activation_bytes()) as u64
 }
 
 fn run(ground: &Ground<'_>, shape: &Shape, held: Held, length: usize) -> Result<Figures, Trouble> {

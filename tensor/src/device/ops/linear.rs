@@ -3,7 +3,7 @@
 use planish_cuda::ops::elementwise;
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 
-use super::On;
+use super::{On, quantised};
 use crate::gemm::Store;
 use crate::{DType, Result, Tensor};
 
@@ -21,10 +21,10 @@ const ROW: usize = 8;
 
 /// What a product is computed on, with sums in f32. Halves, on tensor cores, where A is one and B is alike or the
 /// result is a half too: then A is an activation or a gradient, and a B of another type is a weight, taken in the type
-/// of the activations as torch's autocast does. Otherwise f32, with B widened as it is read.
+/// of the activations as torch's autocast does; so is a quantised B. Otherwise f32, with B widened as it is read.
 fn computed_in(a: DType, b: DType, c: DType) -> DType {
     let half = |t| matches!(t, DType::BF16 | DType::F16);
-    if half(a) && (a == b || half(c)) { a } else { DType::F32 }
+    if half(a) && (a == b || b == DType::Packed || half(c)) { a } else { DType::F32 }
 }
 
 /// A tensor with `axis` filled up with zeros to `size`. Where that is what a sum is over, they change no bit of it.
@@ -70,12 +70,11 @@ fn finished(
     }
     let kind = computed_in(a.dtype(), b.dtype(), c.dtype());
     let wide = kind == DType::F32;
-    let right = |t: Tensor| if wide { Ok(t) } else { t.rounded(kind) };
+    let right = |t: Tensor| if wide && t.dtype() != DType::Packed { Ok(t) } else { t.rounded(kind) };
     let (a, a_transposed) = dense(a)?;
     let a = a.to_dtype(kind)?;
     // The kernel calls the layout of a weight, (n, k), the plain one.
     let (b, b_plain) = dense(b)?;
-    let b = right(b)?;
     let layout = Layout { a_transposed, b_transposed: !b_plain };
     // The factors of the update must lie as A and B do.
     let like = |t: &Tensor, transposed: bool| match transposed {
@@ -93,10 +92,19 @@ fn finished(
         }
     };
     let depth = if a_transposed { a.dims()[0] } else { a.dims()[1] };
-    let mut terms = vec![Term { a: a.cells()?, b: b.cells()?, depth }];
-    if let Some((u, v, depth)) = &update {
-        terms.push(Term { a: u.cells()?, b: v.cells()?, depth: *depth });
+    let second = match &update {
+        None => None,
+        Some((u, v, depth)) => Some(Term { a: u.cells()?, b: v.cells()?, depth: *depth }),
+    };
+    // Which adds no bias.
+    let plain = !epilogue.add && epilogue.alpha == 1.0 && bias.is_none();
+    let forward = layout == Layout::FORWARD && plain;
+    if forward && quantised::few_rows(on, [m, n, depth], &a, &b, second.as_ref(), c)? {
+        return Ok(());
     }
+    let b = right(b)?;
+    let mut terms = vec![Term { a: a.cells()?, b: b.cells()?, depth }];
+    terms.extend(second);
     // A weight like the others: in the type that the product is computed in.
     let bias = bias.map(|bias| bias.rounded(kind)).transpose()?;
     let epilogue = Epilogue { bias: bias.as_ref().map(Tensor::cells).transpose()?, ..epilogue };

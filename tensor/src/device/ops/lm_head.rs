@@ -17,7 +17,8 @@ fn options(of: &LmHead) -> kernel::LmHead {
 /// Both without gaps; the weight in the type of half hidden states, for tensor cores.
 fn dense(hidden: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
     let weight = weight.contiguous()?;
-    let weight = if hidden.dtype() == DType::F32 { weight } else { weight.rounded(hidden.dtype())? };
+    let as_it_is = hidden.dtype() == DType::F32 && weight.dtype() != DType::Packed;
+    let weight = if as_it_is { weight } else { weight.rounded(hidden.dtype())? };
     Ok((hidden.contiguous()?, weight))
 }
 

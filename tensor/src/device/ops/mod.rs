@@ -11,6 +11,7 @@ pub(crate) mod gather;
 pub(crate) mod linear;
 pub(crate) mod lm_head;
 pub(crate) mod norms;
+pub(crate) mod quantised;
 pub(crate) mod reduction;
 pub(crate) mod rope;
 pub(crate) mod rows;

@@ -7,6 +7,9 @@ use crate::{DType, Result, Tensor};
 
 /// Rows `ids` of a table, widened to f32.
 pub(crate) fn embedding_forward(on: &On, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    if let Some(packed) = table.quantized() {
+        return super::quantised::rows(on, table, packed, ids);
+    }
     let (table, width) = (table.contiguous()?, table.dims()[1]);
     let mut out = on.scratch("embedding", [ids.len(), width], DType::F32)?;
     if out.numel() > 0 {
