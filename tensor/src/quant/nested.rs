@@ -107,7 +107,8 @@ impl Nested {
     pub(super) fn quantize(scales: &Tensor) -> Result<Nested> {
         let scales = scales.as_slice::<f32>()?;
         let code = dynamic_code();
-        let offset = torch_mean(scales);
+        // Of no scales there is no mean.
+        let offset = if scales.is_empty() { 0.0 } else { torch_mean(scales) };
         let mut codes = Vec::with_capacity(scales.len());
         let mut absmax = Vec::with_capacity(scales.len().div_ceil(NESTED_BLOCK));
         for block in scales.chunks(NESTED_BLOCK) {
