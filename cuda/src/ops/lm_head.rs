@@ -265,13 +265,12 @@ pub fn forward_with_gradient(
     let most = (WHOLE_BYTES / (4 * sizes.vocabulary)).clamp(1, ROWS).min(sizes.rows);
     // Whole tiles of products, if there are several.
     let most = if most >= 128 && most < sizes.rows { most / 128 * 128 } else { most };
-    let whole = match queue.alloc("the head's logits", most * sizes.vocabulary, DType::F32) {
+    let mut whole = match queue.alloc("the head's logits", most * sizes.vocabulary, DType::F32) {
         Ok(logits) => logits,
         Err(Error::NoRoom { .. }) => return twice(queue, out, gradient, of, head),
         Err(error) => return Err(error),
     };
-    let mut whole = whole;
-    let mut dz = Dz::new(queue, &of, most.min(sizes.rows), sizes.vocabulary, head)?;
+    let mut dz = Dz::new(queue, &of, most, sizes.vocabulary, head)?;
     let running = Running::begin(queue, out, sizes.rows, head)?;
     for r0 in (0..sizes.rows).step_by(most) {
         let n = most.min(sizes.rows - r0);
