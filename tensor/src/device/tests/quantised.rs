@@ -71,7 +71,7 @@ fn values_are_those_of_the_processor() {
         let back = there.to_device(Device::Cpu).unwrap();
         assert_eq!((back.device(), bits(&back)), (Device::Cpu, bits(&here)), "{what}");
     }
-    let none = Tensor::packed(FourBit::quantize(&random(&[0, 3], 1), FourBitKind::Nf4, 64, true).unwrap());
+    let none = Tensor::packed(FourBit::quantize(&random(&[0, 3], 1), FourBitKind::Nf4, 64, false).unwrap());
     assert_eq!(none.to_device(device).unwrap().to_dtype(DType::BF16).unwrap().dims(), [0, 3]);
 }
 
