@@ -3,7 +3,7 @@
 //   packed (n / 2, rounded up) u8, element 2j in the upper nibble of byte j     absmax (blocks) f32     y (n) T
 //
 // The 16 code values are the quantiles of a normal distribution, scaled to [-1, 1]. With double quantisation absmax is
-// itself code2[absmax8[b]] absmax2[b / 256] + offset: `nf4_absmax` makes it.
+// itself quantised: `scales` in dequantise.cu makes it.
 // Contract: written (=). Bound by memory: half a byte read and sizeof(T) written an element.
 //
 // Macros: T.  Source: Dettmers et al., "QLoRA", arXiv:2305.14314, appendix E; the layout of bitsandbytes.
@@ -66,11 +66,4 @@ extern "C" __global__ void nf4(T* y, const u8* packed, const f32* absmax, u64 n,
         const u64 p = first + k * blockDim.x;
         if (p >= whole) edge(y, packed, absmax, code, p, n, block);
     }
-}
-
-// absmax[b] = code2[absmax8[b]] absmax2[b / block2] + offset.
-extern "C" __global__ void nf4_absmax(
-    f32* absmax, const u8* absmax8, const f32* code2, const f32* absmax2, f32 offset, u64 blocks, u32 block2) {
-    const u64 b = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (b < blocks) absmax[b] = code2[absmax8[b]] * absmax2[b / block2] + offset;
 }

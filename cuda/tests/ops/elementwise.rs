@@ -230,30 +230,6 @@ shapes! {
     }
 }
 
-#[test]
-fn nf4_absmax_is_looked_up_twice() {
-    let Some(device) = device() else { return };
-    let queue = device.queue();
-    let n = 700usize;
-    let small: Vec<u8> = (0..n).map(|i| (i * 37 + 5) as u8).collect();
-    let (code, scale) = (random(256, DType::F32, 1), random(n.div_ceil(256), DType::F32, 2));
-    let (s, c, m) =
-        (queue.upload("a test", &small).unwrap(), put(queue, &code, DType::F32), put(queue, &scale, DType::F32));
-    let mut out = room(queue, n, DType::F32);
-    nf4::absmax(
-        queue,
-        out.slice_mut(DType::F32),
-        s.slice(DType::U8),
-        c.slice(DType::F32),
-        m.slice(DType::F32),
-        0.25,
-        256,
-    )
-    .unwrap();
-    let want: Vec<f64> = (0..n).map(|b| code[usize::from(small[b])] * scale[b / 256] + 0.25).collect();
-    close("absmax", &get(&out, DType::F32), &want, 1e-6);
-}
-
 shapes! {
     fn dropout_keeps_a_tokens_mask(queue; rows in 0usize..6, columns in 1usize..200, types in 0usize..3; 8 cases) {
         let t = TYPES[types];
