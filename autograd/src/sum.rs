@@ -4,6 +4,7 @@ use planish_tensor::ops::elementwise::{add_assign, sum_of_halves};
 use planish_tensor::{DType, Tensor};
 
 use crate::Result;
+use crate::param::widened;
 
 /// What has come so far. Halves on a device are kept as they are and added up where the sum is read: by one kernel, which
 /// reads each once. All else is added up in place. Either way the sum is made in f32, in the order in which its terms
@@ -44,8 +45,7 @@ impl Sum {
 
     /// The sum in the compute dtype, to be added to.
     pub(crate) fn take_wide(&mut self) -> Result<Option<Tensor>> {
-        let sum = self.take_wide_if_several()?;
-        Ok(sum.map(|sum| if half(&sum) { sum.to_dtype(DType::F32) } else { Ok(sum) }).transpose()?)
+        self.take_wide_if_several()?.map(widened).transpose()
     }
 
     fn take_wide_if_several(&mut self) -> Result<Option<Tensor>> {
@@ -54,7 +54,7 @@ impl Sum {
         if all.len() == 0 {
             return Ok(Some(first));
         }
-        let mut sum = first.to_dtype(DType::F32)?;
+        let mut sum = widened(first)?;
         all.try_for_each(|grad| add_assign(&mut sum, &grad))?;
         Ok(Some(sum))
     }

@@ -14,11 +14,11 @@
 // But the gradient of a weight, whose depth is the tokens of a batch, is made in parts of PART tokens where it has few tiles:
 // the parts are matrices of their own, added up in order by matmul_hopper_join. Whether it is depends on m, n and k alone.
 // Contract: C is written (=), or added to (+=) with ADD = 1.
-// Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence two tiles.
+// Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence several tiles.
 //
 // Macros: T (bf16 or f16), O (type of C), A_T, B_T, ADD; GROUPS of four warps that multiply, each 64 rows; BN columns of a
-// block (32, 64, 128 or 256; 32 where B is not transposed: a row of a box is 128 bytes), STAGES tiles in the ring. Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
-// of 16 bytes, and k is not 0.
+// block (64, 128 or 256; 32 too where B is not transposed, as a row of a box is 128 bytes), STAGES tiles in the ring. Rows of
+// A, B, A2 and B2 are multiples of 8 elements, all begin at multiples of 16 bytes, and k is not 0.
 // Source: PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.25 (bulk copies), 9.7.13.15 (mbarrier).
 #include "hopper.cuh"
 #include "product.cuh"
@@ -80,7 +80,7 @@ __device__ __forceinline__ void place(u32 tile, u32 m, u32 n, u32 rows, u32& row
 }
 
 // Rung 0: one group does all by turns. It asks for a tile, waits for it, multiplies it and waits again.
-// Shared memory: a box of A, BN / 64 of B, and 8 bytes.
+// Shared memory: a box of A, BN rows of B, and 8 bytes.
 extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
     O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
     const __grid_constant__ TensorMap b2, const T* bias, f32 alpha, u32 m, u32 n, u32 k, u32 k2, u32 ldc) {

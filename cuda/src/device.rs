@@ -191,13 +191,17 @@ impl Queue<'_> {
         let function = self.device.function(kernel, name, defines)?;
         let Shape { grid, block, shared_bytes } = shape;
         let launch = Launch { grid, block: [block, 1, 1], cluster: [1; 3], shared_bytes };
-        let (driver, mut seen) = (&self.device.driver, self.device.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        let Some(seen) = &mut *seen else {
+        let driver = &self.device.driver;
+        let seen = || self.device.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen().is_none() {
             return driver.launch(function, &launch, args, self.stream);
-        };
+        }
         let from = driver.record(self.stream)?;
         driver.launch(function, &launch, args, self.stream)?;
-        seen.push(Seen { name, grid, from, to: driver.record(self.stream)? });
+        let to = driver.record(self.stream)?;
+        if let Some(seen) = &mut *seen() {
+            seen.push(Seen { name, grid, from, to });
+        }
         Ok(())
     }
 }

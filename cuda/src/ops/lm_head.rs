@@ -89,7 +89,7 @@ impl Rows<'_> {
         sizes: &Sizes,
         (r0, n): (usize, usize),
         logits: &mut DeviceBuffer,
-        mut each_tile: impl FnMut(Slice<'_>, Slice<'_>, usize, usize) -> Result<()>,
+        mut each_tile: impl FnMut(Slice<'_>, usize, usize) -> Result<()>,
     ) -> Result<()> {
         let hidden = self.hidden.part(r0 * sizes.size, n * sizes.size)?;
         for v0 in (0..sizes.vocabulary).step_by(TILE) {
@@ -98,7 +98,7 @@ impl Rows<'_> {
             let mut out = logits.slice_mut(DType::F32).part(0, n * width)?;
             let term = Term { a: hidden, b: weight, depth: sizes.size };
             matmul(queue, out.reborrow(), [n, width], Layout::FORWARD, &[term], Epilogue::default())?;
-            each_tile(*out, weight, v0, width)?;
+            each_tile(*out, v0, width)?;
         }
         Ok(())
     }
@@ -200,7 +200,7 @@ pub fn forward(queue: Queue<'_>, out: Output<'_>, of: Rows<'_>, head: &LmHead) -
     let mut logits = of.logits(queue, &sizes)?;
     for r0 in (0..sizes.rows).step_by(ROWS) {
         let n = ROWS.min(sizes.rows - r0);
-        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, _, v0, width| {
+        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, v0, width| {
             running.take((logits, width), of.targets, (r0, n), (v0, width))
         })?;
     }
@@ -400,7 +400,7 @@ fn gradients(
         let (targets, lse) = (of.targets.part(r0, n)?, lse.part(r0, n)?);
         let dlogprobs = dlogprobs.map(|d| d.part(r0, n)).transpose()?;
         let hidden = of.hidden.part(r0 * sizes.size, n * sizes.size)?;
-        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, _, v0, width| {
+        of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, v0, width| {
             let dz = dz.of((logits, width), targets, lse, dlogprobs, (v0, width))?;
             let rows = dhidden.reborrow().part(r0 * sizes.size, n * sizes.size)?;
             into_hidden(queue, rows, dz, &of, &sizes, (n, v0, width))?;

@@ -197,6 +197,8 @@ fn what_devices_do_not_do_is_refused_by_name() {
 fn doctor_measures_what_is_asked_for() {
     refused(&["doctor", "--bench-only", "swiglu"], "--bench");
     refused(&["doctor", "--bench", "--bench-only", "swiglu"], "--device");
+    refused(&["doctor", "--kernels"], "--bench");
+    refused(&["doctor", "--bench", "--kernels"], "--kernels lists");
     if !has_nvrtc() {
         return;
     }
