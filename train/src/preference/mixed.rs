@@ -5,11 +5,12 @@ use std::ops::{AddAssign, Range};
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
+use super::lengths::{LENGTH_MARGIN, Lengths, measure_length};
 use super::members::{Member, MemberLoss, Origins, Own, completion, shorter};
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
 use super::unpaired::divergence;
-use super::watch::{Kind, LENGTH_MARGIN, Watch, measure_length};
+use super::watch::{Kind, Watch};
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
@@ -37,12 +38,14 @@ pub struct Mixed {
 }
 
 /// Sums of one member.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Total {
     loss: f64,
     count: f64,
     nll: f64,
     nll_tokens: f64,
+    /// Of labelled completions.
+    lengths: Lengths,
 }
 
 /// Sums of all members, and what was measured.
@@ -60,6 +63,7 @@ impl AddAssign for Totals {
             to.count += from.count;
             to.nll += from.nll;
             to.nll_tokens += from.nll_tokens;
+            to.lengths += from.lengths;
         }
         self.measured += other.measured;
     }
@@ -147,15 +151,15 @@ impl Mixed {
         let rows = self.rows(batch, mode);
         let mut all = vec![0.0; self.members.len()];
         for (m, member) in self.members.iter().enumerate() {
-            let own: Vec<&Range<usize>> = rows.iter().filter(|(of, _)| *of == m).map(|(_, s)| s).collect();
             let MemberLoss::Labelled(kto) = &member.loss else { continue };
-            // Of one row alone there is no other's completion.
-            if !kto.needs_kl() || own.len() < 2 {
+            if !kto.needs_kl() {
                 continue;
             }
-            let own = batch.select(own.into_iter().cloned());
-            all[m] = divergence(model, &self.kept.reference, &own, self.max_length, optim)?;
-            measured.measure(&format!("{}/kl", member.name), all[m], 1.0);
+            let own = batch.select(rows.iter().filter(|(of, _)| *of == m).map(|(_, segments)| segments.clone()));
+            if let Some(kl) = divergence(model, &self.kept.reference, &own, self.max_length, optim)? {
+                all[m] = kl;
+                measured.measure(&format!("{}/kl", member.name), kl, 1.0);
+            }
         }
         Ok(all)
     }
@@ -241,7 +245,9 @@ impl Mixed {
                         let found = kto.loss(logratio, label, kl[m]);
                         to.loss += found.loss;
                         slopes[scores.of(s)].fill(scale * found.slope);
-                        own.measure(if label { "rewards/chosen" } else { "rewards/rejected" }, kto.beta * logratio);
+                        let reward = kto.beta * logratio;
+                        own.measure(if label { "rewards/chosen" } else { "rewards/rejected" }, reward);
+                        to.lengths.push(label, scores.of(s).len(), reward);
                     }
                 }
                 MemberLoss::Pairs(loss) => {
@@ -331,6 +337,9 @@ impl Preference for Mixed {
             sums.measure(&format!("{}/loss", member.name), mean, 1.0);
         }
         sums += totals.measured;
+        for (member, total) in self.members.iter().zip(totals.members) {
+            total.lengths.measure(&mut sums, &format!("{}/{LENGTH_MARGIN}", member.name));
+        }
         if let Some(routers) = routers {
             routers.add_to(&mut sums, 1.0);
         }

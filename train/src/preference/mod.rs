@@ -11,6 +11,7 @@
 mod ensemble;
 mod head;
 mod judged;
+mod lengths;
 mod members;
 mod mixed;
 mod objective;

@@ -5,9 +5,10 @@ use std::ops::{AddAssign, Range};
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
+use super::lengths::{LENGTH_MARGIN, measure_length};
 use super::objective::{Kept, Preference};
 use super::reference::{Compared, Reference};
-use super::watch::{LENGTH_MARGIN, Watch, measure_length};
+use super::watch::Watch;
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;

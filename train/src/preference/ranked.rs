@@ -5,11 +5,12 @@ use std::ops::Range;
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
+use super::lengths::{LENGTH_MARGIN, measure_length};
 use super::members::completion;
 use super::objective::{Kept, Preference};
 use super::pairs::Totals;
 use super::reference::Reference;
-use super::watch::{LENGTH_MARGIN, Watch, measure_length};
+use super::watch::Watch;
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;

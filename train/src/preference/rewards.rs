@@ -4,9 +4,10 @@ use planish_nn::decoder::Model;
 
 use super::head::through_head;
 use super::judged::{Judged, Length};
+use super::lengths::measure_length;
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
-use super::watch::{Kind, Watch, measure_length};
+use super::watch::{Kind, Watch};
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;

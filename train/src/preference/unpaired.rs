@@ -1,11 +1,12 @@
 //! The objective of labelled completions.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Routing};
 
+use super::lengths::{LENGTH_MARGIN, Lengths};
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
 use super::watch::{Kind, Watch};
@@ -45,8 +46,22 @@ impl Unpaired {
     }
 }
 
+/// What is added up over a step, or over held-out data.
+#[derive(Default)]
+pub(super) struct Totals {
+    sums: Sums,
+    lengths: Lengths,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Totals) {
+        self.sums += other.sums;
+        self.lengths += other.lengths;
+    }
+}
+
 impl Preference for Unpaired {
-    type Totals = Sums;
+    type Totals = Totals;
 
     fn kept(&self) -> &Kept {
         &self.kept
@@ -62,15 +77,17 @@ impl Preference for Unpaired {
         optim: &OptimSettings,
         micro_batches: &[Batch],
         mode: Mode,
-    ) -> Result<(Sums, Option<Routers>)> {
-        let mut sums = Sums::default();
+    ) -> Result<(Totals, Option<Routers>)> {
+        let (mut sums, mut lengths) = (Sums::default(), Lengths::default());
         let completions: usize = micro_batches.iter().map(Batch::segments).sum();
         let all = passes(micro_batches, optim.tokens_per_pass);
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         for (batch, parts) in micro_batches.iter().zip(&all) {
             let mut kl = 0.0;
-            if self.loss.needs_kl() {
-                kl = divergence(model, &self.kept.reference, batch, self.max_length, optim)?;
+            if self.loss.needs_kl()
+                && let Some(found) = divergence(model, &self.kept.reference, batch, self.max_length, optim)?
+            {
+                kl = found;
                 sums.measure("kl", kl, 1.0);
             }
             for part in parts {
@@ -96,7 +113,9 @@ impl Preference for Unpaired {
                     sums.loss += found.loss;
                     sums.count += 1.0;
                     let side = if label { "chosen" } else { "rejected" };
-                    sums.measure(&format!("rewards/{side}"), self.loss.beta * logratio, 1.0);
+                    let reward = self.loss.beta * logratio;
+                    sums.measure(&format!("rewards/{side}"), reward, 1.0);
+                    lengths.push(label, scores.of(s).len(), reward);
                     sums.measure(&format!("logps/{side}"), logp, 1.0);
                     if let Some(means) = &scores.mean_logits {
                         let sum = scores.of(s).map(|i| means[i]).sum();
@@ -112,11 +131,11 @@ impl Preference for Unpaired {
                 }
             }
         }
-        Ok((sums, routers))
+        Ok((Totals { sums, lengths }, routers))
     }
 
     /// With the difference of the sides' mean rewards, where there are both.
-    fn together(&self, mut sums: Sums, routers: Option<&Routers>) -> Sums {
+    fn together(&self, Totals { mut sums, lengths }: Totals, routers: Option<&Routers>) -> Sums {
         if let Some(routers) = routers {
             let completions = sums.count;
             routers.add_to(&mut sums, completions);
@@ -124,18 +143,23 @@ impl Preference for Unpaired {
         if let (Some(chosen), Some(rejected)) = (sums.get("rewards/chosen"), sums.get("rewards/rejected")) {
             sums.measure("rewards/margins", chosen - rejected, 1.0);
         }
+        lengths.measure(&mut sums, LENGTH_MARGIN);
         sums
     }
 }
 
-/// max(0, mean log π/π_ref) over the completions of a batch's prompts each with the completion of the row before it, nats.
+/// max(0, mean log π/π_ref) over the completions of a batch's prompts each with the completion of the row before it, nats;
+/// nothing of a row alone, which has no other before it.
 pub(super) fn divergence(
     model: &Model,
     reference: &Reference,
     batch: &Batch,
     max_length: Option<usize>,
     optim: &OptimSettings,
-) -> Result<f64> {
+) -> Result<Option<f64>> {
+    if batch.examples().len() < 2 {
+        return Ok(None);
+    }
     let (batch, mut sum) = (mismatched(batch, max_length), 0.0);
     for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
         let ones = vec![1.0; part.supervised()];
@@ -143,7 +167,7 @@ pub(super) fn divergence(
         let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
         sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
     }
-    Ok((sum / batch.segments() as f64).max(0.0))
+    Ok(Some((sum / batch.segments() as f64).max(0.0)))
 }
 
 /// Each prompt with the completion of the row before it, the first with that of the last.

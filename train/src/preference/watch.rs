@@ -1,5 +1,6 @@
 //! What is worth a word while a preference run goes on. Each is said once.
 
+use super::lengths::LENGTH_MARGIN;
 use crate::trainer::Sums;
 
 /// Steps that are looked at together: a step's batch alone says little.
@@ -15,17 +16,6 @@ const BY_HEART: f64 = 2.25;
 
 /// Reward that a longer answer must have over a shorter one before anything is said of it.
 const LENGTH: f64 = 0.1;
-
-/// The metric of what length is worth, of pairs of unequal lengths: the longer side's reward less the shorter one's.
-pub(super) const LENGTH_MARGIN: &str = "rewards/length_margin";
-
-/// Measures [`LENGTH_MARGIN`], or what it is called, of a pair's rewards and tokens.
-pub(super) fn measure_length(to: &mut Sums, name: &str, [chosen, rejected]: [f64; 2], tokens: [f64; 2]) {
-    // Equal lengths count nothing, but have a place: metrics are in one order whatever pair comes first.
-    let (sign, is) =
-        if tokens[0] > tokens[1] { (1.0, 1.0) } else { (-1.0, f64::from(u8::from(tokens[0] < tokens[1]))) };
-    to.measure(name, is * sign * (chosen - rejected), is);
-}
 
 /// What learns, which advice depends on.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +45,8 @@ impl Kind {
         match self {
             Kind::Compared => "the loss sigmoid_norm, --ld-alpha below 1 or pairs of like lengths take",
             Kind::Alone => "a loss by the token (simpo) or pairs of like lengths take",
-            Kind::Labelled | Kind::Reward => "pairs of like lengths take",
+            Kind::Labelled => "completions of like lengths take",
+            Kind::Reward => "pairs of like lengths take",
         }
     }
 }
@@ -158,6 +149,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lengths::measure_length;
     use super::*;
 
     fn step(chosen: f64, rejected: f64, kl: f64) -> Sums {
