@@ -89,6 +89,27 @@ fn an_adapter_is_folded_in() {
     for (got, want) in scores(&["--model", text(&file)], dir).iter().zip(&want) {
         assert!((got - want).abs() <= 1e-3 * want.abs().max(1.0), "{got} against {want}");
     }
+    // A base of blocks, back on its grid: how far that is from the tuned model is told, and what the adapter was worth.
+    let base = dir.join("base.gguf");
+    assert_eq!(planish(&["export", "--model", "builtin", "--quant", "q4_0", "-o", text(&base)]).code, 0);
+    let told = |quant: &str| -> serde_json::Value {
+        let own = ["export", "--model", text(&base), "--adapter", text(&adapter), "--quant", quant, "--overwrite"];
+        let done = planish(&[&own[..], &["-o", text(&file), "--json"]].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let lost = done.stderr.contains("lost what the adapter had learned");
+        let told: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+        assert_eq!(told["drift"]["lost"].as_bool().unwrap(), lost, "{done:?}");
+        told["drift"].clone()
+    };
+    let kl = |told: &serde_json::Value, name: &str| told[name].as_f64().unwrap();
+    let (coarse, fine) = (told("q4_0"), told("f32"));
+    assert!(kl(&coarse, "kl_of_base") > 0.0 && kl(&coarse, "kl_of_base") == kl(&fine, "kl_of_base"), "{coarse} {fine}");
+    assert!(kl(&fine, "kl") < 1e-5 && kl(&coarse, "kl") > 10.0 * kl(&fine, "kl"), "{coarse} {fine}");
+    // Without an adapter a text asks for it.
+    let own =
+        ["export", "--model", "builtin", "--quant", "q4_0", "-o", text(&file), "--overwrite", "--text", text(&data)];
+    let done = planish(&own);
+    assert!(done.code == 0 && done.stdout.contains("nats from the model before on"), "{done:?}");
 }
 
 #[test]

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_nn::adapters::merge_adapter;
+use planish_nn::decoder::LoadOptions;
 use planish_nn::gguf::{Quant, export};
+use planish_nn::pretrained::Pretrained;
 use serde_json::json;
 
+use super::drifted::{self, Drifted};
 use super::json_flag;
 use crate::failure::DONE;
 use crate::output::note;
@@ -44,13 +47,21 @@ pub(crate) fn command() -> Command {
         .arg(
             Arg::new("overwrite").long("overwrite").action(ArgAction::SetTrue).help("Replace the file if there is one"),
         )
+        .arg(
+            drifted::text_flag()
+                .help("Text on which to compare the file's model with the one before [with an adapter a short one]"),
+        )
         .arg(json_flag())
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let path = matches.get_one::<PathBuf>("output").expect("required");
     let quant = matches.get_one::<String>("quant").and_then(|name| Quant::parse(name)).expect("one of the names");
+    let text = drifted::text(matches)?;
     let (mut model, tokenizer) = model_args::open(matches)?;
+    let adapted = matches.contains_id("adapter");
+    // Merging makes new weights: the clone keeps the old.
+    let before = model.clone();
     merge_adapter(&mut model)?;
     let done = export(&model, &tokenizer, quant, path, matches.get_flag("overwrite"))?;
     let mut kinds: Vec<_> = done.fallbacks.iter().map(|(_, kind)| format!("{kind:?}")).collect();
@@ -58,6 +69,16 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     for group in kinds.chunk_by(|a, b| a == b) {
         let count = group.len();
         note(format_args!("{count} tensors are {}: their rows do not fill the blocks that --quant asks for", group[0]));
+    }
+    let drift = match adapted || matches.contains_id("text") {
+        true => {
+            let file = Pretrained::open(path)?.load(LoadOptions::default())?;
+            Some(Drifted::measure((&before, adapted), &file, &tokenizer, &text)?)
+        }
+        false => None,
+    };
+    if let Some(drift) = &drift {
+        drift.warn("Export with more bits");
     }
     done.notes.iter().for_each(|sentence| note(format_args!("{sentence}")));
     if matches.get_flag("json") {
@@ -68,8 +89,12 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         output::json(&json!({
             "file": path, "bytes": done.bytes, "tensors": kinds, "fallbacks": fallbacks,
             "worst_relative_error": done.worst_error, "worst_tensor": done.worst_tensor,
+            "drift": drift,
         }))?;
     } else {
+        if let Some(drift) = &drift {
+            output::line(drift.sentence("written"))?;
+        }
         output::line(path.display())?;
     }
     Ok(DONE)

@@ -8,6 +8,7 @@ mod data;
 mod distill;
 mod doctor;
 mod dpo;
+mod drifted;
 mod export;
 mod generate;
 mod kernels;
