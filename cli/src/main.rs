@@ -16,6 +16,7 @@ mod terminal;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    outgrown_files_are_errors();
     let code = failure::guard(|| {
         let matches = match args::parse(std::env::args_os()) {
             Ok(matches) => matches,
@@ -27,4 +28,14 @@ fn main() -> ExitCode {
         }
     });
     ExitCode::from(code)
+}
+
+/// A file that would be larger than `ulimit -f` allows is to be an error of the write, which is told and leaves nothing
+/// half-written, not the end of the process.
+fn outgrown_files_are_errors() {
+    #[cfg(unix)]
+    // SAFETY: to ignore a signal installs no code that could run at a bad moment; no thread has been started.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }

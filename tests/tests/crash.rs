@@ -292,7 +292,7 @@ fn a_second_interrupt_ends_at_once() {
 /// Runs with no file larger than `blocks` of 512 bytes.
 fn limited(blocks: u64, arguments: &[String]) -> Done {
     let binary = PathBuf::from(command().get_program());
-    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let script = format!("ulimit -f {blocks}; exec \"$0\" \"$@\"");
     let output = Command::new("sh").args(["-c", &script]).arg(binary).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Done { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
@@ -399,9 +399,7 @@ fn a_paging_file_without_room_ends_the_run_before_it_begins() {
     let wide = with(wide, &["--lora-target-modules", "all-linear", "--optim", "paged_adamw_32bit"]);
     let done = limited(128, &wide);
     assert_says(&done, "run/.optimizer.planish.tmp: it would be larger", "Raise the limit");
-    let left: Vec<String> =
-        tree(&run).into_keys().map(|p| p.strip_prefix(&run).unwrap().display().to_string()).collect();
-    assert_eq!(left, ["config.yaml", "preflight.json"]);
+    assert!(tree(&run).is_empty(), "{:?}", tree(&run).keys());
 }
 
 #[test]

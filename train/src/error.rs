@@ -137,6 +137,21 @@ pub enum Error {
         /// What it cannot do.
         what: String,
     },
+    /// A setting that made what a checkpoint holds, and is another now.
+    #[error(
+        "{key} is {is}, but {} was made with {was}: go on with that, or begin a new run",
+        .checkpoint.display()
+    )]
+    Resumed {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// The setting.
+        key: String,
+        /// Its value in the run that the checkpoint is of.
+        was: String,
+        /// The one given.
+        is: String,
+    },
     /// A checkpoint that does not fit the run.
     #[error("{}: {problem}", .path.display())]
     Checkpoint {

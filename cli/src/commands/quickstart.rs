@@ -12,8 +12,8 @@ use planish_train::builtin;
 use planish_train::config::{Recipe, SftConfig, WeightDtype, from_yaml};
 use planish_train::models::{self, BUILTIN};
 use planish_train::recipes::sft;
-use planish_train::run::Outcome;
 use planish_train::run::report::{self, Sample};
+use planish_train::run::{Outcome, RunDir};
 use serde_json::{Value, json};
 
 use super::json_flag;
@@ -46,6 +46,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     config.run.output_dir = out.to_string_lossy().into_owned();
     config.check_together()?;
     catch_interrupts()?;
+    // Before any question is asked: what is in the way would be said a minute later.
+    RunDir::create(&out, false)?;
 
     let opened = models::open(BUILTIN, "main", &mut |_| {})?;
     let held_out = questions(builtin::heldout())?;

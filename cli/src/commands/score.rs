@@ -68,6 +68,23 @@ pub(crate) fn command() -> Command {
         .arg(json_flag())
 }
 
+/// The files to score, none of which may be the one that is written.
+///
+/// # Errors
+/// A name that cannot be read; an output that is one of them.
+pub(super) fn datasets(matches: &ArgMatches) -> anyhow::Result<Vec<DatasetSpec>> {
+    let names: Vec<String> = matches.get_many("dataset").into_iter().flatten().cloned().collect();
+    let files = planish_train::recipes::datasets(&names)?;
+    let output = matches.get_one::<PathBuf>("output").expect("required");
+    if let Ok(place) = output.canonicalize()
+        && files.iter().any(|file| file.path.canonicalize().is_ok_and(|path| path == place))
+    {
+        let sentence = format!("--output {} is one of the data sets: it would be overwritten", output.display());
+        return Err(model_args::wrong(sentence));
+    }
+    Ok(files)
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|t| *t > 0.0 && t.is_finite());
     number.ok_or_else(|| "must be a number above 0".to_owned())
@@ -80,14 +97,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if model_args::members(matches)?.len() > 1 {
         return Err(model_args::wrong("several models or adapters are an ensemble of rewards: give one, or --reward"));
     }
+    let files = datasets(matches)?;
     let (model, tokenizer) = model_args::open(matches)?;
-    let specs: Vec<DatasetSpec> = matches
-        .get_many::<String>("dataset")
-        .into_iter()
-        .flatten()
-        .map(|s| DatasetSpec::parse(s))
-        .collect::<Result<_, _>>()?;
-    let data = Dataset::open(&specs, &Columns::default(), &DatasetType::SFT)?;
+    let data = Dataset::open(&files, &Columns::default(), &DatasetType::SFT)?;
     let options = EncodeOptions {
         max_length: None,
         assistant_only_loss: matches.get_flag("assistant-only-loss"),

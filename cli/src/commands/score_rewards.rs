@@ -12,7 +12,7 @@ use planish_nn::reward::RewardKind;
 use planish_nn::weights::atomic_write;
 use planish_tensor::DType;
 use planish_train::data::{
-    Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Example, OnUnsupervised, StepOptions,
+    Columns, Dataset, DatasetType, EncodeOptions, Encoder, Example, OnUnsupervised, StepOptions,
 };
 use planish_train::preference::{Answer, Judged, Judgement, Spread, StepJudgement};
 use serde_json::{Value, json};
@@ -107,8 +107,7 @@ fn member(
     let (data, before) = match data {
         Some((data, before)) => (data, *before),
         None => {
-            let files = matches.get_many::<String>("dataset").into_iter().flatten();
-            let specs = files.map(|s| DatasetSpec::parse(s)).collect::<Result<Vec<_>, _>>()?;
+            let specs = super::score::datasets(matches)?;
             let accepted = match kind {
                 RewardKind::Outcome => [&[DatasetType::Preference][..], &DatasetType::SFT].concat(),
                 RewardKind::Process => DatasetType::STEPS.to_vec(),

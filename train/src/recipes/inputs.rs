@@ -8,9 +8,12 @@ use planish_nn::tokenizer::Tokenizer;
 use planish_nn::weights::atomic_write;
 use planish_tensor::Device;
 
+use super::resumed;
 use crate::Result;
 use crate::builtin;
-use crate::config::{DataSettings, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode};
+use crate::config::{
+    DataSettings, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode, to_yaml,
+};
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
     Sampler, SamplerOptions, StepOptions, Truncation, ValidationSplit, preflight,
@@ -231,16 +234,21 @@ pub(super) fn checkpoint(run: &RunSettings) -> Result<Option<Checkpoint>> {
     Ok(Some(Checkpoint::find(from, run.output_dir.as_ref())?))
 }
 
-/// Makes or reopens the run directory, writes the settings into it, and tells the observer what the report warns of.
+/// Makes or reopens the run directory, into which the settings and the report are written when the run begins, and tells
+/// the observer what the report warns of.
 pub(super) fn begin<C: Recipe>(
     config: &C,
     run: &RunSettings,
     report: &Preflight,
     observer: &mut dyn Observer,
 ) -> Result<(RunDir, Option<Checkpoint>)> {
-    let (dir, resume) = run_dir(run)?;
-    dir.write_config(config)?;
-    tell(report, &dir, observer)?;
+    if let Some(from) = checkpoint(run)? {
+        resumed::compare(config, &from, observer)?;
+    }
+    let (mut dir, resume) = run_dir(run)?;
+    dir.at_begin("config.yaml", to_yaml(config).into_bytes());
+    dir.at_begin("preflight.json", serde_json::to_vec_pretty(report).expect("plain numbers and texts"));
+    observer.preflight(report);
     Ok((dir, resume))
 }
 
@@ -273,7 +281,15 @@ fn row_type(named: RowType) -> DatasetType {
     }
 }
 
-/// The files, `builtin` standing for those inside the program.
+/// The files that settings name, `builtin` standing for the instructions inside the program.
+///
+/// # Errors
+/// A name or weight that cannot be read; no room for the program's own rows.
+pub fn datasets(files: &[String]) -> Result<Vec<DatasetSpec>> {
+    specs(files, &[], builtin::instructions())
+}
+
+/// The files, `builtin` standing for `own`.
 pub(super) fn specs(files: &[String], weights: &[f64], own: &str) -> Result<Vec<DatasetSpec>> {
     let mut specs = Vec::new();
     for (i, file) in files.iter().enumerate() {
@@ -306,11 +322,4 @@ fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
         None => (RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None),
         Some(checkpoint) => (RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)),
     })
-}
-
-/// Tells the observer what the report warns of, and keeps the report in the run directory.
-fn tell(report: &Preflight, dir: &RunDir, observer: &mut dyn Observer) -> Result<()> {
-    dir.write("preflight.json", &serde_json::to_vec_pretty(report).expect("plain numbers and texts"))?;
-    observer.preflight(report);
-    Ok(())
 }

@@ -11,5 +11,8 @@ pub mod reward;
 pub mod sft;
 pub mod simpo;
 
+pub use inputs::datasets;
+
 mod inputs;
 mod preference;
+mod resumed;

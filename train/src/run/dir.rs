@@ -29,6 +29,8 @@ pub struct RunDir {
     path: PathBuf,
     /// The step after which this run goes on, if it was resumed.
     resumed: Option<u64>,
+    /// What [`RunDir::begin`] writes.
+    first: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl RunDir {
@@ -68,7 +70,7 @@ impl RunDir {
             let removed = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
             removed.map_err(|source| RunError::io("remove", &old, source))?;
         }
-        Ok(RunDir { path: path.to_owned(), resumed: None })
+        Ok(RunDir { path: path.to_owned(), resumed: None, first: Vec::new() })
     }
 
     /// Opens the directory for going on after `from`. If the checkpoint belongs to this directory
@@ -101,7 +103,7 @@ impl RunDir {
                 fs::copy(&metrics, &to).map_err(|source| RunError::io("write", &to, source))?;
             }
         }
-        Ok(RunDir { path: path.to_owned(), resumed: Some(from.step) })
+        Ok(RunDir { path: path.to_owned(), resumed: Some(from.step), first: Vec::new() })
     }
 
     /// The directory.
@@ -127,12 +129,18 @@ impl RunDir {
         Ok(atomic_write(self.path.join(name), |to| to.write_all(bytes))?)
     }
 
-    /// Writes `config.yaml`.
+    /// Has a file written when the run begins.
+    pub fn at_begin(&mut self, name: &'static str, bytes: Vec<u8>) {
+        self.first.push((name, bytes));
+    }
+
+    /// Writes what was left for now, when nothing can be refused any more: of a run that cannot go on nothing is changed.
     ///
     /// # Errors
     /// As [`RunDir::write`].
-    pub fn write_config<C: crate::config::Settings>(&self, config: &C) -> Result<(), RunError> {
-        self.write("config.yaml", crate::config::to_yaml(config).as_bytes())
+    pub fn begin(&mut self) -> Result<(), RunError> {
+        let first = std::mem::take(&mut self.first);
+        first.iter().try_for_each(|(name, bytes)| self.write(name, bytes))
     }
 
     /// Writes `facts.json`: pairs that the report shows, such as `("parameters", "134.5 M")`.

@@ -85,7 +85,9 @@ impl Trainer<'_> {
         let mut state = match resume {
             Some(from) => {
                 self.objective.load(&from.path)?;
-                TrainerState::load(&from.path, &mut *optimizer)?
+                let state = TrainerState::load(&from.path, &mut *optimizer)?;
+                state.check(from, self.total_steps())?;
+                state
             }
             None => TrainerState::default(),
         };
@@ -95,6 +97,8 @@ impl Trainer<'_> {
         let warmup = o.warmup(total);
         let trained = optimizer.params();
         let trainable: usize = trained.iter().map(|p| p.value().numel()).sum();
+        let upcoming = self.sampler.steps(state.cursor)?;
+        self.dir.begin()?;
         observer.started(&RunPlan {
             run_dir: self.dir.path().to_path_buf(),
             first_step: state.step,
@@ -109,7 +113,7 @@ impl Trainer<'_> {
         {
             log.write_start(&found)?;
         }
-        let mut steps = Loader::new(self.sampler.steps(state.cursor)?, AHEAD);
+        let mut steps = Loader::new(upcoming, AHEAD);
         let (mut saved, mut checked) = (None, false);
         while state.step < total && !state.stopped_early {
             let started = Instant::now();

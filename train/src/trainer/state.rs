@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Cursor;
 use crate::optim::Optimizer;
-use crate::run::RunError;
+use crate::run::{Checkpoint, RunError};
 use crate::{Error, Result};
 
 const STATE_FILE: &str = "trainer_state.json";
@@ -63,6 +63,18 @@ impl TrainerState {
         let bad = |problem: String| Error::Checkpoint { path: dir.to_path_buf(), problem };
         let text = std::fs::read(dir.join(STATE_FILE)).map_err(|e| bad(format!("{STATE_FILE}: {e}")))?;
         serde_json::from_slice(&text).map_err(|e| bad(format!("{STATE_FILE}: {e}")))
+    }
+
+    /// Whether it is that of this checkpoint, for a run of so many steps in all.
+    pub(super) fn check(&self, from: &Checkpoint, total: u64) -> Result<()> {
+        let bad = |problem: String| Err(Error::Checkpoint { path: from.path.clone(), problem });
+        match self.step {
+            step if step != from.step => bad(format!("{STATE_FILE} is of step {step}, and not of {}", from.step)),
+            step if step > total => bad(format!(
+                "it is of step {step}, and the run is to have {total}: raise max_steps (num_train_epochs), or go on from an earlier one"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Reads the state, and that of the optimizer into it.
