@@ -6,6 +6,7 @@ pub mod law5;
 pub mod program;
 pub mod runs;
 mod settings_page;
+pub mod tiny;
 
 pub use settings_page::settings_page;
 

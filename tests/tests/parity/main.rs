@@ -4,6 +4,7 @@ mod adapters;
 mod experts;
 mod families;
 mod optim;
+mod program;
 mod quant;
 mod sft;
 

@@ -89,7 +89,7 @@ fn train(run: &Path, feed: Feed) -> (Vec<(f64, f64)>, Model) {
     (trajectory, model)
 }
 
-const RUNS: [&str; 5] = ["full_smollm2", "full_qwen3", "lora_smollm2", "lora_qwen3", "lora_rs_saved"];
+pub(crate) const RUNS: [&str; 5] = ["full_smollm2", "full_qwen3", "lora_smollm2", "lora_qwen3", "lora_rs_saved"];
 
 /// Without padding, against TRL's padded run: loss, gradient norm and the weights after ten steps.
 #[test]
