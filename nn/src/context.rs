@@ -17,6 +17,7 @@ pub struct Ctx {
     without_adapters: bool,
     noise: Option<(f64, Rows)>,
     routing: Option<Routing>,
+    lean: bool,
 }
 
 impl Ctx {
@@ -63,6 +64,18 @@ impl Ctx {
     /// Where routers are noted.
     pub fn routing(&self) -> Option<&Routing> {
         self.routing.as_ref()
+    }
+
+    /// The same, keeping no wide activation of an MLP for the backward pass: there its two projections to the wide side
+    /// are computed again, half of a layer's products, where recomputing whole layers makes all of them.
+    pub fn lean(mut self, lean: bool) -> Ctx {
+        self.lean = lean;
+        self
+    }
+
+    /// Whether wide activations are made again.
+    pub fn is_lean(&self) -> bool {
+        self.lean
     }
 
     /// The same, recorded on another tape or not at all: for recomputation.

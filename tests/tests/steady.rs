@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
 use planish_tensor::pool;
-use planish_train::config::OptimSettings;
+use planish_train::config::{Granularity, OptimSettings};
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::models;
 use planish_train::optim::{AdamW, AdamWSettings, Update, grad_norm};
@@ -70,7 +70,8 @@ fn step(vocab_size: usize) -> Step {
 #[test]
 fn a_steady_step_allocates_nothing_large() {
     for lora in [false, true] {
-        for gradient_checkpointing in [false, true] {
+        let ways = [(false, Granularity::Full), (true, Granularity::Selective), (true, Granularity::Full)];
+        for (gradient_checkpointing, recompute_granularity) in ways {
             for tokens_per_pass in [0, 400] {
                 let opened = models::open("builtin", "main", &mut |_| {}).unwrap();
                 let mut model = opened.load(planish_train::config::WeightDtype::Float32, !lora).unwrap();
@@ -82,7 +83,8 @@ fn a_steady_step_allocates_nothing_large() {
                 let params = model.params();
                 let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
                 let mut adamw = AdamW::new(&params, settings).unwrap();
-                let optim = OptimSettings { gradient_checkpointing, tokens_per_pass, ..OptimSettings::default() };
+                let own = OptimSettings { gradient_checkpointing, recompute_granularity, ..OptimSettings::default() };
+                let optim = OptimSettings { tokens_per_pass, ..own };
                 let step = step(model.config.vocab_size);
                 let mut run = |done: u64| {
                     accumulate(&model, &optim, &step, done).unwrap();
@@ -93,7 +95,9 @@ fn a_steady_step_allocates_nothing_large() {
                 let before = (LARGE.load(Ordering::Relaxed), pool::stats().fresh, pool::stats().reused);
                 (3..6).for_each(&mut run);
                 let after = (LARGE.load(Ordering::Relaxed), pool::stats().fresh, pool::stats().reused);
-                let what = format!("lora {lora}, checkpointing {gradient_checkpointing}, {tokens_per_pass} a pass");
+                let what = format!(
+                    "lora {lora}, checkpointing {gradient_checkpointing}, {recompute_granularity}, {tokens_per_pass} a pass"
+                );
                 assert_eq!((after.0, after.1), (before.0, before.1), "{what}");
                 assert!(after.2 > before.2, "the step's tensors are large enough to come from the pool: {what}");
             }

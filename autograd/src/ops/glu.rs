@@ -1,4 +1,4 @@
-//! Gated linear units.
+//! Gated linear units. Each saves its gate and its input, or how they are made again.
 
 use planish_tensor::ops::glu::{Act, backward, forward};
 
@@ -40,15 +40,15 @@ pub fn geglu_tanh(gate: &Var, up: &Var) -> Result<Var> {
 fn gated(op: &'static Op, act: Act, gate: &Var, up: &Var) -> Result<Var> {
     let y = forward(act, gate.value(), up.value())?;
     let y = record1(op, &[gate, up], y, || {
-        let (gate, up) = (gate.value().clone(), up.value().clone());
+        let (gate, up) = (gate.saved(), up.saved());
         move |grads: &mut Grads<'_>| {
-            let (dgate, dup) = backward(act, grads.upstream(), gate, up)?;
+            let (dgate, dup) = backward(act, grads.upstream(), gate.get()?, up.get()?)?;
             grads.add(0, dgate)?;
             grads.add(1, dup)
         }
     })?;
     Ok(y.remade(|| {
-        let (gate, up) = (gate.value().clone(), up.value().clone());
-        move || Ok(forward(act, &gate, &up)?)
+        let (gate, up) = (gate.saved(), up.saved());
+        move || Ok(forward(act, &gate.get()?, &up.get()?)?)
     }))
 }

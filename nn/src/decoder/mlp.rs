@@ -28,11 +28,17 @@ pub(super) struct Mlp {
 impl Mlp {
     pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
         let (gate, up) = match &self.gate_up {
-            GateUp::Split(both) => (both[0].forward(ctx, x)?, both[1].forward(ctx, x)?),
+            GateUp::Split(both) => (widened(&both[0], ctx, x)?, widened(&both[1], ctx, x)?),
             GateUp::Fused(both) => {
-                let all = both.forward(ctx, x)?;
+                let all = widened(both, ctx, x)?;
                 let n = all.dims()[1] / 2;
-                (view::narrow(&all, 1, 0, n)?, view::narrow(&all, 1, n, n)?)
+                let half = |start: usize| -> Result<Var> {
+                    Ok(view::narrow(&all, 1, start, n)?.remade(|| {
+                        let all = all.saved();
+                        move || Ok(all.get()?.narrow(1, start, n)?)
+                    }))
+                };
+                (half(0)?, half(n)?)
             }
         };
         let h = match self.activation {
@@ -58,6 +64,18 @@ impl Mlp {
         }
         all.push(&mut self.down);
     }
+}
+
+/// A projection to the wide side. Where the context is lean, its result is made again for the backward pass.
+fn widened(linear: &Linear, ctx: &Ctx, x: &Var) -> Result<Var> {
+    let y = linear.forward(ctx, x)?;
+    if !ctx.is_lean() {
+        return Ok(y);
+    }
+    Ok(y.remade(|| {
+        let (linear, ctx, x) = (linear.clone(), ctx.on(None), x.saved());
+        move || Ok(linear.forward(&ctx, &Var::constant(x.get()?))?.into_value())
+    }))
 }
 
 /// What stands in the MLP's place.

@@ -21,7 +21,8 @@ fn ten_steps_of_the_program_are_those_of_trl() {
         let name = steps["model"].as_str().unwrap().strip_prefix("models/").unwrap();
         tiny_model(name, &place.path().join(name));
         let (model, out, data) = (path(name), path(run), path("rows.jsonl"));
-        let fixed = "sft --no-shuffle --optim adamw_torch --dtype float32 --threads 2 --save-strategy no --logging-steps 1";
+        let fixed =
+            "sft --no-shuffle --optim adamw_torch --dtype float32 --threads 2 --save-strategy no --logging-steps 1";
         let mut arguments: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
         let mut give = |flag: &str, value: String| arguments.extend([format!("--{flag}"), value]);
         give("model", model);

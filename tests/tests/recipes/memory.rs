@@ -6,7 +6,7 @@ use planish_nn::pretrained::Pretrained;
 use planish_tensor::DType;
 use planish_tensor::memory::peak_of;
 use planish_tensor::ops::lm_head::{ROWS, TILE};
-use planish_train::config::OptimSettings;
+use planish_train::config::{Granularity, OptimSettings};
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::plan::{self, Work};
 use planish_train::trainer::accumulate;
@@ -50,8 +50,11 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
         ("all weights", model(DType::F32, None, 0.0)),
         ("all weights, bf16", model(DType::BF16, None, 0.0)),
     ] {
-        for gradient_checkpointing in [false, true] {
-            let optim = OptimSettings { gradient_checkpointing, tokens_per_pass: 0, ..OptimSettings::default() };
+        let mut peaks = Vec::new();
+        let ways = [(false, Granularity::Full), (true, Granularity::Selective), (true, Granularity::Full)];
+        for (gradient_checkpointing, recompute_granularity) in ways {
+            let own = OptimSettings { gradient_checkpointing, recompute_granularity, ..OptimSettings::default() };
+            let optim = OptimSettings { tokens_per_pass: 0, ..own };
             let step = step(3000);
             let work = Work {
                 tokens: 3000,
@@ -66,9 +69,11 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
             let measured = (peak + ROWS * TILE * 4) as f64;
             let ratio = predicted as f64 / measured;
             // Lengths that differ, and a peak that may move from one place to another: a few percent.
-            let what = format!("{name}, checkpointing {gradient_checkpointing}: {predicted} of {measured} bytes");
-            assert!((ratio - 1.0).abs() <= 0.05, "{what}");
+            let way = format!("{gradient_checkpointing}, {recompute_granularity}");
+            assert!((ratio - 1.0).abs() <= 0.05, "{name}, checkpointing {way}: {predicted} of {measured} bytes");
+            peaks.push(measured);
             model.params().iter().for_each(|p| p.clear_grad());
         }
+        assert!(peaks[0] > 1.1 * peaks[1] && peaks[1] > 1.1 * peaks[2], "{name}: {peaks:?}");
     }
 }

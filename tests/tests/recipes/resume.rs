@@ -119,6 +119,8 @@ fn a_resumed_lora_run_is_the_one_that_never_stopped() {
     // Recomputing activations and the number of threads change no bit either.
     let plain = result(run("plain", &[("gradient_checkpointing", "false")], u64::MAX));
     assert_eq!(files(&whole), files(&plain), "gradient_checkpointing");
+    let lean = result(run("lean", &[("recompute_granularity", "selective")], u64::MAX));
+    assert_eq!(files(&whole), files(&lean), "recompute_granularity");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let threaded = pool.install(|| result(run("threads", &[], u64::MAX)));
     assert_eq!(files(&whole), files(&threaded), "three threads");

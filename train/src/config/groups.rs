@@ -44,6 +44,16 @@ choices! {
 }
 
 choices! {
+    /// What is computed again in the backward pass, under Megatron's names.
+    pub enum Granularity {
+        /// Each layer: its input alone is kept.
+        Full = "full",
+        /// The two wide projections of each MLP.
+        Selective = "selective",
+    }
+}
+
+choices! {
     /// How examples are packed into rows of `max_length` tokens.
     pub enum PackingStrategy {
         /// Best-fit decreasing; no example is cut, none sees another.
@@ -323,15 +333,29 @@ settings! {
         /// Tokens that are in memory at once: larger micro-batches go through the model in parts, cut between
         /// examples, which changes the gradient by rounding only; 0 for never.
         tokens_per_pass: u64 = 1024u64, WHOLE;
-        /// Memory that the run may take, GiB: passes are made shorter and then layers recomputed until the plan fits;
-        /// the choice stands in the run's config.yaml, and a resumed run keeps it.
+        /// Memory that the run may take, GiB: passes are made shorter, then MLPs and then layers recomputed until the plan
+        /// fits; the choice stands in the run's config.yaml, and a resumed run keeps it.
         memory_budget: Option<f64> = None, POSITIVE;
-        /// Recompute each layer's activations in the backward pass: less memory, more time.
+        /// Recompute activations in the backward pass: less memory, more time.
         gradient_checkpointing: bool = true, SWITCH;
+        /// What gradient_checkpointing recomputes: all of each layer (full), or of its MLP what is wider than the stream (selective).
+        recompute_granularity: Granularity = Granularity::Full, Granularity::RULE;
         /// Seed of the weights, dropout and noise.
         seed: u64 = 42u64, WHOLE;
         /// Seed of the order of the examples [that of seed].
         data_seed: Option<u64> = None, WHOLE;
+    }
+}
+
+impl OptimSettings {
+    /// Whether each layer is computed again in the backward pass.
+    pub fn recomputes_layers(&self) -> bool {
+        self.gradient_checkpointing && self.recompute_granularity == Granularity::Full
+    }
+
+    /// Whether of each MLP what is wider than the stream is.
+    pub fn recomputes_mlps(&self) -> bool {
+        self.gradient_checkpointing && self.recompute_granularity == Granularity::Selective
     }
 }
 

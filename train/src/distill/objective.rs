@@ -129,11 +129,11 @@ impl Objective for Distill {
         let mut sums = Sums::default();
         for (batch, keys) in parts.iter().zip(row_keys(&parts)) {
             let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
-            let mut ctx = Ctx::training(&Tape::new(), Some(rows(Purpose::Dropout)));
+            let mut ctx = Ctx::training(&Tape::new(), Some(rows(Purpose::Dropout))).lean(optim.recomputes_mlps());
             if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
                 ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
             }
-            self.pass(model, &ctx, batch, optim.gradient_checkpointing, &mut sums)?;
+            self.pass(model, &ctx, batch, optim.recomputes_layers(), &mut sums)?;
         }
         Ok(sums)
     }

@@ -147,11 +147,14 @@ pub fn memory(
     Ok(MemoryPlan { program, weights, gradients, optimizer, activations, tokens })
 }
 
+/// Ends of the names of the modules that a lean pass computes again.
+const WIDE: [&str; 4] = ["gate_proj", "up_proj", ".w1", ".w3"];
+
 /// Floating-point operations of training on `tokens` tokens, `supervised` of which carry a loss:
 /// 2 a weight and token forward, 2 for the gradient of activations, 2 for that of trained weights, and
-/// with recomputation 2 once more; attention's products by half the mean length.
-pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64, recompute: bool) -> f64 {
-    let (mut frozen, mut trained) = (0f64, 0f64);
+/// where it is recomputed 2 once more; attention's products by half the mean length.
+pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64, optim: &OptimSettings) -> f64 {
+    let (mut frozen, mut trained, mut wide) = (0f64, 0f64, 0f64);
     // Of its experts a token goes through some only.
     let chosen = model.config.moe.map_or(1.0, |moe| moe.per_token as f64 / moe.experts as f64);
     let mut seen = HashSet::new();
@@ -165,16 +168,24 @@ pub fn operations(model: &Model, tokens: u64, supervised: u64, mean_length: f64,
                     continue;
                 }
                 let n = p.value().numel() as f64 * share;
-                if p.is_trainable() { trained += n } else { frozen += n }
+                if p.is_trainable() {
+                    trained += n
+                } else {
+                    frozen += n
+                }
+                if WIDE.iter().any(|end| linear.name.ends_with(end)) {
+                    wide += n;
+                }
             }
         }
     }
-    let again = if recompute { 2.0 } else { 0.0 };
+    let again = if optim.recomputes_layers() { 2.0 } else { 0.0 };
+    let wide = if optim.recomputes_mlps() { 2.0 * wide } else { 0.0 };
     let c = &model.config;
     let attention = c.num_layers() as f64 * (c.num_heads * c.head_dim) as f64 * mean_length / 2.0;
     let head = (c.vocab_size * c.hidden_size) as f64;
     let head_trained = if model.head(&planish_nn::Ctx::inference()).is_tracked() { 2.0 } else { 0.0 };
-    tokens as f64 * (frozen * (4.0 + again) + trained * (6.0 + again) + attention * (14.0 + 2.0 * again))
+    tokens as f64 * (frozen * (4.0 + again) + trained * (6.0 + again) + wide + attention * (14.0 + 2.0 * again))
         // Forward, recomputed logits and the gradient of the hidden states.
         + supervised as f64 * head * (6.0 + head_trained)
 }

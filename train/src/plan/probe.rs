@@ -108,7 +108,7 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
         model.embed_lora.iter().flat_map(|l| l.params()).chain(model.virtual_tokens.iter().flat_map(|v| v.params()));
     let embedding = model.embed_tokens.params().chain(before).any(|p| p.is_trainable());
     let first = if embedding { 0 } else { model.layers.iter().position(trained).unwrap_or(0) };
-    let first = if optim.gradient_checkpointing { 0 } else { first };
+    let first = if optim.recomputes_layers() { 0 } else { first };
     let recorded = model.layers.len() - first;
     // A trial is one pass, however short passes are to be.
     let optim = &OptimSettings { tokens_per_pass: 0, ..optim.clone() };

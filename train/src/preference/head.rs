@@ -26,7 +26,7 @@ pub(super) fn through_head(
     let tape = (mode != Mode::HeldOut).then(Tape::new);
     let ctx = mode.ctx(optim, &part.keys, tape.as_ref());
     let laid = lay(model, &ctx, packed(&part.batch), share);
-    let hidden = model.forward(&ctx, laid.stream(), optim.gradient_checkpointing)?;
+    let hidden = model.forward(&ctx, laid.stream(), optim.recomputes_layers())?;
     let rows: Vec<u32> = tokens.map(|i| laid.at(i)).collect();
     let said = model.rewards(&ctx, &hidden, &rows)?;
     drop(hidden);

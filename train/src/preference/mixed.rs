@@ -218,7 +218,7 @@ impl Mixed {
             ctx = ctx.with_routing(&routing);
         }
         let beginnings = self.kept.share && !self.kept.balance.terms().any();
-        let want = Want { recompute: optim.gradient_checkpointing, beginnings, ..Want::default() };
+        let want = Want { recompute: optim.recomputes_layers(), beginnings, ..Want::default() };
         let scores = token_scores(model, &ctx, &packed(batch), &mask, want)?;
         // Whether each scored token is of a completion; else it is of a prompt that counts.
         let scored = (0..batch.segments()).flat_map(|s| batch.segment(s).skip(1)).filter(|&i| mask[i]);

@@ -66,6 +66,7 @@ impl Mode {
             Some(tape) => Ctx::training(tape, dropout.then(|| rows(Purpose::Dropout))),
             None => Ctx::training(&Tape::new(), dropout.then(|| rows(Purpose::Dropout))).on(None),
         };
+        ctx = ctx.lean(optim.recomputes_mlps());
         if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
             ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
         }

@@ -109,7 +109,7 @@ impl Pairs {
         // Before anything is recorded: the reference's activations and the model's are never there together.
         let prepared = parts.iter().map(|p| self.prepare(model, &p.batch, mode)).collect::<Result<Vec<_>>>()?;
         let want = Want {
-            recompute: optim.gradient_checkpointing,
+            recompute: optim.recomputes_layers(),
             log_collision: self.loss.weighs(),
             mean_logits: true,
             share: self.kept.share && !self.kept.balance.terms().any(),

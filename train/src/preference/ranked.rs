@@ -80,7 +80,7 @@ impl Ranked {
             ctx = ctx.with_routing(&routing);
         }
         let beginnings = self.kept.share && !self.kept.balance.terms().any();
-        let want = Want { recompute: optim.gradient_checkpointing, beginnings, ..Want::default() };
+        let want = Want { recompute: optim.recomputes_layers(), beginnings, ..Want::default() };
         let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
         let mut slopes = vec![0.0; scores.logprobs.len()];
         for answers in batch.examples() {

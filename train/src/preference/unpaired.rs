@@ -99,7 +99,7 @@ impl Preference for Unpaired {
                 if routers.is_some() {
                     ctx = ctx.with_routing(&routing);
                 }
-                let recompute = optim.gradient_checkpointing;
+                let recompute = optim.recomputes_layers();
                 let want = Want { recompute, mean_logits: true, ..Want::default() };
                 let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
                 sums.measure("entropy", scores.entropy.iter().sum(), scores.entropy.len() as f64);

@@ -12,7 +12,7 @@ use super::resumed;
 use crate::Result;
 use crate::builtin;
 use crate::config::{
-    DataSettings, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode, to_yaml,
+    DataSettings, Granularity, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode, to_yaml,
 };
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
@@ -87,7 +87,7 @@ const EMULATED_TOKENS: usize = 8;
 const SHORTEST_PASS: u64 = 256;
 
 /// Refuses a run that will not fit into memory (law 7); with a memory budget, chooses the longest passes that
-/// fit, and recomputation only where the shortest do not. A resumed run keeps the passes of its checkpoint.
+/// fit, and recomputation, of MLPs and then of layers, only where the shortest do not. A resumed run keeps the passes of its checkpoint.
 pub(super) fn fit(
     inputs: &Inputs,
     model: &Model,
@@ -98,7 +98,7 @@ pub(super) fn fit(
     let in_use = in_use.unwrap_or(0);
     let Some(gib) = optim.memory_budget else {
         let (plan, _) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
-        return plan::check_fits(&plan, in_use, available, optim.gradient_checkpointing);
+        return plan::check_fits(&plan, in_use, available, optim.recomputes_layers());
     };
     let budget = (gib * (1u64 << 30) as f64) as u64;
     let fixed = match resume {
@@ -115,14 +115,15 @@ pub(super) fn fit(
         }
     }
     let mut least = None;
-    for recompute in [false, true] {
-        optim.gradient_checkpointing = recompute;
+    // An MLP's products again cost half of what a layer's do.
+    for (recompute, what) in [(false, Granularity::Full), (true, Granularity::Selective), (true, Granularity::Full)] {
+        (optim.gradient_checkpointing, optim.recompute_granularity) = (recompute, what);
         let (_, costs) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
         for &limit in &limits {
             let plan = inputs.plan(model, optim, &costs, limit)?;
             if plan.total() <= budget {
                 optim.tokens_per_pass = limit;
-                return plan::check_fits(&plan, in_use, available, recompute);
+                return plan::check_fits(&plan, in_use, available, optim.recomputes_layers());
             }
             least = Some(plan);
         }

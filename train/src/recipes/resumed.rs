@@ -14,7 +14,7 @@ const FIXED: [&str; 6] =
     ["optim", "dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"];
 
 /// Settings that say where and how fast, not what: nobody has to hear that they are others.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -30,6 +30,7 @@ const FREE: [&str; 18] = [
     "template_time",
     "memory_budget",
     "gradient_checkpointing",
+    "recompute_granularity",
     "optim_memory_budget",
     "ref_cache_dir",
     "precompute_ref_log_probs",

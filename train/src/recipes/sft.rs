@@ -116,8 +116,7 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let examples = report.epoch_len as f64 * inputs.lengths.kept;
     let tokens_per_step = examples * mean / inputs.steps_per_epoch.max(1) as f64;
     let supervised = tokens_per_step * report.supervised_share;
-    let operations_per_step =
-        plan::operations(&model, tokens_per_step as u64, supervised as u64, mean, o.gradient_checkpointing);
+    let operations_per_step = plan::operations(&model, tokens_per_step as u64, supervised as u64, mean, o);
     let seconds = total_steps as f64 * costs.seconds(tokens_per_step, o.gradient_accumulation_steps as f64);
     let steps_per_epoch = inputs.steps_per_epoch;
     Ok(Forecast { total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, seconds })

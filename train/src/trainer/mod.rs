@@ -317,7 +317,7 @@ pub fn accumulate_sharing(
 ) -> Result<LossSum> {
     let mut unread = Vec::new();
     for (batch, ctx) in passes(optim, step, done, share) {
-        let want = Want { recompute: optim.gradient_checkpointing, beginnings: share, ..Want::default() };
+        let want = Want { recompute: optim.recomputes_layers(), beginnings: share, ..Want::default() };
         unread.push(cross_entropy_unread(model, &ctx, &packed(&batch), &batch.mask, want)?);
     }
     // All at the end: a device is not waited for between micro-batches.
@@ -349,7 +349,7 @@ fn passes(optim: &OptimSettings, step: &Step, done: u64, share: bool) -> Vec<(Ba
     let keys = row_keys(&parts);
     let context = |keys: Arc<[u64]>| {
         let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
-        let ctx = Ctx::training(&Tape::new(), (!share).then(|| rows(Purpose::Dropout)));
+        let ctx = Ctx::training(&Tape::new(), (!share).then(|| rows(Purpose::Dropout))).lean(optim.recomputes_mlps());
         match optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
             Some(alpha) => ctx.with_embedding_noise(alpha, rows(Purpose::Noise)),
             None => ctx,

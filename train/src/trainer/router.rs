@@ -125,7 +125,7 @@ pub(super) fn accumulate(
     let count: usize = passes.iter().map(|(batch, _)| supervised(batch)).sum();
     let mut routers = Routers::new(model, terms, passes.iter().map(|(batch, ctx)| (packed(batch), ctx.clone())))?;
     let mut unread = Vec::new();
-    let want = Want { recompute: optim.gradient_checkpointing, beginnings: share, ..Want::default() };
+    let want = Want { recompute: optim.recomputes_layers(), beginnings: share, ..Want::default() };
     for (batch, ctx) in passes.iter() {
         let routing = Routing::default();
         let ctx = ctx.clone().with_routing(&routing);
