@@ -65,8 +65,8 @@ fn metrics_have_the_names_of_trl() {
     let rewards = ["rewards/chosen", "rewards/rejected", "rewards/margins"];
     let logps = ["logps/chosen", "logps/rejected", "entropy"];
     for (recipe, own) in [
-        ("dpo", &["rewards/accuracies", "mean_token_accuracy", "kl"][..]),
-        ("kto", &["kl"]),
+        ("dpo", &["rewards/accuracies", "mean_token_accuracy", "kl_per_token"][..]),
+        ("kto", &["kl", "kl_per_token", "rewards/accuracies"]),
         ("orpo", &["rewards/accuracies", "nll_loss", "log_odds_ratio", "log_odds_chosen"]),
         ("cpo", &["rewards/accuracies", "nll_loss"]),
     ] {
@@ -102,7 +102,7 @@ fn the_ways_to_a_reference_agree() {
         let (outcome, notes) = run("dpo", dir, out, &extra, u64::MAX);
         let mut lines = metrics(&dir.join(out));
         // Numbers from a file are sums over completions, so how far single tokens moved is not known.
-        lines.iter_mut().for_each(|line| drop((line.remove("kl"), line.remove("eval_kl"))));
+        lines.iter_mut().for_each(|line| drop((line.remove("kl_per_token"), line.remove("eval_kl_per_token"))));
         (files(&result(outcome)), lines, notes)
     };
     let base = with("base", &[]);

@@ -220,7 +220,7 @@ pub(super) fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
         return conflict("label_smoothing", "must be above 0 for the loss exo_pair; its paper takes 0.001");
     }
     if dpo.f_divergence_type != FDivergence::ReverseKl
-        && has(&[NcaPair, BcoPair, SppoHard, Aot, AotUnpaired, ApoZero, ApoDown])
+        && has(&[NcaPair, BcoPair, SppoHard, Aot, AotUnpaired, ApoZero, ApoDown, Nca, InfoNca])
     {
         return conflict(
             "f_divergence_type",
