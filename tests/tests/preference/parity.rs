@@ -17,7 +17,7 @@ use crate::fixture;
 use crate::trajectory::{Feed, Trajectory, WHOLE, differ_by_rounding, example, follow};
 
 /// The batch of some rows of the fixture.
-fn batch(trainer: &str, rows: &[Value], first: usize) -> Batch {
+pub(crate) fn batch(trainer: &str, rows: &[Value], first: usize) -> Batch {
     if trainer == "kto" {
         let all: Vec<(Example, bool)> = rows
             .iter()

@@ -29,7 +29,7 @@ fn ranked(cpo_alpha: f64) -> Ranked {
 }
 
 /// The batch of some rows of the fixture.
-fn batch(rows: &[Value], first: usize) -> Batch {
+pub(crate) fn batch(rows: &[Value], first: usize) -> Batch {
     let of = |(i, row): (usize, &Value)| -> Vec<(usize, Example, f64)> {
         let answers = row["responses"].as_array().unwrap().iter().zip(row["scores"].as_array().unwrap());
         answers.map(|(a, s)| (first + i, example(&row["prompt_ids"], a, i), s.as_f64().unwrap())).collect()
@@ -119,7 +119,7 @@ fn two_answers_are_a_pair() {
 }
 
 /// Rows of two to four answers, plain or as conversations.
-fn write_ranked(dir: &Path, chat: bool) -> std::path::PathBuf {
+pub(crate) fn write_ranked(dir: &Path, chat: bool) -> std::path::PathBuf {
     let mut rows = String::new();
     for i in 0..18 {
         let answers: Vec<String> = (0..2 + i % 3).map(|k| format!(" {} pens{}", i + k, "!".repeat(k))).collect();
