@@ -3,6 +3,7 @@
 
 pub mod blocks;
 pub mod law5;
+pub mod methods;
 pub mod program;
 pub mod runs;
 mod settings_page;

@@ -89,8 +89,8 @@ pub fn result(outcome: Outcome) -> PathBuf {
     }
 }
 
-/// Law 6: a run that is stopped after some steps and gone on with leaves the result and the metrics of one that never
-/// was. `run` takes a name for its directory, further settings and the steps after which it is stopped. Gives the result.
+/// Law 6: a run that is stopped after some steps and gone on with leaves the result, the metrics and the advice of one that
+/// never was. `run` takes a name for its directory, further settings and the steps after which it is stopped. Gives the result.
 ///
 /// # Panics
 /// If it leaves anything else.
@@ -102,6 +102,9 @@ pub fn stopped_or_not(what: &str, stop: u64, run: impl Fn(&str, &[(&str, &str)],
     assert_eq!(files(&whole), files(&resumed), "{what}: the results");
     let of = |result: &Path| metrics(result.parent().expect("a result is in the directory of its run"));
     assert_eq!(of(&whole), of(&resumed), "{what}: the metrics");
+    let said =
+        |result: &Path| std::fs::read_to_string(result.with_file_name("advice.jsonl")).expect("every run has one");
+    assert_eq!(said(&whole), said(&resumed), "{what}: the advice");
     whole
 }
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use planish_nn::adapters::{
     AdaLoraConfig, AdapterConfig, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit,
-    OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets,
-    VeraConfig, attach, load_adapter, resume_adapter, train_only,
+    Method, OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets,
+    VeraConfig, attach, load_adapter, of_task, resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
+use planish_nn::reward::RewardKind;
 
 use crate::Result;
 use crate::config::{
@@ -58,17 +59,75 @@ pub fn build(
         (None, Some(dir)) => load_adapter(&mut loaded, Path::new(dir))?,
         (None, None) => {
             let adapter = adapter_config(lora, &model.model, total_steps)?;
-            let ids = match &lora.prompt_tuning_init_text {
-                Some(text) if lora.prompt_tuning_init == PromptInitChoice::Text => {
-                    Some(opened.tokenizer.encode(text, true).map_err(planish_nn::Error::from)?)
-                }
-                _ => None,
-            };
-            attach(&mut loaded, &*adapter, optim.seed, ids.as_deref())?;
+            put_on(&mut loaded, opened, lora, &*adapter, optim.seed)?;
             adapter
         }
     };
     Ok((loaded, Some(adapter)))
+}
+
+/// As [`build`] for a reward model that judges `kind`, of which an adapter carries the head.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_reward(
+    opened: &Opened,
+    (model, lora, optim): (&ModelSettings, &LoraSettings, &OptimSettings),
+    kind: RewardKind,
+    total_steps: u64,
+    resume: Option<&Checkpoint>,
+) -> Result<(Model, Option<AdapterConfig>)> {
+    let (dtype, seed) = (model.dtype, optim.seed);
+    if !lora.use_peft && model.adapter.is_none() {
+        let from = match resume {
+            Some(from) => &models::open_path(&from.path)?,
+            None => opened,
+        };
+        return Ok((from.load_reward(dtype, kind, seed, true)?, None));
+    }
+    let mut loaded = opened.load_reward(dtype, kind, seed, false)?;
+    let adapter = match (resume, &model.adapter) {
+        (Some(from), _) => resume_adapter(&mut loaded, &from.path)?,
+        (None, Some(dir)) => load_adapter(&mut loaded, Path::new(dir))?,
+        (None, None) => {
+            let mut lora = lora.clone();
+            if !lora.lora_modules_to_save.iter().any(|name| name == "score") {
+                lora.lora_modules_to_save.push("score".to_owned());
+            }
+            if kind == RewardKind::Process && lora.lora_target_modules == ["all-linear"] {
+                // To PEFT the head of a token classifier is one of all linear modules.
+                lora.lora_target_modules = linear_names(&loaded);
+            }
+            let adapter = adapter_config(&lora, &model.model, total_steps)?;
+            let adapter = of_task(&*adapter, kind.task_type()).map_err(planish_nn::Error::from)?;
+            put_on(&mut loaded, opened, &lora, &*adapter, seed)?;
+            adapter
+        }
+    };
+    Ok((loaded, Some(adapter)))
+}
+
+/// Puts a new adapter on a model.
+fn put_on(loaded: &mut Model, opened: &Opened, lora: &LoraSettings, adapter: &dyn Method, seed: u64) -> Result<()> {
+    let ids = match &lora.prompt_tuning_init_text {
+        Some(text) if lora.prompt_tuning_init == PromptInitChoice::Text => {
+            Some(opened.tokenizer.encode(text, true).map_err(planish_nn::Error::from)?)
+        }
+        _ => None,
+    };
+    Ok(attach(loaded, adapter, seed, ids.as_deref())?)
+}
+
+/// The last parts of the names of a model's linear modules, each once.
+fn linear_names(model: &Model) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for linear in model.layers.iter().flat_map(|layer| layer.linears()) {
+        let name = linear.name.rsplit('.').next().unwrap_or(&linear.name);
+        if !names.iter().any(|n| n == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
 }
 
 /// Learning rates of single parameters that the settings ask for.

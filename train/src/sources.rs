@@ -10,6 +10,7 @@ use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Cursor, Sampler, Step};
 use crate::losses::{LossSum, RouterTerms, Want, token_scores};
+use crate::run::report::LossUnit;
 use crate::trainer::{CrossEntropy, Objective, Sums, packed};
 
 /// [`CrossEntropy`], whose evaluation also measures `perplexity`, e to the mean loss of a token, and, of several
@@ -40,6 +41,10 @@ impl Objective for BySource {
 
     fn advice(&mut self, sums: &Sums) -> Vec<String> {
         self.0.advice(sums)
+    }
+
+    fn unit(&self) -> LossUnit {
+        self.0.unit()
     }
 
     fn evaluate(&mut self, model: &Model, _optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {

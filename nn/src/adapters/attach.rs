@@ -159,6 +159,11 @@ impl<'a> Attach<'a> {
         Ok(Param::frozen(name, value))
     }
 
+    /// Whether the file holds that.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        matches!(&self.source, Source::Files { weights, .. } if weights.contains(name))
+    }
+
     /// A tensor that the file may hold.
     pub(super) fn optional(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         let Source::Files { weights, .. } = &self.source else { return Ok(None) };

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{AdapterError, Attach, EMBEDDING, HEAD, PREFIX, select};
 use crate::Result;
 use crate::modules::Weight;
+use crate::reward::{SCORE, SCORE_BIAS};
 
 /// Gives `weight` a copy under `name`; of a new adapter it begins with the model's own numbers.
 pub(super) fn copy(to: &mut Attach<'_>, name: String, weight: &mut Weight) -> Result<()> {
@@ -58,17 +59,12 @@ pub(super) fn modules_to_save(to: &mut Attach<'_>, modules: &[String], ensure_we
         copy(to, format!("{PREFIX}{}.weight", norm.name), &mut norm.weight)?;
         to.model.norm = norm;
     }
-    if let Some(mut score) = to.model.score.clone() {
+    if to.model.score.is_some() {
         // PEFT names every classifier's head that there might be.
         note("classifier");
         if wanted("score") {
             note("score");
-            copy(to, format!("{PREFIX}score.weight"), &mut score)?;
-            to.model.score = Some(score);
-            if let Some(mut bias) = to.model.score_bias.clone() {
-                copy(to, format!("{PREFIX}score.bias"), &mut bias)?;
-                to.model.score_bias = Some(bias);
-            }
+            score(to, PREFIX)?;
         }
     }
     let mut layers = std::mem::take(&mut to.model.layers);
@@ -96,6 +92,35 @@ pub(super) fn modules_to_save(to: &mut Attach<'_>, modules: &[String], ensure_we
         None => Ok(()),
         Some(missing) => Err(select::no_match(to.model, "modules_to_save", format!("{missing:?}")).into()),
     }
+}
+
+/// Gives the head of rewards its trained copy, if there is one.
+fn score(to: &mut Attach<'_>, prefix: &str) -> Result<()> {
+    let Some(mut weight) = to.model.score.clone() else { return Ok(()) };
+    copy(to, format!("{prefix}{SCORE}"), &mut weight)?;
+    to.model.score = Some(weight);
+    if let Some(mut bias) = to.model.score_bias.clone() {
+        copy(to, format!("{prefix}{SCORE_BIAS}"), &mut bias)?;
+        to.model.score_bias = Some(bias);
+    }
+    Ok(())
+}
+
+/// What PEFT puts before the head's name where an adapter changes no module, so that it wraps none.
+const UNWRAPPED: &str = "base_model.";
+
+/// As [`score`] for methods of virtual tokens, which name no modules: PEFT trains the head beside them in any case. An
+/// adapter that has none leaves it as it is.
+pub(super) fn score_beside(to: &mut Attach<'_>) -> Result<()> {
+    match to.is_fresh() || to.holds(&format!("{UNWRAPPED}{SCORE}")) {
+        true => score(to, UNWRAPPED),
+        false => Ok(()),
+    }
+}
+
+/// Whether a parameter is of that copy.
+pub(super) fn is_score_beside(name: &str) -> bool {
+    name.strip_prefix(UNWRAPPED).is_some_and(|name| name == SCORE || name == SCORE_BIAS)
 }
 
 /// Gives biases trained copies: those of adapted modules, or all.

@@ -166,6 +166,16 @@ pub fn read_config(value: &Value, path: &Path) -> Result<AdapterConfig, AdapterE
     }
 }
 
+/// The same adapter for another task: PEFT's `task_type` (`SEQ_CLS`, `TOKEN_CLS`).
+///
+/// # Errors
+/// As [`read_config`]: settings that would not be read again.
+pub fn of_task(config: &dyn Method, task_type: &str) -> Result<AdapterConfig, AdapterError> {
+    let mut json = config.to_json();
+    json["task_type"] = task_type.into();
+    read_config(&json, Path::new("adapter_config.json"))
+}
+
 /// Attaches a fresh LoRA adapter.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::json::Fields;
 use super::prompt_tuning::{Between, FILE_NAME, Kind, Prompt, PromptEncoder, encoder_state, encoder_width, saved};
-use super::{AdapterError, Attach, Method};
+use super::{AdapterError, Attach, Method, copies};
 use crate::Result;
 use crate::decoder::Place;
 
@@ -85,6 +85,7 @@ impl Method for PrefixTuningConfig {
         };
         let slot = to.slot;
         to.model.virtual_tokens.set(slot, Arc::new(encoder));
+        copies::score_beside(to)?;
         to.finish(&[FILE_NAME.to_string()])
     }
 

@@ -13,7 +13,7 @@ use planish_tensor::ops::embedding;
 use serde_json::{Map, Value, json};
 
 use super::json::{self, Fields};
-use super::{AdapterError, Attach, Method};
+use super::{AdapterError, Attach, Method, copies};
 use crate::decoder::{Place, VirtualTokens};
 use crate::{Ctx, Result};
 
@@ -225,18 +225,22 @@ impl VirtualTokens for PromptEncoder {
 
 /// What an encoder's file holds: its output; and, for going on, the encoder.
 pub(super) fn saved(params: &[Param], kind: Kind) -> Result<Vec<(String, Tensor)>> {
-    match PromptEncoder::from_params(params, kind) {
-        Some(encoder) => Ok(vec![(FILE_NAME.to_string(), encoder.output()?)]),
-        None => Ok(Vec::new()),
+    let (head, own): (Vec<Param>, Vec<Param>) = params.iter().cloned().partition(|p| copies::is_score_beside(p.name()));
+    let mut all = Vec::new();
+    if let Some(encoder) = PromptEncoder::from_params(&own, kind) {
+        all.push((FILE_NAME.to_string(), encoder.output()?));
     }
+    all.extend(head.iter().map(|p| (p.name().to_string(), p.value())));
+    Ok(all)
 }
 
 /// The parameters of an encoder that has layers.
 pub(super) fn encoder_state(params: &[Param]) -> Vec<(String, Tensor)> {
-    if params.len() < 2 {
+    let own: Vec<&Param> = params.iter().filter(|p| !copies::is_score_beside(p.name())).collect();
+    if own.len() < 2 {
         return Vec::new();
     }
-    params.iter().map(|p| (p.name().to_string(), p.value())).collect()
+    own.into_iter().map(|p| (p.name().to_string(), p.value())).collect()
 }
 
 /// How the virtual tokens begin.
@@ -329,6 +333,7 @@ impl Method for PromptTuningConfig {
         })?;
         let slot = to.slot;
         to.model.virtual_tokens.set(slot, Arc::new(PromptEncoder::plain(embedding, Place::Embeddings)));
+        copies::score_beside(to)?;
         to.finish(&[])
     }
 

@@ -1,6 +1,8 @@
 //! Learning from preferences: numbers of TRL, whole runs, and what is refused.
 
+mod adapters;
 mod mixed;
+mod pages;
 mod parity;
 mod process;
 mod ranked;

@@ -112,7 +112,7 @@ fn a_mixed_gradient_is_the_weighted_sum_of_the_others() {
         (sums, gradients(&model))
     };
     // Each objective over its own rows, by the recipe's own objective.
-    let (mut want, mut loss) = (Vec::<Vec<f64>>::new(), 0.0);
+    let (mut want, mut loss, mut measured) = (Vec::<Vec<f64>>::new(), 0.0, Vec::new());
     for (k, (weight, ingredient)) in ingredients.iter().enumerate() {
         let own = |batch: &Batch| batch.select(batch.examples().into_iter().filter(|e| spec(batch, e.start) == k));
         let micro_batches = step.micro_batches.iter().map(own).filter(|b| b.segments() > 0).collect();
@@ -127,6 +127,9 @@ fn a_mixed_gradient_is_the_weighted_sum_of_the_others() {
         };
         let sums: Sums = objective.accumulate(&model, &optim(0), &step, 0).unwrap();
         loss += weight * sums.mean();
+        for name in ["kl_per_token", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected"] {
+            measured.extend(sums.get(name).map(|value| (format!("{k}/{name}"), value)));
+        }
         let scaled = gradients(&model).into_iter().map(|g| g.into_iter().map(|x| x * weight / sums.count).collect());
         let scaled: Vec<Vec<f64>> = scaled.collect();
         match want.is_empty() {
@@ -134,11 +137,16 @@ fn a_mixed_gradient_is_the_weighted_sum_of_the_others() {
             false => want.iter_mut().zip(scaled).for_each(|(w, g)| w.iter_mut().zip(g).for_each(|(w, g)| *w += g)),
         }
     }
+    assert!(measured.iter().filter(|(name, _)| name.contains("kl_per_token")).count() >= 2, "{measured:?}");
     let largest = want.iter().flatten().fold(0.0f64, |m, x| m.max(x.abs()));
     assert!(largest > 1e-2, "{largest}");
     for (tokens_per_pass, share) in [(0, true), (60, false)] {
         let (sums, found) = mixed(tokens_per_pass, share);
         assert!((sums.mean() - loss).abs() <= 1e-12 * loss.abs(), "{} and {loss}", sums.mean());
+        for (name, want) in &measured {
+            let found = sums.get(name).unwrap_or_else(|| panic!("{name}"));
+            assert!((found - want).abs() <= 1e-12 * want.abs().max(1.0), "{name}: {found}, not {want}");
+        }
         for (found, want) in found.iter().zip(&want) {
             for (a, b) in found.iter().zip(want) {
                 // Sums of f64 in another order.
@@ -224,6 +232,7 @@ fn what_cannot_be_mixed_is_refused() {
     run(&["--objectives", "sft,{objective: dpo, beta: 1, beta: 2}"], "objectives");
     run(&["--objectives", "{objective: sft, weight: 0},{objective: dpo, weight: 0}"], "a weight above 0");
     run(&["--objectives", "sft,{objective: dpo, loss_type: aot}"], "cannot have aot");
+    run(&["--objectives", "sft,{objective: kto, loss_type: bco}"], "cannot have bco");
     run(&["--objectives", "sft,{objective: dpo, use_weighting: true}"], "cannot have use_weighting");
     run(&["--objectives", "sft,{objective: dpo, loss_type: exo_pair}"], "`label_smoothing` must be above 0");
     run(&["--objectives", "dpo,{objective: dpo, beta: 0.3}"], "must differ in `name`");

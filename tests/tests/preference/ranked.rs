@@ -8,7 +8,7 @@ use planish_nn::pretrained::read_json;
 use planish_tensor::DType;
 use planish_train::config::{CpoConfig, CpoLossType, CpoSettings};
 use planish_train::data::{Batch, Example};
-use planish_train::losses::Cpo;
+use planish_train::losses::{AllPairs, Cpo};
 use planish_train::preference::{Pairs, Ranked, Reference};
 use planish_train::recipes::cpo;
 use planish_train::run::Silent;
@@ -24,8 +24,12 @@ fn rrhf(cpo_alpha: f64) -> Box<Cpo> {
     Box::new(cpo::loss(&settings))
 }
 
+fn ranked(cpo_alpha: f64) -> Ranked {
+    Ranked::new(Box::new(AllPairs::new(rrhf(cpo_alpha))), Reference::Free, false)
+}
+
 /// The batch of some rows of the fixture.
-fn batch(rows: &[Value], first: usize) -> Batch {
+pub(crate) fn batch(rows: &[Value], first: usize) -> Batch {
     let of = |(i, row): (usize, &Value)| -> Vec<(usize, Example, f64)> {
         let answers = row["responses"].as_array().unwrap().iter().zip(row["scores"].as_array().unwrap());
         answers.map(|(a, s)| (first + i, example(&row["prompt_ids"], a, i), s.as_f64().unwrap())).collect()
@@ -43,7 +47,7 @@ fn train(spec: &Value, rows: &[Value], feed: Feed) -> Trajectory {
     if lora {
         load_adapter(&mut model, &fixture("preference/adapter")).unwrap();
     }
-    let mut objective = Ranked::new(rrhf(spec["cpo_alpha"].as_f64().unwrap()), false).sharing(feed.share);
+    let mut objective = ranked(spec["cpo_alpha"].as_f64().unwrap()).sharing(feed.share);
     let per_step = spec["rows"].as_u64().unwrap() as usize;
     let micro = per_step / feed.cut;
     let steps = rows.chunks(per_step).enumerate().map(|(s, step)| {
@@ -105,7 +109,7 @@ fn two_answers_are_a_pair() {
     rejected_first.scores = [-2.0, 0.5].repeat(pairs.len());
     let mut want = run(&mut Pairs::new(rrhf(0.7), Reference::Free, false), chosen_first.clone());
     for batch in [chosen_first, rejected_first] {
-        let mut found = run(&mut Ranked::new(rrhf(0.7), false).sharing(true), batch);
+        let mut found = run(&mut ranked(0.7).sharing(true), batch);
         for step in found.iter_mut().chain(&mut want) {
             step.retain(|(name, _)| !name.starts_with("logits/"));
             step.sort_by(|a, b| a.0.cmp(&b.0));
@@ -115,7 +119,7 @@ fn two_answers_are_a_pair() {
 }
 
 /// Rows of two to four answers, plain or as conversations.
-fn write_ranked(dir: &Path, chat: bool) -> std::path::PathBuf {
+pub(crate) fn write_ranked(dir: &Path, chat: bool) -> std::path::PathBuf {
     let mut rows = String::new();
     for i in 0..18 {
         let answers: Vec<String> = (0..2 + i % 3).map(|k| format!(" {} pens{}", i + k, "!".repeat(k))).collect();

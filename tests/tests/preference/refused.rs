@@ -143,7 +143,7 @@ fn the_program_refuses_what_contradicts_itself() {
     run("kto", &["--per-device-train-batch-size", "1"], "must be at least 2");
     run("kto", &["--precompute-ref-log-probs"], "cannot be used with kto");
     run("simpo", &["--loss-type", "ipo"], "there is no flag `--loss-type`");
-    run("reward", &["--use-peft", "--peft-type", "IA3"], "must be LORA");
+    run("reward", &["--use-peft", "--peft-type", "PREFIX_TUNING"], "cannot be PREFIX_TUNING for reward models");
     run("orpo", &["--router-aux-loss-coef", "0.1"], "`router_aux_loss_coef` is for mixtures of experts");
     run("cpo", &["--beta", "0"], "`beta` must be a number above 0");
 

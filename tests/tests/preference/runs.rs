@@ -39,6 +39,9 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
         ("dpo", follow.to_vec()),
         ("dpo", [&LORA[..], &drop].concat()),
         ("kto", [&LORA[..], &held].concat()),
+        ("kto", [&LORA[..], &held, &[("loss_type", "bco"), ("tokens_per_pass", "60")]].concat()),
+        // What it says after ten steps, of which three are before it is stopped.
+        ("dpo", vec![("learning_rate", "3e-2"), ("max_steps", "12"), ("loss_type", "sigmoid,sft")]),
         ("orpo", held.to_vec()),
         ("cpo", LORA.to_vec()),
         ("simpo", LORA.to_vec()),
@@ -50,10 +53,22 @@ fn a_resumed_run_is_the_one_that_never_stopped() {
             run(recipe, dir, &format!("{out}{i}"), &[&extra[..], more].concat(), stop).0
         });
     }
+    let said = std::fs::read_to_string(dir.join("cut4/advice.jsonl")).unwrap();
+    assert!(said.contains(r#"{"step":10,"advice":"on the tokens of the data the model has moved"#), "{said}");
     // The reference that follows the model is state, and no part of the result.
     let names = |dir: &Path| files(dir).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     assert!(names(&dir.join("whole0/checkpoint-4")).contains(&"reference.safetensors".to_string()));
-    assert!(!names(&dir.join("whole0/final")).contains(&"reference.safetensors".to_string()));
+    assert!(names(&dir.join("whole0/checkpoint-4")).contains(&"objective.json".to_string()));
+    for state in ["reference.safetensors", "objective.json"] {
+        assert!(!names(&dir.join("whole0/final")).contains(&state.to_string()));
+    }
+    // A loss with a mean of its own does not go on from one without.
+    let seen = &mut Listener::default();
+    let from = dir.join("whole2/checkpoint-4").to_string_lossy().into_owned();
+    let extra = [&LORA[..], &held, &[("loss_type", "bco"), ("resume_from_checkpoint", &from)]].concat();
+    let config = settings::<KtoConfig>(&dir.join("labelled.jsonl"), &dir.join("other"), &extra);
+    let error = kto::run(&config, seen).unwrap_err().to_string();
+    assert!(error.contains("objective.json is of a run with another loss"), "{error}");
 }
 
 #[test]
@@ -65,19 +80,24 @@ fn metrics_have_the_names_of_trl() {
     let rewards = ["rewards/chosen", "rewards/rejected", "rewards/margins"];
     let logps = ["logps/chosen", "logps/rejected", "entropy"];
     for (recipe, own) in [
-        ("dpo", &["rewards/accuracies", "mean_token_accuracy", "kl"][..]),
-        ("kto", &["kl"]),
+        ("dpo", &["rewards/accuracies", "mean_token_accuracy", "kl_per_token"][..]),
+        ("kto", &["kl", "kl_per_token", "rewards/accuracies"]),
         ("orpo", &["rewards/accuracies", "nll_loss", "log_odds_ratio", "log_odds_chosen"]),
         ("cpo", &["rewards/accuracies", "nll_loss"]),
+        ("bco", &["delta", "kl_per_token", "rewards/accuracies"]),
     ] {
-        result(run(recipe, dir, recipe, &held, u64::MAX).0);
+        let (bco, kto) = ([&held[..], &[("loss_type", "bco")]].concat(), ["bco", "kto"].contains(&recipe));
+        match recipe {
+            "bco" => result(run("kto", dir, recipe, &bco, u64::MAX).0),
+            _ => result(run(recipe, dir, recipe, &held, u64::MAX).0),
+        };
         let lines = metrics(&dir.join(recipe));
         assert_eq!(lines.len(), 5);
         for name in rewards.iter().chain(&logps).chain(own) {
             for line in &lines {
                 // A step of KTO may have drawn one kind of label only.
                 let value = line.get(*name).and_then(|v| v.as_f64());
-                assert!(value.is_some_and(f64::is_finite) || recipe == "kto", "{recipe}: {name} in {line:?}");
+                assert!(value.is_some_and(f64::is_finite) || kto, "{recipe}: {name} in {line:?}");
             }
             let held = lines[1].get(&format!("eval_{name}")).and_then(|v| v.as_f64());
             assert!(held.is_some_and(f64::is_finite), "{recipe}: eval_{name}");
@@ -102,7 +122,7 @@ fn the_ways_to_a_reference_agree() {
         let (outcome, notes) = run("dpo", dir, out, &extra, u64::MAX);
         let mut lines = metrics(&dir.join(out));
         // Numbers from a file are sums over completions, so how far single tokens moved is not known.
-        lines.iter_mut().for_each(|line| drop((line.remove("kl"), line.remove("eval_kl"))));
+        lines.iter_mut().for_each(|line| drop((line.remove("kl_per_token"), line.remove("eval_kl_per_token"))));
         (files(&result(outcome)), lines, notes)
     };
     let base = with("base", &[]);
@@ -197,6 +217,13 @@ fn a_memory_budget_and_a_moved_model_are_no_trouble() {
     let (_, notes) = run("dpo", dir, "far", &budget, u64::MAX);
     // Steps of that size leave the reference far behind.
     assert!(notes.iter().any(|n| n.contains("nats a token from the reference")), "{notes:?}");
+    let page = std::fs::read_to_string(dir.join("far/report.html")).unwrap();
+    assert!(page.contains("nats a token from the reference") && page.contains("Loss (per pair)"), "{page}");
+    // Cross-entropy is part of that loss; without, there is a line.
+    assert!(!page.contains("learnt by heart</span>"), "{page}");
+    let (_, _) = run("dpo", dir, "near", &[("max_steps", "2")], u64::MAX);
+    let page = std::fs::read_to_string(dir.join("near/report.html")).unwrap();
+    assert!(page.contains("learnt by heart</span>"), "{page}");
     let config = std::fs::read_to_string(dir.join("far/config.yaml")).unwrap();
     assert!(config.contains("loss_type: [sigmoid, sft]\n"), "{config}");
     let pairs = settings::<DpoConfig>(&dir.join("pairs.jsonl"), &dir.join("far"), &[]);

@@ -7,52 +7,13 @@ use planish_nn::Ctx;
 use planish_nn::adapters::load_adapter;
 use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::pretrained::{Pretrained, read_json};
+use planish_tests::methods;
 use planish_train::config::SftConfig;
 use planish_train::recipes::sft;
 use planish_train::run::Silent;
 
 use crate::resume::{base, prepare};
 use crate::{Listener, result, settings, stopped_or_not};
-
-/// Name of the run, and the settings that choose the method.
-const METHODS: [(&str, &[(&str, &str)]); 20] = [
-    ("plain", &[("bias", "none"), ("rank_pattern", "down_proj=1"), ("alpha_pattern", "q_proj=3")]),
-    ("dora", &[("use_dora", "true"), ("lora_dropout", "0.2")]),
-    ("loraplus", &[("loraplus_lr_ratio", "8")]),
-    ("pissa", &[("init_lora_weights", "pissa"), ("lora_target_modules", "q_proj,down_proj")]),
-    ("olora", &[("init_lora_weights", "olora"), ("layers_to_transform", "1")]),
-    ("loftq", &[("init_lora_weights", "loftq"), ("loftq_iter", "2")]),
-    ("orthogonal", &[("init_lora_weights", "orthogonal"), ("exclude_modules", "k_proj")]),
-    ("ends", &[("lora_target_modules", "embed_tokens,lm_head,v_proj"), ("lora_dropout", "0.2")]),
-    ("saved", &[("lora_modules_to_save", "lm_head"), ("init_lora_weights", "gaussian")]),
-    ("ia3", &[("peft_type", "IA3"), ("lora_target_modules", "k_proj,v_proj,down_proj")]),
-    ("norms", &[("peft_type", "LN_TUNING"), ("lora_target_modules", "input_layernorm,norm")]),
-    ("vera", &[("peft_type", "VERA"), ("vera_r", "8")]),
-    ("oft", &[("peft_type", "OFT"), ("oft_block_size", "4")]),
-    ("boft", &[("peft_type", "BOFT")]),
-    ("prompt", &[("peft_type", "PROMPT_TUNING"), ("num_virtual_tokens", "3")]),
-    (
-        "text",
-        &[
-            ("peft_type", "PROMPT_TUNING"),
-            ("num_virtual_tokens", "9"),
-            ("prompt_tuning_init", "TEXT"),
-            ("prompt_tuning_init_text", "say it again"),
-        ],
-    ),
-    ("prefix", &[("peft_type", "PREFIX_TUNING"), ("num_virtual_tokens", "3"), ("prefix_projection", "true")]),
-    ("encoder", &[("peft_type", "P_TUNING"), ("num_virtual_tokens", "3"), ("encoder_hidden_size", "7")]),
-    (
-        "recurrent",
-        &[
-            ("peft_type", "P_TUNING"),
-            ("num_virtual_tokens", "3"),
-            ("encoder_hidden_size", "5"),
-            ("encoder_reparameterization_type", "LSTM"),
-        ],
-    ),
-    ("ranks", &[("peft_type", "ADALORA"), ("init_r", "4"), ("target_r", "2"), ("tinit", "2"), ("tfinal", "2")]),
-];
 
 fn flags<'a>(model: &'a str, data: &'a str, out: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![
@@ -86,18 +47,12 @@ fn every_method_trains_and_resumes_bit_for_bit() {
     let dir = place.path();
     prepare(dir);
     let base: PathBuf = base(dir);
-    for (name, method) in METHODS {
+    for (name, method) in methods::METHODS {
         let run = |out: &str, extra: &[(&str, &str)], stop: u64| {
             let (model, data, out) =
                 (base.to_string_lossy(), text(dir, "pairs.jsonl"), text(dir, &format!("{name}-{out}")));
             let mut all = flags(&model, &data, &out);
-            all.extend([("use_peft", "true"), ("lora_r", "2")]);
-            // A later flag beats an earlier one of the same name.
-            let dropout = !method.iter().any(|(k, _)| *k == "lora_dropout");
-            let targets = !method.iter().any(|(k, _)| *k == "lora_target_modules");
-            all.extend(dropout.then_some(("lora_dropout", "0.1")));
-            all.extend(targets.then_some(("lora_target_modules", "all-linear")));
-            all.extend(method);
+            all.extend(methods::flags(method));
             all.extend(extra);
             sft::run(&settings::<SftConfig>(&all), &mut Listener::stopping_after(stop)).unwrap()
         };

@@ -6,8 +6,8 @@ use super::error::{ConfigError, Origin};
 use super::groups::{EvalSettings, LoraSettings, ModelSettings, OptimSettings, RunSettings};
 use super::load::nearest;
 use super::preference::{
-    CpoSettings, DpoLossType, DpoSettings, KtoSettings, OrpoSettings, PreferenceDataSettings, ReferenceSettings,
-    SimpoSettings,
+    CpoSettings, DpoLossType, DpoSettings, KtoLossType, KtoSettings, OrpoSettings, PreferenceDataSettings,
+    ReferenceSettings, SimpoSettings,
 };
 use super::preference_recipes::{
     DropoutSettings, PairSettings, PreferenceBlocks, PreferenceRecipe, check_dpo, check_kto, check_reference,
@@ -287,6 +287,9 @@ fn check_one(one: &Ingredient, batch: usize) -> Result<(), ConfigError> {
             if dpo.use_weighting {
                 return conflict("objectives", "cannot have use_weighting, which takes the logits of every token");
             }
+        }
+        IngredientLoss::Kto(kto) if kto.loss_type == KtoLossType::Bco => {
+            return conflict("objectives", "cannot have bco, whose mean of rewards is one of a whole run's own rows");
         }
         IngredientLoss::Kto(kto) => check_kto(kto, batch)?,
         _ => {}

@@ -42,6 +42,10 @@ choices! {
         Sft = "sft",
         /// DPO by the token.
         SigmoidNorm = "sigmoid_norm",
+        /// NCA of any number of answers with scores.
+        Nca = "nca",
+        /// InfoNCA of any number of answers with scores.
+        InfoNca = "info_nca",
     }
 }
 
@@ -66,6 +70,8 @@ choices! {
         Kto = "kto",
         /// APO's loss without pairs.
         ApoZeroUnpaired = "apo_zero_unpaired",
+        /// BCO.
+        Bco = "bco",
     }
 }
 
@@ -80,6 +86,8 @@ choices! {
         Ipo = "ipo",
         /// SimPO.
         Simpo = "simpo",
+        /// AlphaPO: SimPO with the reward that `alpha` shapes, without cross-entropy.
+        Alphapo = "alphapo",
         /// RRHF, by the token.
         Rrhf = "rrhf",
     }
@@ -133,7 +141,7 @@ impl PreferenceDataSettings {
 settings! {
     /// DPO's loss.
     pub struct DpoSettings ("DPO") {
-        /// Losses; several are added up.
+        /// Losses; several are added up. nca and info_nca also take rows of `prompt`, `responses` and `scores`.
         loss_type: Vec<DpoLossType> = vec![DpoLossType::Sigmoid], DpoLossType::RULE;
         /// Weights of the losses, one number each [1 each].
         loss_weights: Vec<f64> = Vec::new(), NOT_NEGATIVE;
@@ -149,6 +157,8 @@ settings! {
         ld_alpha: Option<f64> = None, SHARE;
         /// Weigh each pair by how likely the model finds its sides (WPO, arXiv 2406.11827).
         use_weighting: bool = false, SWITCH;
+        /// α of nca and info_nca: the temperature of scores, in their unit.
+        nca_alpha: f64 = 1.0, POSITIVE;
         /// τ of discopop.
         discopop_tau: f64 = 0.05, POSITIVE;
         /// Weight of cross-entropy on the chosen completions besides the losses (RPO, arXiv 2404.19733): `sft` as one more loss_type.
@@ -207,11 +217,11 @@ settings! {
         loss_type: CpoLossType = CpoLossType::Sigmoid, CpoLossType::RULE;
         /// Steepness of the loss.
         beta: f64 = 0.1, POSITIVE;
-        /// Share of pairs taken to be the wrong way round (sigmoid, simpo).
+        /// Share of pairs taken to be the wrong way round (sigmoid, simpo, alphapo).
         label_smoothing: f64 = 0.0, BELOW_HALF;
-        /// Weight of cross-entropy on the chosen completions.
+        /// Weight of cross-entropy on the chosen completions; without effect with alphapo, which has none.
         cpo_alpha: f64 = 1.0, NOT_NEGATIVE;
-        /// Margin of simpo.
+        /// Margin of simpo and alphapo.
         simpo_gamma: f64 = 0.5, NOT_NEGATIVE;
         /// Shape of the reward (AlphaPO, arXiv 2501.03884); 0 is the log-probability.
         alpha: f64 = 0.0, FINITE;

@@ -201,8 +201,11 @@ preference_recipe! {
         c.optim.learning_rate = 1e-4;
         c.data.truncation_mode = TruncationMode::Drop;
     };
-    |c| match c.lora.use_peft && c.lora.peft_type != PeftType::Lora {
-        true => conflict("peft_type", "must be LORA for reward models"),
+    |c| match c.lora.use_peft && c.lora.peft_type == PeftType::PrefixTuning {
+        true => conflict(
+            "peft_type",
+            "cannot be PREFIX_TUNING for reward models: PEFT has none, as transformers' classifiers take no keys and values",
+        ),
         false => Ok(()),
     }
 }
@@ -220,7 +223,7 @@ pub(super) fn check_dpo(dpo: &DpoSettings) -> Result<(), ConfigError> {
         return conflict("label_smoothing", "must be above 0 for the loss exo_pair; its paper takes 0.001");
     }
     if dpo.f_divergence_type != FDivergence::ReverseKl
-        && has(&[NcaPair, BcoPair, SppoHard, Aot, AotUnpaired, ApoZero, ApoDown])
+        && has(&[NcaPair, BcoPair, SppoHard, Aot, AotUnpaired, ApoZero, ApoDown, Nca, InfoNca])
     {
         return conflict(
             "f_divergence_type",

@@ -17,6 +17,7 @@ use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
 use crate::losses::predicted;
+use crate::run::report::LossUnit;
 use crate::trainer::{Objective, Sums, packed, row_keys};
 
 /// Where the teacher's predictions come from.
@@ -147,6 +148,11 @@ impl Objective for Distill {
             }
         }
         Ok(sums)
+    }
+
+    fn unit(&self) -> LossUnit {
+        // Distances of features have no unit.
+        LossUnit::new(if self.features.is_some() { "per token" } else { "nats per token" }, None)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -4,7 +4,7 @@ use super::dual::Dual;
 use super::pair::{Nll, Pair, PairLoss, PairSlope, Side};
 use crate::config::CpoLossType;
 
-/// With r = log p of a completion, the mean of its tokens for `ipo`, `simpo` and `rrhf` and their sum otherwise, and with
+/// With r = log p of a completion, the mean of its tokens for `ipo`, `simpo`, `alphapo` and `rrhf` and their sum otherwise, and with
 /// α ≠ 0 AlphaPO's r = (1 - p^-α) / α in its place; Δ = r(chosen) - r(rejected), ε the label smoothing:
 ///
 /// | type | ℓ |
@@ -13,6 +13,7 @@ use crate::config::CpoLossType;
 /// | `hinge` | max(0, 1 - β Δ) |
 /// | `ipo` | (Δ - 1 / 2β)² |
 /// | `simpo` | `sigmoid` of Δ - γ / β |
+/// | `alphapo` | `simpo`, always without cross-entropy |
 /// | `rrhf` | max(0, -Δ) |
 ///
 /// and cross-entropy of weight `cpo_alpha` on the chosen completions.
@@ -43,7 +44,7 @@ pub struct Cpo {
 
 impl Cpo {
     fn is_by_token(&self) -> bool {
-        matches!(self.loss_type, CpoLossType::Ipo | CpoLossType::Simpo | CpoLossType::Rrhf)
+        !matches!(self.loss_type, CpoLossType::Sigmoid | CpoLossType::Hinge)
     }
 
     fn r(&self, side: &Side, which: usize) -> Dual {
@@ -61,7 +62,7 @@ impl Cpo {
         };
         match self.loss_type {
             CpoLossType::Sigmoid => smoothed(delta * beta),
-            CpoLossType::Simpo => smoothed(delta * beta - self.simpo_gamma),
+            CpoLossType::Simpo | CpoLossType::Alphapo => smoothed(delta * beta - self.simpo_gamma),
             CpoLossType::Hinge => (-(delta * beta) + 1.0).relu(),
             CpoLossType::Rrhf => (-delta).relu(),
             CpoLossType::Ipo => (delta - 1.0 / (2.0 * beta)).squared(),
@@ -78,12 +79,18 @@ impl PairLoss for Cpo {
         pairs.iter().map(one).collect()
     }
 
+    fn is_of_bradley_and_terry(&self) -> bool {
+        let sigmoid = matches!(self.loss_type, CpoLossType::Sigmoid | CpoLossType::Simpo | CpoLossType::Alphapo);
+        sigmoid && self.label_smoothing == 0.0 && self.nll().is_none()
+    }
+
     fn has_reference(&self) -> bool {
         false
     }
 
     fn nll(&self) -> Option<Nll> {
-        (self.cpo_alpha != 0.0).then_some(Nll { weight: self.cpo_alpha, prompt: false })
+        (self.cpo_alpha != 0.0 && self.loss_type != CpoLossType::Alphapo)
+            .then_some(Nll { weight: self.cpo_alpha, prompt: false })
     }
 
     fn reward(&self, side: &Side) -> f64 {

@@ -1,6 +1,7 @@
 //! DPO and its family: losses of pairs by how far the model has moved from a reference.
 
 use super::dual::Dual;
+use super::nca::contrast;
 use super::pair::{Nll, Pair, PairLoss, PairSlope, Side};
 use crate::config::{DpoLossType, FDivergence};
 
@@ -25,6 +26,7 @@ use crate::config::{DpoLossType, FDivergence};
 /// | `discopop` | (1 - w)(-log σ(βΔ)) + w e^(-βΔ), w = σ(βΔ/τ) | DiscoPOP, arXiv 2406.08414, equation 5 |
 /// | `sft` | cross-entropy of the chosen completion | RPO, arXiv 2404.19733 |
 /// | `sigmoid_norm` | -log σ(β(s/n - t/m)) | Tulu 3, arXiv 2411.15124 |
+/// | `nca`, `info_nca` | [`Nca`](super::Nca) of two answers with the scores 1 and 0 | NCA |
 ///
 /// f'(t) is log t for `reverse_kl`, 1 - 1/t for `forward_kl`, log(2t/(t + 1)) for `js_divergence` and
 /// (t^(α-1) - 1)/(α - 1) for `alpha_divergence` (f-DPO, arXiv 2309.16240). With `use_weighting` ℓ is multiplied by
@@ -49,6 +51,8 @@ pub struct Dpo {
     pub discopop_tau: f64,
     /// LD-DPO's α.
     pub ld_alpha: Option<f64>,
+    /// α of NCA with scores.
+    pub nca_alpha: f64,
     /// WPO.
     pub use_weighting: bool,
     /// Without: π_ref is 1 everywhere.
@@ -109,6 +113,11 @@ impl Dpo {
                 -x.log_sigmoid() * (one - w.sigmoid()) + (w.log_sigmoid() - x).exp()
             }
             DpoLossType::SigmoidNorm => -(by_token * b).log_sigmoid(),
+            DpoLossType::Nca | DpoLossType::InfoNca => {
+                let info = loss_type == DpoLossType::InfoNca;
+                let found = contrast(info, &[b * u.value, b * v.value], &[1.0, 0.0], self.nca_alpha);
+                Dual { value: found.loss, slope: [b * found.slopes[0], b * found.slopes[1]] }
+            }
             // Of tokens, or of several pairs at once.
             DpoLossType::Sft | DpoLossType::Aot | DpoLossType::AotUnpaired => Dual::constant(0.0),
         }
@@ -168,6 +177,11 @@ impl PairLoss for Dpo {
 
     fn couples(&self) -> bool {
         self.losses.iter().any(|(l, _)| matches!(l, DpoLossType::Aot | DpoLossType::AotUnpaired))
+    }
+
+    fn is_of_bradley_and_terry(&self) -> bool {
+        let smooth = matches!(self.losses[..], [(DpoLossType::Sigmoid, 1.0)]) && self.label_smoothing == 0.0;
+        !self.use_weighting && (smooth || matches!(self.losses[..], [(DpoLossType::SigmoidNorm, 1.0)]))
     }
 
     fn has_reference(&self) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! [`token_scores`] is the one way from a model to numbers and back. What is done with the numbers is arithmetic
 //! without a model in it: [`CrossEntropy`](cross_entropy) of tokens, losses of preference pairs ([`PairLoss`]:
-//! [`Dpo`], [`Orpo`], [`Cpo`]) of labelled completions ([`Kto`]), of rewards
+//! [`Dpo`], [`Orpo`], [`Cpo`]), of several answers ([`ListLoss`]: [`Nca`]), of labelled completions ([`Kto`]), of rewards
 //! ([`BradleyTerry`]) and of steps ([`step_loss`]).
 
 mod cpo;
@@ -11,6 +11,8 @@ mod cross_entropy;
 mod dpo;
 mod dual;
 mod kto;
+mod list;
+mod nca;
 mod orpo;
 mod pair;
 mod reward;
@@ -21,7 +23,9 @@ pub use cpo::Cpo;
 pub use cross_entropy::{LossSum, UnreadLoss, cross_entropy, cross_entropy_beside, cross_entropy_unread};
 pub use dpo::Dpo;
 pub use dual::Dual;
-pub use kto::{Kto, LabelSlope};
+pub use kto::{Kto, LabelSlope, Running};
+pub use list::{AllPairs, ListLoss, ListSlope, ordered};
+pub use nca::Nca;
 pub use orpo::Orpo;
 pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
 pub use reward::{BradleyTerry, StepSlope, step_loss};

@@ -90,6 +90,11 @@ pub trait PairLoss: Send + Sync {
         false
     }
 
+    /// Whether a pair's whole loss is -log σ of its margin (of [`PairLoss::reward`], but for a constant).
+    fn is_of_bradley_and_terry(&self) -> bool {
+        false
+    }
+
     /// The implicit reward of a side, for the metrics `rewards/…`.
     fn reward(&self, side: &Side) -> f64;
 

@@ -13,6 +13,7 @@ fn dpo(loss_type: DpoLossType) -> Dpo {
         f_divergence: FDivergence::ReverseKl,
         f_alpha: 0.5,
         discopop_tau: 0.5,
+        nca_alpha: 0.7,
         ld_alpha: None,
         use_weighting: false,
         reference_free: false,
@@ -93,10 +94,96 @@ proptest! {
             let numeric = (kto.loss(r + STEP, label, kl).loss - kto.loss(r - STEP, label, kl).loss) / (2.0 * STEP);
             prop_assert!((found.slope - numeric).abs() <= 1e-8, "{}: {} against {}", loss_type, found.slope, numeric);
             // A better answer is one the model likes more, a worse one less.
+            if loss_type == KtoLossType::Bco {
+                let flat = Kto { desirable_weight: 1.0, undesirable_weight: 1.0, ..kto.clone() };
+                let x = if label { 0.4 * r - kl } else { kl - 0.4 * r };
+                prop_assert!((flat.loss(r, label, kl).loss - (1.0 + (-x).exp()).ln()).abs() <= 1e-12);
+            }
             let right_way = (found.slope < 0.0) == label && found.slope != 0.0;
             prop_assert!(right_way, "{}: slope {}", loss_type, found.slope);
         }
     }
+}
+
+proptest! {
+    #[test]
+    fn slopes_of_answers_are_those_of_the_loss(
+        answers in prop::collection::vec((side(), -2.0..2.0f64), 1..6),
+        alpha in 0.05..3.0f64,
+        info: bool,
+    ) {
+        const STEP: f64 = 1e-6;
+        let (sides, scores): (Vec<Side>, Vec<f64>) = answers.into_iter().unzip();
+        let nca = Nca { info, beta: 0.4, alpha, weight: 0.7, nll: 0.0, reference_free: false };
+        let cpo = Cpo { loss_type: CpoLossType::Rrhf, beta: 0.4, label_smoothing: 0.0, cpo_alpha: 1.0, simpo_gamma: 0.0, alpha: 0.0 };
+        let ranking = AllPairs::new(Box::new(cpo));
+        for (name, loss) in [("nca", &nca as &dyn ListLoss), ("rrhf", &ranking)] {
+            let found = loss.loss(&sides, &scores);
+            prop_assert_eq!(found.slopes.len(), sides.len());
+            for i in 0..sides.len() {
+                let moved = |by: f64| {
+                    let mut sides = sides.clone();
+                    sides[i].logp += by;
+                    loss.loss(&sides, &scores).loss
+                };
+                let numeric = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                let kink = name == "rrhf" && (moved(STEP) - 2.0 * moved(0.0) + moved(-STEP)).abs() > 1e-9;
+                prop_assert!(kink || (found.slopes[i] - numeric).abs() <= 1e-7, "{}: {} and {}", name, found.slopes[i], numeric);
+            }
+        }
+        // Written out.
+        let z: f64 = scores.iter().map(|s| (s / alpha).exp()).sum();
+        let rho: Vec<f64> = sides.iter().map(|side| 0.4 * (side.logp - side.reference)).collect();
+        let all: f64 = rho.iter().map(|r| r.exp()).sum();
+        let log_sigmoid = |x: f64| -(1.0 + (-x).exp()).ln();
+        let want: f64 = scores.iter().zip(&rho).map(|(s, r)| {
+            let w = (s / alpha).exp() / z;
+            match info {
+                true => -w * (r.exp() / all).ln(),
+                false => -w * log_sigmoid(*r) - log_sigmoid(-r) / rho.len() as f64,
+            }
+        }).sum();
+        let found = nca.loss(&sides, &scores).loss;
+        prop_assert!((found - 0.7 * want).abs() <= 1e-9 * (1.0 + want), "{} and {}", found, 0.7 * want);
+    }
+}
+
+/// Small α leave the chosen answer alone: InfoNCA of a pair is then DPO, NCA `nca_pair`.
+#[test]
+fn of_a_pair_nca_is_what_is_known() {
+    let side = |ratio| Side { logp: -9.0 + ratio, reference: -9.0, tokens: 4.0, alignment: 0.0 };
+    let pair = Pair { chosen: side(1.5), rejected: side(-0.4) };
+    for (loss_type, known) in [(DpoLossType::Nca, DpoLossType::NcaPair), (DpoLossType::InfoNca, DpoLossType::Sigmoid)] {
+        let found = Dpo { nca_alpha: 1e-3, ..dpo(loss_type) }.losses(&[pair])[0];
+        let want = Dpo { label_smoothing: 0.0, ..dpo(known) }.losses(&[pair])[0];
+        for (a, b) in [(found.loss, want.loss), (found.chosen, want.chosen), (found.rejected, want.rejected)] {
+            assert!((a - b).abs() <= 1e-12, "{loss_type}: {found:?} and {want:?}");
+        }
+        // As a row of two answers with other scores of the same difference.
+        let info = loss_type == DpoLossType::InfoNca;
+        let nca = Nca { info, beta: 0.3, alpha: 0.7, weight: 1.0, nll: 0.0, reference_free: false };
+        let row = nca.loss(&[pair.rejected, pair.chosen], &[-3.0, -2.0]);
+        let want = dpo(loss_type).losses(&[pair])[0];
+        for (a, b) in [(row.loss, want.loss), (row.slopes[1], want.chosen), (row.slopes[0], want.rejected)] {
+            assert!((a - b).abs() <= 1e-12, "{loss_type}: {row:?} and {want:?}");
+        }
+    }
+    // Far out, and with scores far apart.
+    let far = Nca { info: false, beta: 1.0, alpha: 1e-9, weight: 1.0, nll: 0.0, reference_free: false };
+    let sides = [side(-5000.0), side(900.0), side(0.0)];
+    for info in [false, true] {
+        let found = Nca { info, ..far.clone() }.loss(&sides, &[1.0, -1.0, 0.5]);
+        assert!(found.loss.is_finite() && found.slopes.iter().all(|s| s.is_finite()), "{found:?}");
+    }
+}
+
+#[test]
+fn a_running_mean_is_that_of_all() {
+    let mut running = Running::default();
+    for chunk in [&[3.0, -1.0][..], &[], &[0.5], &[10.0, 2.0, 2.0]] {
+        running.add(chunk);
+    }
+    assert!((running.mean - 16.5 / 6.0).abs() <= 1e-15 && running.count == 6, "{running:?}");
 }
 
 proptest! {

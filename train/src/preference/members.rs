@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::moved::{MOVED, measure_moved};
 use crate::data::{Batch, Dataset};
 use crate::losses::{Kto, PairLoss, Side, TokenScores};
 use crate::trainer::Sums;
@@ -70,6 +71,16 @@ impl Own<'_> {
     pub(super) fn completion(&self, s: usize) -> impl Iterator<Item = usize> {
         let of_completion = self.of_completion;
         self.scores.of(s).filter(move |&i| of_completion[i])
+    }
+
+    /// Measures how far a segment's completion has moved from these log-probabilities, if there are any.
+    pub(super) fn moved(&mut self, s: usize, reference: &[f64]) {
+        if reference.is_empty() {
+            return;
+        }
+        let name = self.named(MOVED);
+        let policy: Vec<f64> = self.completion(s).map(|i| self.scores.logprobs[i]).collect();
+        measure_moved(self.measured, &name, policy.iter().zip(reference).map(|(p, r)| p - r));
     }
 
     pub(super) fn side(&self, s: usize, reference: f64, weight: impl Fn(usize) -> f64) -> Side {

@@ -5,6 +5,7 @@ use std::ops::{AddAssign, Range};
 use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
+use super::labelled::{measure_label, measure_margins};
 use super::lengths::{LENGTH_MARGIN, Lengths, measure_length};
 use super::members::{Member, MemberLoss, Origins, Own, completion, shorter};
 use super::objective::{Kept, Preference};
@@ -16,6 +17,7 @@ use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
 use crate::losses::{Pair, RouterTerms, Want, token_scores};
+use crate::run::report::LossUnit;
 use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Sums, packed};
 
@@ -164,9 +166,9 @@ impl Mixed {
         Ok(all)
     }
 
-    /// log π_ref of each segment's completion, 0 where nothing is compared with it.
-    fn compared(&self, model: &Model, batch: &Batch, rows: &[Row], mode: Mode) -> Result<Vec<f64>> {
-        let mut sums = vec![0.0; batch.segments()];
+    /// log π_ref of each segment's completion, and of its tokens; 0 and none where nothing is compared with it.
+    fn compared(&self, model: &Model, batch: &Batch, rows: &[Row], mode: Mode) -> Result<Vec<(f64, Vec<f64>)>> {
+        let mut all = vec![(0.0, Vec::new()); batch.segments()];
         let mut weights = Vec::new();
         let mut segments = Vec::new();
         for (m, own) in rows {
@@ -183,12 +185,15 @@ impl Mixed {
             }
         }
         if segments.is_empty() {
-            return Ok(sums);
+            return Ok(all);
         }
         let part = batch.select(segments.iter().map(|&s| s..s + 1));
-        let found = self.kept.reference.compare(model, &part, &weights, mode == Mode::HeldOut, false)?.sums;
-        segments.into_iter().zip(found).for_each(|(s, sum)| sums[s] = sum);
-        Ok(sums)
+        let found = self.kept.reference.compare(model, &part, &weights, mode == Mode::HeldOut, Want::default())?;
+        let mut tokens = found.tokens.unwrap_or_default().into_iter();
+        for (s, sum) in segments.into_iter().zip(found.sums) {
+            all[s] = (sum, tokens.by_ref().take(completion(batch, s)).collect());
+        }
+        Ok(all)
     }
 
     fn part(
@@ -241,12 +246,16 @@ impl Mixed {
                 MemberLoss::Labelled(kto) => {
                     for (side, s) in segments.enumerate() {
                         let label = batch.labels.get(s).copied().unwrap_or(side == 0);
-                        let logratio = scores.of(s).map(|i| scores.logprobs[i]).sum::<f64>() - reference[s];
+                        let logp = scores.of(s).map(|i| scores.logprobs[i]).sum::<f64>();
+                        let logratio = logp - reference[s].0;
                         let found = kto.loss(logratio, label, kl[m]);
                         to.loss += found.loss;
                         slopes[scores.of(s)].fill(scale * found.slope);
                         let reward = kto.beta * logratio;
-                        own.measure(if label { "rewards/chosen" } else { "rewards/rejected" }, reward);
+                        let prefix = own.named("");
+                        measure_label(own.measured, &prefix, label, reward, kto.is_right(reward, label, kl[m]));
+                        own.measure(if label { "logps/chosen" } else { "logps/rejected" }, logp);
+                        own.moved(s, &reference[s].1);
                         to.lengths.push(label, scores.of(s).len(), reward);
                     }
                 }
@@ -255,8 +264,8 @@ impl Mixed {
                     let weight = |k: usize| if k < least { 1.0 } else { loss.verbose_weight() };
                     let [chosen, rejected] = [segments.start, segments.start + 1];
                     let pair = Pair {
-                        chosen: own.side(chosen, reference[chosen], weight),
-                        rejected: own.side(rejected, reference[rejected], weight),
+                        chosen: own.side(chosen, reference[chosen].0, weight),
+                        rejected: own.side(rejected, reference[rejected].0, weight),
                     };
                     let found = loss.losses(&[pair])[0];
                     to.loss += found.loss;
@@ -275,6 +284,9 @@ impl Mixed {
                     own.measure("rewards/rejected", r);
                     own.measure("rewards/accuracies", f64::from(u8::from(c > r)));
                     own.measure("rewards/margins", c - r);
+                    own.measure("logps/chosen", loss.shown(&pair.chosen));
+                    own.measure("logps/rejected", loss.shown(&pair.rejected));
+                    [chosen, rejected].into_iter().for_each(|s| own.moved(s, &reference[s].1));
                     let (name, tokens) = (own.named(LENGTH_MARGIN), [pair.chosen.tokens, pair.rejected.tokens]);
                     measure_length(own.measured, &name, [c, r], tokens);
                 }
@@ -322,6 +334,10 @@ impl Preference for Mixed {
         Ok((totals, routers))
     }
 
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("of the mixture", None)
+    }
+
     /// L, and each member's own mean loss among what was measured.
     fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {
         let mut sums = Sums::new(0.0, 1.0);
@@ -338,6 +354,9 @@ impl Preference for Mixed {
         }
         sums += totals.measured;
         for (member, total) in self.members.iter().zip(totals.members) {
+            if matches!(member.loss, MemberLoss::Labelled(_)) {
+                measure_margins(&mut sums, &format!("{}/", member.name));
+            }
             total.lengths.measure(&mut sums, &format!("{}/{LENGTH_MARGIN}", member.name));
         }
         if let Some(routers) = routers {

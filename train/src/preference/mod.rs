@@ -11,9 +11,11 @@
 mod ensemble;
 mod head;
 mod judged;
+mod labelled;
 mod lengths;
 mod members;
 mod mixed;
+mod moved;
 mod objective;
 mod pairs;
 mod precompute;

@@ -6,14 +6,16 @@ use planish_autograd::Tape;
 use planish_nn::decoder::{Model, Routing};
 
 use super::lengths::{LENGTH_MARGIN, measure_length};
+use super::moved::{MOVED, measure_moved};
 use super::objective::{Kept, Preference};
 use super::reference::{Compared, Reference};
-use super::watch::Watch;
+use super::watch::{Watch, by_heart_loss};
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
 use crate::losses::{Nll, Pair, PairLoss, PairSlope, RouterTerms, Side, TokenScores, Want, token_scores};
+use crate::run::report::LossUnit;
 use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Sums, packed};
 
@@ -164,8 +166,8 @@ impl Pairs {
             }
         }
         let of_completions = token_weights(batch, self.loss.verbose_weight());
-        let compared =
-            self.kept.reference.compare(model, batch, &of_completions, mode == Mode::HeldOut, self.kept.share)?;
+        let want = Want { share: self.kept.share, ..Want::default() };
+        let compared = self.kept.reference.compare(model, batch, &of_completions, mode == Mode::HeldOut, want)?;
         let mut of_completions = of_completions.into_iter();
         let weight = |&is: &bool| if is { of_completions.next().expect("one a token") } else { 0.0 };
         let weights = completion.iter().map(weight).collect();
@@ -203,8 +205,7 @@ impl Pairs {
         }
         if let Some(reference) = &part.compared.tokens {
             let policy = (0..scores.logprobs.len()).filter(of_completions).map(|i| scores.logprobs[i]);
-            let moved: f64 = policy.zip(reference).map(|(p, r)| 0.5 * (p - r) * (p - r)).sum();
-            to.sums.measure("kl", moved, reference.len() as f64);
+            measure_moved(&mut to.sums, MOVED, policy.zip(reference).map(|(p, r)| p - r));
         }
         for (pair, slope) in pairs.iter().zip(slopes) {
             let [chosen, rejected] = [&pair.chosen, &pair.rejected].map(|side| self.loss.reward(side));
@@ -296,6 +297,10 @@ impl Preference for Pairs {
             }
         }
         Ok((totals, routers))
+    }
+
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("per pair", self.loss.is_of_bradley_and_terry().then(by_heart_loss))
     }
 
     fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {

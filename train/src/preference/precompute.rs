@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::pairs::token_weights;
 use super::reference::Reference;
 use crate::data::{Batch, Sampler};
+use crate::losses::Want;
 use crate::{Error, Result};
 
 /// Σ weight · log p of both sides of each pair, nats, by the number of the example.
@@ -113,7 +114,8 @@ fn compute(reference: &Reference, policy: &Model, sampler: &Sampler, how: Scorin
     let mut table = HashMap::new();
     each_batch(sampler, how.tokens_per_pass, |batch| {
         let weights = token_weights(&batch, how.verbose_weight);
-        let sums = reference.compare(policy, &batch, &weights, false, how.share)?.sums;
+        let want = Want { share: how.share, ..Want::default() };
+        let sums = reference.compare(policy, &batch, &weights, false, want)?.sums;
         for (pair, sides) in sums.chunks_exact(2).enumerate() {
             table.insert(batch.example_indices[2 * pair], [sides[0], sides[1]]);
         }

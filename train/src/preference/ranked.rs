@@ -7,34 +7,35 @@ use planish_nn::decoder::{Model, Routing};
 
 use super::lengths::{LENGTH_MARGIN, measure_length};
 use super::members::completion;
+use super::moved::{MOVED, measure_moved};
 use super::objective::{Kept, Preference};
 use super::pairs::Totals;
-use super::reference::Reference;
+use super::reference::{Compared, Reference};
 use super::watch::Watch;
 use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
-use crate::losses::{Pair, PairLoss, RouterTerms, Side, TokenScores, Want, token_scores};
+use crate::losses::{ListLoss, RouterTerms, Side, TokenScores, Want, ordered, token_scores};
+use crate::run::report::LossUnit;
 use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Sums, packed};
 
-/// Minimises a [`PairLoss`] without a reference over all pairs of a prompt's answers whose scores differ, and
-/// cross-entropy on the best answers:
+/// Minimises a [`ListLoss`] over rows of answers to a prompt, and cross-entropy on the best answers:
 ///
 /// ```text
-/// L = Σ_rows Σ_{s_i > s_j} ℓ(i, j) / rows + w · Σ_best Σ_tokens -log p / tokens
+/// L = Σ_rows ℓ(answers, scores) / rows + w · Σ_best Σ_tokens -log p / tokens
 /// ```
 ///
-/// With ℓ(i, j) = max(0, mean log p(j) - mean log p(i)) this is RRHF. Of two answers it is what
-/// [`Pairs`](super::Pairs) minimises. The best is the first of those with the highest score. All answers of a row go
-/// through the model in one batch.
+/// With ℓ = Σ_{s_i > s_j} max(0, mean log p(j) - mean log p(i)) ([`AllPairs`](crate::losses::AllPairs)) this is RRHF, with
+/// [`Nca`](crate::losses::Nca) it is NCA. Of a pair the chosen answer has the score 1 and the rejected one 0. The best is
+/// the first of those with the highest score. All answers of a row go through the model in one batch.
 ///
 /// # Source
 /// Yuan et al., "RRHF", arXiv 2304.05302, equations 2 to 4. Deviation: cross-entropy is a mean over the tokens of a step,
 /// where the paper has a sum.
 pub struct Ranked {
-    loss: Box<dyn PairLoss>,
+    loss: Box<dyn ListLoss>,
     kept: Kept,
 }
 
@@ -42,12 +43,11 @@ impl Ranked {
     /// An objective. `dropout` is whether there is any while training.
     ///
     /// # Panics
-    /// If the loss compares with a reference, couples pairs, or takes in prompts.
-    pub fn new(loss: Box<dyn PairLoss>, dropout: bool) -> Ranked {
-        let fits =
-            !loss.has_reference() && !loss.couples() && !loss.weighs() && loss.nll().is_none_or(|nll| !nll.prompt);
-        assert!(fits, "a loss of two completions alone");
-        Ranked { loss, kept: Kept::new(Reference::Free, dropout, vec![Watch::pairs(false)]) }
+    /// If the reference was computed beforehand, which is done for pairs.
+    pub fn new(loss: Box<dyn ListLoss>, reference: Reference, dropout: bool) -> Ranked {
+        assert!(!matches!(reference, Reference::Known(_)), "numbers of pairs");
+        let watches = vec![Watch::pairs(loss.has_reference())];
+        Ranked { loss, kept: Kept::new(reference, dropout, watches) }
     }
 
     /// Adds the losses of the model's routers, which count every token: nothing is shared beside them.
@@ -74,18 +74,25 @@ impl Ranked {
         (totals, routers): (&mut Totals, &mut Option<Routers>),
     ) -> Result<()> {
         let batch = &part.batch;
+        let beginnings = self.kept.share && !self.kept.balance.terms().any();
+        // Before anything is recorded: the reference's activations and the model's are never there together.
+        let (ones, want) = (vec![1.0; batch.supervised()], Want { beginnings, ..Want::default() });
+        let compared = self.kept.reference.compare(model, batch, &ones, mode == Mode::HeldOut, want)?;
         let tape = (mode != Mode::HeldOut).then(Tape::new);
         let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
         if routers.is_some() {
             ctx = ctx.with_routing(&routing);
         }
-        let beginnings = self.kept.share && !self.kept.balance.terms().any();
-        let want = Want { recompute: optim.recomputes_layers(), beginnings, ..Want::default() };
+        let want = Want { recompute: optim.recomputes_layers(), ..want };
         let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
+        if let Some(tokens) = &compared.tokens {
+            let logratios = scores.logprobs.iter().zip(tokens).map(|(p, r)| p - r);
+            measure_moved(&mut totals.sums, MOVED, logratios);
+        }
         let mut slopes = vec![0.0; scores.logprobs.len()];
         for answers in batch.examples() {
             let best = best(batch, &answers);
-            for (s, slope) in answers.clone().zip(self.rank(batch, &scores, &answers, &mut totals.sums)) {
+            for (s, slope) in answers.clone().zip(self.rank(batch, (&scores, &compared), &answers, &mut totals.sums)) {
                 slopes[scores.of(s)].fill(if s == best { slope - nll } else { slope });
             }
             totals.nll -= scores.of(best).map(|i| scores.logprobs[i]).sum::<f64>();
@@ -100,29 +107,28 @@ impl Ranked {
         Ok(())
     }
 
-    /// The slopes of Σ ℓ of a row by its answers' log-probabilities.
-    fn rank(&self, batch: &Batch, scores: &TokenScores, answers: &Range<usize>, to: &mut Sums) -> Vec<f64> {
+    /// The slopes of ℓ of a row by its answers' log-probabilities.
+    fn rank(
+        &self,
+        batch: &Batch,
+        (scores, compared): (&TokenScores, &Compared),
+        answers: &Range<usize>,
+        to: &mut Sums,
+    ) -> Vec<f64> {
         let side = |s: usize| Side {
             logp: scores.of(s).map(|i| scores.logprobs[i]).sum(),
+            reference: compared.sums[s],
             tokens: scores.of(s).len() as f64,
             ..Side::default()
         };
         let (first, sides) = (answers.start, answers.clone().map(side).collect::<Vec<_>>());
-        let all = || answers.clone().flat_map(|i| answers.clone().map(move |j| (i, j)));
-        let order: Vec<(usize, usize)> =
-            all().filter(|&(i, j)| score(batch, i, first) > score(batch, j, first)).collect();
-        let pairs = order.iter().map(|&(i, j)| Pair { chosen: sides[i - first], rejected: sides[j - first] });
-        let found = self.loss.losses(&pairs.collect::<Vec<_>>());
-        let mut slopes = vec![0.0; sides.len()];
+        let known: Vec<f64> = answers.clone().map(|s| score(batch, s, first)).collect();
+        let found = self.loss.loss(&sides, &known);
+        to.loss += found.loss;
         let rewards: Vec<f64> = sides.iter().map(|side| self.loss.reward(side)).collect();
-        for (&(i, j), found) in order.iter().zip(&found) {
-            to.loss += found.loss;
-            slopes[i - first] += found.chosen;
-            slopes[j - first] += found.rejected;
-            let right = f64::from(u8::from(rewards[i - first] > rewards[j - first]));
-            to.measure("rewards/accuracies", right, 1.0);
-            let of = |values: &dyn Fn(usize) -> f64| [i - first, j - first].map(values);
-            measure_length(to, LENGTH_MARGIN, of(&|k| rewards[k]), of(&|k| sides[k].tokens));
+        for (i, j) in ordered(&known) {
+            to.measure("rewards/accuracies", f64::from(u8::from(rewards[i] > rewards[j])), 1.0);
+            measure_length(to, LENGTH_MARGIN, [rewards[i], rewards[j]], [sides[i].tokens, sides[j].tokens]);
         }
         let best = best(batch, answers);
         let shown: Vec<f64> = sides.iter().map(|side| self.loss.shown(side)).collect();
@@ -145,7 +151,7 @@ impl Ranked {
         to.measure("entropy", tokens.clone().map(|i| scores.entropy[i]).sum(), tokens.count() as f64);
         let correct = scores.of(best).filter(|&i| scores.correct[i]).count();
         to.measure("mean_token_accuracy", correct as f64, scores.of(best).len() as f64);
-        slopes
+        found.slopes
     }
 }
 
@@ -192,6 +198,10 @@ impl Preference for Ranked {
             self.part(model, optim, (part, mode), nll, (&mut totals, &mut routers))?;
         }
         Ok((totals, routers))
+    }
+
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("per row", None)
     }
 
     fn together(&self, totals: Totals, routers: Option<&Routers>) -> Sums {

@@ -55,14 +55,14 @@ pub(super) struct Compared {
 
 impl Reference {
     /// Log-probabilities of the completions of a batch, whose tokens weigh `weights`. Nothing is recorded.
-    /// `share`: pairs share their prompts.
+    /// `want` is what of the batch is computed once.
     pub(super) fn compare(
         &self,
         policy: &Model,
         batch: &Batch,
         weights: &[f64],
         held: bool,
-        share: bool,
+        want: Want,
     ) -> Result<Compared> {
         let (model, ctx) = match self {
             Reference::Free => return Ok(Compared { sums: vec![0.0; batch.segments()], tokens: None }),
@@ -70,7 +70,7 @@ impl Reference {
             Reference::Base => (policy, Ctx::inference().without_adapters()),
             Reference::Model { model, .. } => (&**model, Ctx::inference()),
         };
-        let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, Want { share, ..Want::default() })?;
+        let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
         let sum = |s: usize| scores.of(s).map(|i| weights[i] * scores.logprobs[i]).sum();
         Ok(Compared { sums: (0..scores.segments()).map(sum).collect(), tokens: Some(scores.logprobs) })
     }

@@ -7,12 +7,13 @@ use super::judged::{Judged, Length};
 use super::lengths::measure_length;
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
-use super::watch::{Kind, Watch};
+use super::watch::{Kind, Watch, by_heart_loss};
 use super::{Mode, passes};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
 use crate::losses::{BradleyTerry, Laid};
+use crate::run::report::LossUnit;
 use crate::trainer::Sums;
 use crate::trainer::router::Routers;
 
@@ -93,6 +94,10 @@ impl Preference for Rewards {
             sums.measure("max_reward", most, 1.0);
         }
         Ok((sums, None))
+    }
+
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("per pair", (self.loss.center == 0.0).then(by_heart_loss))
     }
 
     fn together(&self, totals: Sums, _routers: Option<&Routers>) -> Sums {

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
 use crate::losses::{Laid, step_loss};
+use crate::run::report::LossUnit;
 use crate::trainer::Sums;
 use crate::trainer::router::Routers;
 
@@ -77,6 +78,10 @@ impl Preference for StepRewards {
         }
         judgement.measure(&mut sums);
         Ok((sums, None))
+    }
+
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("nats per judged step", None)
     }
 
     fn together(&self, totals: Sums, _routers: Option<&Routers>) -> Sums {

@@ -6,15 +6,18 @@ use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Routing};
 
+use super::labelled::{measure_label, measure_margins};
 use super::lengths::{LENGTH_MARGIN, Lengths};
+use super::moved::{MOVED, measure_moved};
 use super::objective::{Kept, Preference};
-use super::reference::Reference;
-use super::watch::{Kind, Watch};
-use super::{Mode, passes, routers};
+use super::reference::{Compared, Reference};
+use super::watch::{Kind, Watch, by_heart_loss};
+use super::{Mode, Part, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
-use crate::losses::{Kto, RouterTerms, Want, token_scores};
+use crate::losses::{Kto, RouterTerms, Running, TokenScores, Want, token_scores};
+use crate::run::report::LossUnit;
 use crate::trainer::router::{Balance, Routers};
 use crate::trainer::{Sums, packed};
 
@@ -25,6 +28,9 @@ use crate::trainer::{Sums, packed};
 /// without a tape, so the passes that follow need nothing of each other. Deviation from TRL: a completion that
 /// was cut to fit behind its own prompt is taken as cut. Pairs are two completions of one prompt, the chosen one good
 /// and the rejected one bad; the completion of the row before is then that of the same side.
+///
+/// BCO's δ takes in a micro-batch before its losses, as in TRL. Where a micro-batch takes several passes, their numbers are
+/// computed without a tape first, as [`Pairs`](super::Pairs) does. Held-out data meet δ as it stands.
 pub struct Unpaired {
     loss: Kto,
     kept: Kept,
@@ -35,7 +41,9 @@ impl Unpaired {
     /// An objective. `dropout` is whether there is any while training; mismatched sequences are cut to
     /// `max_length`.
     pub fn new(loss: Kto, reference: Reference, dropout: bool, max_length: Option<usize>) -> Unpaired {
-        Unpaired { loss, kept: Kept::new(reference, dropout, vec![Watch::new(Kind::Labelled)]), max_length }
+        let delta = loss.is_running().then(Running::default);
+        let kept = Kept { delta, ..Kept::new(reference, dropout, vec![Watch::new(Kind::Labelled)]) };
+        Unpaired { loss, kept, max_length }
     }
 
     /// Adds the losses of the model's routers.
@@ -44,6 +52,57 @@ impl Unpaired {
         self.kept.balance = Balance::new(terms);
         self
     }
+
+    /// What the losses of a micro-batch turn on: z, δ, or nothing.
+    fn anchor(&self, model: &Model, batch: &Batch, optim: &OptimSettings, totals: &mut Totals) -> Result<f64> {
+        let mut anchor = 0.0;
+        if self.loss.needs_kl()
+            && let Some(found) = divergence(model, &self.kept.reference, batch, self.max_length, optim)?
+        {
+            anchor = found;
+            totals.sums.measure("kl", anchor, 1.0);
+        }
+        if let Some(delta) = totals.delta {
+            anchor = delta.mean;
+            totals.sums.measure("delta", anchor, 1.0);
+        }
+        Ok(anchor)
+    }
+
+    /// Adds a pass; gives the slopes of the loss by each token's log-probability.
+    fn measure(
+        &self,
+        batch: &Batch,
+        scores: &TokenScores,
+        reference: &Compared,
+        anchor: f64,
+        Totals { sums, lengths, .. }: &mut Totals,
+    ) -> Vec<f64> {
+        sums.measure("entropy", scores.entropy.iter().sum(), scores.entropy.len() as f64);
+        if let Some(tokens) = &reference.tokens {
+            measure_moved(sums, MOVED, scores.logprobs.iter().zip(tokens).map(|(p, r)| p - r));
+        }
+        let mut slopes = vec![0.0; scores.logprobs.len()];
+        for s in 0..batch.segments() {
+            let label = batch.labels.get(s).copied().unwrap_or(s % 2 == 0);
+            let logp: f64 = scores.of(s).map(|i| scores.logprobs[i]).sum();
+            let logratio = logp - reference.sums[s];
+            let found = self.loss.loss(logratio, label, anchor);
+            slopes[scores.of(s)].fill(found.slope);
+            sums.loss += found.loss;
+            sums.count += 1.0;
+            let reward = self.loss.beta * logratio;
+            measure_label(sums, "", label, reward, self.loss.is_right(reward, label, anchor));
+            lengths.push(label, scores.of(s).len(), reward);
+            let side = if label { "chosen" } else { "rejected" };
+            sums.measure(&format!("logps/{side}"), logp, 1.0);
+            if let Some(means) = &scores.mean_logits {
+                let sum = scores.of(s).map(|i| means[i]).sum();
+                sums.measure(&format!("logits/{side}"), sum, scores.of(s).len() as f64);
+            }
+        }
+        slopes
+    }
 }
 
 /// What is added up over a step, or over held-out data.
@@ -51,12 +110,15 @@ impl Unpaired {
 pub(super) struct Totals {
     sums: Sums,
     lengths: Lengths,
+    /// BCO's δ, as it then is.
+    delta: Option<Running>,
 }
 
 impl AddAssign for Totals {
     fn add_assign(&mut self, other: Totals) {
         self.sums += other.sums;
         self.lengths += other.lengths;
+        self.delta = other.delta;
     }
 }
 
@@ -78,50 +140,46 @@ impl Preference for Unpaired {
         micro_batches: &[Batch],
         mode: Mode,
     ) -> Result<(Totals, Option<Routers>)> {
-        let (mut sums, mut lengths) = (Sums::default(), Lengths::default());
+        let mut totals = Totals { delta: self.kept.delta, ..Totals::default() };
         let completions: usize = micro_batches.iter().map(Batch::segments).sum();
         let all = passes(micro_batches, optim.tokens_per_pass);
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
+        let routed = routers.is_some();
         for (batch, parts) in micro_batches.iter().zip(&all) {
-            let mut kl = 0.0;
-            if self.loss.needs_kl()
-                && let Some(found) = divergence(model, &self.kept.reference, batch, self.max_length, optim)?
-            {
-                kl = found;
-                sums.measure("kl", kl, 1.0);
-            }
-            for part in parts {
-                let batch = &part.batch;
-                let ones = vec![1.0; batch.supervised()];
-                let reference = self.kept.reference.compare(model, batch, &ones, mode == Mode::HeldOut, false)?.sums;
-                let tape = (mode != Mode::HeldOut).then(Tape::new);
-                let (mut ctx, routing) = (mode.ctx(optim, &part.keys, tape.as_ref()), Routing::default());
-                if routers.is_some() {
+            // Before anything is recorded: the reference's activations and the model's are never there together.
+            let compare = |part: &Part| {
+                let ones = vec![1.0; part.batch.supervised()];
+                self.kept.reference.compare(model, &part.batch, &ones, mode == Mode::HeldOut, Want::default())
+            };
+            let references = parts.iter().map(compare).collect::<Result<Vec<Compared>>>()?;
+            let routing = Routing::default();
+            let score = |part: &Part, recorded: bool| -> Result<TokenScores> {
+                let tape = (recorded && mode != Mode::HeldOut).then(Tape::new);
+                let mut ctx = mode.ctx(optim, &part.keys, tape.as_ref());
+                if recorded && routed {
                     ctx = ctx.with_routing(&routing);
                 }
-                let recompute = optim.recomputes_layers();
-                let want = Want { recompute, mean_logits: true, ..Want::default() };
-                let scores = token_scores(model, &ctx, &packed(batch), &batch.mask, want)?;
-                sums.measure("entropy", scores.entropy.iter().sum(), scores.entropy.len() as f64);
-                let mut slopes = vec![0.0; scores.logprobs.len()];
-                for s in 0..batch.segments() {
-                    let label = batch.labels.get(s).copied().unwrap_or(s % 2 == 0);
-                    let logp: f64 = scores.of(s).map(|i| scores.logprobs[i]).sum();
-                    let logratio = logp - reference[s];
-                    let found = self.loss.loss(logratio, label, kl);
-                    slopes[scores.of(s)].fill(found.slope);
-                    sums.loss += found.loss;
-                    sums.count += 1.0;
-                    let side = if label { "chosen" } else { "rejected" };
-                    let reward = self.loss.beta * logratio;
-                    sums.measure(&format!("rewards/{side}"), reward, 1.0);
-                    lengths.push(label, scores.of(s).len(), reward);
-                    sums.measure(&format!("logps/{side}"), logp, 1.0);
-                    if let Some(means) = &scores.mean_logits {
-                        let sum = scores.of(s).map(|i| means[i]).sum();
-                        sums.measure(&format!("logits/{side}"), sum, scores.of(s).len() as f64);
-                    }
+                let want = Want { recompute: optim.recomputes_layers(), mean_logits: true, ..Want::default() };
+                token_scores(model, &ctx, &packed(&part.batch), &part.batch.mask, want)
+            };
+            let mut at_once = None;
+            if let Some(delta) = totals.delta.as_mut().filter(|_| mode != Mode::HeldOut) {
+                let mut rewards = Vec::new();
+                for (part, reference) in parts.iter().zip(&references) {
+                    let scores = score(part, parts.len() == 1)?;
+                    let logp = |s: usize| scores.of(s).map(|i| scores.logprobs[i]).sum::<f64>();
+                    rewards.extend((0..scores.segments()).map(|s| self.loss.beta * (logp(s) - reference.sums[s])));
+                    at_once = (parts.len() == 1).then_some(scores);
                 }
+                delta.add(&rewards);
+            }
+            let anchor = self.anchor(model, batch, optim, &mut totals)?;
+            for (part, reference) in parts.iter().zip(&references) {
+                let scores = match at_once.take() {
+                    Some(scores) => scores,
+                    None => score(part, true)?,
+                };
+                let slopes = self.measure(&part.batch, &scores, reference, anchor, &mut totals);
                 let beside = match &mut routers {
                     Some(routers) => routers.beside(&routing.take(), completions as f64)?,
                     None => None,
@@ -131,18 +189,23 @@ impl Preference for Unpaired {
                 }
             }
         }
-        Ok((Totals { sums, lengths }, routers))
+        Ok((totals, routers))
     }
 
-    /// With the difference of the sides' mean rewards, where there are both.
-    fn together(&self, Totals { mut sums, lengths }: Totals, routers: Option<&Routers>) -> Sums {
+    fn keep(&mut self, totals: &Totals) {
+        self.kept.delta = totals.delta;
+    }
+
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("per completion", self.loss.is_of_a_classifier().then(by_heart_loss))
+    }
+
+    fn together(&self, Totals { mut sums, lengths, .. }: Totals, routers: Option<&Routers>) -> Sums {
         if let Some(routers) = routers {
             let completions = sums.count;
             routers.add_to(&mut sums, completions);
         }
-        if let (Some(chosen), Some(rejected)) = (sums.get("rewards/chosen"), sums.get("rewards/rejected")) {
-            sums.measure("rewards/margins", chosen - rejected, 1.0);
-        }
+        measure_margins(&mut sums, "");
         lengths.measure(&mut sums, LENGTH_MARGIN);
         sums
     }
@@ -163,7 +226,7 @@ pub(super) fn divergence(
     let (batch, mut sum) = (mismatched(batch, max_length), 0.0);
     for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
         let ones = vec![1.0; part.supervised()];
-        let reference = reference.compare(model, &part, &ones, false, false)?.sums;
+        let reference = reference.compare(model, &part, &ones, false, Want::default())?.sums;
         let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;
         sum += scores.logprobs.iter().sum::<f64>() - reference.iter().sum::<f64>();
     }

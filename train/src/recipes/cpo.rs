@@ -2,13 +2,13 @@
 //!
 //! Deviations from TRL's `CPOTrainer`: cross-entropy is a mean over the tokens of the whole optimizer step, not of
 //! each micro-batch; `loss_type: rrhf`, which it has not, takes rows of several answers with scores as well; prompts and
-//! completions are tokenised as for DPO; `loss_type: alphapo` is `planish simpo` with an `alpha`.
+//! completions are tokenised as for DPO.
 
 use super::preference;
 use crate::Result;
 use crate::config::{CpoConfig, CpoLossType, CpoSettings};
-use crate::data::{DatasetType, Sampler};
-use crate::losses::Cpo;
+use crate::data::DatasetType;
+use crate::losses::{AllPairs, Cpo};
 use crate::preference::{Pairs, Ranked, Reference};
 use crate::run::{Observer, Outcome};
 use crate::trainer::router;
@@ -28,9 +28,9 @@ pub fn run(config: &CpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     preference::run(config, accepted, observer, |c, ready, _| {
         let router = router::terms(&c.router, &ready.model.config)?;
         let (loss, dropout) = (Box::new(loss(&c.cpo)), !c.dropout.disable_dropout);
-        let ranked = |s: &Sampler| s.view().data().files().iter().any(|f| f.kind == DatasetType::Ranked);
-        if ranked(&ready.inputs.sampler) || ready.inputs.held_out.as_deref().is_some_and(ranked) {
-            return Ok(Box::new(Ranked::new(loss, dropout).sharing(c.pairs.share_prompts).balanced(router)));
+        if ready.has(DatasetType::Ranked) {
+            let ranked = Ranked::new(Box::new(AllPairs::new(loss)), Reference::Free, dropout);
+            return Ok(Box::new(ranked.sharing(c.pairs.share_prompts).balanced(router)));
         }
         Ok(Box::new(Pairs::new(loss, Reference::Free, dropout).sharing(c.pairs.share_prompts).balanced(router)))
     })

@@ -8,15 +8,18 @@
 
 use super::preference;
 use crate::Result;
-use crate::config::{DpoConfig, DpoLossType, DpoSettings};
+use crate::config::{ConfigError, DpoConfig, DpoLossType, DpoSettings};
 use crate::data::DatasetType;
-use crate::losses::{Dpo, PairLoss};
-use crate::preference::Pairs;
+use crate::losses::{Dpo, Nca, PairLoss};
+use crate::preference::{Pairs, Ranked};
 use crate::run::{Observer, Outcome};
 use crate::trainer::router;
 
 /// Rows that this recipe takes.
 pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
+
+/// Rows that the losses `nca` and `info_nca` take.
+pub const RANKED: &[DatasetType] = &[DatasetType::Preference, DatasetType::Ranked];
 
 /// Runs the recipe.
 ///
@@ -24,13 +27,58 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// Settings, data, models or run directory that are wrong: nothing has been written then, but perhaps the
 /// reference's log-probabilities. Later: a full disk, a loss that is no number any more.
 pub fn run(config: &DpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    preference::run(config, ACCEPTED, observer, |c, ready, observer| {
+    let accepted = if nca(&config.dpo, false).is_some() { RANKED } else { ACCEPTED };
+    preference::run(config, accepted, observer, |c, ready, observer| {
+        let dropout = !c.dropout.disable_dropout;
+        let ranked = nca(&c.dpo, c.reference.reference_free).filter(|_| ready.has(DatasetType::Ranked));
+        if ranked.is_some() {
+            of_pairs_only(c)?;
+        }
         let (loss, share) = (loss(&c.dpo, c.reference.reference_free), c.pairs.share_prompts);
         let verbose = loss.verbose_weight();
         let router = router::terms(&c.router, &ready.model.config)?;
         let reference = ready.reference(&c.reference, (&c.model, &c.run, &c.optim), verbose, share, observer)?;
-        let pairs = Pairs::new(Box::new(loss), reference, !c.dropout.disable_dropout);
+        if let Some(nca) = ranked {
+            return Ok(Box::new(Ranked::new(Box::new(nca), reference, dropout).sharing(share).balanced(router)));
+        }
+        let pairs = Pairs::new(Box::new(loss), reference, dropout);
         Ok(Box::new(pairs.sharing(share).balanced(router)))
+    })
+}
+
+/// What rows of answers with scores cannot have.
+fn of_pairs_only(c: &DpoConfig) -> Result<()> {
+    let conflict = |key, problem| Err(ConfigError::Conflict { key, problem }.into());
+    if c.reference.precompute_ref_log_probs {
+        return conflict(
+            "precompute_ref_log_probs",
+            "is for pairs, and there are rows of several answers; leave it out",
+        );
+    }
+    if c.dpo.ld_alpha.is_some() {
+        return conflict(
+            "ld_alpha",
+            "compares the two sides of pairs, and there are rows of several answers; leave it out",
+        );
+    }
+    match c.dpo.use_weighting {
+        true => conflict("use_weighting", "weighs pairs, and there are rows of several answers; leave it out"),
+        false => Ok(()),
+    }
+}
+
+/// The loss of answers with scores, if the settings ask for one, alone or with cross-entropy.
+pub fn nca(settings: &DpoSettings, reference_free: bool) -> Option<Nca> {
+    let Dpo { losses, .. } = loss(settings, reference_free);
+    let (nll, others): (Vec<_>, Vec<_>) = losses.into_iter().partition(|(loss_type, _)| *loss_type == DpoLossType::Sft);
+    let [(loss_type @ (DpoLossType::Nca | DpoLossType::InfoNca), weight)] = others[..] else { return None };
+    Some(Nca {
+        info: loss_type == DpoLossType::InfoNca,
+        beta: settings.beta,
+        alpha: settings.nca_alpha,
+        weight,
+        nll: nll.iter().map(|(_, weight)| weight).sum(),
+        reference_free,
     })
 }
 
@@ -48,6 +96,7 @@ pub fn loss(settings: &DpoSettings, reference_free: bool) -> Dpo {
         f_alpha: settings.f_alpha_divergence_coef,
         discopop_tau: settings.discopop_tau,
         ld_alpha: settings.ld_alpha,
+        nca_alpha: settings.nca_alpha,
         use_weighting: settings.use_weighting,
         reference_free,
     }

@@ -2,7 +2,8 @@
 //!
 //! The loss ([`Kto`] has the formulas) is divided once by the number of completions of the whole optimizer step.
 //! Its estimate of the KL divergence is that of a micro-batch, from its prompts with each other's completions, as in
-//! TRL's `KTOTrainer`: the micro-batch size matters, and 1 is refused. Deviations from TRL: rows are shuffled unless
+//! TRL's `KTOTrainer`: the micro-batch size matters, and 1 is refused. `loss_type: bco` is the `BCOTrainer` of TRL before
+//! 1.0. Deviations from TRL: rows are shuffled unless
 //! `shuffle` is false, where TRL goes through the data in order; a pair is one row of two completions of a micro-batch,
 //! where TRL makes two rows of it.
 

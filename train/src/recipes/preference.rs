@@ -162,6 +162,12 @@ impl Ready {
         }
     }
 
+    /// Whether any file, held out or not, has rows of this type.
+    pub(super) fn has(&self, kind: DatasetType) -> bool {
+        let all = [Some(&self.inputs.sampler), self.inputs.held_out.as_ref()];
+        all.into_iter().flatten().any(|sampler| sampler.view().data().files().iter().any(|file| file.kind == kind))
+    }
+
     /// Tokens of the longest prompt with its completion.
     pub(super) fn max_length(&self) -> Option<usize> {
         self.inputs.sampler.encoder().options().max_length

@@ -11,13 +11,11 @@
 //! step. Deviation from the `PRMTrainer` of TRL 0.2x, which divided by those of each micro-batch and cut rows longer than
 //! `max_length`: that is `truncation_mode` here too.
 //!
-//! An adapter carries the head with it, as PEFT's of `task_type` SEQ_CLS and TOKEN_CLS do.
+//! An adapter of any kind but prefix tuning, which transformers' classifiers cannot have, carries the head with it, as PEFT's
+//! of `task_type` SEQ_CLS and TOKEN_CLS do.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use planish_nn::adapters::{AdapterConfig, Targets, attach, load_adapter, resume_adapter};
-use planish_nn::decoder::Model;
 use planish_nn::reward::RewardKind;
 
 use super::inputs::{Inputs, Rows};
@@ -25,10 +23,9 @@ use super::preference::{self, Build};
 use crate::config::{ConfigError, RewardConfig, RewardSettings};
 use crate::data::{DatasetType, Packing, Sampler};
 use crate::losses::BradleyTerry;
-use crate::models::{self, Opened};
 use crate::preference::{Rewards, StepRewards};
-use crate::run::{Checkpoint, Observer, Outcome};
-use crate::trainer::Objective;
+use crate::run::{Observer, Outcome};
+use crate::trainer::{Objective, total_steps};
 use crate::{Result, adapt};
 
 /// Rows that this recipe takes.
@@ -40,7 +37,11 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference, DatasetType::Ste
 /// As [`super::sft::run`]; data of which one part is pairs and another is in steps.
 pub fn run(config: &RewardConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let rows = Rows { steps: config.steps.options(), ..Rows::new(ACCEPTED, Packing::None) };
-    let build: Build<'_> = Box::new(|opened, inputs, resume| build(config, opened, kind(config, inputs)?, resume));
+    let build: Build<'_> = Box::new(|opened, inputs, resume| {
+        let steps = total_steps(&config.optim, inputs.steps_per_epoch);
+        let settings = (&config.model, &config.lora, &config.optim);
+        adapt::build_reward(opened, settings, kind(config, inputs)?, steps, resume)
+    });
     preference::run_with(config, rows, observer, build, |c, ready, _| {
         let (dropout, share) = (!c.dropout.disable_dropout, c.pairs.share_prompts);
         let objective: Box<dyn Objective> = match kind(c, &ready.inputs)? {
@@ -76,54 +77,6 @@ fn kind(config: &RewardConfig, inputs: &Inputs) -> Result<RewardKind> {
         (true, false) => Ok(RewardKind::Process),
         (false, _) => Ok(RewardKind::Outcome),
     }
-}
-
-/// All weights with a head, or an adapter of which the head is a part: new, given, or that of the checkpoint.
-fn build(
-    config: &RewardConfig,
-    opened: &Opened,
-    kind: RewardKind,
-    resume: Option<&Checkpoint>,
-) -> Result<(Model, Option<AdapterConfig>)> {
-    let (c, dtype, seed) = (config, config.model.dtype, config.optim.seed);
-    if !c.lora.use_peft && c.model.adapter.is_none() {
-        let from = match resume {
-            Some(from) => &models::open_path(&from.path)?,
-            None => opened,
-        };
-        return Ok((from.load_reward(dtype, kind, seed, true)?, None));
-    }
-    let mut model = opened.load_reward(dtype, kind, seed, false)?;
-    let adapter = match (resume, &c.model.adapter) {
-        (Some(from), _) => resume_adapter(&mut model, &from.path)?,
-        (None, Some(dir)) => load_adapter(&mut model, Path::new(dir))?,
-        (None, None) => {
-            let mut lora = adapt::lora_config(&c.lora, &c.model.model)?;
-            if !lora.modules_to_save.iter().any(|name| name == "score") {
-                lora.modules_to_save.push("score".to_owned());
-            }
-            if kind == RewardKind::Process && lora.target_modules == Targets::AllLinear {
-                // To PEFT the head of a token classifier is one of all linear modules.
-                lora.target_modules = Targets::Names(linear_names(&model));
-            }
-            lora.others.insert("task_type".to_owned(), kind.task_type().into());
-            attach(&mut model, &lora, seed, None)?;
-            Arc::new(lora)
-        }
-    };
-    Ok((model, Some(adapter)))
-}
-
-/// The last parts of the names of a model's linear modules, each once.
-fn linear_names(model: &Model) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for linear in model.layers.iter().flat_map(|layer| layer.linears()) {
-        let name = linear.name.rsplit('.').next().unwrap_or(&linear.name);
-        if !names.iter().any(|n| n == name) {
-            names.push(name.to_owned());
-        }
-    }
-    names
 }
 
 /// The loss that the settings ask for.

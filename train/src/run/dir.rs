@@ -9,7 +9,14 @@ use planish_nn::weights::{atomic::remove_leftovers, atomic_dir, atomic_write};
 use super::checkpoint::{self, Checkpoint};
 use super::error::RunError;
 use super::metrics::MetricsWriter;
+use super::report::LossUnit;
 use super::tensorboard::EventWriter;
+
+/// What the run said.
+pub(super) const ADVICE: &str = "advice.jsonl";
+
+/// How the loss is to be read.
+pub(super) const UNIT: &str = "loss.json";
 
 /// A run directory:
 ///
@@ -19,6 +26,8 @@ use super::tensorboard::EventWriter;
 /// | `preflight.json` | what was found in the data |
 /// | `facts.json` | what the run was: model, parameters, machine |
 /// | `metrics.jsonl` | a line per optimizer step |
+/// | `advice.jsonl` | what the run said, with the step |
+/// | `loss.json` | the unit of the loss |
 /// | `events.out.tfevents.*` | the same for TensorBoard |
 /// | `checkpoint-N/` | everything that step N + 1 depends on |
 /// | `final/` | the resulting model or adapter |
@@ -97,10 +106,11 @@ impl RunDir {
             remove_leftovers(path)?;
         } else {
             RunDir::create(path, false)?;
-            let metrics = owner.join("metrics.jsonl");
-            if metrics.is_file() {
-                let to = path.join("metrics.jsonl");
-                fs::copy(&metrics, &to).map_err(|source| RunError::io("write", &to, source))?;
+            for name in ["metrics.jsonl", ADVICE] {
+                let (own, to) = (owner.join(name), path.join(name));
+                if own.is_file() {
+                    fs::copy(&own, &to).map_err(|source| RunError::io("write", &to, source))?;
+                }
             }
         }
         Ok(RunDir { path: path.to_owned(), resumed: Some(from.step), first: Vec::new() })
@@ -159,6 +169,22 @@ impl RunDir {
     /// [`RunError::Io`], [`RunError::DiskFull`], [`RunError::Line`].
     pub fn metrics(&self) -> Result<MetricsWriter, RunError> {
         MetricsWriter::open(&self.path.join("metrics.jsonl"), self.resumed)
+    }
+
+    /// Opens `advice.jsonl`; in a resumed run without what was said after the checkpoint.
+    ///
+    /// # Errors
+    /// As [`RunDir::metrics`].
+    pub fn advice(&self) -> Result<MetricsWriter, RunError> {
+        MetricsWriter::open(&self.path.join(ADVICE), self.resumed)
+    }
+
+    /// Writes `loss.json`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn write_unit(&self, unit: &LossUnit) -> Result<(), RunError> {
+        self.write(UNIT, &serde_json::to_vec(unit).expect("plain numbers and texts"))
     }
 
     /// Opens a new file of TensorBoard events; in a resumed run it makes TensorBoard forget the
@@ -225,8 +251,17 @@ fn probe(path: &Path) -> Result<(), RunError> {
 }
 
 fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 7] =
-        ["config.yaml", "preflight.json", "facts.json", "metrics.jsonl", "samples.json", "report.html", "final"];
+    const FILES: [&str; 9] = [
+        "config.yaml",
+        "preflight.json",
+        "facts.json",
+        "metrics.jsonl",
+        ADVICE,
+        UNIT,
+        "samples.json",
+        "report.html",
+        "final",
+    ];
     FILES.contains(&name)
         || name.starts_with("events.out.tfevents.")
         || checkpoint::step_of(name).is_some()

@@ -58,7 +58,7 @@ impl StepMetrics {
     }
 }
 
-/// Appends to `metrics.jsonl`.
+/// Appends to `metrics.jsonl`, or to `advice.jsonl`.
 #[derive(Debug)]
 pub struct MetricsWriter {
     file: File,
@@ -109,6 +109,15 @@ impl MetricsWriter {
         map.insert("epoch".into(), 0.0.into());
         map.extend(extra.iter().map(|(key, value)| (key.clone(), (*value).into())));
         self.append(map)
+    }
+
+    /// Appends what was said after a step.
+    ///
+    /// # Errors
+    /// [`RunError::Io`], [`RunError::DiskFull`].
+    pub fn write_advice(&mut self, step: u64, sentence: &str) -> Result<(), RunError> {
+        let line = [("step".to_owned(), step.into()), ("advice".to_owned(), sentence.into())];
+        self.append(line.into_iter().collect())
     }
 
     /// Waits until what was written is on the disk: a checkpoint must not outlive the lines up to it.

@@ -14,7 +14,7 @@ mod state;
 pub use evaluate::evaluate;
 pub use objective::{CrossEntropy, Objective, Sums};
 pub use state::TrainerState;
-pub(crate) use state::{PROJECTIONS_FILE, REFERENCE_FILE};
+pub(crate) use state::{OBJECTIVE_FILE, PROJECTIONS_FILE, REFERENCE_FILE};
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,8 @@ impl Trainer<'_> {
             trainable_parameters: trainable as u64,
             parameters: params.iter().map(|p| p.value().numel() as u64).sum(),
         });
-        let (mut log, mut events) = (self.dir.metrics()?, self.dir.events()?);
+        let (mut log, mut events, mut advice) = (self.dir.metrics()?, self.dir.events()?, self.dir.advice()?);
+        self.dir.write_unit(&self.objective.unit())?;
         if self.eval.eval_on_start
             && state.step == 0
             && let Some(found) = self.evaluate(&mut state, observer)?
@@ -159,7 +160,10 @@ impl Trainer<'_> {
                 peak_memory_bytes: self.peak_memory()?,
                 extra: sum.means(),
             };
-            self.objective.advice(&sum).iter().for_each(|sentence| observer.note(sentence));
+            for sentence in self.objective.advice(&sum) {
+                advice.write_advice(state.step, &sentence)?;
+                observer.note(&sentence);
+            }
             let last = state.step == total;
             if due(self.eval.eval_strategy, self.eval_every(), state.step, epoch_ended || last) {
                 optimizer.averaged(true)?;
@@ -172,6 +176,7 @@ impl Trainer<'_> {
             let interrupted = observer.interrupted();
             if interrupted || due(self.run.save_strategy, self.run.save_steps, state.step, epoch_ended) {
                 log.sync()?;
+                advice.sync()?;
                 optimizer.averaged(true)?;
                 saved = Some(self.save(&state, &*optimizer, observer)?);
                 optimizer.averaged(false)?;

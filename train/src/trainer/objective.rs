@@ -10,6 +10,7 @@ use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Sampler, Step};
 use crate::losses::{LossSum, RouterTerms};
+use crate::run::report::LossUnit;
 
 /// Sums over a step, or over held-out data: of the loss, and of what is measured on the way.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -95,6 +96,11 @@ pub trait Objective {
     /// What the user should know after a step with these sums, a sentence each.
     fn advice(&mut self, _sums: &Sums) -> Vec<String> {
         Vec::new()
+    }
+
+    /// How a curve of the loss is to be read.
+    fn unit(&self) -> LossUnit {
+        LossUnit::new("nats per token", None)
     }
 
     /// Writes what a resumed run needs besides model, optimizer and trainer.

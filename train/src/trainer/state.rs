@@ -18,6 +18,9 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Weights of a reference that follows the model.
 pub(crate) const REFERENCE_FILE: &str = "reference.safetensors";
 
+/// What else an objective goes on from.
+pub(crate) const OBJECTIVE_FILE: &str = "objective.json";
+
 /// Projections between a student's layers and a teacher's.
 pub(crate) const PROJECTIONS_FILE: &str = "projections.safetensors";
 
@@ -100,8 +103,9 @@ pub(super) fn copy_model(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).map_err(listed)? {
         let entry = entry.map_err(listed)?;
         let (name, path) = (entry.file_name(), entry.path());
-        let not_the_model = [STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE, PROJECTIONS_FILE].iter().any(|f| name == *f)
-            || is_training_file(&name);
+        let not_the_model =
+            [STATE_FILE, OPTIMIZER_FILE, REFERENCE_FILE, OBJECTIVE_FILE, PROJECTIONS_FILE].iter().any(|f| name == *f)
+                || is_training_file(&name);
         if !not_the_model && path.is_file() {
             let mut file = File::open(&path).map_err(|source| RunError::io("read", &path, source))?;
             atomic_write(to.join(&name), |out| std::io::copy(&mut file, out).map(drop))?;

@@ -12,7 +12,20 @@ pub(super) enum Look {
     Line,
     /// A line behind its smoothed self.
     Faint,
+    /// A dashed line that is no measurement.
+    Level,
     Dots,
+}
+
+impl Look {
+    /// The class of it in the page's style, after a blank.
+    fn class(self) -> &'static str {
+        match self {
+            Look::Faint => " faint",
+            Look::Level => " level",
+            Look::Line | Look::Dots => "",
+        }
+    }
 }
 
 pub(super) struct Series {
@@ -77,8 +90,8 @@ impl Chart {
             let points = thinned(&series.points);
             let color = series.color % 6;
             if series.look != Look::Dots && points.len() > 1 {
-                let faint = if series.look == Look::Faint { " faint" } else { "" };
-                let _ = write!(svg, "<polyline class=\"line c{color}{faint}\" points=\"");
+                let kind = series.look.class();
+                let _ = write!(svg, "<polyline class=\"line c{color}{kind}\" points=\"");
                 for (px, py) in &points {
                     let _ = write!(svg, "{:.1},{:.1} ", x(*px), y(*py));
                 }
@@ -94,7 +107,8 @@ impl Chart {
         let data = json!({
             "x": [x0, x1, LEFT, WIDTH - RIGHT],
             "y": [y0, y1, HEIGHT - BOTTOM, TOP],
-            "series": self.series.iter().filter(|series| series.look != Look::Faint || self.series.len() < 3)
+            "series": self.series.iter()
+                .filter(|series| series.look != Look::Level && (series.look != Look::Faint || self.series.len() < 3))
                 .map(|series| json!({
                     "label": series.label, "color": series.color % 6, "points": thinned(&series.points),
                 })).collect::<Vec<_>>(),
@@ -108,13 +122,9 @@ impl Chart {
     pub(super) fn legend(&self) -> String {
         let mut html = String::new();
         for series in self.series.iter().filter(|series| !series.points.is_empty()) {
-            let faint = if series.look == Look::Faint { " faint" } else { "" };
-            let _ = write!(
-                html,
-                "<span class=\"key c{}{faint}\"><i></i>{}</span>",
-                series.color % 6,
-                escape(&series.label)
-            );
+            let kind = series.look.class();
+            let _ =
+                write!(html, "<span class=\"key c{}{kind}\"><i></i>{}</span>", series.color % 6, escape(&series.label));
         }
         html
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+use super::dir::{ADVICE, UNIT};
 use super::error::RunError;
 use super::metrics::read_metrics;
 use chart::{Chart, Look, Series};
@@ -29,6 +30,23 @@ pub struct Sample {
     pub after: String,
 }
 
+/// How a curve of the loss is to be read.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LossUnit {
+    /// What it is divided by, after its own unit if it has one: `nats per token`, `per pair`.
+    pub unit: String,
+    /// A mean loss below this is one of what is known by heart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_heart: Option<f64>,
+}
+
+impl LossUnit {
+    /// With both.
+    pub fn new(unit: &str, by_heart: Option<f64>) -> LossUnit {
+        LossUnit { unit: unit.to_owned(), by_heart }
+    }
+}
+
 /// What a report is made of.
 #[derive(Clone, Debug, Default)]
 pub struct RunData {
@@ -40,6 +58,10 @@ pub struct RunData {
     pub config: String,
     /// `facts.json`.
     pub facts: Vec<(String, String)>,
+    /// `advice.jsonl`: what the run said, with the step.
+    pub advice: Vec<(u64, String)>,
+    /// `loss.json`; runs of earlier versions have none.
+    pub unit: Option<LossUnit>,
     /// `samples.json`.
     pub samples: Vec<Sample>,
 }
@@ -67,6 +89,8 @@ impl RunData {
                     (key, text)
                 })
                 .collect(),
+            advice: advice(&dir.join(ADVICE))?,
+            unit: read_json(&dir.join(UNIT))?,
             samples: read_json(&dir.join("samples.json"))?.unwrap_or_default(),
         })
     }
@@ -76,6 +100,15 @@ impl RunData {
         let point = |line: &Map<String, Json>| Some((line.get("step")?.as_f64()?, line.get(key)?.as_f64()?));
         self.metrics.iter().filter_map(point).collect()
     }
+}
+
+/// What a run said; nothing if the file is missing.
+fn advice(path: &Path) -> Result<Vec<(u64, String)>, RunError> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let said = |line: Map<String, Json>| Some((line.get("step")?.as_u64()?, line.get("advice")?.as_str()?.to_owned()));
+    Ok(read_metrics(path)?.into_iter().filter_map(said).collect())
 }
 
 /// A file that may be missing, but not be wrong.
@@ -107,7 +140,7 @@ pub fn write(dir: &Path) -> Result<RunData, RunError> {
 
 /// Metrics with a chart of their own, under these titles; the recipe's own follow by name.
 const TITLES: &[(&str, &str)] = &[
-    ("loss", "Loss (nats per token)"),
+    ("loss", "Loss"),
     ("learning_rate", "Learning rate"),
     ("grad_norm", "Gradient norm before clipping"),
     ("tokens_per_second", "Tokens per second"),
@@ -157,7 +190,26 @@ fn chart(runs: &[RunData], key: &str, title: &str) -> Chart {
         }
     }
     series.retain(|series| !series.points.is_empty());
-    Chart { title: title.to_owned(), series }
+    let mut title = title.to_owned();
+    if key == "loss" {
+        let unit = |run: &RunData| run.unit.as_ref().map(|of| of.unit.clone());
+        if let Some(Some(common)) = runs.first().map(unit)
+            && runs.iter().all(|run| unit(run).as_ref() == Some(&common))
+        {
+            title = format!("{title} ({common})");
+        }
+        series.extend(by_heart(runs, &series));
+    }
+    Chart { title, series }
+}
+
+/// The line below which a loss is one of what is known by heart, over all steps.
+fn by_heart(runs: &[RunData], series: &[Series]) -> Option<Series> {
+    let level = runs.iter().find_map(|run| run.unit.as_ref()?.by_heart)?;
+    let steps = || series.iter().flat_map(|one| &one.points).map(|point| point.0);
+    let (first, last) = (steps().min_by(f64::total_cmp)?, steps().max_by(f64::total_cmp)?);
+    let points = vec![(first, level), (last, level)];
+    Some(Series { label: "learnt by heart".to_owned(), color: 5, look: Look::Level, points })
 }
 
 /// Exponential mean over about a twentieth of the run, without the bias to its start. Nothing for
@@ -194,7 +246,8 @@ mod tests {
             }
             line.as_object().unwrap().clone()
         });
-        RunData { name: name.into(), metrics: metrics.collect(), ..RunData::default() }
+        let unit = Some(LossUnit::new("nats per token", None));
+        RunData { name: name.into(), metrics: metrics.collect(), unit, ..RunData::default() }
     }
 
     #[test]
@@ -215,6 +268,8 @@ mod tests {
         let evil = "</script><script>alert(1)</script>\u{2028}";
         let mut data = run(evil, 5);
         data.config = evil.into();
+        data.advice = vec![(3, evil.into())];
+        data.unit = Some(LossUnit::new(evil, Some(0.1)));
         data.facts = vec![(evil.into(), evil.into())];
         data.samples =
             vec![Sample { prompt: evil.into(), reference: Some(evil.into()), before: evil.into(), after: evil.into() }];
@@ -222,6 +277,31 @@ mod tests {
         other.metrics[0].insert(evil.into(), 1.0.into());
         let page = html(&[data, other]);
         assert!(!page.contains("<script>alert"), "an angle bracket came through");
+    }
+
+    #[test]
+    fn advice_and_the_unit_of_the_loss_are_shown() {
+        let mut pairs = run("pairs", 40);
+        assert!(!html(&[pairs.clone()]).contains("learnt by heart"));
+        pairs.unit = Some(LossUnit::new("per pair", Some(0.1)));
+        pairs.advice = vec![(10, "one thing".into()), (30, "and another".into())];
+        let page = html(&[pairs.clone()]);
+        assert!(page.contains("Loss (per pair)") && !page.contains("nats per token"), "{page}");
+        assert!(page.contains("step 10") && page.contains("one thing") && page.contains("and another"));
+        // A level line, whose reading is not one of the run's.
+        assert!(page.contains("class=\"line c5 level\"") && page.contains("learnt by heart"));
+        assert!(!page.contains("\"label\":\"learnt by heart\""));
+        // Of two runs, what they have in common.
+        let both = html(&[pairs, run("tokens", 40)]);
+        assert!(!both.contains("Loss (") && both.contains("<figcaption>Loss<"));
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("metrics.jsonl"), "{\"step\":1,\"loss\":2.5}\n").unwrap();
+        let bare = RunData::read(dir.path()).unwrap();
+        assert!(bare.advice.is_empty() && bare.unit.is_none());
+        fs::write(dir.path().join("advice.jsonl"), "{\"step\":1,\"advice\":\"so\"}\n").unwrap();
+        fs::write(dir.path().join("loss.json"), "{\"unit\":\"per row\"}").unwrap();
+        let read = RunData::read(dir.path()).unwrap();
+        assert_eq!((read.advice, read.unit), (vec![(1, "so".into())], Some(LossUnit::new("per row", None))));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub(super) fn render(runs: &[RunData], charts: &[Chart]) -> String {
     );
     for run in runs {
         tiles(&mut html, run, runs.len() > 1);
+        advice(&mut html, run);
     }
     if charts.is_empty() {
         html.push_str("<p class=\"none\">There are no metrics yet.</p>\n");
@@ -76,6 +77,18 @@ fn tiles(html: &mut String, run: &RunData, named: bool) {
         let _ = write!(html, "<div><b>{value}</b><span>{name}</span></div>");
     }
     html.push_str("</section>\n");
+}
+
+/// What the run said while it went on.
+fn advice(html: &mut String, run: &RunData) {
+    if run.advice.is_empty() {
+        return;
+    }
+    html.push_str("<ul class=\"advice\">\n");
+    for (step, sentence) in &run.advice {
+        let _ = writeln!(html, "<li><b>step {step}</b> {}</li>", escape(sentence));
+    }
+    html.push_str("</ul>\n");
 }
 
 fn samples(html: &mut String, samples: &[Sample]) {
