@@ -6,6 +6,7 @@ mod families;
 mod optim;
 mod quant;
 mod sft;
+mod trajectory;
 
 use std::path::PathBuf;
 
