@@ -13,7 +13,10 @@ use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::weights::WeightsReader;
 use planish_tensor::{DType, Tensor};
+use planish_train::adapt;
+use planish_train::config::{LoraSettings, ModelSettings, OptimSettings, PeftType, PromptInitChoice};
 use planish_train::losses::cross_entropy;
+use planish_train::models::Opened;
 use planish_train::optim::{AdamW, AdamWSettings, Rates, Update, grad_norm};
 
 use crate::sft::rows;
@@ -183,6 +186,31 @@ fn trajectories_of_every_method_are_those_of_trl() {
         runs += 1;
     }
     assert!(runs >= 16, "{runs} runs");
+}
+
+/// Prompt tuning by a text begins with the embeddings with which PEFT begins, bit for bit.
+#[test]
+fn texts_of_prompts_begin_as_in_peft() {
+    let expected = WeightsReader::open(fixture("prompt_text.safetensors")).unwrap();
+    assert_eq!(expected.metadata().len(), 2);
+    for (name, text) in expected.metadata() {
+        let settings = ModelSettings { model: "builtin".into(), ..ModelSettings::default() };
+        let opened = Opened::by(&settings, &mut |_| ()).unwrap();
+        let lora = LoraSettings {
+            use_peft: true,
+            peft_type: PeftType::PromptTuning,
+            num_virtual_tokens: 9,
+            prompt_tuning_init: PromptInitChoice::Text,
+            prompt_tuning_init_text: Some(text.clone()),
+            ..LoraSettings::default()
+        };
+        let (model, _) = adapt::build(&opened, &settings, &lora, &OptimSettings::default(), 1, None).unwrap();
+        let [prompt] = &adapter_params(&model, 0)[..] else { panic!("{name}") };
+        let value = prompt.value();
+        assert_eq!(value.dims(), expected.get(name).unwrap().dims());
+        let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(value.to_vec().unwrap()), bits(floats(&expected, name)), "{name}");
+    }
 }
 
 /// What goes on with training begins where it stopped, bit for bit, also where PEFT's file holds less.

@@ -8,6 +8,7 @@ use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::weights::WeightsReader;
 use planish_tensor::{DType, Tensor};
 
+use crate::trajectory::{WHOLE, train};
 use crate::{difference, fixture, floats, ids, packed_logits};
 
 /// transformers' own f32 logits differ from its f64 ones by up to 2.3e-5 on these models.
@@ -122,4 +123,29 @@ fn rope_frequencies_are_those_of_transformers() {
         }
         assert!((factor - row["attention_factor"].as_f64().unwrap()).abs() <= 1e-12, "{}", row["name"]);
     }
+}
+
+/// Six steps of all weights, of low-rank updates, of the biases and of the last layer alone.
+#[test]
+fn trajectories_are_those_of_trl() {
+    let runs = read_json(&fixture("families/runs.json")).unwrap();
+    let runs = runs.as_object().unwrap();
+    assert!(runs.len() >= 14);
+    let mut wrong = Vec::new();
+    for (name, run) in runs {
+        let steps = run["steps"].as_array().unwrap();
+        let found = train(run, None, WHOLE);
+        assert_eq!((found.len(), steps.len()), (6, 6), "{name}");
+        for (s, ((sums, norm), step)) in found.iter().zip(steps).enumerate() {
+            assert_eq!(sums.count, step["tokens"].as_f64().unwrap());
+            for (what, got) in [("loss", sums.mean()), ("grad_norm", *norm)] {
+                let want = step[what].as_f64().unwrap();
+                // Trajectories in f32 part slowly: the sums of both sides are in different orders.
+                if !((got - want).abs() <= 1e-3 * want) {
+                    wrong.push(format!("{name} step {}: {what} {got}, TRL {want}", s + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

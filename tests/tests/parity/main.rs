@@ -7,6 +7,7 @@ mod optim;
 mod program;
 mod quant;
 mod sft;
+mod trajectory;
 
 use std::path::PathBuf;
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use planish_nn::weights::WeightsReader;
-use planish_train::config::{DpoConfig, MixConfig, SftConfig};
-use planish_train::recipes::{dpo, mix, pretrain, sft};
+use planish_train::config::{DistillConfig, DpoConfig, MixConfig, RewardConfig, SftConfig};
+use planish_train::recipes::{distill, dpo, mix, pretrain, reward, sft};
 use planish_train::run::{Silent, read_metrics};
 use serde_json::{Value, json};
 
@@ -189,5 +189,72 @@ fn preferences_keep_the_routers_balanced() {
         let of = |key: &str| row.get(key).and_then(Value::as_f64).unwrap_or(0.0);
         let want = of("sft/loss") + 0.5 * of("dpo/loss") + 0.01 * of("aux_loss") + 0.02 * of("router_z_loss");
         assert!(of("aux_loss") > 0.0 && (of("loss") - want).abs() <= 1e-9 * want, "{row:?}");
+    }
+}
+
+/// What the routers of a judge or a student do is in the metrics; a student's stay balanced, in one pass or in several.
+#[test]
+fn judges_and_students_watch_their_routers() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    prepare_experts(dir, qwen3());
+    let base = result(pretrain::run(&pretrain_settings(dir, "base", &[]), &mut Silent).unwrap());
+    let pairs: String = (0..16)
+        .map(|i| format!("{}\n", json!({ "prompt": format!("{i} and"), "chosen": " yes.", "rejected": " no, a fish" })))
+        .collect();
+    let steps: String = (0..16)
+        .map(|i| {
+            format!("{}\n", json!({ "prompt": "Go", "completions": [" on", " and"], "labels": [i % 2 == 0, true] }))
+        })
+        .collect();
+    std::fs::write(dir.join("preferred.jsonl"), pairs).unwrap();
+    std::fs::write(dir.join("steps.jsonl"), steps).unwrap();
+    let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let base = base.to_string_lossy().into_owned();
+    let flags = |data: &str, out: &str, extra: &[(&str, &str)]| -> Vec<(String, String)> {
+        let (data, out) = (path(data), path(out));
+        let own = [
+            ("model", &base[..]),
+            ("dataset", &data),
+            ("output_dir", &out),
+            ("per_device_train_batch_size", "8"),
+            ("learning_rate", "1e-2"),
+            ("max_steps", "2"),
+        ];
+        own.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    fn read<C: planish_train::config::Recipe>(flags: &[(String, String)]) -> C {
+        settings(&flags.iter().map(|(k, v)| (&k[..], &v[..])).collect::<Vec<_>>())
+    }
+    for (data, kind) in [("preferred.jsonl", "outcome"), ("steps.jsonl", "process")] {
+        let config: RewardConfig = read(&flags(data, kind, &[]));
+        result(reward::run(&config, &mut Silent).unwrap());
+    }
+    let student = [("teacher_model", &base[..]), ("router_z_loss_coef", "0.02")];
+    for (out, tokens) in [("whole", "0"), ("passes", "40")] {
+        let config: DistillConfig =
+            read(&flags("pairs.jsonl", out, &[&student[..], &[("tokens_per_pass", tokens)]].concat()));
+        result(distill::run(&config, &mut Silent).unwrap());
+    }
+    let of = |run: &str, key: &str| numbers(&dir.join(run), key);
+    for run in ["outcome", "process", "whole", "passes"] {
+        for key in ["router/entropy", "router/load_max_over_mean", "router/dead_experts"] {
+            assert_eq!(of(run, key).len(), 2, "{run}: {key}");
+        }
+        assert!(of(run, "router/entropy").iter().all(|h| *h > 0.0 && *h <= 6f64.ln() + 1e-9), "{run}");
+    }
+    assert!(of("outcome", "aux_loss").is_empty());
+    for (s, loss) in of("whole", "loss").iter().enumerate() {
+        let want =
+            of("whole", "divergence")[s] + 0.01 * of("whole", "aux_loss")[s] + 0.02 * of("whole", "router_z_loss")[s];
+        assert!((loss - want).abs() <= 1e-9 * want, "{loss} is not {want}");
+    }
+    // A student that is its teacher has the routers' gradient alone.
+    assert!(of("whole", "divergence")[0].abs() <= 1e-6 && of("whole", "grad_norm")[0] > 1e-3);
+    for key in ["grad_norm", "aux_loss", "router_z_loss"] {
+        for (a, b) in of("whole", key).iter().zip(of("passes", key)) {
+            // f32 sums in another order, over two steps.
+            assert!((a - b).abs() <= 1e-3 * a.abs(), "{key}: {a} and {b}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::groups::{
     DataSettings, EvalSettings, LoraSettings, ModelSettings, OptimSettings, PackingStrategy, RunSettings,
 };
 use super::recipes::{Recipe, check_data, check_eval, check_run, conflict};
+use super::router::RouterSettings;
 use super::setting::rules::*;
 use super::table::{recipe_settings, settings};
 
@@ -49,6 +50,8 @@ recipe_settings! {
         data: DataSettings,
         /// Batches and the optimizer.
         optim: OptimSettings,
+        /// Losses of the student's routers.
+        router: RouterSettings,
         /// Adapters of the student.
         lora: LoraSettings,
         /// Evaluation.

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use planish_autograd::ops::elementwise;
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher};
-use planish_autograd::{Tape, Var};
 use planish_nn::Ctx;
-use planish_nn::decoder::{Model, Packed};
-use planish_tensor::rng::{Purpose, Rows, Stream};
+use planish_nn::decoder::{Model, Packed, Routing};
 use planish_tensor::{DType, Tensor};
 
 use super::features::{Features, selected};
@@ -16,9 +14,10 @@ use super::stored::StoredTeacher;
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Sampler, Step};
-use crate::losses::predicted;
+use crate::losses::{RouterTerms, predicted};
 use crate::run::report::LossUnit;
-use crate::trainer::{Objective, Sums, packed, row_keys};
+use crate::trainer::router::{Balance, Routers};
+use crate::trainer::{Objective, Sums, packed, passes};
 
 /// Where the teacher's predictions come from.
 pub enum Guide {
@@ -40,12 +39,19 @@ pub struct Distill {
     what: Divergence,
     hard_weight: f64,
     features: Option<Features>,
+    balance: Balance,
 }
 
 impl Distill {
     /// An objective; `hard_weight` is that of cross-entropy on the data's own tokens.
     pub fn new(guide: Guide, what: Divergence, hard_weight: f64) -> Distill {
-        Distill { guide, what, hard_weight, features: None }
+        Distill { guide, what, hard_weight, features: None, balance: Balance::default() }
+    }
+
+    /// Adds the losses of the student's routers. TRL's `GKDTrainer` leaves them out.
+    #[must_use]
+    pub fn balanced(self, terms: RouterTerms) -> Distill {
+        Distill { balance: Balance::new(terms), ..self }
     }
 
     /// Matches layers too. The teacher is a model then.
@@ -74,8 +80,15 @@ impl Distill {
         }
     }
 
-    /// A pass: its sums, and under a tape its gradient.
-    fn pass(&self, model: &Model, ctx: &Ctx, batch: &Batch, recompute: bool, sums: &mut Sums) -> Result<()> {
+    /// A pass: its sums, and under a tape its gradient; and what the routers did in it, with the tokens of the whole step.
+    fn pass(
+        &self,
+        model: &Model,
+        ctx: &Ctx,
+        batch: &Batch,
+        recompute: bool,
+        (sums, routers): (&mut Sums, Option<(&mut Routers, f64)>),
+    ) -> Result<()> {
         let stream = packed(batch);
         let (rows, targets, _) = predicted(&stream, &batch.mask);
         if rows.is_empty() {
@@ -84,6 +97,8 @@ impl Distill {
         // Before anything is recorded: the activations of the two are never there together.
         let (teacher, theirs) = self.teacher(batch, &stream, &rows)?;
         let layers = self.features.as_ref().map_or(&[][..], Features::layers);
+        let routing = Routing::default();
+        let ctx = &if routers.is_some() { ctx.clone().with_routing(&routing) } else { ctx.clone() };
         let (hidden, seen) = model.forward_with(ctx, &stream, recompute, layers)?;
         let out = model.divergences(ctx, &hidden, &rows, &teacher, &self.what)?;
         let numbers = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_dtype(DType::F64)?.to_vec::<f64>()?) };
@@ -102,20 +117,23 @@ impl Distill {
             objective = elementwise::sub(&objective, &elementwise::scale(&scores.logprobs, self.hard_weight)?)?;
         }
         drop(hidden);
-        let mut ends = vec![objective];
+        let mut ends = vec![(objective, 1.0)];
+        if let Some((routers, whole)) = routers {
+            ends.extend(routers.beside(&routing.take(), whole)?);
+        }
         if let Some(features) = &self.features {
             let distance = features.distance(ctx, &seen, &theirs, &rows)?;
             let sum = numbers(distance.value())?.iter().sum::<f64>();
             sums.loss += sum;
             sums.measure("feature_loss", sum, count);
-            ends.push(distance);
+            ends.push((distance, 1.0));
         }
         drop(seen);
         if let Some(tape) = ctx.tape() {
             let mut seeds = Vec::new();
-            for end in ends.into_iter().filter(Var::is_tracked) {
-                let ones = Tensor::full(1.0f64, end.dims())?.to_dtype(end.value().dtype())?;
-                seeds.push((end, ones));
+            for (end, slope) in ends.into_iter().filter(|(end, _)| end.is_tracked()) {
+                let slopes = Tensor::full(slope, end.dims())?.to_dtype(end.value().dtype())?;
+                seeds.push((end, slopes));
             }
             tape.backward_from(seeds)?;
         }
@@ -125,16 +143,25 @@ impl Distill {
 
 impl Objective for Distill {
     fn accumulate(&mut self, model: &Model, optim: &OptimSettings, step: &Step, done: u64) -> Result<Sums> {
-        let limit = usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX);
-        let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(limit)).collect();
-        let mut sums = Sums::default();
-        for (batch, keys) in parts.iter().zip(row_keys(&parts)) {
-            let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());
-            let mut ctx = Ctx::training(&Tape::new(), Some(rows(Purpose::Dropout))).lean(optim.recomputes_mlps());
-            if let Some(alpha) = optim.neftune_noise_alpha.filter(|a| *a > 0.0) {
-                ctx = ctx.with_embedding_noise(alpha, rows(Purpose::Noise));
+        let mut passes = passes(optim, step, done, false);
+        let supervised = |batch: &Batch| predicted(&packed(batch), &batch.mask).0.len();
+        passes.retain(|(batch, _)| supervised(batch) > 0);
+        let whole: usize = passes.iter().map(|(batch, _)| supervised(batch)).sum();
+        let mut routers = match model.config.moe {
+            None => None,
+            Some(_) => {
+                let passes = passes.iter().map(|(batch, ctx)| (packed(batch), ctx.clone()));
+                Some(Routers::new(model, self.balance.terms(), passes)?)
             }
-            self.pass(model, &ctx, batch, optim.recomputes_layers(), &mut sums)?;
+        };
+        let mut sums = Sums::default();
+        for (batch, ctx) in &passes {
+            let routers = routers.as_mut().map(|routers| (routers, whole as f64));
+            self.pass(model, ctx, batch, optim.recomputes_layers(), (&mut sums, routers))?;
+        }
+        if let Some(routers) = &routers {
+            routers.add_to(&mut sums, whole as f64);
+            self.balance.see(model, routers);
         }
         Ok(sums)
     }
@@ -144,7 +171,7 @@ impl Objective for Distill {
         let mut sums = Sums::default();
         for step in sampler.steps(Cursor::default())?.epochs(1) {
             for batch in step?.micro_batches.iter().flat_map(|b| b.split(limit)) {
-                self.pass(model, &Ctx::inference(), &batch, false, &mut sums)?;
+                self.pass(model, &Ctx::inference(), &batch, false, (&mut sums, None))?;
             }
         }
         Ok(sums)
@@ -153,6 +180,10 @@ impl Objective for Distill {
     fn unit(&self) -> LossUnit {
         // Distances of features have no unit.
         LossUnit::new(if self.features.is_some() { "per token" } else { "nats per token" }, None)
+    }
+
+    fn advice(&mut self, _sums: &Sums) -> Vec<String> {
+        self.balance.advice().into_iter().collect()
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -2,13 +2,13 @@
 
 use planish_nn::decoder::Model;
 
-use super::head::through_head;
+use super::head::{Lay, through_head};
 use super::judged::{Judged, Length};
 use super::lengths::measure_length;
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
 use super::watch::{Kind, Watch, by_heart_loss};
-use super::{Mode, passes};
+use super::{Mode, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
@@ -58,9 +58,11 @@ impl Preference for Rewards {
         mode: Mode,
     ) -> Result<(Sums, Option<Routers>)> {
         let mut sums = Sums::default();
-        for parts in passes(micro_batches, optim.tokens_per_pass) {
+        let all = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
+        for parts in &all {
             let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
-            for part in &parts {
+            for part in parts {
                 let batch = &part.batch;
                 let last = batch.cu_seqlens[1..].iter().map(|end| end - 1);
                 let loss = |values: &[f64]| {
@@ -88,19 +90,23 @@ impl Preference for Rewards {
                     }
                     slopes
                 };
-                through_head(model, optim, (part, mode), (Laid::new, self.kept.share), last, loss)?;
+                let how = (Laid::new as Lay, self.kept.share);
+                through_head(model, optim, (part, mode), how, last, routers.as_mut(), loss)?;
             }
             sums.measure("min_reward", least, 1.0);
             sums.measure("max_reward", most, 1.0);
         }
-        Ok((sums, None))
+        Ok((sums, routers))
     }
 
     fn unit(&self) -> LossUnit {
         LossUnit::new("per pair", (self.loss.center == 0.0).then(by_heart_loss))
     }
 
-    fn together(&self, totals: Sums, _routers: Option<&Routers>) -> Sums {
+    fn together(&self, mut totals: Sums, routers: Option<&Routers>) -> Sums {
+        if let Some(routers) = routers {
+            routers.add_to(&mut totals, 0.0);
+        }
         totals
     }
 }

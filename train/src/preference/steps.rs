@@ -3,10 +3,10 @@
 use planish_nn::decoder::Model;
 use serde::Serialize;
 
-use super::head::through_head;
+use super::head::{Lay, through_head};
 use super::objective::{Kept, Preference};
 use super::reference::Reference;
-use super::{Mode, passes};
+use super::{Mode, passes, routers};
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::Batch;
@@ -54,7 +54,9 @@ impl Preference for StepRewards {
         mode: Mode,
     ) -> Result<(Sums, Option<Routers>)> {
         let (mut sums, mut judgement) = (Sums::default(), StepJudgement::default());
-        for part in passes(micro_batches, optim.tokens_per_pass).iter().flatten() {
+        let passes = passes(micro_batches, optim.tokens_per_pass);
+        let mut routers = routers(model, self.kept.balance.terms(), optim, &passes, mode)?;
+        for part in passes.iter().flatten() {
             let batch = &part.batch;
             let ends = |s: usize| batch.segment(s).skip(1).filter(|&i| batch.mask[i]);
             let all = (0..batch.segments()).flat_map(ends).map(|i| i as u32);
@@ -74,17 +76,21 @@ impl Preference for StepRewards {
                 }
                 slopes
             };
-            through_head(model, optim, (part, mode), (Laid::beginnings, self.kept.share), all, loss)?;
+            let how = (Laid::beginnings as Lay, self.kept.share);
+            through_head(model, optim, (part, mode), how, all, routers.as_mut(), loss)?;
         }
         judgement.measure(&mut sums);
-        Ok((sums, None))
+        Ok((sums, routers))
     }
 
     fn unit(&self) -> LossUnit {
         LossUnit::new("nats per judged step", None)
     }
 
-    fn together(&self, totals: Sums, _routers: Option<&Routers>) -> Sums {
+    fn together(&self, mut totals: Sums, routers: Option<&Routers>) -> Sums {
+        if let Some(routers) = routers {
+            routers.add_to(&mut totals, 0.0);
+        }
         totals
     }
 }

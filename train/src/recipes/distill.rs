@@ -3,7 +3,8 @@
 //! The loss is the divergence of the two predictions, summed over the supervised tokens and divided once by their
 //! number over the whole optimizer step ([`Distill`] has the formula). Deviations from TRL's `GKDTrainer`: examples
 //! are those of `sft`, with its masks; only the data's own answers are trained on (`lmbda` 0); `temperature` divides
-//! the logits of the loss, where TRL's is that of sampling; a teacher may be known by its stored predictions.
+//! the logits of the loss, where TRL's is that of sampling; a teacher may be known by its stored predictions; the losses
+//! of a student's routers, which TRL leaves out here, are those of `sft`.
 
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use crate::distill::{Distill, Features, Guide, StoredTeacher};
 use crate::models::{self, Opened};
 use crate::preference::same_vocabulary;
 use crate::run::{Observer, Outcome};
-use crate::trainer::{Trainer, total_steps};
+use crate::trainer::{Trainer, router, total_steps};
 use crate::{Error, Result, adapt};
 
 /// Rows that this recipe takes.
@@ -66,11 +67,12 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
         }
         _ => None,
     };
+    let router = router::terms(&config.router, &model.config)?;
     // The teacher is in memory by now, and so in the plan.
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;
     let (dir, resume) = inputs::begin(&config, &config.run, &inputs.report, observer)?;
     let what = Divergence { beta: config.distill.beta, temperature: config.distill.temperature };
-    let mut objective = Distill::new(guide, what, config.distill.hard_weight);
+    let mut objective = Distill::new(guide, what, config.distill.hard_weight).balanced(router);
     if let Some(features) = features {
         objective = objective.matching(features);
     }

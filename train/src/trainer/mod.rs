@@ -349,7 +349,7 @@ pub(crate) fn trial(model: &Model, optim: &OptimSettings, step: &Step) -> Result
 
 /// The passes that a step's micro-batches are cut into, each with its context: a tape of its own, and its random
 /// numbers (without dropout if examples `share` their beginnings).
-fn passes(optim: &OptimSettings, step: &Step, done: u64, share: bool) -> Vec<(Batch, Ctx)> {
+pub(crate) fn passes(optim: &OptimSettings, step: &Step, done: u64, share: bool) -> Vec<(Batch, Ctx)> {
     let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
     let keys = row_keys(&parts);
     let context = |keys: Arc<[u64]>| {

@@ -73,7 +73,7 @@ impl Routers {
     /// # Errors
     /// Those of the kernels.
     pub(crate) fn beside(&mut self, pass: &[LayerRouting], count: f64) -> Result<Option<(Var, f64)>> {
-        self.load.add(pass)?;
+        self.see(pass)?;
         if !self.terms.any() {
             return Ok(None);
         }
@@ -81,6 +81,14 @@ impl Routers {
         let (loss, squared) = router_loss(pass, whole, self.terms)?;
         self.squares += squared;
         Ok(loss.map(|loss| (loss, count)))
+    }
+
+    /// Takes note of a pass beside which routers have no losses.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub(crate) fn see(&mut self, pass: &[LayerRouting]) -> Result<()> {
+        self.load.add(pass)
     }
 
     /// Adds the losses to sums that are divided by `count`, and what the routers did to what is measured.
@@ -144,7 +152,8 @@ pub(super) fn accumulate(
 /// The weights of the losses of a model's routers, and an eye on what the routers do.
 #[derive(Debug, Clone, Default)]
 pub struct Balance {
-    terms: RouterTerms,
+    /// None where no setting has them.
+    terms: Option<RouterTerms>,
     watch: Watch,
     moe: Option<Moe>,
 }
@@ -152,12 +161,12 @@ pub struct Balance {
 impl Balance {
     /// With these weights.
     pub fn new(terms: RouterTerms) -> Balance {
-        Balance { terms, ..Balance::default() }
+        Balance { terms: Some(terms), ..Balance::default() }
     }
 
     /// The weights.
     pub fn terms(&self) -> RouterTerms {
-        self.terms
+        self.terms.unwrap_or_default()
     }
 
     /// Takes note of a step.
@@ -191,7 +200,7 @@ impl Watch {
     }
 
     /// What to say after the step.
-    fn advice(&mut self, moe: &Moe, terms: RouterTerms) -> Option<String> {
+    fn advice(&mut self, moe: &Moe, terms: Option<RouterTerms>) -> Option<String> {
         if self.said || self.steps < WINDOW {
             return None;
         }
@@ -203,13 +212,14 @@ impl Watch {
             return None;
         }
         self.said = true;
-        let remedy = match terms.balance > 0.0 {
-            true => format!("raise router_aux_loss_coef (now {})", terms.balance),
-            false => "set router_aux_loss_coef (to 0.001, say)".to_string(),
+        let remedy = match terms.map(|terms| terms.balance) {
+            Some(balance) if balance > 0.0 => format!("raise router_aux_loss_coef (now {balance}) or "),
+            Some(_) => "set router_aux_loss_coef (to 0.001, say) or ".to_string(),
+            None => String::new(),
         };
         Some(format!(
             "the router of layer {} sends nearly all tokens to few of its {} experts: over the last {WINDOW} steps its mean \
-             distribution was as wide as {width:.1} experts, and {} were not chosen at all; {remedy} or lower the \
+             distribution was as wide as {width:.1} experts, and {} were not chosen at all; {remedy}lower the \
              learning rate",
             worst.layer,
             moe.experts,
@@ -241,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_collapse_is_said_once_and_after_a_while() {
-        let (mut watch, terms) = (Watch::default(), RouterTerms::default());
+        let (mut watch, terms) = (Watch::default(), Some(RouterTerms::default()));
         let moe = mixtral().moe.unwrap();
         let mut said = Vec::new();
         for _ in 0..25 {
@@ -254,6 +264,11 @@ mod tests {
             "{said:?}"
         );
         assert!(said[0].contains("set router_aux_loss_coef"));
+        // Nothing is proposed that the recipe does not have.
+        let mut watch = Watch::default();
+        (0..10).for_each(|_| watch.see(&step([16, 16, 0, 0, 0, 0, 0, 0])));
+        let text = watch.advice(&moe, None).unwrap();
+        assert!(!text.contains("router_aux_loss_coef") && text.ends_with("at all; lower the learning rate"), "{text}");
         // What no token chose in one step, others did: no collapse.
         let mut watch = Watch::default();
         for i in 0..40 {
