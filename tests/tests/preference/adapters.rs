@@ -17,8 +17,14 @@ use planish_train::run::Silent;
 use crate::trajectory::ids;
 use crate::{fixture, metrics, result, settings, write_data};
 
-/// Two steps, with a checkpoint after each.
-const SHORT: [(&str, &str); 3] = [("max_steps", "2"), ("save_steps", "1"), ("gradient_accumulation_steps", "1")];
+/// Two steps, with a checkpoint after each; the ranks of AdaLoRA fall in the second. A later setting beats an earlier one.
+fn short(method: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    let own =
+        [("max_steps", "2"), ("save_steps", "1"), ("gradient_accumulation_steps", "1"), ("learning_rate", "1e-2")];
+    let ranks = method.iter().any(|(key, _)| *key == "tinit");
+    let early = [("tinit", "0"), ("tfinal", "1")].into_iter().filter(|_| ranks);
+    own.into_iter().chain(flags(method)).chain(early).collect()
+}
 
 /// Every step has a loss and a gradient, and the second step moved what was saved after the first.
 fn trains(name: &str, out: &Path) {
@@ -47,9 +53,8 @@ fn every_method_learns_from_pairs() {
     let dir = place.path();
     write_data(dir);
     for (name, method) in METHODS {
-        let (out, flags) = (dir.join(name), flags(method));
-        let extra = [&SHORT[..], &[("learning_rate", "1e-2")], &flags].concat();
-        let config = settings::<DpoConfig>(&dir.join("pairs.jsonl"), &out, &extra);
+        let out = dir.join(name);
+        let config = settings::<DpoConfig>(&dir.join("pairs.jsonl"), &out, &short(method));
         result(dpo::run(&config, &mut Silent).unwrap_or_else(|e| panic!("{name}: {e}")));
         trains(name, &out);
     }
@@ -81,9 +86,7 @@ fn every_method_learns_to_rate() {
         };
         for (data, task) in all {
             let out = dir.join(format!("{name}-{task}"));
-            let flags = flags(method);
-            let extra = [&SHORT[..], &[("learning_rate", "1e-2")], &flags].concat();
-            let config = settings::<RewardConfig>(data, &out, &extra);
+            let config = settings::<RewardConfig>(data, &out, &short(method));
             let end = result(reward::run(&config, &mut Silent).unwrap_or_else(|e| panic!("{name}: {e}")));
             trains(name, &out);
             let config = read_json(&end.join("adapter_config.json")).unwrap();
