@@ -270,7 +270,7 @@ fn adapters_that_cannot_be() {
     peft(&["--init-lora-weights", "orthogonal", "--lora-r", "3"], "even with init_lora_weights orthogonal");
     peft(&["--use-dora", "--lora-target-modules", "lm_head"], "use_dora on lm_head, which is not supported");
     peft(&["--bias", "all"], "bias trains biases, but the modules it is for have none in this model");
-    peft(&["--layers-to-transform", "77"], "no module of the model matches target_modules");
+    peft(&["--layers-to-transform", "1,77"], "layers_to_transform has 77, but the model's layers are 0 to 3");
     peft(&["--peft-type", "loha"], "one of LORA, ADALORA, IA3");
     peft(&["--peft-type", "IA3", "--lora-target-modules", "embed_tokens"], "IA3 on embed_tokens");
     peft(&["--peft-type", "LN_TUNING", "--lora-target-modules", "q_proj"], "its norm modules are input_layernorm");
@@ -316,6 +316,124 @@ fn adapters_that_cannot_be() {
         ),
     ] {
         place.refuses_with(&["--adapter", &adapter(config)], words);
+    }
+}
+
+/// A name that no module has is refused beside names that are right; PEFT trains without it.
+#[test]
+fn names_that_match_nothing() {
+    let place = Place::new();
+    let peft = |flags: &[&str], words: &str| place.refuses_with(&[&["--use-peft"], flags].concat(), words);
+    let said = peft(
+        &["--lora-target-modules", "q_proj,nonsense_proj"],
+        "no module of the model matches target_modules \"nonsense_proj\"; its linear modules are q_proj, k_proj",
+    );
+    assert!(!said.contains("Names("), "{said}");
+    peft(&["--lora-target-modules", "nothing.*"], "matches target_modules \"nothing.*\"");
+    peft(&["--exclude-modules", "k_proj,foo"], "matches exclude_modules \"foo\"; its own modules are q_proj");
+    peft(&["--lora-modules-to-save", "norm,foo"], "matches modules_to_save \"foo\"");
+    peft(&["--rank-pattern", "foo=3"], "matches rank_pattern \"foo\"; its adapted modules are q_proj, v_proj");
+    // There is such a module, but it is not adapted.
+    peft(&["--alpha-pattern", "o_proj=3"], "matches alpha_pattern \"o_proj\"; its adapted modules are q_proj, v_proj");
+    let ia3 = |flags: &[&str], words: &str| peft(&[&["--peft-type", "IA3"], flags].concat(), words);
+    ia3(&["--feedforward-modules", "foo"], "matches feedforward_modules \"foo\"");
+    ia3(
+        &["--feedforward-modules", "down_proj,up_proj"],
+        "matches feedforward_modules \"up_proj\"; its adapted modules",
+    );
+    peft(
+        &["--peft-type", "LN_TUNING", "--lora-target-modules", "norm,q_proj"],
+        "matches target_modules \"q_proj\"; its norm modules are input_layernorm",
+    );
+    // Settings of another kind of adapter, or of none.
+    peft(&["--peft-type", "VERA", "--rank-pattern", "q_proj=3"], "`rank_pattern` is for `peft_type` LORA");
+    let prompts = ["--peft-type", "PROMPT_TUNING", "--lora-target-modules", "q_proj"];
+    peft(&prompts, "`lora_target_modules` is for adapters of modules");
+    let words = "`freeze_trainable_modules` chooses what is trained with `finetuning_type` freeze";
+    place.refuses_with(&["--freeze-trainable-modules", "mlp"], words);
+    peft(&["--finetuning-type", "freeze", "--freeze-trainable-modules", "mlp"], words);
+    place.refuses_with(&["--freeze-extra-modules", "norm"], "`freeze_extra_modules` chooses");
+    let freeze = |flags: &[&str], words: &str| {
+        place.refuses_with(&[&["--finetuning-type", "freeze"], flags].concat(), words);
+    };
+    freeze(&["--freeze-trainable-modules", "mlp,foo"], "matches freeze_trainable_modules \"foo\"");
+    // Inside of the layers there is one.
+    freeze(&["--freeze-extra-modules", "q_proj"], "matches freeze_extra_modules \"q_proj\"; its own modules are embed");
+    let experts = fixture_model("qwen3_moe");
+    experts.refuses_with(
+        &["--use-peft", "--lora-dropout", "0", "--lora-target-parameters", "mlp.gate.weight,mlp.nope"],
+        "matches target_parameters \"mlp.nope\"; its expert modules are mlp.experts.gate_up_proj",
+    );
+    let routers = ["--use-peft", "--lora-target-parameters", "mlp.gate.weight", "--rank-pattern"];
+    experts.refuses_with(&[&routers[..], &["mlp.experts.down_proj=2"]].concat(), "matches rank_pattern");
+}
+
+/// Sizes that no machine has room for, and blocks that do not fit.
+#[test]
+fn adapters_that_are_too_large() {
+    let place = Place::new();
+    let peft = |kind: &str, flags: &[&str], words: &str| {
+        place.refuses_with(&[&["--use-peft", "--peft-type", kind], flags].concat(), words)
+    };
+    let said = peft("VERA", &["--vera-r", "1000000000"], "`base_model.vera_A` would have shape [1000000000, 128]");
+    assert!(said.contains(" GiB are free; lower its rank"), "{said}");
+    let most = "18446744073709551615";
+    peft("VERA", &["--vera-r", most], "`base_model.vera_A` would have shape");
+    let wide = ["--encoder-hidden-size", "65536"];
+    peft("P_TUNING", &wide, "mlp_head.2.weight` would have shape [65536, 65536]");
+    let lstm = ["--encoder-reparameterization-type", "LSTM", "--encoder-num-layers", "64"];
+    peft("P_TUNING", &[&lstm[..], &wide].concat(), "would have shape");
+    peft("PREFIX_TUNING", &["--prefix-projection", "--encoder-hidden-size", most], "encoder_hidden_size is 1844");
+    for kind in ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"] {
+        peft(kind, &["--num-virtual-tokens", "512"], "leaves a text none of the 512 positions");
+        peft(
+            kind,
+            &["--num-virtual-tokens", most],
+            "num_virtual_tokens is 18446744073709551615, but it must be from 1",
+        );
+    }
+    // The ends of a model have no bound for a rank of their own.
+    let ends = ["--lora-target-modules", "lm_head", "--lora-r", "1000000000"];
+    peft("LORA", &ends, "lm_head.lora_A.weight` would have shape [1000000000, 128]");
+    peft("LORA", &["--lora-target-modules", "embed_tokens", "--lora-r", most], "would have shape");
+    let experts = fixture_model("qwen3_moe");
+    let pattern = format!("experts.down_proj={most}");
+    let own = ["--use-peft", "--lora-r", "4", "--lora-dropout", "0", "--lora-target-parameters", "experts.down_proj"];
+    experts
+        .refuses_with(&[&own[..], &["--rank-pattern", &pattern]].concat(), "experts.lora_A.weight` would have shape");
+    peft(
+        "OFT",
+        &["--oft-block-size", "31"],
+        "oft_block_size is 31, which does not divide the 128 inputs of model.layers.0",
+    );
+    let said = peft("OFT", &["--oft-block-size", "0", "--oft-r", "3"], "oft_r is 3, which does not divide");
+    assert!(said.contains("choose among 1, 2, 4, 8, 16, 32, 64, 128"), "{said}");
+    peft("OFT", &["--oft-block-size", most], "which does not divide the 128 inputs");
+    let said = peft("BOFT", &["--boft-block-size", "5"], "boft_block_size is 5, which does not divide");
+    assert!(said.contains("choose among 1, 2, 4"), "{said}");
+    peft("BOFT", &["--boft-block-size", "0", "--boft-block-num", most], "which does not divide");
+    // A file's bound is said.
+    let dir = place.path("adapter");
+    fs::create_dir_all(&dir).unwrap();
+    for (config, words) in [
+        (json!({"peft_type": "LORA", "target_modules": ["q_proj"], "r": 1e9}), "a whole number from 1 to 65536"),
+        (json!({"peft_type": "VERA", "target_modules": ["q_proj"], "r": 1e9}), "a whole number from 0 to 16777216"),
+    ] {
+        fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+        place.refuses_with(&["--adapter", dir.to_str().unwrap()], words);
+    }
+}
+
+/// An adapter that begins from the weights cannot begin from quantised ones.
+#[test]
+fn initialisations_of_quantised_weights() {
+    let place = Place::new();
+    for name in ["pissa", "olora", "loftq"] {
+        let said = place.refuses_with(
+            &["--use-peft", "--load-in-4bit", "--init-lora-weights", name],
+            &format!("init_lora_weights is {name}, which "),
+        );
+        assert!(said.contains("choose true, gaussian or orthogonal"), "{said}");
     }
 }
 
@@ -505,6 +623,47 @@ fn a_target_that_no_gradient_reaches() {
     assert!(done.stderr.contains(said), "{done:?}");
     assert!(!place.path("run/final").exists());
     assert_eq!(run("other", "q_proj").code, 0);
+}
+
+/// Experts alone are trained: where the first step chose none of them it changed nothing, and the run stops; where it
+/// chose one, it goes on.
+#[test]
+fn experts_alone_that_no_token_chooses() {
+    let place = fixture_model("qwen3_moe");
+    // Two tokens choose at most four of the six.
+    place.data("{\"input_ids\": [5, 6], \"completion_mask\": [0, 1]}\n");
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (model, data) = (text("model"), text("data.jsonl"));
+    let run = |out: &str, modules: &str| {
+        let out = text(out);
+        let own = ["sft", "--model", &model, "--dataset", &data, "--output-dir", &out, "--max-steps", "1"];
+        let freeze = ["--finetuning-type", "freeze", "--freeze-trainable-layers", "1", "--freeze-trainable-modules"];
+        planish(&[&own[..], &freeze, &[modules]].concat())
+    };
+    let (mut chosen, mut stopped) = (0, 0);
+    for expert in 0..6 {
+        let done = run(&format!("run {expert}"), &format!("experts.{expert}"));
+        if done.code == 0 {
+            chosen += 1;
+            let metrics = fs::read_to_string(place.path(&format!("run {expert}/metrics.jsonl"))).unwrap();
+            let step: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+            assert!(step["grad_norm"].as_f64().unwrap() > 0.0, "{step}");
+        } else {
+            stopped += 1;
+            assert_eq!(done.code, 2, "{done:?}");
+            let said = format!("experts.{expert}`, and nothing else is to be trained");
+            assert!(
+                done.stderr.contains("error: step 1: no token that the loss depends on chose `")
+                    && done.stderr.contains(&said),
+                "{done:?}"
+            );
+            assert!(!place.path(&format!("run {expert}/final")).exists());
+        }
+    }
+    assert!(chosen >= 2 && stopped >= 2, "{chosen} and {stopped}");
+    // Among others one may wait for its turn.
+    let all = run("all", "experts");
+    assert!(all.code == 0 && all.stderr.contains("step 1 sent no token to "), "{all:?}");
 }
 
 /// Requests that choose among adapters; first that right ones are answered by whom they name.

@@ -8,9 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use planish_nn::adapters::{
-    AdaLoraConfig, AdapterConfig, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit,
-    Method, OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets,
-    VeraConfig, attach, load_adapter, of_task, resume_adapter, train_only,
+    self, AdaLoraConfig, AdapterConfig, AdapterError, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias,
+    LoraConfig, LoraInit, Method, Modules, OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit,
+    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_within, load_adapter, of_task, resume_adapter,
+    train_only,
 };
 use planish_nn::decoder::Model;
 use planish_nn::reward::RewardKind;
@@ -22,6 +23,7 @@ use crate::config::{
 };
 use crate::models::{self, Opened};
 use crate::optim::Rates;
+use crate::plan;
 use crate::run::Checkpoint;
 
 /// PEFT's targets for these families, and those of (IA)³ and of LayerNorm tuning.
@@ -115,7 +117,8 @@ fn put_on(loaded: &mut Model, opened: &Opened, lora: &LoraSettings, adapter: &dy
         }
         _ => None,
     };
-    Ok(attach(loaded, adapter, seed, ids.as_deref())?)
+    check_names(loaded, lora).map_err(planish_nn::Error::from)?;
+    Ok(attach_within(loaded, adapter, seed, ids.as_deref(), plan::available_memory())?)
 }
 
 /// The last parts of the names of a model's linear modules, each once.
@@ -128,6 +131,20 @@ fn linear_names(model: &Model) -> Vec<String> {
         }
     }
     names
+}
+
+/// Refuses names in the settings that are those of no module, and layers that there are not.
+fn check_names(model: &mut Model, lora: &LoraSettings) -> Result<(), AdapterError> {
+    let among = if lora.peft_type == PeftType::LnTuning { Modules::Norm } else { Modules::Linear };
+    adapters::check_names(model, "target_modules", &lora.lora_target_modules, among)?;
+    adapters::check_names(model, "exclude_modules", &lora.exclude_modules, Modules::Any)?;
+    adapters::check_layers(model, "layers_to_transform", &layers(lora).unwrap_or_default())
+}
+
+/// The layers that are adapted, if not all are.
+fn layers(lora: &LoraSettings) -> Option<Vec<usize>> {
+    let layers: Vec<usize> = lora.layers_to_transform.iter().map(|&n| n as usize).collect();
+    (!layers.is_empty()).then_some(layers)
 }
 
 /// Learning rates of single parameters that the settings ask for.
@@ -156,14 +173,11 @@ fn partial(lora: &LoraSettings, model: &Model) -> Result<Option<Partial>> {
 /// [`ConfigError`]: an entry of `rank_pattern` or `alpha_pattern` that is none; an unknown `init_lora_weights`.
 pub fn adapter_config(lora: &LoraSettings, base: &str, total_steps: u64) -> Result<AdapterConfig> {
     let base = Some(base.to_string());
-    let target = |default: &[&str]| {
-        let layers: Vec<usize> = lora.layers_to_transform.iter().map(|&n| n as usize).collect();
-        Targeting {
-            exclude_modules: excluded(lora),
-            layers_to_transform: (!layers.is_empty()).then_some(layers),
-            modules_to_save: lora.lora_modules_to_save.clone(),
-            ..Targeting::new(Targets::from_list(&lora.lora_target_modules, default), base.clone())
-        }
+    let target = |default: &[&str]| Targeting {
+        exclude_modules: excluded(lora),
+        layers_to_transform: layers(lora),
+        modules_to_save: lora.lora_modules_to_save.clone(),
+        ..Targeting::new(Targets::from_list(&lora.lora_target_modules, default), base.clone())
     };
     let count = lora.num_virtual_tokens;
     Ok(match lora.peft_type {
@@ -228,7 +242,6 @@ fn excluded(lora: &LoraSettings) -> Option<Targets> {
 /// # Errors
 /// As [`adapter_config`].
 pub fn lora_config(lora: &LoraSettings, base: &str) -> Result<LoraConfig, ConfigError> {
-    let layers: Vec<usize> = lora.layers_to_transform.iter().map(|&n| n as usize).collect();
     Ok(LoraConfig {
         r: lora.lora_r,
         lora_alpha: lora.lora_alpha,
@@ -244,7 +257,7 @@ pub fn lora_config(lora: &LoraSettings, base: &str) -> Result<LoraConfig, Config
         target_modules: Targets::from_list(&lora.lora_target_modules, ATTENTION),
         target_parameters: lora.lora_target_parameters.clone(),
         exclude_modules: excluded(lora),
-        layers_to_transform: (!layers.is_empty()).then_some(layers),
+        layers_to_transform: layers(lora),
         modules_to_save: lora.lora_modules_to_save.clone(),
         rank_pattern: pattern("rank_pattern", &lora.rank_pattern, "must be NAME=RANK, with a whole rank from 1")?,
         alpha_pattern: pattern("alpha_pattern", &lora.alpha_pattern, "must be NAME=ALPHA, with a number")?,

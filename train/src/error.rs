@@ -59,6 +59,21 @@ pub enum Error {
         /// How many more there are.
         others: usize,
     },
+    /// Experts are all that is to be trained, and none of them was chosen.
+    #[error(
+        "step {step}: no token that the loss depends on chose `{name}`{}, and nothing else is to be trained, so that the step changes nothing; train \
+         other experts or more of them, or give a step more tokens (per_device_train_batch_size, \
+         gradient_accumulation_steps)",
+        if *others > 0 { format!(" (or {others} more)") } else { String::new() }
+    )]
+    NoExpertChosen {
+        /// The optimizer step.
+        step: u64,
+        /// The first expert.
+        name: String,
+        /// How many more there are.
+        others: usize,
+    },
     /// The run would need more memory than there is.
     #[error(
         "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest pass), but the system can give {} MiB; {advice}",

@@ -9,7 +9,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_nn::generate::{Generator, TokenEvent};
 use serde_json::json;
 
-use super::{json_flag, requests, sampling};
+use super::requests::Request;
+use super::{answers, json_flag, requests, sampling};
 use crate::failure::DONE;
 use crate::{model_args, output};
 
@@ -31,6 +32,7 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Say on stderr how long reading the prompts and decoding took; as a JSON line with --json"),
         )
+        .arg(answers::flag())
         .arg(model_args::device())
         .arg(model_args::bf16())
         .arg(json_flag());
@@ -38,6 +40,7 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
+    let to = answers::file(matches)?;
     let adapters = requests::adapters(matches)?;
     let (names, dirs): (Vec<String>, Vec<PathBuf>) = adapters.into_iter().unzip();
     let (model, tokenizer) = model_args::open_with(matches, &dirs)?;
@@ -47,7 +50,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     params.n = *matches.get_one::<u64>("n").expect("has a default") as usize;
     let as_json = matches.get_flag("json");
     // One answer is shown as it comes, several when all are there.
-    let live = !as_json && prompts.len() == 1 && params.n == 1;
+    let live = !as_json && to.is_none() && prompts.len() == 1 && params.n == 1;
     let mut stdout = std::io::stdout();
     let mut broken = None;
     let mut timing = Timing::new(&prompts, params.n);
@@ -73,9 +76,19 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if live {
         return Ok(DONE);
     }
+    let of = |request: &Request| {
+        if names.is_empty() { None } else { Some(request.adapter.map_or("base", |i| names[i].as_str())) }
+    };
+    if let Some(to) = to {
+        let rows = requests.iter().zip(&answers);
+        answers::write(to, rows.flat_map(|(r, all)| all.iter().map(move |a| answers::row(r, of(r), a))))?;
+        if !as_json {
+            return Ok(DONE);
+        }
+    }
     let mut all = Vec::new();
     for (request, answers) in requests.iter().zip(&answers) {
-        let adapter = if names.is_empty() { None } else { Some(request.adapter.map_or("base", |i| &names[i])) };
+        let adapter = of(request);
         for (sample, a) in answers.iter().enumerate() {
             if as_json {
                 all.push(json!({

@@ -1,5 +1,6 @@
 //! The commands, one a file. A command is listed here when it works, not before.
 
+mod answers;
 mod chat;
 mod combine;
 mod config;

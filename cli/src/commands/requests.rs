@@ -19,6 +19,8 @@ pub(super) struct Request {
     /// As it was given: a text, or a list of messages.
     pub(super) prompt: Value,
     pub(super) ids: Vec<u32>,
+    /// The messages that the chat template was given; none of a plain text.
+    pub(super) messages: Option<Value>,
     /// Number of the adapter; none for the base.
     pub(super) adapter: Option<usize>,
 }
@@ -118,8 +120,9 @@ pub(super) fn read(matches: &ArgMatches, tokenizer: &Tokenizer, names: &[String]
     let by: Vec<Option<usize>> = if names.is_empty() { vec![None] } else { (0..names.len()).map(Some).collect() };
     let mut all = Vec::new();
     for text in texts {
-        let ids = encode(tokenizer, &json!(text), system, raw)?;
-        all.extend(by.iter().map(|&adapter| Request { prompt: json!(text), ids: ids.clone(), adapter }));
+        let (ids, messages) = encode(tokenizer, &json!(text), system, raw)?;
+        let request = |&adapter| Request { prompt: json!(text), ids: ids.clone(), messages: messages.clone(), adapter };
+        all.extend(by.iter().map(request));
     }
     Ok(all)
 }
@@ -131,8 +134,8 @@ fn of_file(path: &Path, tokenizer: &Tokenizer, names: &[String], raw: bool) -> a
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let place = || format!("{}, line {}", path.display(), i + 1);
         let (prompt, adapter) = parse(line, names).map_err(|problem| wrong(format!("{}: {problem}", place())))?;
-        let ids = encode(tokenizer, &prompt, None, raw).with_context(place)?;
-        all.push(Request { prompt, ids, adapter });
+        let (ids, messages) = encode(tokenizer, &prompt, None, raw).with_context(place)?;
+        all.push(Request { prompt, ids, messages, adapter });
     }
     if all.is_empty() {
         return Err(wrong(format!("{} has no request", path.display())));
@@ -165,19 +168,24 @@ fn parse(line: &str, names: &[String]) -> Result<(Value, Option<usize>), String>
     Ok((prompt, adapter))
 }
 
-/// Ids of a prompt: through the chat template if there is one and `raw` does not forbid it.
-fn encode(tokenizer: &Tokenizer, prompt: &Value, system: Option<&str>, raw: bool) -> anyhow::Result<Vec<u32>> {
+/// Ids of a prompt: through the chat template if there is one and `raw` does not forbid it, with the messages that it
+/// is given then.
+fn encode(
+    tokenizer: &Tokenizer,
+    prompt: &Value,
+    system: Option<&str>,
+    raw: bool,
+) -> anyhow::Result<(Vec<u32>, Option<Value>)> {
     let plain = raw || tokenizer.chat_template().is_none();
-    let mut messages: Vec<Message> = system.map(|s| Message::new("system", s)).into_iter().collect();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let mut messages: Vec<Value> = system.map(|s| turn("system", s)).into_iter().collect();
     match prompt {
         Value::Array(given) if plain => {
             let why = if raw { "--raw is given" } else { "the model has none" };
             return Err(wrong(format!("{} messages need a chat template: {why}", given.len())));
         }
         Value::Array(given) => {
-            for (i, message) in given.iter().enumerate() {
-                messages.push(Message::from_json(message, i).map_err(planish_nn::Error::from)?);
-            }
+            messages.extend(given.iter().cloned());
         }
         _ if plain && system.is_some() => {
             return Err(wrong("--system needs a chat template: the model has none, or --raw is given"));
@@ -185,13 +193,16 @@ fn encode(tokenizer: &Tokenizer, prompt: &Value, system: Option<&str>, raw: bool
         text => {
             let text = text.as_str().unwrap_or_default();
             if plain {
-                return Ok(tokenizer.encode(text, true).map_err(planish_nn::Error::from)?);
+                return Ok((tokenizer.encode(text, true).map_err(planish_nn::Error::from)?, None));
             }
-            messages.push(Message::new("user", text));
+            messages.push(turn("user", text));
         }
     }
+    let parsed = messages.iter().enumerate().map(|(i, message)| Message::from_json(message, i));
+    let parsed = parsed.collect::<Result<Vec<_>, _>>().map_err(planish_nn::Error::from)?;
     let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-    Ok(encode_chat(tokenizer, &messages, &options).map_err(planish_nn::Error::from)?.ids)
+    let ids = encode_chat(tokenizer, &parsed, &options).map_err(planish_nn::Error::from)?.ids;
+    Ok((ids, Some(Value::Array(messages))))
 }
 
 #[cfg(test)]

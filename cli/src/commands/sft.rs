@@ -5,8 +5,9 @@ use planish_train::config::{Recipe, SftConfig};
 use planish_train::recipes::sft;
 
 use super::json_flag;
+use super::training::note_without_adapter;
 use crate::terminal::{Terminal, catch_interrupts, conclude};
-use crate::{model_args, output, settings};
+use crate::{model_args, settings};
 
 pub(crate) fn command() -> Command {
     let command = Command::new(SftConfig::NAME).about("Fine-tune a model, or train a LoRA adapter, on examples");
@@ -15,13 +16,8 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let loaded = settings::load::<SftConfig>(matches)?;
+    note_without_adapter(&loaded, &loaded.config.model, &loaded.config.lora);
     let config = loaded.config;
-    if !config.lora.use_peft
-        && config.model.adapter.is_none()
-        && let Some(key) = loaded.chosen.iter().find(|k| k.starts_with("lora_"))
-    {
-        output::note(format_args!("note: `{key}` has no effect without --use-peft: all weights are trained"));
-    }
     model_args::set_threads(config.run.threads)?;
     catch_interrupts()?;
     let mut seen = Terminal::new(config.run.logging_steps);

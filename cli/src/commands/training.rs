@@ -1,7 +1,7 @@
 //! What the commands that run a recipe have in common.
 
 use clap::{ArgMatches, Command};
-use planish_train::config::{LoraSettings, ModelSettings, Recipe, RunSettings};
+use planish_train::config::{Loaded, LoraSettings, ModelSettings, Recipe, RunSettings};
 use planish_train::run::{Observer, Outcome};
 
 use super::json_flag;
@@ -11,6 +11,38 @@ use crate::{model_args, output, settings};
 /// A command with the settings of a recipe as flags.
 pub(crate) fn command<C: Recipe>(about: &'static str) -> Command {
     settings::with_flags::<C>(Command::new(C::NAME).about(about)).arg(json_flag()).next_line_help(true)
+}
+
+/// Settings of adapters whose names do not begin with `lora_`.
+const OF_ADAPTERS: &[&str] = &[
+    "peft_type",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "feedforward_modules",
+    "vera_r",
+    "oft_r",
+    "oft_block_size",
+    "boft_block_size",
+    "boft_block_num",
+    "num_virtual_tokens",
+    "prefix_projection",
+    "encoder_hidden_size",
+];
+
+/// Says so if settings are of an adapter and there is none.
+pub(crate) fn note_without_adapter<C>(loaded: &Loaded<C>, model: &ModelSettings, lora: &LoraSettings) {
+    if lora.use_peft || model.adapter.is_some() {
+        return;
+    }
+    let of_adapters = |key: &&String| key.starts_with("lora_") || OF_ADAPTERS.contains(&key.as_str());
+    if let Some(key) = loaded.chosen.iter().filter(of_adapters).min() {
+        output::note(format_args!("note: `{key}` has no effect without --use-peft: it is for adapters"));
+    }
 }
 
 /// Resolves the settings and runs the recipe.
@@ -24,12 +56,7 @@ pub(crate) fn run<C: Recipe>(
 ) -> anyhow::Result<u8> {
     let loaded = settings::load::<C>(matches)?;
     let (run, model, lora) = blocks(&loaded.config);
-    if !lora.use_peft
-        && model.adapter.is_none()
-        && let Some(key) = loaded.chosen.iter().find(|k| k.starts_with("lora_"))
-    {
-        output::note(format_args!("note: `{key}` has no effect without --use-peft: all weights are trained"));
-    }
+    note_without_adapter(&loaded, model, lora);
     model_args::set_threads(run.threads)?;
     catch_interrupts()?;
     let mut seen = Terminal::new(run.logging_steps);

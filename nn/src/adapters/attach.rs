@@ -19,6 +19,8 @@ pub(super) enum Source<'a> {
         seed: u64,
         /// Tokens of the text that prompt tuning begins with.
         prompt: Option<&'a [u32]>,
+        /// Bytes that there are for it, where that is known.
+        memory: Option<u64>,
     },
     /// Read.
     Files {
@@ -40,10 +42,13 @@ pub struct Attach<'a> {
     trainable: bool,
     source: Source<'a>,
     used: HashSet<String>,
+    /// Bytes that a new adapter takes so far.
+    taken: f64,
 }
 
 /// Random numbers for one parameter: a stream of its own by its name, whatever the order of the modules.
 pub(super) struct Draw<'s> {
+    name: &'s str,
     stream: Stream,
     shape: &'s [usize],
     dtype: DType,
@@ -51,8 +56,14 @@ pub(super) struct Draw<'s> {
 
 impl Draw<'_> {
     fn make(&self, f: impl Fn(u64) -> f64) -> Result<Tensor> {
-        let n = self.shape.iter().product::<usize>() as u64;
-        Ok(Tensor::from_vec((0..n).map(f).collect::<Vec<f64>>(), self.shape)?.to_dtype(self.dtype)?)
+        let n = self.shape.iter().product::<usize>();
+        let mut all: Vec<f64> = Vec::new();
+        if all.try_reserve_exact(n).is_err() {
+            let (name, shape, needed) = (self.name.to_owned(), self.shape.to_vec(), n as f64 * DRAWN);
+            return Err(AdapterError::TooLarge { name, shape, needed, available: None }.into());
+        }
+        all.extend((0..n as u64).map(f));
+        Ok(Tensor::from_vec(all, self.shape)?.to_dtype(self.dtype)?)
     }
 
     /// Uniform in ±bound.
@@ -71,6 +82,13 @@ impl Draw<'_> {
     }
 }
 
+/// Bytes of a number that is drawn (f64, then f32), held (f32), and trained (with its gradient and AdamW's two means).
+const DRAWN: f64 = 12.0;
+const HELD: f64 = 4.0;
+const TRAINED: f64 = 16.0;
+/// More than any machine has, and fewer than overflow.
+const ADDRESSABLE: f64 = (1u64 << 47) as f64;
+
 /// FNV-1a.
 fn hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3))
@@ -79,7 +97,7 @@ fn hash(name: &str) -> u64 {
 impl<'a> Attach<'a> {
     pub(super) fn new(model: &'a mut Model, slot: usize, trainable: bool, source: Source<'a>) -> Attach<'a> {
         let dtype = model.dtype();
-        Attach { model, slot, dtype, trainable, source, used: HashSet::new() }
+        Attach { model, slot, dtype, trainable, source, used: HashSet::new(), taken: 0.0 }
     }
 
     /// Whether the adapter is a new one.
@@ -109,6 +127,20 @@ impl<'a> Attach<'a> {
         Stream::new(seed, Purpose::Init, 0).substream(hash(name))
     }
 
+    /// Counts what a new parameter takes, `each` bytes a number and what drawing takes beside it, and refuses what there
+    /// is no memory for: the settings may ask for any size.
+    fn reserve(&mut self, name: &str, shape: &[usize], each: f64) -> Result<()> {
+        let Source::Fresh { memory, .. } = self.source else { return Ok(()) };
+        let numbers = shape.iter().map(|&n| n as f64).product::<f64>();
+        let needed = self.taken + numbers * each.max(DRAWN);
+        if needed > memory.map_or(ADDRESSABLE, |memory| memory as f64) {
+            let (name, shape) = (name.to_owned(), shape.to_vec());
+            return Err(AdapterError::TooLarge { name, shape, needed, available: memory }.into());
+        }
+        self.taken += numbers * each;
+        Ok(())
+    }
+
     fn read(&mut self, name: &str) -> Result<Option<Tensor>> {
         let Source::Files { weights, training } = &self.source else { return Ok(None) };
         for reader in training.iter().chain([weights]) {
@@ -123,7 +155,7 @@ impl<'a> Attach<'a> {
 
     fn value(&mut self, name: &str, shape: &[usize], init: impl FnOnce(&Draw<'_>) -> Result<Tensor>) -> Result<Tensor> {
         if self.is_fresh() {
-            return init(&Draw { stream: self.stream(name), shape, dtype: self.dtype });
+            return init(&Draw { name, stream: self.stream(name), shape, dtype: self.dtype });
         }
         match self.read(name)? {
             None => Err(AdapterError::Missing { name: name.into() }.into()),
@@ -143,6 +175,7 @@ impl<'a> Attach<'a> {
         init: impl FnOnce(&Draw<'_>) -> Result<Tensor>,
     ) -> Result<Param> {
         let name = name.into();
+        self.reserve(&name, shape, if self.trainable { TRAINED } else { HELD })?;
         let value = self.value(&name, shape, init)?;
         Ok(if self.trainable { Param::trainable(name, value) } else { Param::frozen(name, value) })
     }
@@ -155,6 +188,7 @@ impl<'a> Attach<'a> {
         init: impl FnOnce(&Draw<'_>) -> Result<Tensor>,
     ) -> Result<Param> {
         let name = name.into();
+        self.reserve(&name, shape, HELD)?;
         let value = self.value(&name, shape, init)?;
         Ok(Param::frozen(name, value))
     }

@@ -22,6 +22,7 @@ use planish_tensor::Tensor;
 use planish_tensor::ops::{block_rotate as rotate, elementwise as kernel};
 use serde_json::{Map, Value, json};
 
+use super::divisors::does_not_divide;
 use super::json::{self, Fields};
 use super::lora::Memo;
 use super::select::TARGETING;
@@ -83,9 +84,8 @@ impl BoftConfig {
     fn blocks(&self, name: &str, input: usize) -> Result<(usize, usize), AdapterError> {
         let wanted = self.boft_block_size.max(self.boft_block_num);
         if !input.is_multiple_of(wanted) {
-            let problem = format!("is {wanted}, which does not divide the {input} inputs of {name}");
             let key = if self.boft_block_size > 0 { "boft_block_size" } else { "boft_block_num" };
-            return Err(AdapterError::Conflict { key, problem });
+            return Err(does_not_divide(key, wanted, name, input));
         }
         let other = input / wanted;
         Ok(if self.boft_block_size > 0 { (other, wanted) } else { (wanted, other) })

@@ -76,6 +76,21 @@ pub enum AdapterError {
         /// What it must be.
         expected: &'static str,
     },
+    /// An adapter that does not fit into memory.
+    #[error(
+        "the adapter's `{name}` would have shape {shape:?}: with it the adapter takes {}, and {} are free; lower its rank, width, or number of virtual tokens",
+        gib(*.needed), .available.map_or_else(|| "fewer".to_owned(), |n| gib(n as f64))
+    )]
+    TooLarge {
+        /// The parameter that is too much.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes of the adapter with it, while it is made and trained.
+        needed: f64,
+        /// Bytes there are, where that is known.
+        available: Option<u64>,
+    },
     /// A regular expression that is none.
     #[error("{key} {pattern:?} is not a regular expression: {problem}")]
     Pattern {
@@ -126,4 +141,9 @@ pub enum AdapterError {
         /// Its kind.
         peft_type: &'static str,
     },
+}
+
+/// Bytes for people.
+fn gib(bytes: f64) -> String {
+    format!("{:.1} GiB", bytes / (1u64 << 30) as f64)
 }

@@ -23,7 +23,21 @@ const TRAINING_FILE: &str = "adapter_training.safetensors";
 /// # Errors
 /// A target that matches no module; a setting that cannot be.
 pub fn attach(model: &mut Model, config: &dyn Method, seed: u64, prompt: Option<&[u32]>) -> Result<()> {
-    config.attach(&mut Attach::new(model, 0, true, Source::Fresh { seed, prompt }))
+    attach_within(model, config, seed, prompt, None)
+}
+
+/// As [`attach`], in so many bytes of memory, those of its gradients and of an optimizer's state included.
+///
+/// # Errors
+/// As [`attach`]; [`AdapterError::TooLarge`](super::AdapterError::TooLarge).
+pub fn attach_within(
+    model: &mut Model,
+    config: &dyn Method,
+    seed: u64,
+    prompt: Option<&[u32]>,
+    memory: Option<u64>,
+) -> Result<()> {
+    config.attach(&mut Attach::new(model, 0, true, Source::Fresh { seed, prompt, memory }))
 }
 
 /// Attaches the adapter of a PEFT directory, trainable, as number 0. Returns its settings.

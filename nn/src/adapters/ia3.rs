@@ -16,8 +16,9 @@ use planish_tensor::ops::elementwise as kernel;
 use serde_json::{Map, Value, json};
 
 use super::json::{self, Fields};
-use super::select::{Matcher, TARGETING};
+use super::select::{Matcher, TARGETING, last_parts};
 use super::{AdapterError, Attach, Method, PREFIX, Targeting, Targets, copies};
+use crate::decoder::Model;
 use crate::modules::LinearAdapter;
 use crate::{Ctx, Result};
 
@@ -48,6 +49,32 @@ impl Ia3Config {
         })
     }
 }
+
+impl Ia3Config {
+    /// Refuses names of feed-forward modules that are not adapted: PEFT calls for a subset of the targets. Its own
+    /// default may be idle.
+    fn check_feedforward(&self, model: &mut Model, chosen: &[usize]) -> Result<(), AdapterError> {
+        let Targets::Names(names) = &self.feedforward_modules else { return Ok(()) };
+        let linears = model.linears_mut();
+        let adapted: Vec<String> = chosen.iter().map(|&i| linears[i].name.to_string()).collect();
+        let idle = |name: &&String| {
+            let one = Matcher::Names(vec![name.to_string()]);
+            *name != DEFAULT_FEEDFORWARD && !adapted.iter().any(|module| one.matches(module))
+        };
+        match names.iter().find(idle) {
+            None => Ok(()),
+            Some(name) => Err(AdapterError::NoMatch {
+                key: "feedforward_modules",
+                wanted: format!("{name:?}"),
+                kind: "adapted",
+                available: last_parts(adapted),
+            }),
+        }
+    }
+}
+
+/// PEFT's feed-forward modules of the families there are.
+const DEFAULT_FEEDFORWARD: &str = "down_proj";
 
 /// l of one module.
 #[derive(Debug)]
@@ -94,6 +121,9 @@ impl Method for Ia3Config {
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         let chosen = self.target.chosen(to.model)?.linears_only("IA3")?;
         let matcher = Matcher::new("feedforward_modules", &self.feedforward_modules)?;
+        if to.is_fresh() {
+            self.check_feedforward(to.model, &chosen)?;
+        }
         for index in chosen {
             let linear = &to.model.linears_mut()[index];
             let (name, dims) = (linear.name.to_string(), linear.weight.base.value().dims().to_vec());

@@ -133,12 +133,16 @@ impl LoraInit {
     /// Li et al., "LoftQ", arXiv:2310.08659, algorithm 1.
     pub(super) fn taken(&self, weight: &Tensor, r: usize, scale: f64, dtype: DType) -> Result<Option<Taken>> {
         if self.takes() && weight.quantized().is_some() {
-            let why = match self {
-                LoraInit::LoftQ { .. } => "which is for weights as they were before that",
-                _ => "which what is left could not be",
+            let name = self.to_json().as_str().unwrap_or_default().to_owned();
+            let problem = match self {
+                LoraInit::LoftQ { .. } => format!(
+                    "is {name}, which quantises weights itself, and these are quantised already: open the model as it was before (without load_in_4bit and load_in_8bit), or choose true, gaussian or orthogonal"
+                ),
+                _ => format!(
+                    "is {name}, which changes the weights that it begins from, and these are quantised: choose true, gaussian or orthogonal, or open the model as it was before (without load_in_4bit and load_in_8bit)"
+                ),
             };
-            let what = format!("init_lora_weights {} on a quantised weight, {why}", self.to_json());
-            return Err(AdapterError::Unsupported { what }.into());
+            return Err(AdapterError::Conflict { key: "init_lora_weights", problem }.into());
         }
         let (out, input) = (weight.dims()[0], weight.dims()[1]);
         let wide = || -> Result<Matrix> { Ok(Matrix::new(out, input, weight.to_dtype(DType::F64)?.to_vec::<f64>()?)) };

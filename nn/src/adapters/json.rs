@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
     /// A whole number of at most 2^24: no size of an adapter is larger, but a hostile file might say so.
     pub(super) fn opt_whole(&self, key: &str) -> Result<Option<usize>> {
         let whole = |v: &Value| v.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=16_777_216.0).contains(x));
-        let read = |v| whole(v).map(|x| x as usize).ok_or_else(|| self.wrong(key, "a whole number"));
+        let read = |v| whole(v).map(|x| x as usize).ok_or_else(|| self.wrong(key, "a whole number from 0 to 16777216"));
         self.get(key).map(read).transpose()
     }
 

@@ -64,7 +64,7 @@ impl Method for LnTuningConfig {
         (to.model.layers, to.model.norm) = (layers, last);
         done?;
         if !matched {
-            let wanted = format!("{:?}", self.target.target_modules);
+            let wanted = self.target.target_modules.to_string();
             let available = last_parts(names);
             return Err(AdapterError::NoMatch { key: "target_modules", wanted, kind: "norm", available }.into());
         }

@@ -224,8 +224,17 @@ impl Method for LoraConfig {
 
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.validate()?;
-        if self.target_parameters.is_empty() || self.target_modules != Targets::Names(vec![]) {
-            let chosen = self.targeting().chosen(to.model)?;
+        let modules = self.target_parameters.is_empty() || self.target_modules != Targets::Names(vec![]);
+        let chosen = modules.then(|| self.targeting().chosen(to.model)).transpose()?;
+        if to.is_fresh() {
+            let mut adapted = self.targeted_parameters(&to.model.config);
+            if let Some(chosen) = &chosen {
+                adapted.extend(chosen.names(to.model));
+            }
+            select::each_used("rank_pattern", &self.rank_pattern, &adapted)?;
+            select::each_used("alpha_pattern", &self.alpha_pattern, &adapted)?;
+        }
+        if let Some(chosen) = chosen {
             for index in &chosen.linears {
                 self.attach_linear(to, *index)?;
             }

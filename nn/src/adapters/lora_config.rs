@@ -150,7 +150,7 @@ impl LoraConfig {
             Some(other) => return Err(AdapterError::Unsupported { what: format!("bias {other:?}") }),
         };
         let rank = |x: f64| if x.fract() == 0.0 && (1.0..=65_536.0).contains(&x) { Some(x as usize) } else { None };
-        let wrong = || f.bad("`rank_pattern` must be whole numbers from 1");
+        let wrong = || f.bad("`rank_pattern` must be whole numbers from 1 to 65536");
         let ranks = f.patterns("rank_pattern")?.into_iter();
         let r = f.number("r", 8.0)?;
         let t = Targeting::read(f)?;
@@ -158,7 +158,7 @@ impl LoraConfig {
             r: rank(r).ok_or(AdapterError::Value {
                 key: "r",
                 value: r.to_string(),
-                expected: "a whole number from 1",
+                expected: "a whole number from 1 to 65536",
             })?,
             lora_alpha: f.number("lora_alpha", 8.0)?,
             lora_dropout: f.number("lora_dropout", 0.0)?,

@@ -16,8 +16,9 @@ use planish_tensor::Tensor;
 use planish_tensor::ops::elementwise::add_assign;
 
 use super::lora::delta;
+use super::select::quoted;
 use super::{AdapterError, Attach, LoraConfig, LoraInit, LoraLayer, PREFIX};
-use crate::config::{ExpertNames, Moe};
+use crate::config::{ExpertNames, ModelConfig, Moe};
 use crate::modules::LinearAdapter;
 use crate::{Ctx, Result};
 
@@ -73,6 +74,30 @@ fn as_peft(b: &Tensor, experts: usize) -> planish_tensor::Result<Tensor> {
     b.reshape([experts, out, r])?.transpose(0, 1)?.transpose(1, 2)?.reshape([out, r * experts])?.copied()
 }
 
+/// Parameters of a layer of experts.
+const PARTS: [&str; 3] = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"];
+
+/// The parameters of all experts and routers, under transformers 5's names.
+fn parameters(config: &ModelConfig) -> Vec<String> {
+    let sparse = config.layers.iter().enumerate().filter(|(_, layer)| layer.sparse);
+    sparse.flat_map(|(layer, _)| PARTS.map(|part| format!("model.layers.{layer}.mlp.{part}"))).collect()
+}
+
+/// Whether `name` is `end` or ends in `.end`.
+fn is_end(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn no_parameter(wanted: &[String]) -> AdapterError {
+    let available = PARTS.map(|part| format!("mlp.{part}"));
+    AdapterError::NoMatch {
+        key: "target_parameters",
+        wanted: quoted(wanted),
+        kind: "expert",
+        available: available.into(),
+    }
+}
+
 /// Where transformers 5 has what file names call `at`.
 fn in_memory(at: &str) -> String {
     at.replace(".block_sparse_moe", ".mlp")
@@ -81,8 +106,12 @@ fn in_memory(at: &str) -> String {
 impl LoraConfig {
     /// Whether a parameter under transformers 5's name is targeted.
     fn targets_parameter(&self, name: &str) -> bool {
-        let is = |t: &String| name.strip_suffix(t.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        self.target_parameters.iter().any(is)
+        self.target_parameters.iter().any(|t| is_end(name, t))
+    }
+
+    /// The parameters that are targeted.
+    pub(super) fn targeted_parameters(&self, config: &ModelConfig) -> Vec<String> {
+        parameters(config).into_iter().filter(|name| self.targets_parameter(name)).collect()
     }
 
     /// Puts updates on the parameters that are targeted.
@@ -99,22 +128,23 @@ impl LoraConfig {
         if let Some((_, what)) = what.into_iter().find(|(on, _)| *on) {
             return Err(AdapterError::Unsupported { what: format!("{what} with target_parameters") }.into());
         }
-        let Some(moe) = to.model.config.moe else { return Err(self.no_parameter().into()) };
+        let Some(moe) = to.model.config.moe else { return Err(no_parameter(&self.target_parameters).into()) };
         let block = if moe.names == ExpertNames::Mixtral { "block_sparse_moe" } else { "mlp" };
         let config = to.model.config.clone();
+        if to.is_fresh() {
+            let all = parameters(&config);
+            let unknown = |t: &&String| !all.iter().any(|name| is_end(name, t));
+            if let Some(unknown) = self.target_parameters.iter().find(unknown) {
+                return Err(no_parameter(std::slice::from_ref(unknown)).into());
+            }
+        }
         let mut found = false;
         for (layer, _) in config.layers.iter().enumerate().filter(|(_, layer)| layer.sparse) {
             let at = format!("model.layers.{layer}.{block}");
             found |= self.attach_router(to, &at)?;
             found |= self.attach_experts(to, &at, &moe)?;
         }
-        if found { Ok(()) } else { Err(self.no_parameter().into()) }
-    }
-
-    fn no_parameter(&self) -> AdapterError {
-        let available = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"].map(str::to_owned);
-        let wanted = format!("{:?}", self.target_parameters);
-        AdapterError::NoMatch { key: "target_parameters", wanted, kind: "expert", available: available.into() }
+        if found { Ok(()) } else { Err(no_parameter(&self.target_parameters).into()) }
     }
 
     fn attach_router(&self, to: &mut Attach<'_>, at: &str) -> Result<bool> {
@@ -152,9 +182,9 @@ impl LoraConfig {
             let (rank, scale) = self.rank_and_scale(name)?;
             let file = format!("{PREFIX}{module}{within}");
             let bound = 1.0 / (input as f64).sqrt();
-            let shape = [experts * rank, input];
+            let shape = [experts.saturating_mul(rank), input];
             let a = to.param(format!("{file}.lora_A.weight"), &shape, |draw| draw.uniform(bound))?;
-            let shape = [out, rank * experts];
+            let shape = [out, rank.saturating_mul(experts)];
             let b = to.param(format!("{file}.lora_B.weight"), &shape, |draw| draw.full(0.0))?;
             let make = if b.is_trainable() { Param::trainable } else { Param::frozen };
             let b = make(b.name().to_owned(), by_expert(&b.value(), experts)?);

@@ -11,6 +11,7 @@ mod attach;
 mod boft;
 mod combine;
 mod copies;
+mod divisors;
 mod error;
 mod files;
 mod ia3;
@@ -23,6 +24,7 @@ mod lora_config;
 mod lora_ends;
 mod lora_experts;
 mod merge;
+mod names;
 mod oft;
 mod p_tuning;
 mod partial;
@@ -38,8 +40,8 @@ pub use combine::{Combination, Density, Signs, combine_adapters};
 pub use error::AdapterError;
 pub(crate) use files::WEIGHTS_FILE;
 pub use files::{
-    adapter_params, attach, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter,
-    save_training,
+    adapter_params, attach, attach_within, is_training_file, load_adapter, load_adapter_as, resume_adapter,
+    save_adapter, save_training,
 };
 pub use ia3::Ia3Config;
 pub use init::LoraInit;
@@ -49,6 +51,7 @@ pub use lora::LoraLayer;
 pub use lora_config::{LoraBias, LoraConfig};
 pub use lora_ends::{HeadLora, LoraEmbedding};
 pub use merge::merge_adapter;
+pub use names::{Modules, check_layers, check_names};
 pub use oft::OftConfig;
 pub use p_tuning::{Encoder, PTuningConfig};
 pub use partial::{Partial, train_only};

@@ -15,6 +15,7 @@ use planish_tensor::Tensor;
 use planish_tensor::ops::{block_rotate as rotate, cayley as transform};
 use serde_json::{Map, Value, json};
 
+use super::divisors::does_not_divide;
 use super::json::{self, Fields};
 use super::lora::Memo;
 use super::select::TARGETING;
@@ -87,6 +88,13 @@ impl OftConfig {
             return Err(AdapterError::Value { key: "num_cayley_neumann_terms", value, expected: "from 1 to 64" });
         }
         Ok(())
+    }
+
+    /// Refuses what PEFT would change to the nearest divisor: an adapter that is loaded was made so, a new one is as it
+    /// was asked for.
+    fn check_divides(&self, module: &str, input: usize) -> Result<(), AdapterError> {
+        let (key, wanted) = if self.r == 0 { ("oft_block_size", self.oft_block_size) } else { ("oft_r", self.r) };
+        if input.is_multiple_of(wanted) { Ok(()) } else { Err(does_not_divide(key, wanted, module, input)) }
     }
 
     /// (blocks, their size) for a module of `input` features: what was asked for, or the divisor nearest to it.
@@ -180,6 +188,9 @@ impl Method for OftConfig {
         for index in chosen {
             let linear = &to.model.linears_mut()[index];
             let (name, input) = (linear.name.to_string(), linear.weight.base.value().dims()[1]);
+            if to.is_fresh() {
+                self.check_divides(&name, input)?;
+            }
             let (blocks, n) = self.blocks(input);
             let shape = [if self.block_share { 1 } else { blocks }, n * (n - 1) / 2];
             let q = to.param(format!("{PREFIX}{name}.oft_R.weight"), &shape, |draw| draw.full(0.0))?;

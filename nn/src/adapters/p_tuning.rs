@@ -91,6 +91,7 @@ impl Method for PTuningConfig {
 
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.prompt.validate()?;
+        self.prompt.leaves_room(to)?;
         if !(1..=64).contains(&self.encoder_num_layers) {
             let value = self.encoder_num_layers.to_string();
             return Err(AdapterError::Value { key: "encoder_num_layers", value, expected: "from 1 to 64" }.into());

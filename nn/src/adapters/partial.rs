@@ -3,8 +3,8 @@
 use planish_autograd::Param;
 use regex::Regex;
 
+use super::AdapterError;
 use super::select::{Targets, last_parts, layer_of};
-use super::{AdapterError, EMBEDDING, HEAD};
 use crate::decoder::Model;
 use crate::modules::Weight;
 
@@ -136,19 +136,23 @@ pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError>
         let problem = format!("asks to train `{name}`, which is quantised; train an adapter on it (use_peft)");
         return Err(AdapterError::Conflict { key: "finetuning_type", problem });
     }
-    if let Partial::Layers { modules: parts, extra, .. } = what {
-        let in_a_path = |part: &Part| names.iter().any(|n| part.is_in(module(n)));
-        let unknown = parts.iter().zip(&wanted.modules).find(|(_, part)| !in_a_path(part)).map(|(entry, _)| entry);
-        let no_name = |part: &&String| !names.iter().any(|n| n.split('.').any(|p| p == *part));
-        if let Some(missing) = unknown.or_else(|| extra.iter().find(no_name)) {
-            let available = [EMBEDDING, HEAD, "norm", "self_attn", "mlp"].map(str::to_string);
-            let available = available.into_iter().chain(names.iter().map(|n| module(n).to_string()));
-            return Err(AdapterError::NoMatch {
-                key: "freeze_trainable_modules",
-                wanted: format!("{missing:?}"),
-                kind: "own",
-                available: last_parts(available),
-            });
+    if let Partial::Layers { layers, modules: parts, extra } = what {
+        let no_match = |key, missing: &String, available: Vec<String>| {
+            let wanted = format!("{missing:?}");
+            Err(AdapterError::NoMatch { key, wanted, kind: "own", available: last_parts(available) })
+        };
+        let inside = || names.iter().filter(|n| layer_of(n).is_some_and(|l| layers.contains(&l)));
+        let in_a_path = |part: &Part| inside().any(|n| part.is_in(module(n)));
+        if let Some((missing, _)) = parts.iter().zip(&wanted.modules).find(|(_, part)| !in_a_path(part)) {
+            let blocks = ["self_attn", "mlp"].map(str::to_owned).into_iter();
+            let available = blocks.chain(inside().map(|n| module(n).to_owned())).collect();
+            return no_match("freeze_trainable_modules", missing, available);
+        }
+        let outside: Vec<String> =
+            names.iter().filter(|n| layer_of(n).is_none()).map(|n| module(n).to_owned()).collect();
+        let no_name = |part: &&String| !outside.iter().any(|m| m.rsplit('.').next() == Some(part));
+        if let Some(missing) = extra.iter().find(no_name) {
+            return no_match("freeze_extra_modules", missing, outside);
         }
     }
     if found {
@@ -156,7 +160,7 @@ pub fn train_only(model: &mut Model, what: &Partial) -> Result<(), AdapterError>
     }
     let (key, wanted) = match what {
         Partial::Biases => ("finetuning_type", "bitfit, which trains biases".to_string()),
-        Partial::Layers { .. } => ("freeze_trainable_layers", format!("{what:?}")),
+        Partial::Layers { layers, .. } => ("freeze_trainable_layers", format!("that are layers {layers:?}")),
     };
     Err(AdapterError::NoMatch {
         key,

@@ -68,6 +68,7 @@ impl Method for PrefixTuningConfig {
 
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.prompt.validate()?;
+        self.prompt.leaves_room(to)?;
         let (count, c) = (self.prompt.num_virtual_tokens, to.model.config.clone());
         if c.latent.is_some() {
             let what = "keys and values in front of latent attention (PREFIX_TUNING)".into();

@@ -55,6 +55,18 @@ impl Prompt {
         Err(AdapterError::Value { key: "num_virtual_tokens", value, expected: "from 1 to 65536" })
     }
 
+    /// That a new adapter leaves the text some of the positions that the model was made for.
+    pub(super) fn leaves_room(&self, to: &Attach<'_>) -> Result<(), AdapterError> {
+        let (count, window) = (self.num_virtual_tokens, to.model.config.window());
+        if !to.is_fresh() || count < window {
+            return Ok(());
+        }
+        let problem = format!(
+            "is {count}, which leaves a text none of the {window} positions that the model was made for (max_position_embeddings)"
+        );
+        Err(AdapterError::Conflict { key: "num_virtual_tokens", problem })
+    }
+
     /// adapter_config.json with the method's own entries `all`; what the model fills in comes with `others`.
     pub(super) fn write(&self, mut all: Value, peft_type: &str) -> Value {
         all["auto_mapping"] = Value::Null;
@@ -310,6 +322,7 @@ impl Method for PromptTuningConfig {
 
     fn attach(&self, to: &mut Attach<'_>) -> Result<()> {
         self.prompt.validate()?;
+        self.prompt.leaves_room(to)?;
         let (count, hidden) = (self.prompt.num_virtual_tokens, to.model.config.hidden_size);
         let table = to.model.embed_tokens.base.value();
         let ids: Option<Vec<u32>> = match (&self.init, to.prompt()) {

@@ -1,6 +1,7 @@
 //! Which modules an adapter changes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use regex::Regex;
 use serde_json::{Value, json};
@@ -18,6 +19,22 @@ pub enum Targets {
     Names(Vec<String>),
     /// Those whose whole name this regular expression matches.
     Regex(String),
+}
+
+/// As users write them: names in quotes, one after the other.
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Targets::AllLinear => f.write_str("all-linear"),
+            Targets::Names(names) => f.write_str(&quoted(names)),
+            Targets::Regex(pattern) => write!(f, "{pattern:?}"),
+        }
+    }
+}
+
+/// Names in quotes.
+pub(super) fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Targets {
@@ -112,7 +129,7 @@ impl Targeting {
         let all_linear = self.target_modules == Targets::AllLinear;
         let (embedding, head) = (!all_linear && wanted(EMBEDDING), !all_linear && wanted(HEAD));
         if linears.is_empty() && !embedding && !head {
-            return Err(no_match(model, "target_modules", format!("{:?}", self.target_modules)));
+            return Err(no_match(model, "target_modules", self.target_modules.to_string()));
         }
         Ok(Chosen { linears, embedding, head })
     }
@@ -129,6 +146,15 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
+    /// Their names.
+    pub(super) fn names(&self, model: &mut Model) -> Vec<String> {
+        let linears = model.linears_mut();
+        let mut names: Vec<String> = self.linears.iter().map(|&i| linears[i].name.to_string()).collect();
+        let ends = [(self.embedding, EMBEDDING), (self.head, HEAD)];
+        names.extend(ends.into_iter().filter(|(there, _)| *there).map(|(_, name)| name.to_owned()));
+        names
+    }
+
     /// Refuses embedding and head, for methods that have no form for them.
     pub(super) fn linears_only(self, peft_type: &str) -> Result<Vec<usize>, AdapterError> {
         for (there, name) in [(self.embedding, "embed_tokens"), (self.head, "lm_head")] {
@@ -176,6 +202,11 @@ fn compile(key: &'static str, pattern: &str, whole: &str) -> Result<Regex, Adapt
     Regex::new(whole).map_err(|e| AdapterError::Pattern { key, pattern: pattern.into(), problem: e.to_string() })
 }
 
+/// A key of `rank_pattern` or `alpha_pattern`, which matches the end of a name.
+fn compile_pattern(key: &'static str, pattern: &str) -> Result<Regex, AdapterError> {
+    compile(key, pattern, &format!(r"^(?:.*\.)?(?:{pattern})$"))
+}
+
 /// Whether `name` is `suffix` or ends in `.suffix`.
 fn is_suffix(name: &str, suffix: &str) -> bool {
     name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -188,11 +219,30 @@ pub(super) fn by_pattern<T: Copy>(
     name: &str,
 ) -> Result<Option<T>, AdapterError> {
     for (pattern, value) in patterns {
-        if compile(key, pattern, &format!(r"^(?:.*\.)?(?:{pattern})$"))?.is_match(name) {
+        if compile_pattern(key, pattern)?.is_match(name) {
             return Ok(Some(*value));
         }
     }
     Ok(None)
+}
+
+/// Refuses a pattern that none of the adapted modules matches: its number would be nobody's.
+///
+/// # Errors
+/// [`AdapterError::NoMatch`], [`AdapterError::Pattern`].
+pub(super) fn each_used<T>(
+    key: &'static str,
+    patterns: &BTreeMap<String, T>,
+    adapted: &[String],
+) -> Result<(), AdapterError> {
+    for pattern in patterns.keys() {
+        let regex = compile_pattern(key, pattern)?;
+        if !adapted.iter().any(|name| regex.is_match(name)) {
+            let available = last_parts(adapted.iter().cloned());
+            return Err(AdapterError::NoMatch { key, wanted: format!("{pattern:?}"), kind: "adapted", available });
+        }
+    }
+    Ok(())
 }
 
 /// That nothing matches, with the linear modules there are.

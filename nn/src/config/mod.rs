@@ -128,6 +128,11 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCABULARY: usize = 1 << 24;
 
 impl ModelConfig {
+    /// Tokens of the longest sequence that it was made for.
+    pub fn window(&self) -> usize {
+        self.ropes.iter().map(Rope::window).max().unwrap_or(self.max_positions)
+    }
+
     /// Reads config.json.
     ///
     /// # Errors

@@ -84,6 +84,19 @@ impl Rope {
         Rope { theta, rotary_dim, max_positions, scaling: RopeScaling::Default }
     }
 
+    /// Positions that it reaches: those that it was made for, or, where scaling stretches fewer, those.
+    pub fn window(&self) -> usize {
+        use RopeScaling::*;
+        let stretched = match &self.scaling {
+            Default => 0.0,
+            Linear { factor } | Dynamic { factor } => self.max_positions as f64 * factor,
+            Llama3 { factor, original, .. } | Yarn { factor, original, .. } | LongRope { factor, original, .. } => {
+                *original as f64 * factor
+            }
+        };
+        self.max_positions.max(stretched as usize)
+    }
+
     /// From config.json; `layer_type` picks the entry where there is one for each type.
     ///
     /// # Errors

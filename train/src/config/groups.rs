@@ -84,6 +84,18 @@ choices! {
 }
 
 choices! {
+    /// What a document is in a file of plain text, under the names of `datasets`.
+    pub enum DocumentChoice {
+        /// Lines up to a blank one.
+        Paragraph = "paragraph",
+        /// A line.
+        Line = "line",
+        /// The file.
+        Document = "document",
+    }
+}
+
+choices! {
     /// When something is done during a run.
     pub enum Interval {
         /// Never.
@@ -248,7 +260,7 @@ settings! {
 settings! {
     /// The examples and how they become token sequences.
     pub struct DataSettings ("Data") {
-        /// Files of examples (.jsonl, .json, .csv, .parquet) or `builtin`; may be repeated.
+        /// Files of examples (.jsonl, .json, .csv, .parquet, .txt) or `builtin`; may be repeated.
         dataset: Vec<String> = Vec::new(), TEXT;
         /// How often each file is taken relative to the others, one number a file.
         dataset_weights: Vec<f64> = Vec::new(), POSITIVE;
@@ -266,6 +278,8 @@ settings! {
         completion_column: Option<String> = None, TEXT;
         /// Column of the messages [found by name].
         messages_column: Option<String> = None, TEXT;
+        /// What a document is in .txt files: lines up to a blank one, each line, or the whole file.
+        sample_by: DocumentChoice = DocumentChoice::Paragraph, DocumentChoice::RULE;
         /// Longest sequence in tokens, and the length of packed rows.
         max_length: Option<usize> = Some(1024), COUNT;
         /// What to do with longer examples.
@@ -280,6 +294,8 @@ settings! {
         assistant_only_loss: bool = false, SWITCH;
         /// Leave out, and count, examples without a supervised token instead of stopping.
         drop_unsupervised: bool = false, SWITCH;
+        /// Leave out, and count by reason, every row that is wrong (malformed JSON, a value of another kind, and what drop_unsupervised leaves out) instead of stopping.
+        drop_invalid: bool = false, SWITCH;
         /// Time that `strftime_now` in a chat template gives, seconds since 1970 UTC [the start of the run, kept when it is resumed].
         template_time: Option<u64> = None, TIME;
         /// Shuffle the examples, anew for every epoch.

@@ -47,9 +47,9 @@ pub use device::DeviceChoice;
 pub use distill::{DistillConfig, DistillSettings};
 pub use error::{ConfigError, Origin};
 pub use groups::{
-    ArchitectureSettings, BiasChoice, DataSettings, EncoderChoice, EvalSettings, FinetuningType, FourBitType,
-    Granularity, Interval, LoraSettings, ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy, PeftType,
-    PromptInitChoice, RowType, RunSettings, SharingSettings, TruncationMode, WeightDtype,
+    ArchitectureSettings, BiasChoice, DataSettings, DocumentChoice, EncoderChoice, EvalSettings, FinetuningType,
+    FourBitType, Granularity, Interval, LoraSettings, ModelSettings, OptimSettings, OptimizerChoice, PackingStrategy,
+    PeftType, PromptInitChoice, RowType, RunSettings, SharingSettings, TruncationMode, WeightDtype,
 };
 pub use load::{Flag, Loaded, aliases, canonical, from_yaml, nearest, not_ours, resolve, to_yaml};
 pub use mix::{Ingredient, IngredientLoss, MixConfig, MixSettings, Objectives};

@@ -112,6 +112,8 @@ settings! {
         truncation_mode: TruncationMode = TruncationMode::KeepStart, TruncationMode::RULE;
         /// Leave out, and count, rows that teach nothing (an empty completion, equal sides, a prompt that fills max_length) instead of stopping.
         drop_unsupervised: bool = false, SWITCH;
+        /// Leave out, and count by reason, every row that is wrong (malformed JSON, a label neither true nor false, a margin that is no number, and what drop_unsupervised leaves out) instead of stopping.
+        drop_invalid: bool = false, SWITCH;
         /// Time that `strftime_now` in a chat template gives, seconds since 1970 UTC [the start of the run, kept when it is resumed].
         template_time: Option<u64> = None, TIME;
         /// Shuffle the examples, anew for every epoch.
@@ -131,6 +133,7 @@ impl PreferenceDataSettings {
             max_length: self.max_length,
             truncation_mode: self.truncation_mode,
             drop_unsupervised: self.drop_unsupervised,
+            drop_invalid: self.drop_invalid,
             template_time: self.template_time,
             shuffle: self.shuffle,
             ..DataSettings::default()

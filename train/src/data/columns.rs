@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, Result};
+use super::format::SampleBy;
 
 /// The dataset types: TRL's, and the columns of other well-known sets.
 #[non_exhaustive]
@@ -112,7 +113,7 @@ impl DatasetType {
     }
 }
 
-/// Columns named by flags, where their names are not the usual ones.
+/// How files are read: columns named by flags, where their names are not the usual ones, and what a row is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Columns {
@@ -126,6 +127,10 @@ pub struct Columns {
     pub messages: Option<String>,
     /// `--dataset-type`: what the columns mean; decided by the columns named above where `None`.
     pub kind: Option<DatasetType>,
+    /// `--sample-by`: what a document is in plain text.
+    pub sample_by: SampleBy,
+    /// `--drop-invalid`: a first row that is wrong does not decide what the columns mean.
+    pub skip_invalid: bool,
 }
 
 impl Columns {
@@ -212,6 +217,17 @@ pub(crate) fn detect(
     let kind = whole(&fits).first().map_or("", |t| t.name());
     fits.retain(|t| accepted.contains(t));
     match whole(&fits)[..] {
+        // A completion under another name would be trained on without its prompt and its template.
+        [DatasetType::Text] if forced.is_none() && found.iter().any(|f| f == columns.actual("prompt")) => {
+            let [prompt, text] = ["prompt", "text"].map(|c| columns.actual(c).to_owned());
+            Err(DataError::PromptBesideText {
+                file: file.into(),
+                found: found.to_vec(),
+                prompt,
+                text,
+                accepted: names(),
+            })
+        }
         [one] => Ok(one),
         [] => Err(DataError::WrongType { file: file.into(), found: found.to_vec(), kind, accepted: names() }),
         [first, second, ..] => Err(DataError::AmbiguousColumns {
@@ -273,6 +289,9 @@ mod tests {
         assert!(e.contains("rows of type chosen+rejected, which are not read here"), "{e}");
         let e = run("prompt completions labels", &none, &[Preference]).unwrap_err().to_string();
         assert!(e.contains("rows of type prompt+completions, which are not read here"), "{e}");
+        let e = run("prompt text id", &none, &DatasetType::SFT).unwrap_err().to_string();
+        assert!(e.contains("--completion-column text") && e.contains("--text-column text"), "{e}");
+        assert!(e.contains("`prompt`, `text`, `id`") && e.contains("prompt+completion | "), "{e}");
         let e = run("a b", &none, &DatasetType::SFT).unwrap_err().to_string();
         assert!(e.contains("`a`, `b`") && e.contains("prompt+completion | ") && e.contains("--text-column"), "{e}");
     }
@@ -287,6 +306,8 @@ mod tests {
         };
         let sft = &DatasetType::SFT;
         assert_eq!(run("messages text", &named(Some("text"), None, None), sft).unwrap(), DatasetType::Text);
+        assert_eq!(run("prompt text", &named(Some("text"), None, None), sft).unwrap(), DatasetType::Text);
+        assert_eq!(run("prompt text", &named(None, None, Some("text")), sft).unwrap(), DatasetType::PromptCompletion);
         let pair = named(None, Some("input"), Some("target"));
         assert_eq!(run("input target", &pair, sft).unwrap(), DatasetType::PromptCompletion);
         let e = run("input goal", &pair, sft).unwrap_err().to_string();

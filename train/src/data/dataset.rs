@@ -13,6 +13,9 @@ use super::row::{Source, TypedRow, parse};
 use super::spec::DatasetSpec;
 use super::split::{Subset, ValidationSplit};
 
+/// Wrong rows after which a file is given up whose first rows say nothing of its columns.
+const UNDECIDED: u64 = 1000;
+
 /// One file of a data set.
 struct DataFile {
     path: Arc<Path>,
@@ -70,9 +73,13 @@ impl Dataset {
         let mut data = Dataset { files: Vec::new(), columns: columns.clone(), len: 0 };
         for (number, (spec, accepted)) in specs.iter().enumerate() {
             for path in spec.files()? {
-                let rows = format::open(&path, spec.format)?;
-                let found: Vec<String> = rows.row(0)?.fields.keys().cloned().collect();
-                let kind = detect(&path, &found, columns, accepted)?;
+                let rows = format::open(&path, spec.format, columns.sample_by)?;
+                let decide = |i: u64| {
+                    let found: Vec<String> = rows.row(i)?.fields.keys().cloned().collect();
+                    detect(&path, &found, columns, accepted)
+                };
+                let tried = if columns.skip_invalid { rows.len().min(UNDECIDED) } else { 1 };
+                let kind = (1..tried).fold(decide(0), |kind, i| kind.or_else(|first| decide(i).map_err(|_| first)))?;
                 let base = data.len;
                 data.len += rows.len();
                 data.files.push(DataFile { path: path.into(), rows, kind, weight: spec.weight, base, spec: number });

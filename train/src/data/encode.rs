@@ -81,6 +81,10 @@ pub struct EncodeOptions {
     pub assistant_only_loss: bool,
     /// What happens to examples without a trained token.
     pub on_unsupervised: OnUnsupervised,
+    /// Drop, and count, rows that are wrong by themselves ([`DataError::fault`]), instead of stopping.
+    pub drop_invalid: bool,
+    /// Positions that the model was made for: what is longer is reported.
+    pub window: Option<usize>,
     /// Append the end-of-sequence token to plain texts and completions.
     pub append_eos: bool,
     /// Tokens that the model knows, where it is not what the tokenizer says.
@@ -100,6 +104,8 @@ impl Default for EncodeOptions {
             completion_only_loss: None,
             assistant_only_loss: false,
             on_unsupervised: OnUnsupervised::Drop,
+            drop_invalid: false,
+            window: None,
             append_eos: true,
             vocab_size: None,
             steps: StepOptions::default(),
@@ -119,6 +125,8 @@ pub enum Dropped {
     UnsupervisedAfterTruncation,
     /// It had no trained token to begin with.
     Unsupervised,
+    /// The row is wrong.
+    Invalid,
 }
 
 /// A row after encoding.

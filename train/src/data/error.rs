@@ -116,6 +116,14 @@ pub enum DataError {
         /// Offset of the bad byte within the row.
         byte: usize,
     },
+    /// Plain text that is not UTF-8.
+    #[error("{at}: invalid UTF-8 at byte {byte} of the file; save the file as UTF-8")]
+    TextUtf8 {
+        /// Where.
+        at: At,
+        /// Offset of the bad byte within the file.
+        byte: u64,
+    },
     /// Malformed JSON.
     #[error("{at}: malformed JSON: {message}")]
     Json {
@@ -211,6 +219,23 @@ pub enum DataError {
         first: &'static str,
         /// The other.
         second: &'static str,
+    },
+    /// A text beside a prompt, which may be its completion.
+    #[error(
+        "{}: the columns {} may be a prompt with its completion, or a text that stands alone: give --completion-column {text} to train on `{text}` as the answer to `{prompt}`, or --text-column {text} for the text without it (accepted as they are: {accepted})",
+        file.display(), list(found)
+    )]
+    PromptBesideText {
+        /// The file.
+        file: PathBuf,
+        /// Columns of the first row.
+        found: Vec<String>,
+        /// The column of the prompt.
+        prompt: String,
+        /// The column of the text.
+        text: String,
+        /// The types that are accepted here.
+        accepted: String,
     },
     /// The columns are of a type that this recipe does not take.
     #[error(

@@ -6,6 +6,7 @@ use super::columns::DatasetType;
 use super::dataset::FileInfo;
 use super::encode::{Dropped, Encoded, Encoder, Example, OnUnsupervised, Rejected, Truncation};
 use super::error::{DataError, Result};
+use super::fault::InvalidRows;
 use super::pack::Packing;
 use super::sampler::{Sampler, in_runs};
 
@@ -117,6 +118,15 @@ pub struct Preflight {
     pub dropped_after_truncation: u64,
     /// Rows dropped because they have no trained token.
     pub dropped_unsupervised: u64,
+    /// Rows dropped because they are wrong, by what is wrong with them.
+    #[serde(default)]
+    pub dropped_invalid: Vec<InvalidRows>,
+    /// Positions that the model was made for.
+    #[serde(default)]
+    pub window: Option<usize>,
+    /// Examples that are longer than that all the same.
+    #[serde(default)]
+    pub beyond_window: u64,
     /// Examples that begin with two beginning-of-sequence tokens.
     pub double_bos: u64,
     /// Examples that never show the model how to end.
@@ -131,6 +141,13 @@ pub struct Preflight {
     pub warnings: Vec<String>,
 }
 
+impl Preflight {
+    /// Rows dropped because they are wrong.
+    pub fn invalid(&self) -> u64 {
+        self.dropped_invalid.iter().map(|rows| rows.rows).sum()
+    }
+}
+
 /// Looks at all rows of a sampler's view, or, where it has more than `limit`, at `limit` of them
 /// spread evenly. Rows are encoded in parallel and in bounded memory.
 ///
@@ -138,35 +155,50 @@ pub struct Preflight {
 /// The first malformed row among those looked at; [`DataError::NothingLeft`] if no row becomes an
 /// example.
 pub fn preflight(sampler: &Sampler, limit: u64) -> Result<(Preflight, Lengths)> {
-    let (view, encoder) = (sampler.view(), sampler.encoder());
+    let view = sampler.view();
     let rows = view.rows();
     let examined = rows.min(limit.max(1));
     let sampled = examined < rows;
     let mut by_row = if sampled { Vec::new() } else { vec![0; view.data().len() as usize] };
     let mut tally = Tally::default();
+    // Of a stream that is cut in blocks, a segment is a block at most.
+    let block = if sampler.options().packing == Packing::Wrapped { sampler.row_length() } else { usize::MAX };
+    let positions = (block, sampler.encoder().options().window.unwrap_or(usize::MAX));
     for start in (0..examined).step_by(CHUNK as usize) {
         let one = |k: u64| {
             let t = (k as u128 * rows as u128 / examined as u128) as u64;
             let index = view.row(t);
-            let (row, source) = view.data().read(index)?;
-            Ok((index, encoder.encode(&row, source)?))
+            (index, sampler.encode(index))
         };
-        for item in in_runs(start..examined.min(start + CHUNK), one) {
-            let (index, encoded) = item?;
+        for (index, encoded) in in_runs(start..examined.min(start + CHUNK), one) {
+            let encoded = match encoded {
+                Ok(encoded) => encoded,
+                Err(error) => match sampler.tolerated(&error) {
+                    Some(reason) => {
+                        InvalidRows::count(&mut tally.invalid, reason, &error);
+                        continue;
+                    }
+                    None => return Err(error),
+                },
+            };
             if let (Some(slot), Ok(e)) = (by_row.get_mut(index as usize), &encoded.example) {
                 // Both sides of a pair go through the model together, and so do all answers of a row.
                 let other = encoded.rejected.as_ref().map_or(0, |r| r.example.ids.len());
                 let more: usize = encoded.more.iter().map(|(e, _)| e.ids.len()).sum();
                 *slot = (e.ids.len() + other + more) as u32;
             }
-            tally.add(encoded);
+            tally.add(encoded, positions);
         }
     }
     if tally.examples == 0 {
-        let why = format!(
+        let wrong: u64 = tally.invalid.iter().map(|rows| rows.rows).sum();
+        let mut why = format!(
             "{} were longer than max_length, {} had no trained token left after truncation, {} had none at all",
             tally.too_long, tally.after_truncation, tally.unsupervised
         );
+        if let Some(first) = tally.invalid.first().and_then(|rows| rows.first.first()) {
+            why += &format!(", {wrong} were wrong ({first})");
+        }
         return Err(DataError::NothingLeft { seen: examined, why });
     }
     let lengths = Lengths {
@@ -190,6 +222,10 @@ struct Tally {
     too_long: u64,
     after_truncation: u64,
     unsupervised: u64,
+    invalid: Vec<InvalidRows>,
+    /// Examples beyond the window, and where the first of them are.
+    beyond: u64,
+    beyond_first: Vec<String>,
     double_bos: u64,
     missing_eos: u64,
     diverges: u64,
@@ -204,7 +240,8 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, encoded: Encoded) {
+    /// `positions` are the most that a segment has, and those that the model was made for.
+    fn add(&mut self, encoded: Encoded, (block, window): (usize, usize)) {
         self.full.push(encoded.full_len);
         self.double_bos += u64::from(encoded.double_bos);
         self.missing_eos += u64::from(encoded.missing_eos);
@@ -213,6 +250,14 @@ impl Tally {
             Ok(e) => {
                 let (mut tokens, mut supervised) = (e.ids.len(), e.supervised());
                 let mut cut = e.ids.len() < encoded.full_len;
+                let rejected = encoded.rejected.iter().map(|r| &r.example);
+                let longest = rejected.chain(encoded.more.iter().map(|(e, _)| e)).map(|e| e.ids.len()).max();
+                if longest.unwrap_or(0).max(e.ids.len()).min(block) > window {
+                    self.beyond += 1;
+                    if self.beyond_first.len() < 3 {
+                        self.beyond_first.push(e.source.at().to_string());
+                    }
+                }
                 if let Some(Rejected { example: r, full_len }) = &encoded.rejected {
                     self.full.push(*full_len);
                     self.pairs += 1;
@@ -240,6 +285,8 @@ impl Tally {
             Err(Dropped::TooLong) => self.too_long += 1,
             Err(Dropped::UnsupervisedAfterTruncation) => self.after_truncation += 1,
             Err(Dropped::Unsupervised) => self.unsupervised += 1,
+            // Counted by reason instead.
+            Err(Dropped::Invalid) => {}
         }
     }
 }
@@ -271,6 +318,9 @@ fn report(sampler: &Sampler, examined: u64, mut tally: Tally, lengths: &Lengths)
         dropped_too_long: tally.too_long,
         dropped_after_truncation: tally.after_truncation,
         dropped_unsupervised: tally.unsupervised,
+        dropped_invalid: std::mem::take(&mut tally.invalid),
+        window: encoder.options().window,
+        beyond_window: tally.beyond,
         double_bos: tally.double_bos,
         missing_eos: tally.missing_eos,
         prompt_diverges: tally.diverges,
@@ -280,8 +330,31 @@ fn report(sampler: &Sampler, examined: u64, mut tally: Tally, lengths: &Lengths)
         files,
     };
     report.warnings = warnings(&report, encoder);
+    report.warnings.extend(of_window(&report, &tally.beyond_first));
     report.warnings.extend(of_preferences(&tally));
     report
+}
+
+/// What is longer than the model was made for, or may be.
+///
+/// A warning, as in transformers: a model with rotary positions computes on, and some reach further than they say.
+fn of_window(r: &Preflight, first: &[String]) -> Option<String> {
+    let window = r.window?;
+    let made_for = format!("the {window} positions that the model was made for (max_position_embeddings)");
+    if r.beyond_window > 0 {
+        let more = if r.beyond_window as usize > first.len() { ", …" } else { "" };
+        return Some(format!(
+            "{} of {} examples are longer than {made_for}: {}{more}; it computes on, but has not learnt to: set max_length to {window} or less, or use a model with a longer window",
+            r.beyond_window,
+            r.examined,
+            first.join(", ")
+        ));
+    }
+    let may = r.sampled && r.max_length.is_none_or(|max| max > window);
+    let limit = r.max_length.map_or_else(|| "not set".to_owned(), |max| max.to_string());
+    may.then(|| {
+        format!("max_length is {limit}, more than {made_for}: rows that were not looked at may be longer than those")
+    })
 }
 
 /// What is lopsided in pairs and labels.
@@ -356,8 +429,10 @@ fn warnings(r: &Preflight, encoder: &Encoder) -> Vec<String> {
     warn(
         r.truncated,
         format!(
-            "{} of {of} examples are cut to {max} tokens; the longest has {}: raise max_length to keep them",
-            r.truncated, r.lengths.max
+            "{} of {of} examples are cut to {max} tokens; the longest has {}: raise max_length to keep them{}",
+            r.truncated,
+            r.lengths.max,
+            if r.packing == Packing::Bfd { ", or set packing_strategy to wrapped, which loses nothing" } else { "" }
         ),
     );
     warn(
@@ -375,6 +450,10 @@ fn warnings(r: &Preflight, encoder: &Encoder) -> Vec<String> {
         r.dropped_unsupervised,
         format!("{} of {of} examples are dropped: no token of them is trained on", r.dropped_unsupervised),
     );
+    for rows in &r.dropped_invalid {
+        let more = if rows.rows as usize > rows.first.len() { "; …" } else { "" };
+        warn(rows.rows, format!("{} of {of} rows are wrong and dropped: {}{more}", rows.rows, rows.first.join("; ")));
+    }
     warn(
         r.double_bos,
         format!(
@@ -406,8 +485,9 @@ fn warnings(r: &Preflight, encoder: &Encoder) -> Vec<String> {
         u64::from(chats && !encoder.options().assistant_only_loss),
         "all turns are trained on, the user's too; assistant_only_loss trains on the answers only".into(),
     );
-    let lenient = encoder.options().on_unsupervised == OnUnsupervised::Drop;
-    let dropped = r.dropped_after_truncation + r.dropped_unsupervised;
+    let options = encoder.options();
+    let lenient = options.on_unsupervised == OnUnsupervised::Drop || options.drop_invalid;
+    let dropped = r.dropped_after_truncation + r.dropped_unsupervised + r.invalid();
     warn(
         u64::from(lenient && r.sampled && dropped > 0),
         "only a sample was looked at: more examples may be dropped while training, and are counted there".into(),

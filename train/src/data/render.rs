@@ -66,12 +66,13 @@ pub fn render(r: &Preflight, color: bool) -> String {
         line(format!("  {:>digits$}–{:<digits$} {bar} {}", b.from, b.to, group(b.count)));
     }
     line(format!(
-        "  truncated {}, dropped {} (too long {}, nothing left to train on {}, nothing to train on {})",
+        "  truncated {}, dropped {} (too long {}, nothing left to train on {}, nothing to train on {}, wrong {})",
         group(r.truncated),
-        group(r.dropped_too_long + r.dropped_after_truncation + r.dropped_unsupervised),
+        group(r.dropped_too_long + r.dropped_after_truncation + r.dropped_unsupervised + r.invalid()),
         group(r.dropped_too_long),
         group(r.dropped_after_truncation),
-        group(r.dropped_unsupervised)
+        group(r.dropped_unsupervised),
+        group(r.invalid())
     ));
     line(format!("  double BOS {}, missing EOS {}", group(r.double_bos), group(r.missing_eos)));
     if let Some(first) = &r.first {

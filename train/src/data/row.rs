@@ -342,11 +342,11 @@ impl Reader<'_> {
         truth(value).ok_or_else(|| self.wrong("`label`", "true or false", value))
     }
 
-    /// A column that is a finite number, or a text that writes one (CSV), if it is there.
+    /// A column that is a finite number, or a text that writes one (CSV), if it is there. One that is null or empty is a
+    /// number that is lacking, not 0.
     pub(crate) fn number(&self, canonical: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(canonical).filter(|v| !v.is_null()) else { return Ok(None) };
+        let Some(value) = self.get(canonical) else { return Ok(None) };
         let number = match value {
-            Value::String(text) if text.trim().is_empty() => return Ok(None),
             Value::String(text) => text.trim().parse().ok(),
             other => other.as_f64(),
         };

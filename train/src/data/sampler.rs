@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
 use super::dataset::View;
-use super::encode::{Encoded, Encoder, Example};
+use super::encode::{Dropped, Encoded, Encoder, Example};
 use super::error::{DataError, Result};
 use super::pack::{Packing, best_fit_decreasing};
 use super::permute::Permutation;
@@ -197,16 +197,31 @@ impl Sampler {
         Ok(Steps { sampler: self.clone(), cursor, window: None, ahead: Vec::new(), dropped: 0, end: None })
     }
 
+    /// Row `index` of the data set as an example.
+    pub(crate) fn encode(&self, index: u64) -> Result<Encoded> {
+        let (row, source) = self.view.data().read(index)?;
+        self.encoder.encode(&row, source)
+    }
+
+    /// What is wrong with a row, if its error is to be passed over.
+    pub(crate) fn tolerated(&self, error: &DataError) -> Option<String> {
+        error.fault().filter(|_| self.encoder.options().drop_invalid)
+    }
+
+    /// As [`Sampler::encode`], with what is tolerated dropped.
+    fn numbered(&self, index: u64) -> Result<(usize, Encoded)> {
+        let encoded = match self.encode(index) {
+            Err(error) if self.tolerated(&error).is_some() => Encoded::dropped(Dropped::Invalid),
+            encoded => encoded?,
+        };
+        Ok((index as usize, encoded))
+    }
+
     /// Encodes draws `range` of an epoch, in order.
     fn draw(&self, epoch: u64, range: Range<u64>) -> Result<Vec<(usize, Encoded)>> {
         let order = self.view.order(self.options.seed, self.options.shuffle, epoch);
-        let one = |i: u64| {
-            let index = order.get(i);
-            let (row, source) = self.view.data().read(index)?;
-            Ok((index as usize, self.encoder.encode(&row, source)?))
-        };
         // The first error in order, whichever thread met one first.
-        in_runs(range, one).into_iter().collect()
+        in_runs(range, |i: u64| self.numbered(order.get(i))).into_iter().collect()
     }
 
     /// Examples of the rows `range` of the view, by place, as one batch; dropped rows leave no trace.
@@ -214,12 +229,8 @@ impl Sampler {
     /// # Errors
     /// The first malformed row.
     pub fn rows(&self, range: Range<u64>) -> Result<Batch> {
-        let one = |t: u64| {
-            let index = self.view.row(t);
-            let (row, source) = self.view.data().read(index)?;
-            Ok((index as usize, self.encoder.encode(&row, source)?))
-        };
-        let encoded = in_runs(range, one).into_iter().collect::<Result<Vec<_>>>()?;
+        let encoded = in_runs(range, |t: u64| self.numbered(self.view.row(t)));
+        let encoded = encoded.into_iter().collect::<Result<Vec<_>>>()?;
         let units: Vec<Unit> = encoded.into_iter().filter_map(|(index, e)| unit(index, e)).collect();
         batch(&units, Packing::None)
     }
@@ -302,7 +313,7 @@ impl Steps {
             }
             if units.is_empty() {
                 if fresh {
-                    let why = "all were longer than max_length or had no token that is trained on".into();
+                    let why = "all were longer than max_length, had no token that is trained on, or were wrong".into();
                     return Err(DataError::NothingLeft { seen: len, why });
                 }
                 continue;

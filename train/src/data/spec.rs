@@ -62,7 +62,8 @@ impl DatasetSpec {
         Ok(DatasetSpec { weight, ..DatasetSpec::new(path) })
     }
 
-    /// The files that this stands for: itself, or the data files of a directory sorted by name.
+    /// The files that this stands for: itself, or the data files of a directory sorted by name. Plain text counts only
+    /// where there is nothing else: a licence beside the data is not data.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let io = |source| DataError::Io { file: self.path.clone(), action: "read it", source };
         if !std::fs::metadata(&self.path).map_err(io)?.is_dir() {
@@ -77,6 +78,10 @@ impl DatasetSpec {
         }
         if files.is_empty() {
             return Err(DataError::NoFiles { dir: self.path.clone(), accepted: Format::ACCEPTED });
+        }
+        let is_text = |path: &PathBuf| Format::from_path(path).is_ok_and(|format| format == Format::Text);
+        if !files.iter().all(is_text) {
+            files.retain(|path| !is_text(path));
         }
         files.sort();
         Ok(files)
@@ -109,10 +114,14 @@ mod tests {
     fn directories_list_their_data_files() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(DatasetSpec::new(dir.path()).files(), Err(DataError::NoFiles { .. })));
-        for name in ["b.jsonl", "a.csv", "README.md"] {
+        for name in ["b.jsonl", "a.csv", "README.md", "LICENSE.txt"] {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
         let files = DatasetSpec::new(dir.path()).files().unwrap();
         assert_eq!(files, [dir.path().join("a.csv"), dir.path().join("b.jsonl")]);
+        for name in ["b.jsonl", "a.csv"] {
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+        }
+        assert_eq!(DatasetSpec::new(dir.path()).files().unwrap(), [dir.path().join("LICENSE.txt")]);
     }
 }

@@ -52,7 +52,7 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
         &config.optim,
         config.eval.per_device_eval_batch_size,
         &tokenizer,
-        vocabulary,
+        &opened.pretrained.config,
         inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
     config.data.template_time = inputs.sampler.encoder().options().template_time;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use planish_nn::config::ModelConfig;
 use planish_nn::decoder::Model;
 use planish_nn::tokenizer::Tokenizer;
 use planish_nn::weights::atomic_write;
@@ -12,11 +13,12 @@ use super::resumed;
 use crate::Result;
 use crate::builtin;
 use crate::config::{
-    DataSettings, Granularity, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings, TruncationMode, to_yaml,
+    DataSettings, DocumentChoice, Granularity, OptimSettings, PackingStrategy, Recipe, RowType, RunSettings,
+    TruncationMode, to_yaml,
 };
 use crate::data::{
     Columns, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Lengths, OnUnsupervised, Packing, Preflight,
-    Sampler, SamplerOptions, StepOptions, Truncation, ValidationSplit, preflight,
+    SampleBy, Sampler, SamplerOptions, StepOptions, Truncation, ValidationSplit, preflight,
 };
 use crate::models::BUILTIN;
 use crate::plan::{self, Costs, MemoryPlan, Work};
@@ -153,7 +155,7 @@ pub(super) fn open(
     optim: &OptimSettings,
     eval_batch: usize,
     tokenizer: &Tokenizer,
-    vocab_size: usize,
+    model: &ModelConfig,
     rows: Rows<'_>,
 ) -> Result<Inputs> {
     let Rows { accepted, packing, steps } = rows;
@@ -166,8 +168,13 @@ pub(super) fn open(
         },
         completion_only_loss: data.completion_only_loss,
         assistant_only_loss: data.assistant_only_loss,
-        on_unsupervised: if data.drop_unsupervised { OnUnsupervised::Drop } else { OnUnsupervised::Error },
-        vocab_size: Some(vocab_size),
+        on_unsupervised: match data.drop_unsupervised || data.drop_invalid {
+            true => OnUnsupervised::Drop,
+            false => OnUnsupervised::Error,
+        },
+        drop_invalid: data.drop_invalid,
+        vocab_size: Some(model.vocab_size),
+        window: Some(model.window()),
         template_time: data.template_time,
         steps,
         ..EncodeOptions::default()
@@ -226,6 +233,12 @@ pub(super) fn columns(data: &DataSettings) -> Columns {
         text: data.dataset_text_field.clone(),
         messages: data.messages_column.clone(),
         kind: data.dataset_type.map(row_type),
+        sample_by: match data.sample_by {
+            DocumentChoice::Paragraph => SampleBy::Paragraph,
+            DocumentChoice::Line => SampleBy::Line,
+            DocumentChoice::Document => SampleBy::Document,
+        },
+        skip_invalid: data.drop_invalid,
     }
 }
 

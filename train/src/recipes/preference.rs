@@ -85,9 +85,9 @@ fn ready(
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
     let resume = inputs::checkpoint(b.run)?;
     b.data.template_time = inputs::template_time(&b.data.general(), resume.as_ref())?;
-    let (tokenizer, vocabulary) = (&opened.tokenizer, opened.pretrained.config.vocab_size);
     let eval_batch = b.eval.per_device_eval_batch_size;
-    let inputs = inputs::open(&b.data.general(), b.optim, eval_batch, tokenizer, vocabulary, rows)?;
+    let inputs =
+        inputs::open(&b.data.general(), b.optim, eval_batch, &opened.tokenizer, &opened.pretrained.config, rows)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
     let (model, adapter) = build(&opened, &inputs, resume.as_ref())?;
     let rates = adapt::rates(b.lora, b.optim);

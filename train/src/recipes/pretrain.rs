@@ -52,7 +52,7 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         &config.optim,
         config.eval.per_device_eval_batch_size,
         &tokenizer,
-        model.config.vocab_size,
+        &model.config,
         inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
     let demands = demands.model(&model.config);

@@ -83,7 +83,7 @@ fn read(config: &SftConfig, opened: &Opened) -> Result<inputs::Inputs> {
         &config.optim,
         config.eval.per_device_eval_batch_size,
         &opened.tokenizer,
-        opened.pretrained.config.vocab_size,
+        &opened.pretrained.config,
         inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )
 }

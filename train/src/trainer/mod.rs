@@ -120,7 +120,8 @@ impl Trainer<'_> {
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
             let sum = self.objective.accumulate(&self.model, o, &step, state.step)?;
-            if !std::mem::replace(&mut checked, true) {
+            let first = !std::mem::replace(&mut checked, true);
+            if first {
                 reached::check(&trained, state.step + 1)?.iter().for_each(|sentence| observer.note(sentence));
             }
             let scale = 1.0 / sum.count;
@@ -130,6 +131,9 @@ impl Trainer<'_> {
             };
             let loss = sum.mean() + penalty;
             let norm = grad_norm(&trained, scale)?;
+            if first {
+                reached::moves(&trained, state.step + 1, norm)?;
+            }
             self.check_finite(state.step + 1, loss, norm)?;
             let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
             let rate =

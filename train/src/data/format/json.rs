@@ -216,7 +216,7 @@ impl Rows for Json {
         // Up to the next row: the value, then at most blanks and a comma.
         let text = utf8(&bytes, &at)?;
         let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-        let value = values.next().unwrap_or(Ok(Value::Null)).map_err(|e| json_error(&at, &e))?;
+        let value = values.next().unwrap_or(Ok(Value::Null)).map_err(|e| json_error(&at, text, &e))?;
         let rest = text[values.byte_offset()..].trim();
         if !matches!(rest, "" | ",") {
             let message =

@@ -59,7 +59,8 @@ impl Rows for Jsonl {
 
     fn row(&self, i: u64) -> Result<Row> {
         let (bytes, at) = self.index.read(&self.file, i)?;
-        let value: Value = serde_json::from_str(utf8(&bytes, &at)?.trim_end()).map_err(|e| json_error(&at, &e))?;
+        let text = utf8(&bytes, &at)?.trim_end();
+        let value: Value = serde_json::from_str(text).map_err(|e| json_error(&at, text, &e))?;
         object(value, at)
     }
 }

@@ -1,4 +1,4 @@
-//! Rows of data files: jsonl, json, csv and parquet, read one row at a time by number.
+//! Rows of data files: jsonl, json, csv, parquet and plain text, read one row at a time by number.
 //!
 //! Opening a file makes one pass over it that finds where each row starts (eight bytes a row, plus
 //! sixteen for each break in the numbering of lines). Rows are then read by position: memory does
@@ -11,6 +11,7 @@ mod jsonl;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod source;
+mod text;
 
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 use super::error::{At, DataError, Result};
 pub(crate) use index::RowIndex;
 pub(crate) use source::SourceFile;
+pub use text::SampleBy;
 
 /// A row longer than this is taken for a file of another kind (64 MiB).
 pub(crate) const MAX_ROW_BYTES: u64 = 64 << 20;
@@ -38,11 +40,13 @@ pub enum Format {
     Tsv,
     /// Parquet (`.parquet`), with the cargo feature `parquet`.
     Parquet,
+    /// Plain text (`.txt`), in documents.
+    Text,
 }
 
 impl Format {
     /// The extensions that are recognised, for messages.
-    pub const ACCEPTED: &'static str = "jsonl, ndjson, json, csv, tsv, parquet";
+    pub const ACCEPTED: &'static str = "jsonl, ndjson, json, csv, tsv, txt, each also with .gz behind it, and parquet";
 
     /// The format of a name such as `jsonl`, in any case.
     pub fn from_name(name: &str) -> Option<Format> {
@@ -52,6 +56,7 @@ impl Format {
             "csv" => Format::Csv,
             "tsv" => Format::Tsv,
             "parquet" => Format::Parquet,
+            "txt" => Format::Text,
             _ => return None,
         })
     }
@@ -61,12 +66,15 @@ impl Format {
     /// # Errors
     /// [`DataError::UnknownFormat`].
     pub fn from_path(path: &Path) -> Result<Format> {
-        let found = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
-        Format::from_name(&found).ok_or_else(|| DataError::UnknownFormat {
-            file: path.to_path_buf(),
-            found,
-            accepted: Format::ACCEPTED,
-        })
+        let extension = |path: &Path| path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut found = extension(path);
+        let packed = found.eq_ignore_ascii_case("gz");
+        if packed {
+            found = extension(Path::new(path.file_stem().unwrap_or_default()));
+        }
+        // Parquet has a compression of its own.
+        let format = Format::from_name(&found).filter(|format| !(packed && *format == Format::Parquet));
+        format.ok_or_else(|| DataError::UnknownFormat { file: path.to_path_buf(), found, accepted: Format::ACCEPTED })
     }
 }
 
@@ -91,7 +99,7 @@ pub(crate) trait Rows: Send + Sync {
 ///
 /// # Errors
 /// When the file cannot be read, holds no row, or is no file of its format.
-pub(crate) fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Rows>> {
+pub(crate) fn open(path: &Path, format: Option<Format>, sample_by: SampleBy) -> Result<Box<dyn Rows>> {
     let format = match format {
         Some(format) => format,
         None => Format::from_path(path)?,
@@ -100,6 +108,7 @@ pub(crate) fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Rows>>
         Format::Jsonl => Box::new(jsonl::Jsonl::open(path)?),
         Format::Json => json::open(path)?,
         Format::Csv => Box::new(csv::Csv::open(path, b',')?),
+        Format::Text => Box::new(text::Text::open(path, sample_by)?),
         Format::Tsv => Box::new(csv::Csv::open(path, b'\t')?),
         #[cfg(feature = "parquet")]
         Format::Parquet => Box::new(parquet::Parquet::open(path)?),
@@ -139,11 +148,25 @@ pub(crate) fn object(value: Value, at: At) -> Result<Row> {
     }
 }
 
-/// A JSON error of a row that starts at `at`, with the line it is really on.
-pub(crate) fn json_error(at: &At, e: &serde_json::Error) -> DataError {
+/// A JSON error of the row `row` that starts at `at`, with the line it is really on.
+pub(crate) fn json_error(at: &At, row: &str, e: &serde_json::Error) -> DataError {
     // serde_json counts lines from 1 within the row and appends "at line … column …".
     let text = e.to_string();
     let message = text.split(" at line ").next().unwrap_or(&text);
     let line = at.line + (e.line() as u64).saturating_sub(1);
+    let message = match not_a_number(row, e) {
+        Some(word) => format!("{word} is no number of JSON; write null or leave the key out where there is no number"),
+        None => message.to_owned(),
+    };
     DataError::Json { at: At { line, ..at.clone() }, message: format!("{message} (column {})", e.column()) }
+}
+
+/// The word that Python writes for a float which JSON has no number for, if that is where the parser stopped.
+fn not_a_number(row: &str, e: &serde_json::Error) -> Option<&'static str> {
+    let line = row.lines().nth(e.line().saturating_sub(1))?.as_bytes();
+    // It stops at the first letter, or behind it.
+    let starts = e.column().saturating_sub(2)..=e.column();
+    let at = |start: usize| line.get(start..).unwrap_or_default();
+    let word = |start| ["NaN", "Infinity"].into_iter().find(|word| at(start).starts_with(word.as_bytes()));
+    starts.filter_map(word).next()
 }

@@ -1,7 +1,10 @@
 //! A file read by position, from several threads.
 
 use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
 
 use super::super::error::{At, DataError, Result};
 use super::MAX_ROW_BYTES;
@@ -22,11 +25,25 @@ impl SourceFile {
         if meta.is_dir() {
             return Err(io(std::io::Error::other("it is a directory")));
         }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz")) {
+            return SourceFile::unpacked(file, path);
+        }
         Ok(SourceFile { file, path: path.to_path_buf(), len: meta.len() })
     }
 
+    /// What is in a gzip file, in a temporary one without a name, as rows are read in any order.
+    fn unpacked(file: File, path: &Path) -> Result<SourceFile> {
+        let io = |action| move |source| DataError::Io { file: path.to_path_buf(), action, source };
+        let output = tempfile::tempfile().map_err(io("make a temporary file for it"))?;
+        let mut packed = MultiGzDecoder::new(BufReader::with_capacity(1 << 20, file));
+        let mut to = BufWriter::with_capacity(1 << 20, &output);
+        let len = std::io::copy(&mut packed, &mut to).map_err(io("unpack it"))?;
+        to.flush().map_err(io("unpack it"))?;
+        drop(to);
+        Ok(SourceFile::from_file(output, path, len))
+    }
+
     /// A file without a name, such as a temporary one; `path` is for messages.
-    #[cfg(feature = "parquet")]
     pub(crate) fn from_file(file: File, path: &Path, len: u64) -> SourceFile {
         SourceFile { file, path: path.to_path_buf(), len }
     }
