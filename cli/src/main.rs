@@ -17,6 +17,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     outgrown_files_are_errors();
+    planish_nn::template::when_one_does_not_end(|error| {
+        output::note(format_args!("error: {error}"));
+        std::process::exit(i32::from(failure::WRONG_USE));
+    });
     let code = failure::guard(|| {
         let matches = match args::parse(std::env::args_os()) {
             Ok(matches) => matches,

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use planish_nn::adapters::{
     self, AdaLoraConfig, AdapterConfig, AdapterError, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias,
     LoraConfig, LoraInit, Method, Modules, OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit,
-    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_within, load_adapter, of_task, resume_adapter,
-    train_only,
+    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_within, is_adapter, load_adapter, of_task,
+    resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
 use planish_nn::reward::RewardKind;
@@ -46,6 +46,10 @@ pub fn build(
 ) -> Result<(Model, Option<AdapterConfig>)> {
     if !lora.use_peft && model.adapter.is_none() {
         let from = match resume {
+            Some(from) if is_adapter(&from.path) => {
+                let problem = "is not set, but the checkpoint to go on from is an adapter's; set what its run had";
+                return Err(ConfigError::Conflict { key: "use_peft", problem }.into());
+            }
             Some(from) => &models::open_path(&from.path)?,
             None => opened,
         };
