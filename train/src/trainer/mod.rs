@@ -117,7 +117,6 @@ impl Trainer<'_> {
         }
         let mut steps = Loader::new(upcoming, AHEAD);
         let (mut saved, mut checked) = (None, false);
-        let begun = state.step;
         while state.step < total && !state.stopped_early {
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
@@ -134,10 +133,10 @@ impl Trainer<'_> {
             let loss = sum.mean() + penalty;
             let norm = grad_norm(&trained, scale)?;
             if first {
+                if !(loss.is_finite() && norm.is_finite()) {
+                    check_weights(&params)?;
+                }
                 reached::moves(&trained, state.step + 1, norm)?;
-            }
-            if !(loss.is_finite() && norm.is_finite()) && state.step == begun {
-                check_weights(&params)?;
             }
             self.check_finite(state.step + 1, loss, norm)?;
             let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
