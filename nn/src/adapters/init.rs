@@ -122,6 +122,15 @@ impl LoraInit {
         }
     }
 
+    /// That a weight is quantised already.
+    pub(super) fn of_quantised(&self) -> AdapterError {
+        let why = match self {
+            LoraInit::LoftQ { .. } => "which is for weights as they were before that",
+            _ => "which what is left could not be",
+        };
+        AdapterError::Unsupported { what: format!("init_lora_weights {} on a quantised weight, {why}", self.to_json()) }
+    }
+
     /// A and B taken out of W (out, in), and what is left in its place; `None` for initialisations that leave W whole.
     ///
     /// PiSSA: B = U √(Σ/s), A = √(Σ/s) Vᵀ of the top r; OLoRA: B = Q_r, A = R_r; in both W - s·B A is left, rounded to
@@ -133,12 +142,7 @@ impl LoraInit {
     /// Li et al., "LoftQ", arXiv:2310.08659, algorithm 1.
     pub(super) fn taken(&self, weight: &Tensor, r: usize, scale: f64, dtype: DType) -> Result<Option<Taken>> {
         if self.takes() && weight.quantized().is_some() {
-            let why = match self {
-                LoraInit::LoftQ { .. } => "which is for weights as they were before that",
-                _ => "which what is left could not be",
-            };
-            let what = format!("init_lora_weights {} on a quantised weight, {why}", self.to_json());
-            return Err(AdapterError::Unsupported { what }.into());
+            return Err(self.of_quantised().into());
         }
         let (out, input) = (weight.dims()[0], weight.dims()[1]);
         let wide = || -> Result<Matrix> { Ok(Matrix::new(out, input, weight.to_dtype(DType::F64)?.to_vec::<f64>()?)) };
@@ -192,7 +196,7 @@ impl LoraInit {
 const LOFTQ_BLOCK: usize = 64;
 
 /// A = √(Σ/s) Vᵀ (r, in) and B = U √(Σ/s) (out, r) of the r largest singular values.
-fn halves(w: &Matrix, r: usize, scale: f64) -> (Matrix, Matrix) {
+pub(super) fn halves(w: &Matrix, r: usize, scale: f64) -> (Matrix, Matrix) {
     let (mut u, s, mut vt) = svd(w, r);
     let roots: Vec<f64> = s.iter().map(|s| (s / scale).sqrt()).collect();
     let input = w.cols;
@@ -287,9 +291,10 @@ mod tests {
             assert!(taken(1, 1.0).rest.quantized().is_some());
         }
     }
-    /// Against the algorithm in torch with bitsandbytes' quantisers.
+
+    /// At scale 1, which PEFT's does not know.
     #[test]
-    fn loftq_is_what_torch_makes_of_it() {
+    fn loftq_is_that_of_peft() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/loftq.json");
         let all: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
