@@ -66,6 +66,7 @@ pub fn ops() -> &'static [&'static Op] {
         &gather::OP,
         &glu::SWIGLU,
         &glu::GEGLU,
+        &grouped_linear::OP,
         &index_select::OP,
         &layer_norm::OP,
         &linear::OP,

@@ -116,6 +116,11 @@ impl Pretrained {
         self
     }
 
+    /// How they are quantised then.
+    pub fn quantizes(&self) -> Option<QuantizeAs> {
+        self.quantize
+    }
+
     /// Builds the model.
     ///
     /// # Errors
@@ -126,16 +131,20 @@ impl Pretrained {
 
     /// Calls `f` with the tensors as they are to be loaded.
     pub(crate) fn build<T>(&self, dtype: Option<DType>, f: impl FnOnce(&dyn TensorSource) -> Result<T>) -> Result<T> {
+        self.unquantized(|source| match self.quantize {
+            None => f(source),
+            Some(how) => f(&Quantizing::new(source, how, dtype)),
+        })
+    }
+
+    /// Calls `f` with the tensors as the files have them, under the names that the model has.
+    pub(crate) fn unquantized<T>(&self, f: impl FnOnce(&dyn TensorSource) -> Result<T>) -> Result<T> {
         let unfused = Unfused::new(&self.config, self.source()).map_err(|e| e.of_model(&self.path))?;
         let source = match &unfused {
             Some(unfused) => unfused as &dyn TensorSource,
             None => self.source(),
         };
-        let made = match self.quantize {
-            None => f(source),
-            Some(how) => f(&Quantizing::new(source, how, dtype)),
-        };
-        made.map_err(|e| e.of_model(&self.path))
+        f(source).map_err(|e| e.of_model(&self.path))
     }
 
     /// Its tensors, as the files have them.

@@ -289,6 +289,10 @@ fn adapters_that_cannot_be() {
     peft(&["--alpha-pattern", "q_proj=-1"], "must be NAME=ALPHA");
     peft(&["--init-lora-weights", "eva"], "must be true, false, gaussian, pissa");
     peft(&["--init-lora-weights", "loftq", "--loftq-bits", "5"], "loftq_bits");
+    let quantised = ["--load-in-4bit", "--init-lora-weights", "loftq"];
+    peft(&[&quantised[..], &["--loftq-bits", "8"]].concat(), "4 with load_in_4bit");
+    peft(&[&quantised[..], &["--loftq-iter", "5"]].concat(), "more turns make another base");
+    peft(&[&quantised[..], &["--use-dora"]].concat(), "goes without use_dora");
     peft(&["--init-lora-weights", "orthogonal", "--lora-r", "3"], "even with init_lora_weights orthogonal");
     peft(&["--use-dora", "--lora-target-modules", "lm_head"], "use_dora on lm_head, which is not supported");
     peft(&["--bias", "all"], "bias trains biases, but the modules it is for have none in this model");

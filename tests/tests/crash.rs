@@ -159,8 +159,13 @@ fn no_leftovers(run: &Path) {
 
 /// A run from start to end.
 fn whole(place: &Path) -> Left {
+    whole_with(place, &[])
+}
+
+/// With more settings.
+fn whole_with(place: &Path, more: &[&str]) -> Left {
     let run = place.join("whole");
-    let done = planish(&arguments(&run));
+    let done = planish(&with(arguments(&run), more));
     assert_eq!(done.code, 0, "{done:?}");
     Left::by(&run)
 }
@@ -191,19 +196,31 @@ fn announced(said: &[String]) -> Option<u64> {
 
 #[test]
 fn a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped() {
+    killed_again_and_again(&[], 0x0bad_c0de);
+}
+
+/// What is paged out when the blow falls is of no account: checkpoints hold the states.
+#[test]
+fn a_paged_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped() {
+    // A budget of 1 KB leaves some of the states in memory.
+    let paged = ["--optim", "paged_adamw_32bit", "--optim-memory-budget", "1e-6"];
+    killed_again_and_again(&paged, 0xba9e_0ff5);
+}
+
+fn killed_again_and_again(more: &[&str], seed: u64) {
     let place = tempfile::tempdir().unwrap();
     let began = Instant::now();
-    let whole = whole(place.path());
+    let whole = whole_with(place.path(), more);
     // More than a step takes here and now, with the start of the program.
     let step = began.elapsed().as_micros() as u64 / STEPS;
     let run = place.path().join("killed");
-    let mut dice = Dice(0x0bad_c0de);
+    let mut dice = Dice(seed);
     let (mut kills, mut amid) = (0, 0);
     loop {
         let there = checkpoints(&run);
         let resume: &[&str] =
             if there.is_empty() { &["--overwrite-output-dir"] } else { &["--resume-from-checkpoint", "latest"] };
-        let mut running = Running::start(&with(arguments(&run), resume));
+        let mut running = Running::start(&with(with(arguments(&run), more), resume));
         // Most blows fall while it trains and saves, some before that.
         if dice.below(8) > 0 {
             running.wait_for_lines(1 + dice.below(4) as usize, "saved ");

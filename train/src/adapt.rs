@@ -10,10 +10,11 @@ use std::sync::Arc;
 use planish_nn::adapters::{
     self, AdaLoraConfig, AdapterConfig, AdapterError, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias,
     LoraConfig, LoraInit, Method, Modules, OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit,
-    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_within, is_adapter, load_adapter, of_task,
-    resume_adapter, train_only,
+    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_lora, attach_within, is_adapter, load_adapter, of_task,
+    replace_lora_weights_loftq, resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
+use planish_nn::quantize::QuantizeAs;
 use planish_nn::reward::RewardKind;
 
 use crate::Result;
@@ -63,6 +64,10 @@ pub fn build(
     let adapter = match (resume, &model.adapter) {
         (Some(from), _) => resume_adapter(&mut loaded, &from.path)?,
         (None, Some(dir)) => load_adapter(&mut loaded, Path::new(dir))?,
+        (None, None) if lora.peft_type == PeftType::Lora && opened.pretrained.quantizes().is_some() => {
+            check_names(&mut loaded, lora).map_err(planish_nn::Error::from)?;
+            Arc::new(on_quantised(&mut loaded, opened, lora_config(lora, &model.model)?, optim.seed)?)
+        }
         (None, None) => {
             let adapter = adapter_config(lora, &model.model, total_steps)?;
             put_on(&mut loaded, opened, lora, &*adapter, optim.seed)?;
@@ -70,6 +75,32 @@ pub fn build(
         }
     };
     Ok((loaded, Some(adapter)))
+}
+
+/// A new LoRA adapter of a base that is quantised as it is loaded: with `loftq` it begins with what that lost, and is saved
+/// as plain LoRA, for what its files name is the base in full precision.
+fn on_quantised(model: &mut Model, opened: &Opened, mut config: LoraConfig, seed: u64) -> Result<LoraConfig> {
+    let LoraInit::LoftQ { bits, iterations } = config.init_lora_weights else {
+        attach_lora(model, &config, seed)?;
+        return Ok(config);
+    };
+    let has = if opened.pretrained.quantizes() == Some(QuantizeAs::Int8) { 8 } else { 4 };
+    let wrong = |key, problem| Err(ConfigError::Conflict { key, problem }.into());
+    if bits != has {
+        return wrong(
+            "loftq_bits",
+            "are not those that the base is loaded in: 4 with load_in_4bit, 8 with load_in_8bit",
+        );
+    }
+    if iterations > 1 {
+        let problem =
+            "is 1 where the base is quantised as it is loaded; more turns make another base (leave out load_in_4bit)";
+        return wrong("loftq_iter", problem);
+    }
+    config.init_lora_weights = LoraInit::Default;
+    attach_lora(model, &config, seed)?;
+    replace_lora_weights_loftq(model, &config, &opened.pretrained)?;
+    Ok(config)
 }
 
 /// As [`build`] for a reward model that judges `kind`, of which an adapter carries the head.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use planish_autograd::Result;
 use planish_autograd::ops::attention::{Attention, Stem, branched};
+use planish_autograd::ops::grouped_linear::grouped_linear;
 use planish_autograd::ops::lm_head::{LmHead, lm_head};
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
@@ -18,6 +19,7 @@ use super::sizes::Sizes;
 pub(super) fn cases(name: &str) -> Option<Make> {
     Some(match name {
         "linear" => linears,
+        "grouped_linear" => grouped_linears,
         "lora_linear" => lora_linears,
         "lm_head" => lm_heads,
         "lm_head_divergence" => lm_head_divergences,
@@ -62,6 +64,25 @@ fn linears(s: &Sizes) -> Result<Vec<Case>> {
         }))
     };
     shapes.into_iter().map(case).collect()
+}
+
+/// As a linear, run by run.
+fn grouped_linears(s: &Sizes) -> Result<Vec<Case>> {
+    let (out, input) = (s.mlp, s.hidden);
+    let case = |(variant, dtype): (&'static str, DType)| {
+        let flops = 2.0 * (s.tokens * out * input) as f64;
+        let mut inputs = vec![activation(s.normal(1, &[s.tokens, input])?)];
+        for run in 0..4 {
+            inputs.push(weight(s.weight(dtype, 2 + run, &[out, input])?));
+        }
+        // One of the runs has no rows.
+        let starts = [0, s.tokens / 8, s.tokens / 8, s.tokens / 2, s.tokens];
+        let terms = Rounding::Terms(out.max(input).max(s.tokens) + 1);
+        Ok(Case::new(variant, inputs, terms, Work::Flops(flops, 2.0 * flops), move |v| {
+            grouped_linear(&v[0], &v[1..], &starts)
+        }))
+    };
+    [("up, 4 runs", DType::F32), ("up, 4 runs, bf16 weights", DType::BF16)].into_iter().map(case).collect()
 }
 
 /// As a linear, with the update's chains on top.

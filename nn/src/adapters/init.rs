@@ -122,6 +122,20 @@ impl LoraInit {
         }
     }
 
+    /// That a weight is quantised already.
+    pub(super) fn of_quantised(&self) -> AdapterError {
+        let name = self.to_json().as_str().unwrap_or_default().to_owned();
+        let problem = match self {
+            LoraInit::LoftQ { .. } => format!(
+                "is {name}, which begins with what quantising loses, and these weights were quantised before: give the model as it was then (with load_in_4bit or load_in_8bit), or choose true, gaussian or orthogonal"
+            ),
+            _ => format!(
+                "is {name}, which changes the weights that it begins from, and these are quantised: choose true, gaussian or orthogonal, or open the model as it was before (without load_in_4bit and load_in_8bit)"
+            ),
+        };
+        AdapterError::Conflict { key: "init_lora_weights", problem }
+    }
+
     /// A and B taken out of W (out, in), and what is left in its place; `None` for initialisations that leave W whole.
     ///
     /// PiSSA: B = U √(Σ/s), A = √(Σ/s) Vᵀ of the top r; OLoRA: B = Q_r, A = R_r; in both W - s·B A is left, rounded to
@@ -133,16 +147,7 @@ impl LoraInit {
     /// Li et al., "LoftQ", arXiv:2310.08659, algorithm 1.
     pub(super) fn taken(&self, weight: &Tensor, r: usize, scale: f64, dtype: DType) -> Result<Option<Taken>> {
         if self.takes() && weight.quantized().is_some() {
-            let name = self.to_json().as_str().unwrap_or_default().to_owned();
-            let problem = match self {
-                LoraInit::LoftQ { .. } => format!(
-                    "is {name}, which quantises weights itself, and these are quantised already: open the model as it was before (without load_in_4bit and load_in_8bit), or choose true, gaussian or orthogonal"
-                ),
-                _ => format!(
-                    "is {name}, which changes the weights that it begins from, and these are quantised: choose true, gaussian or orthogonal, or open the model as it was before (without load_in_4bit and load_in_8bit)"
-                ),
-            };
-            return Err(AdapterError::Conflict { key: "init_lora_weights", problem }.into());
+            return Err(self.of_quantised().into());
         }
         let (out, input) = (weight.dims()[0], weight.dims()[1]);
         let wide = || -> Result<Matrix> { Ok(Matrix::new(out, input, weight.to_dtype(DType::F64)?.to_vec::<f64>()?)) };
@@ -196,7 +201,7 @@ impl LoraInit {
 const LOFTQ_BLOCK: usize = 64;
 
 /// A = √(Σ/s) Vᵀ (r, in) and B = U √(Σ/s) (out, r) of the r largest singular values.
-fn halves(w: &Matrix, r: usize, scale: f64) -> (Matrix, Matrix) {
+pub(super) fn halves(w: &Matrix, r: usize, scale: f64) -> (Matrix, Matrix) {
     let (mut u, s, mut vt) = svd(w, r);
     let roots: Vec<f64> = s.iter().map(|s| (s / scale).sqrt()).collect();
     let input = w.cols;
@@ -291,9 +296,10 @@ mod tests {
             assert!(taken(1, 1.0).rest.quantized().is_some());
         }
     }
-    /// Against the algorithm in torch with bitsandbytes' quantisers.
+
+    /// At scale 1, which PEFT's does not know.
     #[test]
-    fn loftq_is_what_torch_makes_of_it() {
+    fn loftq_is_that_of_peft() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/loftq.json");
         let all: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };

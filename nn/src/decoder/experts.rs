@@ -5,8 +5,8 @@
 //! s_e / Σ over E if the family says so, times a factor: y = Σ over e in E of w_e · expert_e(x)
 //! (+ shared(x), DeepSeek; + sigmoid(gate(x)) · shared(x), Qwen 2).
 //!
-//! Tokens are sorted by expert, so that each expert is one product over a run of rows; none is dropped, whatever the
-//! load. A token's sum goes by the number of the expert, so its bits depend on the token alone (law 5 of the design). An
+//! Tokens are sorted by expert, so that each expert is one product over a run of rows, and all products of a map are one
+//! call that splits work over experts, columns and rows; none is dropped, whatever the load. A token's sum goes by the number of the expert, so its bits depend on the token alone (law 5 of the design). An
 //! expert that no token chose computes nothing and gets no gradient.
 //!
 //! # Source
@@ -67,17 +67,9 @@ impl Experts {
         let runs = Runs::new(&chosen, self.experts.len());
         let rows: Vec<u32> = runs.picks.iter().map(|&i| i / k as u32).collect();
         let sorted = index_select(x, &rows)?;
-        let mut parts = Vec::new();
-        for (expert, run) in self.experts.iter().zip(runs.starts.windows(2)) {
-            let (start, end) = (run[0], run[1]);
-            if start < end {
-                let own = view::narrow(&sorted, 0, start, end - start)?;
-                parts.push(expert.forward(&ctx.of_rows(&rows[start..end]), &own)?);
-            }
-        }
         let mut y = Var::constant(Tensor::zeros(x.dims(), x.value().dtype())?);
-        if !parts.is_empty() {
-            let parts = concat(&parts.iter().collect::<Vec<_>>(), 0)?;
+        if !rows.is_empty() {
+            let parts = self.of_runs(ctx, &sorted, &rows, &runs)?;
             // A token's experts come in the order of their numbers.
             y = scatter_add(&y, &rows, &elementwise::mul(&parts, &index_select(&weights, &runs.picks)?)?)?;
         }
@@ -90,6 +82,24 @@ impl Experts {
             }
         };
         Ok((y, logits))
+    }
+
+    /// What the experts make of their runs of the sorted tokens, which are these rows of the stream.
+    fn of_runs(&self, ctx: &Ctx, sorted: &Var, rows: &[u32], runs: &Runs) -> Result<Var> {
+        let used = self.experts.iter().zip(runs.starts.windows(2)).filter(|(_, run)| run[0] < run[1]);
+        let (experts, mut starts): (Vec<&Mlp>, Vec<usize>) = used.clone().map(|(expert, run)| (expert, run[0])).unzip();
+        starts.push(rows.len());
+        if let Some(parts) = Mlp::grouped(ctx, &experts, &starts, sorted)? {
+            return Ok(parts);
+        }
+        // An adapter's part is computed expert by expert.
+        let mut parts = Vec::new();
+        for (expert, run) in used {
+            let (start, end) = (run[0], run[1]);
+            let own = view::narrow(sorted, 0, start, end - start)?;
+            parts.push(expert.forward(&ctx.of_rows(&rows[start..end]), &own)?);
+        }
+        concat(&parts.iter().collect::<Vec<_>>(), 0)
     }
 
     /// Scores of the experts, (rows, experts), from the router's logits.

@@ -1,6 +1,6 @@
 //! The MLP of a layer: one for all tokens, or a choice of experts.
 
-use planish_autograd::ops::{glu, view};
+use planish_autograd::ops::{glu, grouped_linear::grouped_linear, view};
 use planish_autograd::{Result, Var};
 
 use super::experts::Experts;
@@ -41,12 +41,33 @@ impl Mlp {
                 (half(0)?, half(n)?)
             }
         };
-        let h = match self.activation {
-            Activation::Silu => glu::swiglu(&gate, &up)?,
-            Activation::Gelu => glu::geglu(&gate, &up)?,
-            Activation::GeluTanh => glu::geglu_tanh(&gate, &up)?,
+        self.down.forward(ctx, &self.activated(&gate, &up)?)
+    }
+
+    fn activated(&self, gate: &Var, up: &Var) -> Result<Var> {
+        match self.activation {
+            Activation::Silu => glu::swiglu(gate, up),
+            Activation::Gelu => glu::geglu(gate, up),
+            Activation::GeluTanh => glu::geglu_tanh(gate, up),
+        }
+    }
+
+    /// As [`Mlp::forward`] of MLP g on rows `starts[g]..starts[g + 1]`, to the bit, in one product for each of the three
+    /// maps; `None` where an adapter or a bias is in one of them.
+    pub(super) fn grouped(ctx: &Ctx, mlps: &[&Mlp], starts: &[usize], x: &Var) -> Result<Option<Var>> {
+        let plain = |mlp: &&Mlp| match &mlp.gate_up {
+            GateUp::Split(both) => {
+                let maps = [&both[0], &both[1], &mlp.down];
+                let bare = |map: &&Linear| map.bias.is_none() && map.adapters.active(ctx).is_none();
+                maps.iter().all(bare).then(|| maps.map(|map| map.weight.var(ctx)))
+            }
+            GateUp::Fused(_) => None,
         };
-        self.down.forward(ctx, &h)
+        let Some(maps) = mlps.iter().map(plain).collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let Some(first) = mlps.first() else { return Ok(None) };
+        let of = |which: usize| maps.iter().map(|maps| maps[which].clone()).collect::<Vec<Var>>();
+        let (gate, up) = (grouped_linear(x, &of(0), starts)?, grouped_linear(x, &of(1), starts)?);
+        grouped_linear(&first.activated(&gate, &up)?, &of(2), starts).map(Some)
     }
 
     pub(super) fn linears<'a>(&'a self, all: &mut Vec<&'a Linear>) {

@@ -102,7 +102,7 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
 
     /// Rows and columns of a task's block: as many columns as there are panels for in the second-level cache,
     /// fewer where that leaves threads idle; then rows, as long as packing a panel again for each pays.
-    fn blocks(&self, threads: usize) -> (usize, usize) {
+    pub(super) fn blocks(&self, threads: usize) -> (usize, usize) {
         let shape = R::shape();
         let kc = self.base.a.cols.clamp(1, KC);
         let panels = self.n.div_ceil(shape.nr);

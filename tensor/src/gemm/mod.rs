@@ -16,10 +16,12 @@
 mod driver;
 #[cfg(target_arch = "x86_64")]
 mod gemv;
+mod grouped;
 mod kernel;
 pub(crate) mod pack;
 mod right;
 
+pub use grouped::gemm_grouped;
 pub use kernel::{Kernel, Mode, Tile, TileShape};
 pub use right::{Lines, Right};
 

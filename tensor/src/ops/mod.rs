@@ -16,6 +16,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gather;
 pub mod glu;
+pub mod grouped_linear;
 pub mod index_select;
 pub mod layer_norm;
 pub mod linear;

@@ -16,6 +16,7 @@ mod elementwise;
 mod embedding;
 mod gather;
 mod glu;
+mod grouped_linear;
 mod index_select;
 mod layer_norm;
 mod linear;
@@ -49,6 +50,7 @@ fn covered() -> Vec<&'static str> {
         embedding::COVERS,
         gather::COVERS,
         glu::COVERS,
+        grouped_linear::COVERS,
         index_select::COVERS,
         layer_norm::COVERS,
         linear::COVERS,

@@ -2,7 +2,7 @@
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::adapters::load_adapter;
+use planish_nn::adapters::{LoraConfig, Targets, attach_lora, load_adapter, replace_lora_weights_loftq};
 use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::quantize::QuantizeAs;
@@ -72,6 +72,55 @@ fn four_bits_are_those_of_bitsandbytes() {
             "{name}: values of their parts"
         );
     }
+}
+
+/// Every block size, code and kind of scales, over several blocks and blocks of scales.
+#[test]
+fn every_block_size_is_that_of_bitsandbytes() {
+    let cases = read_json(&fixture("quant/blocks.json")).unwrap();
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 32);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let number = |v: &serde_json::Value| v.as_u64().unwrap();
+        let (block, double) = (number(&case["block"]) as usize, case["double"].as_bool().unwrap());
+        let shape = [0, 1].map(|i| number(&case["shape"][i]) as usize);
+        let element = |i: u64| {
+            let uniform = (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64 - 0.5;
+            (uniform * (1 + i / 97 % 13) as f64) as f32
+        };
+        let weight = Tensor::from_vec((0..(shape[0] * shape[1]) as u64).map(element).collect(), shape).unwrap();
+        let kind = FourBitKind::parse(case["kind"].as_str().unwrap()).unwrap();
+        let made = FourBit::quantize(&weight, kind, block, double).unwrap();
+        let bytes = |t: &Tensor| t.to_vec::<u8>().unwrap();
+        let floats = |t: &Tensor| t.to_vec::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let values = made.dequantize(DType::F32).unwrap().to_vec::<f32>().unwrap();
+        // Of fp4's second zero bitsandbytes makes -0 or +0.
+        let values = values.iter().flat_map(|x| (x + 0.0).to_le_bytes()).collect();
+        let mut parts = vec![("packed", bytes(four(&made).bytes()))];
+        match four(&made).scales() {
+            Scales::Plain(absmax) => parts.push(("absmax", floats(absmax))),
+            Scales::Nested(nested) => parts.extend([
+                ("absmax", bytes(&nested.codes)),
+                ("nested_absmax", floats(&nested.absmax)),
+                ("nested_quant_map", floats(&nested.code)),
+                ("offset", nested.offset.to_le_bytes().to_vec()),
+            ]),
+        }
+        parts.push(("values", values));
+        assert_eq!(parts.len(), case["crc"].as_object().unwrap().len());
+        let differs = |(part, bytes): &(&str, Vec<u8>)| u64::from(crc32(bytes)) != number(&case["crc"][part]);
+        let differing = parts.iter().filter(|part| differs(part)).map(|(part, _)| *part);
+        wrong.extend(differing.map(|part| format!("{kind:?} in blocks of {block}, double {double}: {part}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// As `zlib.crc32`.
+fn crc32(bytes: &[u8]) -> u32 {
+    let table: Vec<u32> =
+        (0..256u32).map(|n| (0..8).fold(n, |c, _| if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 })).collect();
+    !bytes.iter().fold(!0, |crc: u32, &b| table[(crc as u8 ^ b) as usize] ^ (crc >> 8))
 }
 
 #[test]
@@ -179,16 +228,56 @@ fn models_are_read_made_and_written_as_by_transformers() {
 #[test]
 fn trajectories_on_a_quantised_base_are_those_of_peft() {
     let dir = fixture("quant/qlora");
-    let steps = read_json(&dir.join("steps.json")).unwrap();
     let mut model = open("nf4_double");
     load_adapter(&mut model, &dir.join("adapter_init")).unwrap();
+    follows(&model, &dir.join("steps.json"));
+}
+
+/// Six steps from what the quantisation lost.
+#[test]
+fn loftq_on_a_quantised_base_is_that_of_peft() {
+    let files = Pretrained::open(&fixture("models/smollm2")).unwrap().quantized(Some(how("nf4_double")));
+    let mut model = files.load(LoadOptions::default()).unwrap();
+    let sequences = [(0..30).collect::<Vec<u32>>()];
+    let logits = |model: &Model| packed_logits(model, &Ctx::inference(), &sequences);
+    let whole = logits(&base(None));
+    let far = |model: &Model| -> f32 { logits(model)[0].iter().zip(&whole[0]).map(|(a, b)| (a - b).powi(2)).sum() };
+    let config = LoraConfig { r: 4, lora_alpha: 4.0, target_modules: Targets::AllLinear, ..LoraConfig::default() };
+    attach_lora(&mut model, &config, 0).unwrap();
+    let before = far(&model);
+    replace_lora_weights_loftq(&model, &config, &files).unwrap();
+    let after = far(&model);
+    assert!(after < 0.7 * before, "{before} and {after}");
+    follows(&model, &fixture("quant/loftq.json"));
+    // The scale is known: the update, and what is computed, are the same at any.
+    for lora_alpha in [4.0, 16.0] {
+        let (mut other, config) = (base(Some(how("nf4_double"))), LoraConfig { lora_alpha, ..config.clone() });
+        attach_lora(&mut other, &config, 0).unwrap();
+        replace_lora_weights_loftq(&other, &config, &files).unwrap();
+        let found = far(&other);
+        assert!((found - after).abs() <= 1e-3 * after, "{lora_alpha}: {found} and {after}");
+    }
+    let refused = |model: &mut Model, config: &LoraConfig, files: &Pretrained| {
+        attach_lora(model, config, 0).unwrap();
+        replace_lora_weights_loftq(model, config, files).unwrap_err().to_string()
+    };
+    let quantised = Pretrained::open(&fixture("quant/nf4_double")).unwrap();
+    let text = refused(&mut open("nf4_double"), &config, &quantised);
+    assert!(text.contains("as they were before that"), "{text}");
+    let text = refused(&mut base(None), &config, &files);
+    assert!(text.contains("none of those that the adapter is on is"), "{text}");
+}
+
+/// Trains as a fixture's steps were made.
+fn follows(model: &Model, path: &std::path::Path) {
+    let steps = read_json(path).unwrap();
     let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     let mut optimizer = AdamW::new(&model.params(), settings).unwrap();
     for (s, (step, rows)) in steps["steps"].as_array().unwrap().iter().zip(rows().chunks(8)).enumerate() {
         let mut sum = LossSum::default();
         let batch = Packed::new(&rows.iter().map(|r| &r.ids).collect::<Vec<_>>());
         let mask: Vec<bool> = rows.iter().flat_map(|r| r.mask.iter().copied()).collect();
-        sum += cross_entropy(&model, &Ctx::training(&Tape::new(), None), &batch, &mask, true).unwrap();
+        sum += cross_entropy(model, &Ctx::training(&Tape::new(), None), &batch, &mask, true).unwrap();
         assert_eq!(sum.count, step["tokens"].as_u64().unwrap());
         let scale = 1.0 / sum.count as f64;
         let norm = grad_norm(optimizer.params(), scale).unwrap();
