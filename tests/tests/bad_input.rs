@@ -454,7 +454,7 @@ fn adapters_that_are_too_large() {
 #[test]
 fn initialisations_of_quantised_weights() {
     let place = Place::new();
-    for name in ["pissa", "olora", "loftq"] {
+    for name in ["pissa", "olora"] {
         let said = place.refuses_with(
             &["--use-peft", "--load-in-4bit", "--init-lora-weights", name],
             &format!("init_lora_weights is {name}, which "),

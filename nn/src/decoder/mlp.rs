@@ -66,7 +66,19 @@ impl Mlp {
         let Some(maps) = mlps.iter().map(plain).collect::<Option<Vec<_>>>() else { return Ok(None) };
         let Some(first) = mlps.first() else { return Ok(None) };
         let of = |which: usize| maps.iter().map(|maps| maps[which].clone()).collect::<Vec<Var>>();
-        let (gate, up) = (grouped_linear(x, &of(0), starts)?, grouped_linear(x, &of(1), starts)?);
+        let wide = |which: usize| -> Result<Var> {
+            let weights = of(which);
+            let y = grouped_linear(x, &weights, starts)?;
+            if !ctx.is_lean() {
+                return Ok(y);
+            }
+            Ok(y.remade(|| {
+                let weights: Vec<Var> = weights.iter().map(Var::detach).collect();
+                let (starts, x) = (starts.to_vec(), x.saved());
+                move || Ok(grouped_linear(&Var::constant(x.get()?), &weights, &starts)?.into_value())
+            }))
+        };
+        let (gate, up) = (wide(0)?, wide(1)?);
         grouped_linear(&first.activated(&gate, &up)?, &of(2), starts).map(Some)
     }
 
