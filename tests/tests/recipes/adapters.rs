@@ -94,7 +94,8 @@ fn every_method_trains_and_resumes_bit_for_bit() {
             all.extend([("use_peft", "true"), ("lora_r", "2")]);
             // A later flag beats an earlier one of the same name.
             let dropout = !method.iter().any(|(k, _)| *k == "lora_dropout");
-            let targets = !method.iter().any(|(k, _)| *k == "lora_target_modules");
+            let virtual_tokens = method.iter().any(|(k, _)| *k == "num_virtual_tokens");
+            let targets = !virtual_tokens && !method.iter().any(|(k, _)| *k == "lora_target_modules");
             all.extend(dropout.then_some(("lora_dropout", "0.1")));
             all.extend(targets.then_some(("lora_target_modules", "all-linear")));
             all.extend(method);
