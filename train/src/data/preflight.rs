@@ -331,7 +331,7 @@ fn report(sampler: &Sampler, examined: u64, mut tally: Tally, lengths: &Lengths)
         files,
     };
     report.warnings = warnings(&report, encoder);
-    report.warnings.extend(of_window(&report, &tally.beyond_first));
+    report.warnings.extend(of_window(&report, &tally.beyond_first, sampler.row_length()));
     report.warnings.extend(of_preferences(&tally));
     report
 }

@@ -84,10 +84,10 @@ pub(super) fn warnings(r: &Preflight, encoder: &Encoder) -> Vec<String> {
     out
 }
 
-/// What is longer than the model was made for, or may be.
+/// What is longer than the model was made for, or may be: a sequence has at most `limit` tokens.
 ///
 /// A warning, as in transformers: a model with rotary positions computes on, and some reach further than they say.
-pub(super) fn of_window(r: &Preflight, first: &[String]) -> Option<String> {
+pub(super) fn of_window(r: &Preflight, first: &[String], limit: usize) -> Option<String> {
     let window = r.window?;
     let made_for = format!("the {window} positions that the model was made for (max_position_embeddings)");
     if r.beyond_window > 0 {
@@ -99,8 +99,8 @@ pub(super) fn of_window(r: &Preflight, first: &[String]) -> Option<String> {
             first.join(", ")
         ));
     }
-    let may = r.sampled && r.max_length.is_none_or(|max| max > window);
-    let limit = r.max_length.map_or_else(|| "not set".to_owned(), |max| max.to_string());
+    let may = r.sampled && limit > window;
+    let limit = if limit == usize::MAX { "not set".to_owned() } else { limit.to_string() };
     may.then(|| {
         format!("max_length is {limit}, more than {made_for}: rows that were not looked at may be longer than those")
     })
