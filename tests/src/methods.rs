@@ -45,5 +45,7 @@ pub fn flags(method: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'st
     let own = |key: &str| method.iter().any(|(k, _)| *k == key);
     let common =
         [("use_peft", "true"), ("lora_r", "2"), ("lora_dropout", "0.1"), ("lora_target_modules", "all-linear")];
-    common.into_iter().filter(|(key, _)| !own(key)).chain(method.iter().copied()).collect()
+    // Virtual tokens are of no module.
+    let fits = |key: &str| !own(key) && !(key == "lora_target_modules" && own("num_virtual_tokens"));
+    common.into_iter().filter(|(key, _)| fits(key)).chain(method.iter().copied()).collect()
 }

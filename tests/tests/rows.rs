@@ -107,7 +107,7 @@ fn a_teachers_answers_are_trained_on_as_they_are_written() {
     assert_eq!(row["prompt"][0], json!({ "role": "system", "content": "Be brief." }));
 
     // What is printed has a prompt beside a text, which no run takes for a text alone.
-    let printed = place.write("printed.json", &shown.to_string());
+    let printed = place.write("printed.json", shown.to_string());
     let said = place.refuses("sft", &printed, &[], "--completion-column text");
     assert!(said.contains("--text-column text") && said.contains("prompt+completion | "), "{said}");
     fine(&place.run("sft", &printed, "named", &["--completion-column", "text"]));
@@ -143,7 +143,7 @@ fn rows_that_are_wrong_do_not_cost_the_others() {
     let empty = "{\"prompt\": \"a\", \"completion\": \"\", \"label\": true}\n";
     let all: String = wrong.iter().map(|(row, _)| row.as_str()).rev().collect();
     let bytes = [all.as_bytes(), b"\xFF\n", (good(true) + empty + &good(false)).as_bytes()].concat();
-    let data = place.write("data.jsonl", &bytes);
+    let data = place.write("data.jsonl", bytes);
     let done = place.run("kto", &data, "run", &["--drop-invalid"]);
     fine(&done);
     let report = place.preflight("run");

@@ -23,6 +23,7 @@ mod pairs;
 mod permute;
 mod preflight;
 mod ranked;
+mod remarks;
 mod render;
 mod row;
 mod sampler;

@@ -128,8 +128,8 @@ fn deep_nesting_and_unknown_extensions_are_errors() {
     let deep = format!("{{\"text\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(f.error("a.jsonl", &deep).contains("recursion limit"));
     assert!(f.error("a.json", format!("[{deep}]")).contains("recursion limit"));
-    let e = f.error("a.txt", "x");
-    assert!(e.contains("\"txt\"") && e.contains("jsonl, ndjson, json, csv") && e.contains("rename the file"), "{e}");
+    let e = f.error("a.doc", "x");
+    assert!(e.contains("\"doc\"") && e.contains("jsonl, ndjson, json, csv") && e.contains("rename the file"), "{e}");
     let missing = Dataset::open(&[DatasetSpec::new("no/such.jsonl")], &Columns::default(), &DatasetType::ALL);
     let e = missing.unwrap_err().to_string();
     assert!(e.starts_with("no/such.jsonl: cannot read it: "), "{e}");
