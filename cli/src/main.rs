@@ -16,6 +16,10 @@ mod terminal;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    planish_nn::template::when_one_does_not_end(|error| {
+        output::note(format_args!("error: {error}"));
+        std::process::exit(i32::from(failure::WRONG_USE));
+    });
     let code = failure::guard(|| {
         let matches = match args::parse(std::env::args_os()) {
             Ok(matches) => matches,

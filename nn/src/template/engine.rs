@@ -12,8 +12,9 @@ use minijinja::value::{Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 
 use super::error::{Result, TemplateError};
-use super::rewrite::{self, MARKS, PERCENT};
-use super::{clock, methods, python};
+use super::rewrite::{self, LISTED, MARKS, PERCENT};
+use super::watch::Watch;
+use super::{clock, format as widths, methods, python};
 
 /// Steps any template may take. One is an instruction, or 64 bytes of data made; a turn of a large template
 /// takes a few hundred.
@@ -29,8 +30,10 @@ const MAX_SOURCE: usize = 256 << 10;
 const STACK: usize = 512 << 20;
 /// Bytes that any template may write, besides eight times the conversation's.
 const BASE_OUTPUT: usize = 8 << 20;
-/// Steps bound the time already; this is for a machine that hardly moves.
-const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Steps bound the time of all but what compares and spells values that hold one list very many times.
+const TIME_LIMIT: Duration = Duration::from_secs(20);
+/// What this much longer did not come back to where time is looked at never may.
+const GRACE: Duration = Duration::from_secs(2);
 /// Nesting of macros, loops and expressions. Each level takes up to some KB of a stack of 2 MB.
 const RECURSION: usize = 64;
 
@@ -51,11 +54,13 @@ pub(super) struct Engine {
 struct Raised(String);
 
 #[derive(Debug, thiserror::Error)]
-enum Limit {
+pub(super) enum Limit {
     #[error("output limit")]
     Output,
     #[error("time limit")]
     Time,
+    #[error("a value takes more than {0} bytes as text")]
+    Value(usize),
 }
 
 impl Engine {
@@ -97,6 +102,8 @@ impl Engine {
         let context = Value::from_pairs(variables.iter().map(|(k, v)| (k.as_ref(), v.clone())).chain(own));
         let limit = BASE_OUTPUT.saturating_add(size.saturating_mul(8));
         let mut out = Output { bytes: Vec::new(), limit, until: Instant::now() + TIME_LIMIT };
+        let slow = || TemplateError::TooSlow { name: self.name.clone(), seconds: TIME_LIMIT.as_secs() };
+        let _watch = Watch::start(slow, TIME_LIMIT + GRACE);
         // Fuel belongs to the environment, which is cheap to clone beside what a render does.
         let mut env = self.env.clone();
         env.set_fuel(Some(steps));
@@ -124,7 +131,8 @@ impl Engine {
                 return TemplateError::Raised { name, line, message: raised.0.clone() };
             }
             let io = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            match io.and_then(|e| e.downcast_ref::<Limit>()) {
+            match io.and_then(|e| e.downcast_ref::<Limit>()).or_else(|| cause.downcast_ref()) {
+                Some(Limit::Value(bytes)) => return TemplateError::TooMuch { name, line, bytes: *bytes },
                 Some(Limit::Output) => return TemplateError::TooLong { name, limit },
                 Some(Limit::Time) => return TemplateError::TooSlow { name, seconds: TIME_LIMIT.as_secs() },
                 None => {}
@@ -218,17 +226,19 @@ fn environment() -> Environment<'static> {
     env.set_recursion_limit(RECURSION);
     env.set_debug(false);
     env.set_unknown_method_callback(methods::call);
-    env.set_formatter(|out, _, value| match value.as_str() {
+    env.set_formatter(|out, state, value| match value.as_str() {
         Some(s) => out.write_str(s).map_err(Error::from),
-        None => out.write_str(&python::to_str(value)?).map_err(Error::from),
+        None => out.write_str(&python::to_str(state, value)?).map_err(Error::from),
     });
     env.add_filter("tojson", python::tojson);
-    env.add_filter("string", |value: Value| python::to_str(&value));
-    env.add_filter("trim", |value: Value, chars: Option<String>| -> Result<String, Error> {
-        Ok(methods::strip(&python::to_str(&value)?, chars.as_deref(), true, true).to_owned())
+    env.add_filter("string", |state: &State, value: Value| python::to_str(state, &value));
+    env.add_filter(LISTED, python::listed);
+    env.add_filter("trim", |state: &State, value: Value, chars: Option<String>| -> Result<String, Error> {
+        Ok(methods::strip(&python::to_str(state, &value)?, chars.as_deref(), true, true).to_owned())
     });
-    env.add_filter(PERCENT, |pattern: &str, args: Rest<Value>| -> Result<String, Error> {
-        let args: Vec<Value> = args.0.into_iter().map(printable).collect::<Result<_, Error>>()?;
+    env.add_filter(PERCENT, |state: &State, pattern: &str, args: Rest<Value>| -> Result<String, Error> {
+        widths::pay(state, FormatStyle::Printf, pattern)?;
+        let args: Vec<Value> = args.0.into_iter().map(|v| printable(state, v)).collect::<Result<_, Error>>()?;
         format(FormatStyle::Printf, pattern, &args)
     });
     // Python can iterate over strings and index them.
@@ -238,8 +248,8 @@ fn environment() -> Environment<'static> {
     env.add_test("sequence", |v: Value| {
         matches!(v.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
     });
-    env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
-        let message = python::to_str(&message)?;
+    env.add_function("raise_exception", |state: &State, message: Value| -> Result<Value, Error> {
+        let message = python::to_str(state, &message)?;
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
     env.add_function("strftime_now", |state: &State, format: &str| {
@@ -250,9 +260,9 @@ fn environment() -> Environment<'static> {
 }
 
 /// What `%s` prints of values that Python spells in its own way.
-fn printable(value: Value) -> Result<Value, Error> {
+fn printable(state: &State, value: Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::Number | ValueKind::String => Ok(value),
-        _ => Ok(Value::from(python::to_str(&value)?)),
+        _ => Ok(Value::from(python::to_str(state, &value)?)),
     }
 }

@@ -56,12 +56,25 @@ pub enum TemplateError {
         message: String,
     },
     /// The template takes more work than any honest one.
-    #[error("chat template {name:?} does not come to an end: stopped after {steps} steps (an endless loop?)")]
+    #[error(
+        "chat template {name:?} was stopped after {steps} steps: it loops without end, or makes texts or lists of \
+         millions of entries"
+    )]
     Endless {
         /// The template's name.
         name: String,
         /// Steps it was allowed.
         steps: u64,
+    },
+    /// The template makes a value that takes more bytes than it may write in all.
+    #[error("chat template {name:?}, line {line}: a value is too large to be spelled out ({bytes} bytes and more)")]
+    TooMuch {
+        /// The template's name.
+        name: String,
+        /// Line of the template, from 1; 0 where it is not known.
+        line: usize,
+        /// Bytes at which it was stopped.
+        bytes: usize,
     },
     /// The template takes too long.
     #[error("chat template {name:?} was stopped after {seconds} seconds")]

@@ -1,13 +1,15 @@
 //! Python's methods on strings, dicts and lists, where `minijinja_contrib::pycompat` lacks them or differs.
 
+use minijinja::formatting::FormatStyle;
 use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use super::format;
 use super::python::is_space;
 
 /// Padding wider than this is a mistake or an attack.
-const MAX_WIDTH: usize = 1 << 16;
+pub(super) const MAX_WIDTH: usize = 1 << 16;
 
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     match (value.kind(), method) {
@@ -24,6 +26,10 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
             let (what,): (&Value,) = from_args(args)?;
             let found = value.try_iter()?.position(|v| v == *what);
             found.map(Value::from).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "value is not in list"))
+        }
+        (ValueKind::String, "format") => {
+            format::pay(state, FormatStyle::StrFormat, value.as_str().unwrap_or_default())?;
+            pycompat::unknown_method_callback(state, value, method, args)
         }
         (ValueKind::String, _) => match value.as_str().map(|s| string(s, method, args)) {
             Some(Ok(Some(result))) => Ok(result),

@@ -10,12 +10,14 @@
 //!
 //! - Strings cannot be iterated over; `~` spells booleans and none as `true` and `none`.
 //! - `%` formats strings only behind a string literal.
+//! - Adding lists makes a list at once and is paid for, as a text is.
 //! - `strftime_now` is in UTC, and [`ChatOptions::now`] can fix it.
 
 mod clock;
 mod conversation;
 mod engine;
 mod error;
+mod format;
 mod marks;
 mod message;
 mod methods;
@@ -24,6 +26,7 @@ mod rewrite;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,6 +40,7 @@ use engine::Engine;
 pub use engine::on_deep_stack;
 pub use error::{Result, TemplateError};
 pub use message::Message;
+pub use watch::when_one_does_not_end;
 
 /// A parsed chat template. Cheap to clone.
 #[derive(Clone)]

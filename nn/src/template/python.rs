@@ -1,40 +1,79 @@
 //! Python's view of values: `str()`, `repr()`, `json.dumps()`.
 
 use minijinja::value::{Kwargs, Tuple, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
+
+use super::engine::Limit;
 
 /// Values nested deeper than this are refused: the conversation's JSON cannot be (its parser stops at 128),
 /// a template's loop can.
 const MAX_DEPTH: usize = 200;
 
-/// `str(value)`; nothing for an undefined value.
-pub(super) fn to_str(value: &Value) -> Result<String, Error> {
+/// `str(value)`; nothing for an undefined value. The engine charges for the result; before it is made, it is only
+/// known that there is fuel for so much.
+pub(super) fn to_str(state: &State, value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(s) => Ok(s.to_owned()),
         None => {
             let mut out = String::new();
-            repr(&mut out, value, 0)?;
+            repr(&mut out, value, 0, affordable(state))?;
             Ok(out)
         }
     }
 }
 
-fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+/// Bytes that the fuel left pays for, at 64 bytes each.
+fn affordable(state: &State) -> usize {
+    let left = state.fuel_levels().map_or(u64::MAX, |(_, left)| left.saturating_mul(64));
+    usize::try_from(left).unwrap_or(usize::MAX)
+}
+
+/// What adds lists is lazy in the engine, so that doubling one again and again costs nothing until it is looked at,
+/// when it has more entries than there is memory. The operands of `+` go through this: a list that is still to be made
+/// is made, and paid for.
+pub(super) fn listed(state: &State, value: Value) -> Result<Value, Error> {
+    if value.kind() != ValueKind::Iterable {
+        return Ok(value);
+    }
+    // The engine charges half a step for an entry once there is a list.
+    let most = affordable(state) / 32;
+    if value.len().is_some_and(|len| len > most) {
+        return Err(too_much(most.saturating_mul(32)));
+    }
+    let mut items = Vec::new();
+    for item in value.try_iter()? {
+        if items.len() >= most {
+            return Err(too_much(most.saturating_mul(32)));
+        }
+        items.push(item);
+    }
+    Ok(Value::from(items))
+}
+
+fn too_much(bytes: usize) -> Error {
+    Error::new(ErrorKind::InvalidOperation, "a value is too large").with_source(Limit::Value(bytes))
+}
+
+fn repr(out: &mut String, value: &Value, depth: usize, limit: usize) -> Result<(), Error> {
     check(depth)?;
+    if out.len() > limit {
+        return Err(too_much(limit));
+    }
     match value.kind() {
         ValueKind::Undefined => {}
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => out.push_str(&number(value, "nan", "inf")),
         ValueKind::String => repr_str(out, value.as_str().unwrap_or_default()),
-        ValueKind::Seq => {
+        // What adds or cuts lists makes iterables of them.
+        ValueKind::Seq | ValueKind::Iterable => {
             let tuple = value.downcast_object_ref::<Tuple>().is_some();
             out.push(if tuple { '(' } else { '[' });
             for (i, item) in value.try_iter()?.enumerate() {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                repr(out, &item, depth + 1)?;
+                repr(out, &item, depth + 1, limit)?;
             }
             if tuple && value.len() == Some(1) {
                 out.push(',');
@@ -47,9 +86,9 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                repr(out, &key, depth + 1)?;
+                repr(out, &key, depth + 1, limit)?;
                 out.push_str(": ");
-                repr(out, &value.get_item(&key)?, depth + 1)?;
+                repr(out, &value.get_item(&key)?, depth + 1, limit)?;
             }
             out.push('}');
         }
@@ -100,7 +139,12 @@ fn number(value: &Value, nan: &str, infinity: &str) -> String {
 
 /// `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, the `tojson` of
 /// transformers: no HTML is escaped and keys keep their order.
-pub(super) fn tojson(value: Value, positional: minijinja::value::Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn tojson(
+    state: &State,
+    value: Value,
+    positional: minijinja::value::Rest<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let given = |name: &str, i: usize| -> Result<Option<Value>, Error> {
         let named: Option<Value> = kwargs.get(name)?;
         Ok(named.or_else(|| positional.get(i).cloned()).filter(|v| !v.is_none() && !v.is_undefined()))
@@ -114,13 +158,13 @@ pub(super) fn tojson(value: Value, positional: minijinja::value::Rest<Value>, kw
     if let Some(separators) = given("separators", 2)? {
         let parts: Vec<Value> = separators.try_iter()?.take(3).collect();
         match parts.as_slice() {
-            [a, b] => (item, key) = (to_str(a)?, to_str(b)?),
+            [a, b] => (item, key) = (to_str(state, a)?, to_str(state, b)?),
             _ => return Err(Error::new(ErrorKind::InvalidOperation, "separators must be a pair of strings")),
         }
     }
     let sort_keys = given("sort_keys", 3)?.is_some_and(|v| v.is_true());
     kwargs.assert_all_used()?;
-    let mut json = Json { out: String::new(), ensure_ascii, indent, item, key, sort_keys };
+    let mut json = Json { out: String::new(), ensure_ascii, indent, item, key, sort_keys, limit: affordable(state) };
     json.write(&value, 0)?;
     Ok(Value::from(json.out))
 }
@@ -132,11 +176,15 @@ struct Json {
     item: String,
     key: String,
     sort_keys: bool,
+    limit: usize,
 }
 
 impl Json {
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         check(depth)?;
+        if self.out.len() > self.limit {
+            return Err(too_much(self.limit));
+        }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),

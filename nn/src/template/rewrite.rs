@@ -2,13 +2,19 @@
 //!
 //! - `{% generation %}…{% endgeneration %}` becomes a scope that writes a mark before and after its body.
 //! - `'format' % value` becomes a call of the filter [`PERCENT`].
+//! - The operands of `+` go through the filter [`LISTED`], which makes lists of what is lazy in the engine.
 //!
 //! The source is lexed as Jinja lexes it (text, comments, raw blocks, strings, nested brackets), so that
 //! nothing inside a string or a comment is touched. Lines keep their numbers, and whitespace control its
 //! meaning.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
 /// The filter that formats as Python's `%` on strings.
 pub(super) const PERCENT: &str = "planish_percent";
+/// The filter that makes a list of an operand that is lazy, and leaves everything else as it is.
+pub(super) const LISTED: &str = "planish_listed";
 /// The variables that hold the marks around a generation block.
 pub(super) const MARKS: [&str; 2] = ["planish_generation_start", "planish_generation_end"];
 
@@ -58,7 +64,7 @@ pub(super) fn rewrite(source: &str) -> Rewritten {
             (b'#', _) => out.push_str(whole),
             _ => {
                 out.push_str(&source[tag.start..tag.inner.0]);
-                out.push_str(&percent(inner, 0));
+                out.push_str(&plus(&percent(inner, 0)));
                 out.push_str(&source[tag.inner.1..tag.end]);
             }
         }
@@ -203,6 +209,51 @@ fn percent(text: &str, depth: usize) -> String {
     }
     out.push_str(&text[at..]);
     out
+}
+
+/// Words that an operand cannot end with, so that a `+` behind them is a sign.
+const KEYWORDS: [&str; 9] = ["in", "and", "or", "not", "if", "else", "elif", "is", "print"];
+
+/// `a + b` to `a|planish_listed + b|planish_listed`, but for literals.
+fn plus(text: &str) -> Cow<'_, str> {
+    if !text.contains('+') {
+        return Cow::Borrowed(text);
+    }
+    let tokens = tokens(text);
+    let literal = |i: usize| match tokens[i].0 {
+        Kind::String => true,
+        Kind::Word => text.as_bytes()[tokens[i].1].is_ascii_digit(),
+        Kind::Symbol(_) => false,
+    };
+    let word = |i: usize| (tokens[i].0 == Kind::Word).then(|| &text[tokens[i].1..tokens[i].2]);
+    // A filter behind the name of a test (`x is defined + 1`) would be the test's.
+    let of_test = |i: usize| i > 0 && matches!(word(i - 1), Some("is" | "not"));
+    let mut ends = BTreeSet::new();
+    for i in (1..tokens.len()).filter(|&i| tokens[i].0 == Kind::Symbol(b'+')) {
+        let before = match tokens[i - 1].0 {
+            Kind::Word => !KEYWORDS.contains(&word(i - 1).unwrap_or_default()) && !of_test(i - 1),
+            Kind::Symbol(b) => matches!(b, b')' | b']'),
+            Kind::String => true,
+        };
+        if !before {
+            continue;
+        }
+        if !literal(i - 1) {
+            ends.insert(tokens[i - 1].2);
+        }
+        if let Some(last) = operand_end(&tokens, i + 1).filter(|&last| last > i + 1 || !literal(last)) {
+            ends.insert(tokens[last].2);
+        }
+    }
+    let (mut out, mut at) = (String::with_capacity(text.len() + 16 * ends.len()), 0);
+    for end in ends {
+        out.push_str(&text[at..end]);
+        out.push('|');
+        out.push_str(LISTED);
+        at = end;
+    }
+    out.push_str(&text[at..]);
+    Cow::Owned(out)
 }
 
 /// The last token of the operand that begins at token `i`: a name, literal or bracket with what follows it.

@@ -41,6 +41,9 @@ fn python_as_templates_write_it() {
         ("{{ 'é🎉' | tojson(ensure_ascii=True) }}", r#""\u00e9\ud83c\udf89""#),
         ("{{ [1, 2] | tojson(separators=(',', ':')) }}{{ {} | tojson(indent=2) }}", "[1,2]{}"),
         ("{{ 'a-%s-%d' % ('x', 3) }}|{{ '%s' % messages[0].role.upper() ~ '!' }}|{{ 7 % 4 }}", "a-x-3|USER!|3"),
+        ("{{ ['a'] + ['b'] }}{{ (['a'] + [1])[1] }}{% set x = [1] + [2] %}{{ x[-1] + x[0]+1 }}", "['a', 'b']14"),
+        ("{{ 'a'+messages[0].role|upper + '!' if x is not defined else 1 +2 }}{{ 1.5e+3 + 2 }}", "aUSER!1502.0"),
+        ("{{ y + 'b' if y is defined else 1 + messages|length }}{{ -1 + -3 }}", "3-4"),
         ("{{ '%s' % '100%' }}{# '%s' % x #}{{ \"'%s' % x\" }}", "100%'%s' % x"),
         ("{{ '{}:{}'.format(1, 'b') }}", "1:b"),
         (
@@ -120,7 +123,26 @@ fn templates_without_end_are_stopped() {
         "{{ range(1000000000) | list | length }}",
         "{% set ns = namespace(s='x' * 100000000) %}{{ ns.s }}{{ ns.s }}{{ ns.s }}",
         "{% for i in range(100000) %}{{ 'x' * 10000 }}{% endfor %}",
+        "{{ '{:>100000000000000}'.format(1) }}",
+        "{{ '%999999999999999s' % 'a' }}{{ '%.99999999999f' % 1.5 }}",
+        "{{ '%999999999999999s' | format('a') }}",
+        "{% set ns = namespace(n=0) %}{% for i in range(9999) %}{% set ns.n = ('%60000s' * 99) | length %}\
+         {% for j in range(99) %}{{ ('{:>65000}' * 9).format(1, 2, 3, 4, 5, 6, 7, 8, 9) }}{% endfor %}{% endfor %}",
     ];
+    let doubled = |what: &str, then: &str| {
+        format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(60) %}}{{% set ns.x = {what} %}}{{% endfor %}}{then}"
+        )
+    };
+    let mut large = Vec::new();
+    for then in ["{{ ns.x | length }}", "{{ 2 in ns.x }}", "{{ ns.x == [2] }}", "{{ ns.x }}"] {
+        large.push(doubled("ns.x + ns.x", then));
+        large.push(doubled("(ns.x)+(ns.x) if i else ns.x +ns['x']", then));
+    }
+    for then in ["{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x | string | length }}", "{{ '%s' % ns.x }}"] {
+        large.push(doubled("[ns.x, ns.x]", then));
+        large.push(doubled("{'a': ns.x, 'b': ns.x}", then));
+    }
     for source in endless {
         let error = render(source, &chat(), &ChatOptions::default()).unwrap_err();
         let stopped = matches!(
@@ -128,6 +150,10 @@ fn templates_without_end_are_stopped() {
             TemplateError::Endless { .. } | TemplateError::TooLong { .. } | TemplateError::Render { .. }
         );
         assert!(stopped, "{source}: {error}");
+    }
+    for source in large {
+        let error = render(&source, &chat(), &ChatOptions::default()).unwrap_err();
+        assert!(matches!(error, TemplateError::TooMuch { .. }), "{source}: {error}");
     }
     let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     assert!(render(deep, &chat(), &ChatOptions::default()).is_err());
