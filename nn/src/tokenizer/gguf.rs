@@ -59,7 +59,14 @@ pub(super) fn from_gguf(metadata: &Metadata) -> Result<Tokenizer> {
     let ends = tokens.iter().enumerate().filter(|(i, t)| source.kind(*i) == CONTROL && TURN_ENDS.contains(&t.as_str()));
     around.stop_ids.extend(ends.map(|(i, _)| i as u32));
     around.templates = templates(metadata);
-    assemble(json.to_string().as_bytes(), "the GGUF metadata", around)
+    assemble(json.to_string().as_bytes(), "the GGUF metadata", around).map_err(|e| match e {
+        // Places are in the JSON made here, which nobody has seen.
+        TokenizerError::Invalid { file, reason } => {
+            let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
+            TokenizerError::Invalid { file, reason }
+        }
+        other => other,
+    })
 }
 
 /// The special tokens that the metadata names, with their ids.

@@ -9,7 +9,7 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, Tokenizer as Backend};
 
-use super::{Inner, Result, Tokenizer, TokenizerError, guard};
+use super::{Inner, Result, Tokenizer, TokenizerError, growth, guard};
 
 /// The largest tokenizers in use have 35 MB; a file beyond this is a mistake or an attack.
 const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
@@ -83,6 +83,7 @@ pub(super) fn assemble(json: &[u8], file: &str, around: Surroundings) -> Result<
         TokenizerError::Backend { reason, .. } => TokenizerError::Invalid { file: file.to_owned(), reason },
         other => other,
     };
+    growth::check(json).map_err(|reason| TokenizerError::Invalid { file: file.to_owned(), reason })?;
     let mut backend = guard("load", || Backend::from_bytes(json)).map_err(invalid)?;
     // Both would silently change what a text is; here, truncation is a policy of the data and nothing pads.
     guard("load", || backend.with_truncation(None).map(|_| ())).map_err(invalid)?;

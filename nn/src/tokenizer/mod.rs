@@ -11,6 +11,7 @@
 
 mod error;
 mod gguf;
+mod growth;
 mod guarded;
 mod load;
 mod pretokenizers;
