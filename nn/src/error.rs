@@ -220,7 +220,7 @@ impl Error {
     }
 
     /// Adds which model is meant, where the message does not name a file yet.
-    pub(crate) fn of_model(self, path: &std::path::Path) -> Error {
+    pub fn of_model(self, path: &std::path::Path) -> Error {
         match self {
             Error::Config(_)
             | Error::MissingTensor { .. }
@@ -229,7 +229,29 @@ impl Error {
             | Error::TensorDtype { .. }
             | Error::FrozenWeight { .. }
             | Error::AlreadyQuantized { .. }
+            | Error::TokenizerTooLarge { .. }
             | Error::UnexpectedTensor { .. } => Error::InModel { path: path.to_path_buf(), source: Box::new(self) },
+            other => other,
+        }
+    }
+
+    /// Adds which adapter is meant, where the message does not name a file yet.
+    pub(crate) fn of_adapter(self, dir: &std::path::Path) -> Error {
+        use crate::adapters::AdapterError;
+        match self {
+            Error::Adapter(AdapterError::Config { .. } | AdapterError::UnknownType { .. })
+            | Error::Weights(_)
+            | Error::Io { .. }
+            | Error::Json { .. } => self,
+            other if other.is_of_device() => other,
+            other => Error::InModel { path: dir.to_path_buf(), source: Box::new(other) },
+        }
+    }
+
+    /// Adds which file a mistake in a tokenizer is in, which is in a GGUF file's metadata.
+    pub fn of_gguf(self, path: &std::path::Path) -> Error {
+        match self {
+            Error::Tokenizer(_) => Error::InModel { path: path.to_path_buf(), source: Box::new(self) },
             other => other,
         }
     }

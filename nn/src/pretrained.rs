@@ -12,7 +12,7 @@ use crate::decoder::{LoadOptions, Model, TensorSource};
 use crate::fused::Unfused;
 use crate::gguf::GgufFile;
 use crate::quantize::{QuantizeAs, Quantizing, describe};
-use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, save_sharded, stored};
+use crate::weights::{DEFAULT_MAX_SHARD_BYTES, WeightsReader, check_regular, save_sharded, stored};
 use crate::{Error, Result};
 
 impl TensorSource for WeightsReader {
@@ -83,7 +83,7 @@ impl Pretrained {
             return Err(not("it is neither a model directory nor a .gguf file"));
         }
         let file = GgufFile::open(path)?;
-        let config = config_of(path, &file.hf_config()?)?;
+        let config = ModelConfig::from_json(&file.hf_config()?).map_err(|e| file.in_its_words(&e))?;
         Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)), quantize: None })
     }
 
@@ -169,7 +169,9 @@ fn config_of(path: &Path, config: &Value) -> Result<ModelConfig> {
 /// # Errors
 /// [`Error::Io`], [`Error::Json`], both with the path.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    check_regular(path).map_err(io)?;
+    let text = std::fs::read(path).map_err(io)?;
     serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_path_buf(), source })
 }
 

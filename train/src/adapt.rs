@@ -10,7 +10,7 @@ use std::sync::Arc;
 use planish_nn::adapters::{
     AdaLoraConfig, AdapterConfig, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias, LoraConfig, LoraInit,
     OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit, PromptTuningConfig, Targeting, Targets,
-    VeraConfig, attach, load_adapter, resume_adapter, train_only,
+    VeraConfig, attach, is_adapter, load_adapter, resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
 
@@ -43,6 +43,10 @@ pub fn build(
 ) -> Result<(Model, Option<AdapterConfig>)> {
     if !lora.use_peft && model.adapter.is_none() {
         let from = match resume {
+            Some(from) if is_adapter(&from.path) => {
+                let problem = "is not set, but the checkpoint to go on from is an adapter's; set what its run had";
+                return Err(ConfigError::Conflict { key: "use_peft", problem }.into());
+            }
             Some(from) => &models::open_path(&from.path)?,
             None => opened,
         };

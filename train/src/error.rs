@@ -45,6 +45,19 @@ pub enum Error {
         /// Where to go on from, as a clause.
         hint: String,
     },
+    /// A weight that was no number when it was read.
+    #[error(
+        "the weight `{name}` holds {value} (element {at}), so that the loss of the first step is no number: the model's \
+         files are damaged, or it had diverged when they were written"
+    )]
+    WeightNotFinite {
+        /// The parameter.
+        name: String,
+        /// The value.
+        value: f32,
+        /// Its place in the parameter's elements.
+        at: usize,
+    },
     /// Something that is to be trained and that the loss does not depend on.
     #[error(
         "step {step}: no gradient reached `{name}`{}, though it is to be trained: nothing in the loss depends on it; take \

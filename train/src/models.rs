@@ -15,7 +15,7 @@ use planish_tensor::quant::FourBitKind;
 
 use crate::Result;
 use crate::builtin;
-use crate::config::{FourBitType, ModelSettings, WeightDtype};
+use crate::config::{FourBitType, ModelSettings, WeightDtype, nearest};
 
 /// The name of the model inside the program.
 pub const BUILTIN: &str = "builtin";
@@ -43,12 +43,13 @@ pub fn open(model: &str, revision: &str, progress: &mut dyn FnMut(Progress<'_>))
                 let hub = Hub::from_env().map_err(Error::from)?;
                 open_path(&hub.snapshot(&repo, &Needs::Model, progress).map_err(Error::from)?)?
             }
-            _ => open_path(Path::new(model))?,
+            _ => return Err(no_such(model).into()),
         },
     };
     let (tokenizer, rows) = (opened.tokenizer.vocab_size(), opened.pretrained.config.vocab_size);
     if tokenizer > rows {
-        return Err(Error::TokenizerTooLarge { tokenizer, model: rows }.into());
+        let error = Error::TokenizerTooLarge { tokenizer, model: rows };
+        return Err(error.of_model(&opened.pretrained.path).into());
     }
     Ok(opened)
 }
@@ -59,7 +60,23 @@ pub(crate) fn open_path(path: &Path) -> Result<Opened> {
         Some(file) => Tokenizer::from_gguf(file.metadata()),
         None => Tokenizer::from_dir(path),
     };
-    Ok(Opened { tokenizer: tokenizer.map_err(Error::from)?, pretrained })
+    let tokenizer = tokenizer.map_err(Error::from).map_err(|e| match pretrained.gguf() {
+        Some(_) => e.of_gguf(path),
+        None => e,
+    })?;
+    Ok(Opened { tokenizer, pretrained })
+}
+
+/// A model that is neither a path nor a hub id.
+fn no_such(model: &str) -> Error {
+    let problem = match nearest(model, [BUILTIN]) {
+        Some(_) => "there is no such file or directory; did you mean `builtin`?",
+        None => {
+            "there is no such file or directory; a model is a directory, a .gguf file, an id on the hub such as \
+             `HuggingFaceTB/SmolLM2-135M-Instruct`, or `builtin`"
+        }
+    };
+    Error::NotAModel { path: model.into(), problem }
 }
 
 /// A chat template: the file itself, or that of a tokenizer's directory.

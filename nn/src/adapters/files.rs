@@ -9,6 +9,7 @@ use super::attach::Source;
 use super::{AdapterConfig, Attach, Method, read_config};
 use crate::decoder::Model;
 use crate::modules::Weight;
+use crate::pretrained::read_json;
 use crate::weights::{WeightsReader, save_safetensors};
 use crate::{Error, Result};
 
@@ -57,7 +58,7 @@ fn load(model: &mut Model, dir: &Path, slot: usize, trainable: bool, resume: boo
     let file = dir.join(TRAINING_FILE);
     let training = (resume && file.exists()).then(|| WeightsReader::open(file)).transpose()?;
     let source = Source::Files { weights: &weights, training: training.as_ref() };
-    config.attach(&mut Attach::new(model, slot, trainable, source))?;
+    config.attach(&mut Attach::new(model, slot, trainable, source)).map_err(|e| e.of_adapter(dir))?;
     Ok(config)
 }
 
@@ -67,9 +68,13 @@ fn load(model: &mut Model, dir: &Path, slot: usize, trainable: bool, resume: boo
 /// A file that is missing or wrong.
 pub(super) fn open_config(dir: &Path) -> Result<AdapterConfig> {
     let path = dir.join(CONFIG_FILE);
-    let text = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-    let json = serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
-    Ok(read_config(&json, &path)?)
+    let json = read_json(&path)?;
+    read_config(&json, &path).map_err(|e| Error::from(e).of_adapter(dir))
+}
+
+/// Whether a directory holds an adapter in PEFT's format.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG_FILE).is_file()
 }
 
 /// The parameters that belong to adapter `slot`, trained or not, each once, in the order of the model.

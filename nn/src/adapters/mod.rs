@@ -38,7 +38,7 @@ pub use combine::{Combination, Density, Signs, combine_adapters};
 pub use error::AdapterError;
 pub(crate) use files::WEIGHTS_FILE;
 pub use files::{
-    adapter_params, attach, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter,
+    adapter_params, attach, is_adapter, is_training_file, load_adapter, load_adapter_as, resume_adapter, save_adapter,
     save_training,
 };
 pub use ia3::Ia3Config;

@@ -3,6 +3,7 @@
 //! Each family maps its `config.json` to a [`ModelConfig`] (see [`crate::families`]); the decoder
 //! reads nothing else, so a new family is a mapping, not a model.
 
+mod declared;
 mod experts;
 mod fields;
 mod latent;
@@ -134,8 +135,10 @@ impl ModelConfig {
     /// [`ConfigError`] that names the key: an unknown architecture, a missing key, a wrong type, a
     /// value that no model can have or that contradicts another.
     pub fn from_json(config: &serde_json::Value) -> Result<ModelConfig, ConfigError> {
-        let config = crate::families::read(config)?;
+        let source = config;
+        let config = crate::families::read(source)?;
         config.validate()?;
+        declared::check(source, &config)?;
         Ok(config)
     }
 

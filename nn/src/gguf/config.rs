@@ -5,8 +5,35 @@ use serde_json::{Map, Value as Json, json};
 use super::metadata::widen;
 use super::names::{Arch, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS};
 use super::{GgufError, GgufFile, Result};
+use crate::config::ConfigError;
+
+/// Keys of `config.json` that messages name, and the metadata they are read from.
+const READ_FROM: [(&str, &str); 12] = [
+    ("num_hidden_layers", "block_count"),
+    ("intermediate_size", "feed_forward_length"),
+    ("hidden_size", "embedding_length"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("num_attention_heads", "attention.head_count"),
+    ("head_dim", "attention.key_length"),
+    ("max_position_embeddings", "context_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("rope_scaling", "rope.scaling"),
+    ("sliding_window", "attention.sliding_window"),
+    ("vocab_size", "vocab_size"),
+];
 
 impl GgufFile {
+    /// What is wrong with the settings, by the metadata's keys: there is no config.json.
+    pub(crate) fn in_its_words(&self, error: &ConfigError) -> GgufError {
+        let mut problem = error.to_string().replace("config.json", "the metadata");
+        for (key, own) in READ_FROM {
+            // Names as whole words; `num_attention_heads` also stands without quotes.
+            problem = problem.replace(key, &self.key(own));
+        }
+        GgufError::Settings { path: self.path().into(), problem }
+    }
+
     /// The settings of the model, as transformers writes them into `config.json`.
     ///
     /// The vocabulary's size is that of the embedding, embeddings are tied if there is no
@@ -251,7 +278,13 @@ impl GgufFile {
             return Err(GgufError::NoSuchTensor { path: self.path().into(), name: "model.embed_tokens.weight".into() });
         };
         match info.shape[..] {
-            [vocab, width] if width as u64 == hidden => Ok(vocab as u64),
+            [vocab, width] if width as u64 == hidden => match self.metadata().u64(&self.key("vocab_size")) {
+                // llama.cpp counts the tokens and passes over it; transformers builds its embedding by it, and fails.
+                Some(said) if said != vocab as u64 => {
+                    Err(self.bad_key("vocab_size", "differs from the rows of token_embd.weight"))
+                }
+                _ => Ok(vocab as u64),
+            },
             _ => Err(GgufError::Shape {
                 path: self.path().into(),
                 name: NAME.into(),

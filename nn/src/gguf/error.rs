@@ -65,6 +65,14 @@ pub enum GgufError {
         /// E.g. `"is missing"`.
         problem: &'static str,
     },
+    /// Settings that no model can have.
+    #[error("{}: {problem}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, by the metadata's keys.
+        problem: String,
+    },
     /// A tensor has not the shape that the metadata call for.
     #[error("{}: tensor {name:?} has shape {shape:?}, but {expected}", path.display())]
     Shape {

@@ -52,6 +52,7 @@ impl GgufFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |source| GgufError::Io { path: path.into(), source };
+        crate::weights::check_regular(path).map_err(io)?;
         let file = File::open(path).map_err(io)?;
         // SAFETY: the map is only ever read, as plain bytes of which every pattern is valid; that no
         // other process shortens the file is a documented condition of this type.
@@ -208,10 +209,19 @@ impl GgufFile {
     }
 
     pub(super) fn arch(&self) -> Result<Arch> {
-        self.arch.ok_or_else(|| GgufError::UnsupportedArchitecture {
-            path: self.path.clone(),
-            architecture: self.metadata.string("general.architecture").unwrap_or_default().into(),
-            supported: Arch::ALL.map(Arch::name).join(", "),
+        const KEY: &str = "general.architecture";
+        let path = || self.path.clone();
+        if let Some(arch) = self.arch {
+            return Ok(arch);
+        }
+        Err(match (self.metadata.string(KEY), self.metadata.get(KEY)) {
+            (Some(architecture), _) => GgufError::UnsupportedArchitecture {
+                path: path(),
+                architecture: architecture.into(),
+                supported: Arch::ALL.map(Arch::name).join(", "),
+            },
+            (None, Some(_)) => GgufError::Key { path: path(), key: KEY.into(), problem: "is not a text" },
+            (None, None) => GgufError::Key { path: path(), key: KEY.into(), problem: "is missing" },
         })
     }
 

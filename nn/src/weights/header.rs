@@ -8,7 +8,7 @@
 //! Parsed here rather than by the `safetensors` crate because that keeps the last of two entries of
 //! the same name; tests compare the two on everything both accept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
@@ -63,6 +63,12 @@ pub(crate) fn parse(file: &[u8], path: &Path) -> Result<Header> {
             Err(Refusal::Problem(problem)) => return Err(WeightsError::BadTensor { path: path.into(), name, problem }),
         }
     }
+    // Before the places: two entries of one name often have one place too.
+    let mut seen = HashSet::with_capacity(placed.len());
+    if let Some((_, name, ..)) = placed.iter().find(|(_, name, ..)| !seen.insert(name.as_str())) {
+        let (name, problem) = (name.clone(), TensorProblem::Duplicate);
+        return Err(WeightsError::BadTensor { path: path.into(), name, problem });
+    }
     // Stable and by both ends, so that empty tensors come before the one that starts where they lie.
     placed.sort_by_key(|(offsets, ..)| *offsets);
     let mut at = 0;
@@ -84,13 +90,6 @@ pub(crate) fn parse(file: &[u8], path: &Path) -> Result<Header> {
     }
     if at != data_len {
         return Err(WeightsError::Gap { path: path.into(), start: at, end: data_len });
-    }
-    let mut seen = HashMap::with_capacity(entries.len());
-    for (name, _) in &entries {
-        if seen.insert(name.as_str(), ()).is_some() {
-            let (name, problem) = (name.clone(), TensorProblem::Duplicate);
-            return Err(WeightsError::BadTensor { path: path.into(), name, problem });
-        }
     }
     Ok(Header { entries, metadata: raw.metadata })
 }

@@ -20,6 +20,7 @@ mod tests;
 pub use atomic::{atomic_dir, atomic_write};
 pub use bitsandbytes::{QuantProblem, stored};
 pub use error::{Result, TensorProblem, WeightsError};
+pub(crate) use reader::check_regular;
 pub use reader::{TensorMeta, WeightsReader};
 pub use writer::{DEFAULT_MAX_SHARD_BYTES, save_safetensors, save_sharded};
 

@@ -94,6 +94,7 @@ impl WeightsReader {
 
     fn open_index(index: &Path) -> Result<Self> {
         let dir = index.parent().unwrap_or(Path::new(""));
+        check_regular(index).map_err(|e| WeightsError::io("open", index, e))?;
         let len = fs::metadata(index).map_err(|e| WeightsError::io("open", index, e))?.len();
         if len > MAX_HEADER_BYTES {
             return Err(WeightsError::HeaderTooLarge { path: index.into(), size: len, limit: MAX_HEADER_BYTES });
@@ -198,7 +199,18 @@ impl WeightsReader {
     }
 }
 
+/// Refuses what is no file of bytes: a pipe would be waited for without end, and a directory cannot be mapped.
+pub(crate) fn check_regular(path: &Path) -> std::io::Result<()> {
+    let kind = fs::metadata(path)?.file_type();
+    match (kind.is_file(), kind.is_dir()) {
+        (true, _) => Ok(()),
+        (_, true) => Err(std::io::Error::other("it is a directory, where a file is needed")),
+        _ => Err(std::io::Error::other("it is a pipe or a device, where a regular file is needed")),
+    }
+}
+
 pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>> {
+    check_regular(path).map_err(|e| WeightsError::io("open", path, e))?;
     let file = File::open(path).map_err(|e| WeightsError::io("open", path, e))?;
     // SAFETY: the map is only ever read, as plain bytes of which every pattern is valid. Another
     // process may change them meanwhile, which the documentation of WeightsReader forbids: no

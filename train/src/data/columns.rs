@@ -203,6 +203,13 @@ pub(crate) fn detect(
         }
         None => DatasetType::ALL.into_iter().filter(|&t| has(t)).collect(),
     };
+    // A prompt column alone decides no type, but has to be there.
+    if fits.is_empty()
+        && let Some(named) = columns.prompt.as_ref().filter(|c| !found.contains(c))
+    {
+        let at = super::error::At { file: file.into(), line: 0, row: None };
+        return Err(DataError::MissingColumn { at, column: named.clone(), found: found.to_vec() });
+    }
     if fits.is_empty() {
         return Err(DataError::UnknownColumns { file: file.into(), found: found.to_vec(), accepted: names() });
     }

@@ -241,7 +241,7 @@ pub enum DataError {
         other: &'static str,
     },
     /// A column is missing in this row.
-    #[error("{at}: the column {column:?} is missing; found: {}", list(found))]
+    #[error("{at}: the column {column:?} is missing{}; found: {}", meant(column, found), list(found))]
     MissingColumn {
         /// Where.
         at: At,
@@ -361,7 +361,11 @@ pub enum DataError {
     },
     /// The split takes everything or nothing.
     #[error(
-        "--validation-split {asked}: {rows} row(s) cannot be split so; use a fraction between 0 and 1, or a count below {rows}"
+        "--validation-split {asked}: {}", if *rows < 2 {
+            format!("{rows} row(s) cannot be split in two; give more data, or a file of its own with --eval-dataset")
+        } else {
+            format!("{rows} rows cannot be split so; use a fraction between 0 and 1, or a count below {rows}")
+        }
     )]
     Split {
         /// What was asked for.
@@ -395,6 +399,12 @@ pub enum DataError {
 }
 
 /// Names in quotes, for people; long lists are cut.
+/// The column that was meant, as a clause.
+fn meant(column: &str, found: &[String]) -> String {
+    let nearest = crate::config::nearest(column, found.iter().map(String::as_str));
+    nearest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
 pub(crate) fn list(names: &[String]) -> String {
     if names.is_empty() {
         return "(none)".into();

@@ -21,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use planish_autograd::Tape;
+use planish_autograd::{Param, Tape};
 use planish_nn::Ctx;
 use planish_nn::adapters::{AdapterConfig, adapter_params, save_adapter, save_training};
 use planish_nn::decoder::{Model, Packed};
 use planish_nn::tokenizer::Tokenizer;
 use planish_tensor::rng::{Purpose, Rows, Stream};
+use planish_tensor::{DType, Device};
 
 use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
 use crate::data::{Batch, Loader, Sampler, Step};
@@ -111,6 +112,7 @@ impl Trainer<'_> {
         }
         let mut steps = Loader::new(self.sampler.steps(state.cursor)?, AHEAD);
         let (mut saved, mut checked) = (None, false);
+        let first = state.step;
         while state.step < total && !state.stopped_early {
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
@@ -125,6 +127,9 @@ impl Trainer<'_> {
             };
             let loss = sum.mean() + penalty;
             let norm = grad_norm(&trained, scale)?;
+            if !(loss.is_finite() && norm.is_finite()) && state.step == first {
+                check_weights(&params)?;
+            }
             self.check_finite(state.step + 1, loss, norm)?;
             let clip = if o.max_grad_norm > 0.0 { (o.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
             let rate =
@@ -286,6 +291,23 @@ impl Trainer<'_> {
             None => self.dir.save_final(|dir| self.save_model(dir)),
         }
     }
+}
+
+/// Finds out whether weights that no step has changed yet are to blame for a loss that is no number.
+///
+/// # Errors
+/// [`Error::WeightNotFinite`] for the first that is.
+fn check_weights(params: &[Param]) -> Result<()> {
+    for param in params {
+        let value = param.value();
+        // Weights in blocks have no dtype of their own, and widen to what they stand for.
+        let values = value.to_device(Device::Cpu)?.to_dtype(DType::F32)?.to_vec::<f32>()?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let (name, value) = (param.name().to_owned(), values[at]);
+            return Err(Error::WeightNotFinite { name, value, at });
+        }
+    }
+    Ok(())
 }
 
 /// Adds the gradient of the step's summed loss to the parameters, micro-batch by micro-batch, each in parts

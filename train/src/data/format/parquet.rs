@@ -26,6 +26,7 @@ pub(crate) struct Parquet {
 impl Parquet {
     pub(crate) fn open(path: &Path) -> Result<Parquet> {
         let io = |action, source| DataError::Io { file: path.to_path_buf(), action, source };
+        super::source::check_regular(path).map_err(|e| io("open it", e))?;
         let input = File::open(path).map_err(|e| io("open it", e))?;
         let output = tempfile::tempfile().map_err(|e| io("make a temporary file for it", e))?;
         let bad = |message: String| DataError::Parquet { file: path.to_path_buf(), message };

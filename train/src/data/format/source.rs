@@ -14,14 +14,24 @@ pub(crate) struct SourceFile {
     pub(crate) len: u64,
 }
 
+/// Refuses what cannot be read by position; opening a pipe would wait for its writer without end.
+pub(crate) fn check_regular(path: &Path) -> std::io::Result<()> {
+    let kind = std::fs::metadata(path)?.file_type();
+    match (kind.is_file(), kind.is_dir()) {
+        (true, _) => Ok(()),
+        (_, true) => Err(std::io::Error::other("it is a directory")),
+        _ => {
+            Err(std::io::Error::other("it is a pipe or a device, which has no rows to go back to; write it to a file"))
+        }
+    }
+}
+
 impl SourceFile {
     pub(crate) fn open(path: &Path) -> Result<SourceFile> {
         let io = |source| DataError::Io { file: path.to_path_buf(), action: "open it", source };
+        check_regular(path).map_err(io)?;
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
-        if meta.is_dir() {
-            return Err(io(std::io::Error::other("it is a directory")));
-        }
         Ok(SourceFile { file, path: path.to_path_buf(), len: meta.len() })
     }
 
