@@ -88,7 +88,7 @@ fn one_spelling(arguments: Vec<OsString>, bare: &HashSet<&str>) -> Vec<OsString>
         let spelled = match (value, name.strip_prefix("no-")) {
             (None, Some(positive)) if is_switch(positive) => format!("--{positive}=false"),
             (None, _) if is_switch(&name) => {
-                let next = arguments.next_if(|next| next.to_str().is_some_and(is_truth));
+                let next = arguments.next_if(|next| next.to_str().is_some_and(|w| is_truth(w) || is_value(w)));
                 let value = next.and_then(|next| next.into_string().ok()).unwrap_or_else(|| "true".into());
                 format!("--{name}={value}")
             }
@@ -111,6 +111,12 @@ fn is_negative(word: &str) -> bool {
 fn is_truth(word: &str) -> bool {
     let words = ["true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"];
     words.contains(&word.to_ascii_lowercase().as_str())
+}
+
+/// Whether a word behind a switch is meant as its value, though it is none: no file of settings looks like it.
+fn is_value(word: &str) -> bool {
+    let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    plain && !std::path::Path::new(word).exists()
 }
 
 fn stop(error: &clap::Error, command: &Command, path: &str) -> Stop {
@@ -174,6 +180,8 @@ mod tests {
     fn switches_have_one_spelling() {
         assert_eq!(spelled(&["--packing", "run.yaml"]), ["--packing=true", "run.yaml"]);
         assert_eq!(spelled(&["--packing", "No"]), ["--packing=No"]);
+        assert_eq!(spelled(&["--packing", "maybe"]), ["--packing=maybe"]);
+        assert_eq!(spelled(&["--packing", "./maybe"]), ["--packing=true", "./maybe"]);
         assert_eq!(spelled(&["--no_packing"]), ["--packing=false"]);
         assert_eq!(spelled(&["--use_peft=yes"]), ["--use-peft=yes"]);
         assert_eq!(spelled(&["--shuffle-dataset"]), ["--shuffle-dataset=true"]);

@@ -140,6 +140,21 @@ fn damaged_gguf_files() {
         damaged[at..at + bytes.len()].copy_from_slice(bytes);
         damaged
     };
+    // The same file with a value of its metadata changed: the key, its type, the value.
+    let changed = |key: &str, value: u32| {
+        let name = [&(key.len() as u64).to_le_bytes()[..], key.as_bytes()].concat();
+        let at = whole.windows(name.len()).position(|w| w == name).expect(key) + name.len();
+        assert_eq!(whole[at..at + 4], 4_u32.to_le_bytes(), "{key} is a u32");
+        with(at + 4, &value.to_le_bytes())
+    };
+    refuses(&changed("llama.block_count", 1_000_000_000), "`llama.block_count` is 1000000000, but it must be from 1");
+    refuses(&changed("llama.vocab_size", 98), "\"llama.vocab_size\" differs from the rows of token_embd.weight");
+    let renamed = |key: &str| {
+        let at = whole.windows(key.len()).position(|w| w == key.as_bytes()).expect(key);
+        with(at + key.len() - 1, b"_")
+    };
+    refuses(&renamed("general.architecture"), "metadata key \"general.architecture\" is missing");
+    refuses(&renamed("tokenizer.ggml.tokens"), "the GGUF metadata has no usable `tokenizer.ggml.tokens`");
     refuses(&with(4, &9_u32.to_le_bytes()), "GGUF version 9 is not supported");
     refuses(&with(4, &3_u32.to_be_bytes()), "big-endian");
     // As many tensors, pairs, or bytes of the first key as 64 bits can count.
@@ -200,6 +215,13 @@ fn tokenizers_and_templates() {
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "template"),
         ("a\n{{ messages[0].content.nope() }}", "line 2"),
         ("{{ 'x' * 100000000000 }}", "template"),
+        ("{{ '{:>100000000000000}'.format(1) }}", "the width is too large"),
+        ("{{ '%999999999999999s' % 'a' }}", "the width is too large"),
+        ("{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "is too large"),
+        (
+            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}\n{{ n.x }}",
+            "line 2: a value is too large to be spelled out",
+        ),
     ] {
         let place = Place::new();
         fs::write(place.path("model/chat_template.jinja"), template).unwrap();
@@ -340,6 +362,157 @@ fn output_directories() {
     let resume = ["--output-dir", full.to_str().unwrap(), "--resume-from-checkpoint", checkpoint.to_str().unwrap()];
     place.refuses_with(&resume, "checkpoint-3");
     assert_eq!(fs::read_dir(&full).unwrap().count(), 2);
+}
+
+/// A pipe is never waited for, and a directory is no file.
+#[test]
+#[cfg(unix)]
+fn files_that_are_none() {
+    let fifo = |path: &Path| {
+        let _ = fs::remove_file(path);
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let weights = |place: &Place| place.path("model/model.safetensors");
+    let place = Place::new();
+    fifo(&weights(&place));
+    place.refuses("model.safetensors: it is a pipe or a device, where a regular file is needed");
+    let place = Place::new();
+    fs::remove_file(weights(&place)).unwrap();
+    fs::create_dir(weights(&place)).unwrap();
+    place.refuses("model.safetensors: it is a directory, where a file is needed");
+    let place = Place::new();
+    fifo(&place.path("model/config.json"));
+    place.refuses("config.json: it is a pipe");
+    let place = Place::new();
+    fifo(&place.path("model/tokenizer.json"));
+    place.refuses("has no tokenizer.json");
+    let place = Place::new();
+    fifo(&place.path("data.jsonl"));
+    place.refuses("data.jsonl: cannot open it: it is a pipe or a device");
+    let parquet = place.path("data.parquet");
+    fifo(&parquet);
+    place.refuses_with(&["--dataset", parquet.to_str().unwrap()], "data.parquet");
+    let gguf = place.path("m.gguf");
+    fifo(&gguf);
+    place.refuses_with(&["--model", gguf.to_str().unwrap()], "m.gguf: it is a pipe or a device");
+}
+
+/// What config.json says beside the shape. Leniency where files on the hub need it is in the last lines.
+#[test]
+fn configs_that_contradict_the_rest() {
+    let refuses = |changes: Value, words: &str| {
+        Place::new().config(changes).refuses(words);
+    };
+    refuses(json!({"architectures": ["FooForCausalLM"]}), "architectures has \"FooForCausalLM\", which is no model of");
+    refuses(json!({"architectures": ["MistralForCausalLM"]}), "no model of the model_type \"llama\"");
+    refuses(
+        json!({"architectures": "LlamaForCausalLM"}),
+        "`architectures` is \"LlamaForCausalLM\", but it must be a list",
+    );
+    refuses(json!({"eos_token_id": 1_000_000}), "`eos_token_id` is 1000000, but it must be an id from 0 to");
+    refuses(json!({"eos_token_id": [1, "</s>"]}), "`eos_token_id` is \"</s>\", but it must be an id");
+    refuses(json!({"bos_token_id": -1}), "`bos_token_id` is -1");
+    refuses(json!({"pad_token_id": -2}), "`pad_token_id` is -2");
+    refuses(json!({"pad_token_id": 1_000_000}), "`pad_token_id` is 1000000");
+    refuses(json!({"torch_dtype": "float8"}), "`torch_dtype` is \"float8\", but it must be a dtype of torch");
+    let place = Place::new();
+    place.config(json!({
+        "architectures": null, "pad_token_id": -1, "bos_token_id": null, "eos_token_id": [0, 1], "dtype": "torch.float16",
+    }));
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let done = planish(&["data", "preview", "--model", &text("model"), "--dataset", &text("data.jsonl")]);
+    assert_eq!(done.code, 0, "{done:?}");
+}
+
+/// A tokenizer.json that makes a million of a letter, or adds thousands of tokens to a text, is refused unread.
+#[test]
+fn tokenizers_that_blow_up_or_contradict_themselves() {
+    let refuses = |change: &dyn Fn(&mut Value), words: &str| {
+        let place = Place::new();
+        let path = place.path("model/tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut json);
+        fs::write(&path, json.to_string()).unwrap();
+        assert!(place.refuses(words).contains("model/tokenizer.json"));
+    };
+    let tenfold = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});
+    let sequence = json!({"type": "Sequence", "normalizers": vec![tenfold; 12]});
+    refuses(&|json| json["normalizer"] = sequence.clone(), "its `normalizer` makes up to 1000000000000 bytes of one");
+    let template = |name: &str, ids: usize| {
+        json!({
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": vec![0; ids], "tokens": vec!["<s>"; ids]}},
+        })
+    };
+    refuses(&|json| json["post_processor"] = template("<s>", 100_000), "adds 100002 tokens to a text");
+    refuses(
+        &|json| json["post_processor"] = template("<t>", 1),
+        "adds \"<t>\", which its `special_tokens` do not have",
+    );
+}
+
+/// Weights that are no numbers are named, where a diverging run is told to go slower.
+#[test]
+fn weights_that_are_no_numbers() {
+    let place = reweighted(Place::new(), |all| {
+        let (_, tensor) = all.iter_mut().find(|(name, _)| name == "model.layers.1.mlp.up_proj.weight").unwrap();
+        let mut values = tensor.to_dtype(planish_tensor::DType::F32).unwrap().to_vec::<f32>().unwrap();
+        values[7] = f32::NAN;
+        *tensor = planish_tensor::Tensor::from_vec(values, tensor.dims().to_vec()).unwrap();
+    });
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (model, data, run) = (text("model"), text("data.jsonl"), text("run"));
+    let own = ["sft", "--model", &model, "--dataset", &data, "--output-dir", &run, "--max-steps", "1"];
+    for more in [&[][..], &["--use-peft"]] {
+        let _ = fs::remove_dir_all(&run);
+        let done = planish(&[&own[..], more].concat());
+        assert_eq!(done.code, 2, "{done:?}");
+        let said = "the weight `model.layers.1.mlp.up_proj.weight` holds NaN (element 7)";
+        assert!(done.stderr.contains(said), "{done:?}");
+    }
+}
+
+/// Who is meant by a sentence: the file, the directory, the nearest name.
+#[test]
+fn sentences_say_who_is_meant() {
+    let place = Place::new();
+    let text = |name: &str| place.path(name).to_string_lossy().into_owned();
+    place.refuses_with(&["--prompt-column", "promt"], "the column \"promt\" is missing; did you mean `prompt`?");
+    place.refuses_with(&["--packing", "maybe"], "--packing: `packing` must be true or false, found `maybe`");
+    place.refuses_with(&["--validation-split", "0.5"], "1 row(s) cannot be split in two");
+    place.refuses_with(&["--max-length", "1"], "`max_length` must be a whole number of at least 2, found `1`");
+    place.refuses_with(&["--max-length", "0"], "`max_length` must be a whole number of at least 2, found `0`");
+    place.refuses_with(&["--optim", "adamw_tourch"], "found `adamw_tourch`; did you mean `adamw_torch`?");
+    place.refuses_with(&["--lr-scheduler-type", "cosin"], "found `cosin`; did you mean `cosine`?");
+    place.refuses_with(&["--lr", "1"], "there is no flag `--lr`; did you mean `--learning-rate`?");
+    let foo = place.refuses_with(&["--foo"], "there is no flag `--foo`");
+    assert!(!foo.contains("did you mean"), "{foo}");
+    place.refuses_with(&["--model", "bultin"], "bultin: there is no such file or directory; did you mean `builtin`?");
+    place.refuses_with(&["--model", "smollm"], "an id on the hub such as");
+    // A tokenizer of another model, an adapter of another.
+    let other = Place::new();
+    other.config(json!({"vocab_size": 100, "eos_token_id": null, "bos_token_id": null, "pad_token_id": null}));
+    assert!(
+        other.refuses("but the model's embedding only 100 rows").contains(&other.path("model").display().to_string())
+    );
+    let qwen = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters/qwen2_plain");
+    let error = place.refuses_with(&["--adapter", qwen.to_str().unwrap()], "made for another one");
+    assert!(error.contains("adapters/qwen2_plain"), "{error}");
+    // An entry given twice is no overlap.
+    let one = entry("F32", &[1], [0, 4]).to_string();
+    let header = format!("{{\"a\": {one}, \"a\": {one}}}");
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    let twice = Place::new();
+    fs::write(twice.path("model/model.safetensors"), file).unwrap();
+    twice.refuses("tensor \"a\" is declared twice");
+    // A run of an adapter is not gone on with as one of all weights.
+    let (model, data, run) = (text("model"), text("data.jsonl"), text("run"));
+    let own = ["sft", "--model", &model, "--dataset", &data, "--output-dir", &run, "--save-steps", "1"];
+    let done = planish(&[&own[..], &["--max-steps", "1", "--use-peft"]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    let resumed = [&own[..], &["--max-steps", "2", "--resume-from-checkpoint", "latest"]].concat();
+    refused(&resumed, "`use_peft`");
 }
 
 /// A model of experts made of the builtin one's files: its weights are never reached.

@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::load::nearest;
+use super::raw::{Node, Raw};
+
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -29,6 +32,18 @@ impl fmt::Display for Origin {
             Origin::Flag(flag) => write!(f, "{flag}: "),
             Origin::Program => Ok(()),
         }
+    }
+}
+
+impl ConfigError {
+    /// Adds which of the names that are accepted is most like the one that was written.
+    pub(super) fn with_nearest<'a>(mut self, raw: &Raw, names: impl IntoIterator<Item = &'a str>) -> ConfigError {
+        if let (ConfigError::Value { found, .. }, Node::Text(text)) = (&mut self, &raw.node)
+            && let Some(name) = nearest(text, names)
+        {
+            found.push_str(&format!("; did you mean `{name}`?"));
+        }
+        self
     }
 }
 

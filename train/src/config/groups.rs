@@ -257,7 +257,7 @@ settings! {
         /// Column of the messages [found by name].
         messages_column: Option<String> = None, TEXT;
         /// Longest sequence in tokens, and the length of packed rows.
-        max_length: Option<usize> = Some(1024), COUNT;
+        max_length: Option<usize> = Some(1024), LENGTH;
         /// What to do with longer examples.
         truncation_mode: TruncationMode = TruncationMode::KeepStart, TruncationMode::RULE;
         /// Pack several examples into a row; they never see each other.
@@ -501,6 +501,32 @@ pub(super) const ALIASES: &[(&str, &str)] = &[
     ("revision", "model_revision"),
     ("num_threads", "threads"),
     ("bnb_4bit_use_double_quant", "use_bnb_nested_quant"),
+];
+
+/// What other programs and people call settings, to be told the name here: these names are not accepted, as TRL does not.
+pub(super) const MEANT: &[(&str, &str)] = &[
+    ("lr", "learning_rate"),
+    ("batch_size", "per_device_train_batch_size"),
+    ("train_batch_size", "per_device_train_batch_size"),
+    ("micro_batch_size", "per_device_train_batch_size"),
+    ("eval_batch_size", "per_device_eval_batch_size"),
+    ("epochs", "num_train_epochs"),
+    ("num_epochs", "num_train_epochs"),
+    ("steps", "max_steps"),
+    ("max_seq_length", "max_length"),
+    ("max_seq_len", "max_length"),
+    ("cutoff_len", "max_length"),
+    ("output", "output_dir"),
+    ("grad_accum", "gradient_accumulation_steps"),
+    ("accumulation_steps", "gradient_accumulation_steps"),
+    ("warmup", "warmup_steps"),
+    ("scheduler", "lr_scheduler_type"),
+    ("optimizer", "optim"),
+    ("target_modules", "lora_target_modules"),
+    ("rank", "lora_r"),
+    ("lora_rank", "lora_r"),
+    ("resume", "resume_from_checkpoint"),
+    ("data", "dataset"),
 ];
 
 /// Settings of TRL and transformers that have no meaning here, and what to do instead.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::error::{ConfigError, Origin};
-use super::groups::{ALIASES, NOT_OURS};
+use super::groups::{ALIASES, MEANT, NOT_OURS};
 use super::raw::{Node, Raw, parse_yaml};
 use super::recipes::Recipe;
 use super::table::Settings;
@@ -114,12 +114,24 @@ pub fn not_ours(written: &str) -> Option<&'static str> {
     NOT_OURS.iter().find(|(name, _)| *name == key).map(|(_, instead)| *instead)
 }
 
-/// The candidate most like `name`, unless none is like it at all.
+/// The candidate most like `name`, or meant by it, unless none is like it at all.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    // What all flags begin with is no likeness, and `-` and `_` are one.
+    let bare = |text: &str| text.trim_start_matches('-').replace('-', "_").to_ascii_lowercase();
+    let name = bare(name);
+    let meant = MEANT.iter().find(|(other, _)| *other == name).map(|(_, own)| *own);
     let likeness = |candidate: &str| {
-        // Jaro-Winkler likes a common start; two swapped letters of a short word it does not see.
-        let one_slip = name.len() > 2 && strsim::damerau_levenshtein(name, candidate) == 1;
-        strsim::jaro_winkler(name, candidate).max(if one_slip { 0.9 } else { 0.0 })
+        let candidate = bare(candidate);
+        if meant == Some(candidate.as_str()) {
+            return 1.0;
+        }
+        let (own, other) = (name.chars().count(), candidate.chars().count());
+        let slips = strsim::damerau_levenshtein(&name, &candidate);
+        // One slip in each three letters, at most three in all; a part of a longer name is like it too, unless it is
+        // so short that it is part of many.
+        let slipped = slips <= (own.min(other) / 3).min(3) || (slips == 1 && own > 2);
+        let part = own > 4 && (candidate.starts_with(&name) || name.starts_with(&candidate) && other > 4);
+        if slipped || part { strsim::jaro_winkler(&name, &candidate) } else { 0.0 }
     };
     candidates
         .into_iter()

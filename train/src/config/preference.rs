@@ -99,7 +99,7 @@ settings! {
         /// Column of the prompt [found by name].
         prompt_column: Option<String> = None, TEXT;
         /// Longest prompt with its completion, in tokens.
-        max_length: Option<usize> = Some(1024), COUNT;
+        max_length: Option<usize> = Some(1024), LENGTH;
         /// What to do with longer ones.
         truncation_mode: TruncationMode = TruncationMode::KeepStart, TruncationMode::RULE;
         /// Leave out, and count, rows that teach nothing (an empty completion, equal sides, a prompt that fills max_length) instead of stopping.

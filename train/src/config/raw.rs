@@ -85,12 +85,22 @@ pub(super) fn parse_node(text: &str, path: &Arc<PathBuf>) -> Result<Raw, ConfigE
     let tree: Spanned<Tree> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let message = error.without_snippet().to_string();
-        ConfigError::Yaml {
-            at: Origin::File { path: Arc::clone(path), line },
-            problem: message.lines().next().unwrap_or("not YAML").trim().to_owned(),
-        }
+        let problem = in_our_words(message.lines().next().unwrap_or("not YAML").trim());
+        ConfigError::Yaml { at: Origin::File { path: Arc::clone(path), line }, problem }
     })?;
     Ok(tree_to_raw(tree, text, path))
+}
+
+/// The parser's words where they speak of its own settings. The line is said before them.
+fn in_our_words(message: &str) -> String {
+    if let Some(rest) = message.strip_prefix("duplicate mapping key: ") {
+        let key = rest.split(", set ").next().unwrap_or(rest);
+        return format!("`{key}` is set twice; keep one of the two");
+    }
+    if message.starts_with("budget breached") {
+        return "the file is too large, or its aliases (`*name`) repeat too much; write the settings out".to_owned();
+    }
+    message.to_owned()
 }
 
 /// What serde sees. Numbers and booleans are re-read from the source text by their span.
@@ -237,6 +247,19 @@ mod tests {
             assert!(error.starts_with("t.yaml:"), "{error}");
             assert!(at >= line && at <= line + 1, "{yaml:?}: {error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_parsers_own_settings_are_not_spoken_of() {
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for i in 1..8 {
+            let of = format!("*a{}", i - 1);
+            bomb.push_str(&format!("a{i}: &a{i} [{}]\n", [of.as_str(); 10].join(", ")));
+        }
+        for yaml in ["a: 1\na: 2\n", &bomb] {
+            let error = parse_yaml(yaml, Path::new("t.yaml")).unwrap_err().to_string();
+            assert!(error.contains("keep one of the two") || error.contains("its aliases"), "{error}");
         }
     }
 

@@ -235,6 +235,9 @@ pub(super) mod rules {
     pub(in super::super) const AT_LEAST_ONE: Rule<u64> =
         Rule { accepts: "a whole number of at least 1", test: |v| *v >= 1 };
     pub(in super::super) const COUNT: Rule<usize> = Rule { accepts: "a whole number of at least 1", test: |v| *v >= 1 };
+    /// One token predicts nothing.
+    pub(in super::super) const LENGTH: Rule<usize> =
+        Rule { accepts: "a whole number of at least 2", test: |v| *v >= 2 };
     pub(in super::super) const ANY_COUNT: Rule<usize> =
         Rule { accepts: "a whole number of at least 0", test: |_| true };
     pub(in super::super) const ANY_WHOLE: Rule<i64> = Rule { accepts: "a whole number", test: |_| true };

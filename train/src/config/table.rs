@@ -192,12 +192,13 @@ macro_rules! choices {
                 raw: &$crate::config::raw::Raw,
                 rule: &$crate::config::setting::Rule<$name>,
             ) -> Result<Self, $crate::config::error::ConfigError> {
-                $crate::config::setting::parse_scalar(key, raw, rule, |text| {
+                let parsed = $crate::config::setting::parse_scalar(key, raw, rule, |text| {
                     match text.to_ascii_lowercase().as_str() {
                         $( $first $(| $other)* => Some($name::$variant), )+
                         _ => None,
                     }
-                })
+                });
+                parsed.map_err(|e| e.with_nearest(raw, [$($first),+]))
             }
             fn allowed(&self, rule: &$crate::config::setting::Rule<$name>) -> bool {
                 (rule.test)(self)

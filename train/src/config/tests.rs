@@ -173,7 +173,14 @@ fn mistakes_in_a_file_name_its_line() {
         ),
         ("learning_rate: [1, 2]\n", "train.yaml:1: `learning_rate` must be a number of at least 0, found a list"),
         ("seed:\n", "train.yaml:1: `seed` must be a whole number of at least 0, found nothing"),
-        ("seed: 1\nseed: 2\n", "train.yaml:2:"),
+        ("seed: 1\nseed: 2\n", "train.yaml:2: `seed` is set twice; keep one of the two"),
+        ("lr: 1\n", "train.yaml:1: there is no setting `lr`; did you mean `learning_rate`?"),
+        (
+            "batch-size: 1\n",
+            "train.yaml:1: there is no setting `batch-size`; did you mean `per_device_train_batch_size`?",
+        ),
+        ("epochs: 1\n", "train.yaml:1: there is no setting `epochs`; did you mean `num_train_epochs`?"),
+        ("optim: adamw_tourch\n", "train.yaml:1: `optim` must be one of"),
         ("max_steps: 1\nmax-steps: 2\n", "train.yaml:2: `max_steps` is set twice"),
         (
             "lr_scheduler_type: cosin\n",
@@ -279,5 +286,24 @@ fn texts_that_look_like_something_else_survive_config_yaml() {
         config.model.model_revision = text.to_owned();
         let back: SftConfig = yaml(&to_yaml(&config)).unwrap();
         assert_eq!(back.model.model_revision, text);
+    }
+}
+
+#[test]
+fn only_what_is_like_a_name_is_taken_for_it() {
+    let near = |name: &str| nearest(name, SftConfig::default().keys().iter().map(|key| key.name));
+    for (name, meant) in [
+        ("learnin_rate", "learning_rate"),
+        ("--learning-rat", "learning_rate"),
+        ("lora_rank", "lora_r"),
+        ("gradient_accumulation", "gradient_accumulation_steps"),
+        ("num_train_epoch", "num_train_epochs"),
+        ("warmup_step", "warmup_steps"),
+        ("output", "output_dir"),
+    ] {
+        assert_eq!(near(name).as_deref(), Some(meant), "{name}");
+    }
+    for name in ["foo", "--foo", "x", "zzz", "teh", "frobnicate"] {
+        assert_eq!(near(name), None, "{name}");
     }
 }
