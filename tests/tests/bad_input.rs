@@ -510,13 +510,13 @@ fn files_that_are_none() {
     place.refuses("has no tokenizer.json");
     let place = Place::new();
     fifo(&place.path("data.jsonl"));
-    place.refuses("data.jsonl: it is a pipe or a device");
+    place.refuses("data.jsonl: cannot open it: it is a pipe or a device");
     let parquet = place.path("data.parquet");
     fifo(&parquet);
     place.refuses_with(&["--dataset", parquet.to_str().unwrap()], "data.parquet");
     let gguf = place.path("m.gguf");
     fifo(&gguf);
-    place.refuses_with(&["--model", gguf.to_str().unwrap()], "m.gguf: it is a pipe");
+    place.refuses_with(&["--model", gguf.to_str().unwrap()], "m.gguf: it is a pipe or a device");
 }
 
 /// What config.json says beside the shape. Leniency where files on the hub need it is in the last lines.

@@ -371,7 +371,7 @@ fn contradictory_models_are_refused() {
     };
     refused(Builder::arch("llama"), "\"llama.embedding_length\" is missing");
     refused(Builder::arch("bert"), "architecture \"bert\" is not supported (supported: llama, qwen2");
-    refused(Builder::default(), "architecture \"\" is not supported");
+    refused(Builder::default(), "metadata key \"general.architecture\" is missing");
     let llama = || Builder::arch("llama").u32("llama.embedding_length", 8);
     refused(llama().u32("llama.attention.head_count", 0), "\"llama.attention.head_count\" is 0");
     refused(llama().u32("llama.attention.head_count", 3), "does not divide");

@@ -131,7 +131,9 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         // so short that it is part of many.
         let slipped = slips <= (own.min(other) / 3).min(3) || (slips == 1 && own > 2);
         let part = own > 4 && (candidate.starts_with(&name) || name.starts_with(&candidate) && other > 4);
-        if slipped || part { strsim::jaro_winkler(&name, &candidate) } else { 0.0 }
+        let likeness = if slipped || part { strsim::jaro_winkler(&name, &candidate) } else { 0.0 };
+        // Two swapped letters of a short word Jaro-Winkler does not see.
+        if slipped && slips == 1 { likeness.max(0.9) } else { likeness }
     };
     candidates
         .into_iter()

@@ -303,7 +303,7 @@ fn only_what_is_like_a_name_is_taken_for_it() {
     ] {
         assert_eq!(near(name).as_deref(), Some(meant), "{name}");
     }
-    for name in ["foo", "--foo", "x", "zzz", "teh", "model_parallel", "frobnicate"] {
+    for name in ["foo", "--foo", "x", "zzz", "teh", "frobnicate"] {
         assert_eq!(near(name), None, "{name}");
     }
 }
