@@ -641,7 +641,7 @@ fn sentences_say_who_is_meant() {
 fn experts(model_type: &str) -> Place {
     let place = Place::new();
     place.config(json!({
-        "model_type": model_type, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "model_type": model_type, "architectures": null, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
         "num_local_experts": null, "shared_expert_intermediate_size": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
     }));
     place

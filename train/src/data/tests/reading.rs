@@ -81,7 +81,7 @@ fn damage_is_named_by_file_and_line() {
         (
             "f.jsonl",
             b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n",
-            "f.jsonl:2: the column \"text\" is missing; found: `txt`",
+            "f.jsonl:2: the column \"text\" is missing; did you mean `txt`?; found: `txt`",
         ),
         ("g.jsonl", b"{\"text\": \"a\"}\n{\"text\": 5}\n", "g.jsonl:2: `text` must be a string, found 5"),
         (
