@@ -46,6 +46,6 @@ pub fn flags(method: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'st
     let common =
         [("use_peft", "true"), ("lora_r", "2"), ("lora_dropout", "0.1"), ("lora_target_modules", "all-linear")];
     // Virtual tokens are of no module.
-    let fits = |key: &str| !own(key) && !(key == "lora_target_modules" && own("num_virtual_tokens"));
-    common.into_iter().filter(|(key, _)| fits(key)).chain(method.iter().copied()).collect()
+    let without = |key: &str| own(key) || key == "lora_target_modules" && own("num_virtual_tokens");
+    common.into_iter().filter(|(key, _)| !without(key)).chain(method.iter().copied()).collect()
 }

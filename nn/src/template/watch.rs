@@ -16,8 +16,11 @@ const EVERY: Duration = Duration::from_millis(500);
 type Told = Box<dyn Fn(&TemplateError) + Send + Sync>;
 
 static TOLD: OnceLock<Told> = OnceLock::new();
-/// Renders under way by a number of their own: when each must have ended, and what is said of it if it has not.
-static UNDER_WAY: Mutex<(u64, BTreeMap<u64, (Instant, TemplateError)>)> = Mutex::new((0, BTreeMap::new()));
+/// Renders by a number of their own: when each must have ended, and what is said of it if it has not.
+type Renders = BTreeMap<u64, (Instant, TemplateError)>;
+
+/// The next number, and the renders under way.
+static UNDER_WAY: Mutex<(u64, Renders)> = Mutex::new((0, BTreeMap::new()));
 
 /// Has `told` called, once and from a thread of its own, with the error of the first rendering that can neither end nor
 /// be stopped. That rendering goes on and takes memory: a program prints the error and exits. Only the first call counts.
