@@ -195,28 +195,6 @@ fn adapters_and_merged_models_load_in_the_peers() {
     }
 }
 
-/// What LoftQ writes on a base that is quantised as it is loaded is plain LoRA beside the base quantised alike.
-#[test]
-#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
-fn loftq_loads_in_the_peers_beside_a_quantised_base() {
-    let place = tempfile::tempdir().unwrap();
-    let dir = place.path();
-    let (base, data) = prepare(dir);
-    let (small, out) = (dir.join("nf4"), dir.join("loftq"));
-    run(&["quantize", "--model", text(&base), "--output-dir", text(&small), "--quant-type", "nf4"]);
-    let fixed = ["sft", "--model", text(&base), "--dataset", text(&data), "--output-dir", text(&out), "--use-peft"];
-    let more = ["--load-in-4bit", "--init-lora-weights", "loftq", "--lora-target-modules", "all-linear"];
-    run(&[&fixed[..], &more, &["--lora-r", "4", "--max-steps", "4", "--learning-rate", "1e-3"]].concat());
-    let adapter = out.join("final");
-    let config = planish_nn::pretrained::read_json(&adapter.join("adapter_config.json")).unwrap();
-    assert_eq!(config["init_lora_weights"], true);
-    let mut model = open(&small);
-    load_adapter(&mut model, &adapter).unwrap();
-    let expected = dir.join("expected.safetensors");
-    expect(&model, &expected);
-    check("check_adapter.py", &[&small, &adapter, &expected]);
-}
-
 #[test]
 #[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
 fn fine_tuned_models_load_in_the_peers() {

@@ -13,33 +13,17 @@ pub(crate) fn command<C: Recipe>(about: &'static str) -> Command {
     settings::with_flags::<C>(Command::new(C::NAME).about(about)).arg(json_flag()).next_line_help(true)
 }
 
-/// Settings of adapters whose names do not begin with `lora_`.
-const OF_ADAPTERS: &[&str] = &[
-    "peft_type",
-    "exclude_modules",
-    "layers_to_transform",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "init_lora_weights",
-    "feedforward_modules",
-    "vera_r",
-    "oft_r",
-    "oft_block_size",
-    "boft_block_size",
-    "boft_block_num",
-    "num_virtual_tokens",
-    "prefix_projection",
-    "encoder_hidden_size",
-];
-
 /// Says so if settings are of an adapter and there is none.
-pub(crate) fn note_without_adapter<C>(loaded: &Loaded<C>, model: &ModelSettings, lora: &LoraSettings) {
+pub(crate) fn note_without_adapter<C: Recipe>(loaded: &Loaded<C>, model: &ModelSettings, lora: &LoraSettings) {
     if lora.use_peft || model.adapter.is_some() {
         return;
     }
-    let of_adapters = |key: &&String| key.starts_with("lora_") || OF_ADAPTERS.contains(&key.as_str());
+    // Their group has what is trained without one, too.
+    let without = |key: &str| key == "use_peft" || key == "finetuning_type" || key.starts_with("freeze_");
+    let keys = loaded.config.keys();
+    let of_adapters = |chosen: &&String| {
+        keys.iter().any(|key| key.group == "Adapters" && key.name == chosen.as_str() && !without(key.name))
+    };
     if let Some(key) = loaded.chosen.iter().filter(of_adapters).min() {
         output::note(format_args!("note: `{key}` has no effect without --use-peft: it is for adapters"));
     }

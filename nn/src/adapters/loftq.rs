@@ -16,8 +16,8 @@ use crate::pretrained::Pretrained;
 /// Deviation from PEFT, whose B A is nearest to W - Q whatever the scale s is.
 ///
 /// # Errors
-/// [`AdapterError::Unsupported`] if the files hold quantised weights themselves; [`AdapterError::Conflict`] if no weight
-/// under the adapter is quantised, or for DoRA, whose magnitudes would be those of other weights.
+/// [`AdapterError::Conflict`] if the files hold quantised weights themselves, if no weight under the adapter is quantised,
+/// and for DoRA, whose magnitudes would be those of other weights.
 ///
 /// # Source
 /// Li et al., "LoftQ", arXiv:2310.08659, algorithm 1 with T = 1.
