@@ -61,4 +61,21 @@ impl Saved {
             }
         }
     }
+
+    /// The value, given up: with the last holder its memory is the caller's alone, to be written over.
+    ///
+    /// # Errors
+    /// As [`Saved::get`].
+    pub fn take(self) -> Result<Tensor> {
+        match self.0 {
+            Kind::Kept(value) => Ok(value),
+            Kind::Remade(recipe) => match Rc::try_unwrap(recipe) {
+                Ok(Recipe { make, made }) => match made.into_inner() {
+                    Some(value) => Ok(value),
+                    None => make(),
+                },
+                Err(recipe) => Saved::remade(recipe).get(),
+            },
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! cargo run --release -p planish-benches --features peers --example gemm_shapes -- --library planish --threads 2
 //! ```
 //!
-//! y = x Wᵀ with x: (m, k) and W: (n, k). `best` and `median` are GFLOP/s over the repetitions. The first
+//! y = x Wᵀ with x: (m, k) and W: (n, k), which `--weights bfloat16` stores as bf16. `best` and `median` are GFLOP/s over the repetitions. The first
 //! line of planish's is `peak`: what multiply-adds in registers reach on as many threads.
 
 // A program that prints its results.
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use planish_benches::{GEMM_SHAPES, normal};
 use planish_tensor::gemm::{Mat, Store, gemm};
+use planish_tensor::{DType, bf16};
 use planish_train::ceilings;
 
 /// What computes the product; the crate `gemm` only with the feature `peers`.
@@ -26,7 +27,7 @@ enum Library {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let (mut library, mut threads, mut seconds) = (Library::Planish, 2_usize, 1.0_f64);
+    let (mut library, mut threads, mut seconds, mut weights) = (Library::Planish, 2_usize, 1.0_f64, DType::F32);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
@@ -38,8 +39,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             ("--library", "gemm") => return Err("build this with --features peers for the crate gemm".into()),
             ("--threads", n) => threads = n.parse()?,
             ("--seconds", x) => seconds = x.parse()?,
-            _ => return Err(format!("{flag} {value}: use --library planish|gemm, --threads N, --seconds X").into()),
+            ("--weights", "float32") => weights = DType::F32,
+            ("--weights", "bfloat16") => weights = DType::BF16,
+            _ => {
+                let usage = "--library planish|gemm, --weights float32|bfloat16, --threads N, --seconds X";
+                return Err(format!("{flag} {value}: use {usage}").into());
+            }
         }
+    }
+    if library != Library::Planish && weights != DType::F32 {
+        return Err("the crate gemm has no product of f32 and bf16".into());
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let name = if library == Library::Planish { "planish" } else { "gemm" };
@@ -49,9 +58,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     for (m, k, n) in GEMM_SHAPES {
         let (x, w) = (normal(1, &[m, k])?, normal(2, &[n, k])?);
-        let (x, w) = (x.as_slice::<f32>()?, w.as_slice::<f32>()?);
+        let narrow = w.to_dtype(DType::BF16)?;
+        let (x, w, narrow) = (x.as_slice::<f32>()?, w.as_slice::<f32>()?, narrow.as_slice::<bf16>()?);
         let mut y = vec![0.0_f32; m * n];
         let mut product = || match library {
+            Library::Planish if weights == DType::BF16 => {
+                gemm(Mat::new(x, m, k), Mat::new(narrow, n, k).t(), &mut y, Store::Set);
+            }
             Library::Planish => gemm(Mat::new(x, m, k), Mat::new(w, n, k).t(), &mut y, Store::Set),
             #[cfg(feature = "peers")]
             Library::Gemm => peer(x, w, &mut y, (m, k, n), threads),

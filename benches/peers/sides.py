@@ -98,16 +98,39 @@ def steady(steps: list[dict]) -> list[dict]:
     return steps[1:] or steps
 
 
+def planish_command(args, recipe: str, data: Path, out: Path) -> list:
+    """`planish sft`, or another recipe, on the rows in their order."""
+    command = [args.planish, recipe, "--model", args.model, "--dataset", data, "--output-dir", out]
+    command += ["--no-shuffle", "--max-steps", args.steps, "--per-device-train-batch-size", args.batch]
+    command += ["--max-length", args.max_length, "--learning-rate", args.learning_rate, "--dtype", "float32"]
+    command += ["--threads", args.threads, "--save-strategy", "no"]
+    return command + ["--gradient-checkpointing" if args.checkpointing else "--no-gradient-checkpointing"]
+
+
+def planish_start(args, data: Path, extra: list) -> dict:
+    """Seconds from the command until the first step begins, which planish says; the run is ended there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [str(word) for word in planish_command(args, "sft", data, Path(scratch) / "run") + extra]
+        busy, began = busy_seconds(), time.perf_counter()
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("training "):
+                seconds = time.perf_counter() - began
+                process.kill()
+                _, _, usage = os.wait4(process.pid, 0)
+                if busy is not None:
+                    OTHERS.append(max(0.0, busy_seconds() - busy - usage.ru_utime - usage.ru_stime) / seconds)
+                return {"start_seconds": seconds}
+        raise Failed(f"exit code {process.wait()} of {' '.join(words)}\n{''.join(said)[-3000:]}")
+
+
 def planish_sft(args, data: Path, extra: list, recipe: str = "sft") -> dict:
     """One run of `planish sft`, or of another recipe: medians over its steps, and those of its first."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        command = [args.planish, recipe, "--model", args.model, "--dataset", data, "--output-dir", out]
-        command += ["--no-shuffle", "--max-steps", args.steps, "--per-device-train-batch-size", args.batch]
-        command += ["--max-length", args.max_length, "--learning-rate", args.learning_rate, "--dtype", "float32"]
-        command += ["--threads", args.threads, "--save-strategy", "no"]
-        command += ["--gradient-checkpointing" if args.checkpointing else "--no-gradient-checkpointing"]
-        done = run(command + extra, watch=out / "metrics.jsonl")
+        done = run(planish_command(args, recipe, data, out) + extra, watch=out / "metrics.jsonl")
         steps = [m for m in json_lines((out / "metrics.jsonl").read_text()) if "loss" in m]
     totals = [0] + [m["num_tokens"] for m in steps]
     tokens = [b - a for a, b in zip(totals, totals[1:])]

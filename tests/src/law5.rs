@@ -1,8 +1,10 @@
 //! The places that compute a token's log-probability, for tests that all of them give the same bits (law 5).
 
-use planish_autograd::Var;
+use planish_autograd::{Param, Tape, Var};
 use planish_nn::Ctx;
+use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora};
 use planish_nn::decoder::{Model, Packed, SequenceCache};
+use planish_nn::generate::{Generator, SamplingParams};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Device, Tensor};
 use planish_train::score::{ScoreError, ScoreRow, Scorer};
@@ -94,4 +96,99 @@ pub fn scored_completion(model: &Model, ctx: &Ctx, prompt: &[u32], completion: &
 /// Of numbers.
 pub fn of(x: &[f64]) -> Vec<u64> {
     x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// An adapter whose B is not zero, on every linear module.
+///
+/// # Panics
+/// If it cannot be attached.
+pub fn with_lora(mut model: Model, seed: u64) -> Model {
+    let config = LoraConfig { r: 4, target_modules: Targets::AllLinear, ..LoraConfig::default() };
+    attach_lora(&mut model, &config, seed).expect("the linear modules are there");
+    stir(&model, seed, |name| name.ends_with("lora_B.weight"));
+    model
+}
+
+/// Adds random numbers to the adapter's parameters of these names.
+///
+/// # Panics
+/// If they cannot be changed.
+pub fn stir(model: &Model, seed: u64, which: impl Fn(&str) -> bool) {
+    for (i, p) in adapter_params(model, 0).into_iter().enumerate().filter(|(_, p)| which(p.name())) {
+        let (dims, s) = (p.value().dims().to_vec(), Stream::new(seed, Purpose::Data, i as u64));
+        let values: Vec<f64> = (0..p.value().numel()).map(|k| 0.05 * s.normal(k as u64)).collect();
+        let values = Tensor::from_vec(values, dims)
+            .expect("the parameter's shape")
+            .to_dtype(p.value().dtype())
+            .expect("the parameter's dtype");
+        p.update(|t| planish_tensor::ops::elementwise::add(t, &values).map(|new| *t = new)).expect("they add up");
+    }
+}
+
+/// Runs `f` on so many threads.
+///
+/// # Panics
+/// If they cannot be started.
+pub fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(f)
+}
+
+/// A context that records nothing. (One is bound to its thread, so each thread makes its own.)
+pub fn context(adapters: bool) -> Ctx {
+    if adapters { Ctx::inference() } else { Ctx::inference().without_adapters() }
+}
+
+/// Everything that must agree, for one model and set of sequences, with its adapter or without. Of a model whose weights
+/// are trained, the training pass must be one that records.
+///
+/// # Panics
+/// If a bit differs.
+pub fn check(what: &str, model: &Model, adapters: bool, sequences: &[Vec<u32>], salt: usize) {
+    let ctx = &context(adapters);
+    let want: Bits = sequences.iter().flat_map(|s| packed(model, ctx, std::slice::from_ref(s), false)).collect();
+    let threads = 1 + salt % 4;
+    on_threads(threads, || {
+        let ctx = &context(adapters);
+        let trains = model.base_params().iter().any(Param::is_trainable);
+        for (lean, recompute) in [(false, false), (true, false), (false, true)] {
+            let tape = Tape::new();
+            let training = Ctx::training(&tape, None).lean(lean);
+            let training = if adapters { training } else { training.without_adapters() };
+            assert_eq!(packed(model, &training, sequences, recompute), want, "{what}: training, {threads} threads");
+            assert!(!trains || !tape.is_empty(), "{what}: the pass records");
+        }
+        let reversed: Vec<Vec<u32>> = sequences.iter().rev().cloned().collect();
+        let mut got = packed(model, ctx, &reversed, false);
+        got.reverse();
+        assert_eq!(got, want, "{what}: packed in another order, {threads} threads");
+        let budget = 1 + salt % 97;
+        // A row of one token has nothing to score, and is refused.
+        let long: Vec<Vec<u32>> = sequences.iter().filter(|s| s.len() > 1).cloned().collect();
+        let want_long: Bits = want.iter().filter(|w| !w.is_empty()).cloned().collect();
+        assert_eq!(scored(model, ctx, &long, budget), want_long, "{what}: scored, {budget} tokens a batch");
+        for chunk in [1, 2 + salt % 30] {
+            assert_eq!(cached(model, ctx, sequences, chunk), want, "{what}: {chunk} a step, {threads} threads");
+        }
+    });
+    // What sampling reports is what scoring says afterwards.
+    let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len().div_ceil(2)]).collect();
+    let params = SamplingParams {
+        max_new_tokens: 5,
+        temperature: 0.8,
+        top_p: 0.95,
+        n: 2,
+        seed: salt as u64,
+        ..Default::default()
+    };
+    let all = on_threads(threads, || {
+        let generator =
+            Generator::new(model).ctx(&context(adapters)).max_batch(1 + salt % 5).tokens_per_pass(1 + salt % 23);
+        generator.generate(&prompts, &params, &mut |_| true).expect("a batch that fits")
+    });
+    for (prompt, samples) in prompts.iter().zip(all) {
+        for sample in samples {
+            let scored = scored_completion(model, ctx, prompt, &sample.ids);
+            assert_eq!(of(&sample.logprobs), scored, "{what}: sampled and scored");
+        }
+    }
 }

@@ -34,11 +34,12 @@ fn a_memory_budget_chooses_passes_and_recomputation() {
             let line = text.lines().find(|l| l.starts_with(&format!("{key}:"))).unwrap();
             line.split_once(": ").unwrap().1.to_owned()
         };
-        (of("tokens_per_pass").parse::<u64>().unwrap(), of("gradient_checkpointing") == "true")
+        let recomputed = (of("gradient_checkpointing") == "true").then(|| of("recompute_granularity"));
+        (of("tokens_per_pass").parse::<u64>().unwrap(), recomputed)
     };
     let plenty = flags("plenty", &[("memory_budget", "64"), ("max_steps", "1")]);
     sft::run(&plenty, &mut Silent).unwrap();
-    assert_eq!(chosen("plenty"), (1024, false), "the longest pass fits, and nothing is recomputed");
+    assert_eq!(chosen("plenty"), (1024, None), "the longest pass fits, and nothing is recomputed");
     let none = flags("none", &[("memory_budget", "0.001"), ("max_steps", "1")]);
     let refusal = sft::run(&none, &mut Silent).unwrap_err();
     let problem = refusal.to_string();
@@ -47,13 +48,33 @@ fn a_memory_budget_chooses_passes_and_recomputation() {
     // The smallest budget that is enough, from the one that the refusal names on: what the process has in use
     // changes a little from one try to the next.
     let Error::OverBudget { needed, .. } = refusal else { panic!("{refusal}") };
-    let found = (needed >> 20..(needed >> 20) + 64).find(|&mib| {
-        let mut some = flags("some", &[("max_steps", "1")]);
+    let runs = |name: &str, mib: u64| {
+        let mut some = flags(name, &[("max_steps", "1")]);
         some.optim.memory_budget = Some(mib as f64 / 1024.0);
         sft::run(&some, &mut Silent).is_ok()
-    });
-    assert!(found.is_some(), "a budget as large as the refusal asks for is enough");
-    assert!(chosen("some").1, "the smallest budget that is enough asks for recomputation");
+    };
+    let found = (needed >> 20..(needed >> 20) + 64).find(|&mib| runs("some", mib));
+    let smallest = found.expect("a budget as large as the refusal asks for is enough");
+    assert_eq!(
+        chosen("some").1.as_deref(),
+        Some("full"),
+        "the smallest budget that is enough asks for all recomputation"
+    );
+    // With more, less is made again, and before anything is, passes are made shorter.
+    let mut seen: Vec<(u64, Option<String>)> = vec![];
+    for mib in (smallest + 1..smallest + 200).step_by(2) {
+        let run = format!("more-{mib}");
+        if runs(&run, mib) && !seen.contains(&chosen(&run)) {
+            seen.push(chosen(&run));
+        }
+        if seen.last() == Some(&(1024, None)) {
+            break;
+        }
+    }
+    let saw =
+        |pass: &dyn Fn(u64) -> bool, what: Option<&str>| seen.iter().any(|(p, r)| pass(*p) && r.as_deref() == what);
+    assert!(saw(&|_| true, Some("selective")), "{seen:?}");
+    assert!(saw(&|pass| pass < 1024, None) && saw(&|pass| pass == 1024, None), "{seen:?}");
     let mut on = flags("some", &[("max_steps", "2"), ("resume_from_checkpoint", "latest")]);
     on.optim.memory_budget = Some(64.0);
     let before = chosen("some");

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora, load_adapter};
-use planish_nn::decoder::{LoadOptions, Model, Packed};
-use planish_nn::generate::{Generator, SamplingParams};
+use planish_nn::adapters::{adapter_params, load_adapter};
+use planish_nn::config::ModelConfig;
+use planish_nn::decoder::{LoadOptions, Model, Packed, TensorSource};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::quantize::QuantizeAs;
 use planish_tensor::quant::{FourBitKind, GgmlKind};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
-use planish_tests::law5::{Bits, bits, cached, of, packed, scored, scored_completion, sequences};
+use planish_tests::law5::{bits, check, context, on_threads, packed, sequences, with_lora};
 use proptest::prelude::*;
 
 fn fixture(path: &str) -> PathBuf {
@@ -23,6 +23,11 @@ fn fixture(path: &str) -> PathBuf {
 
 fn load(path: &str, dtype: Option<DType>) -> Model {
     Pretrained::open(&fixture(path)).unwrap().load(LoadOptions { dtype, trainable: false }).unwrap()
+}
+
+/// With weights that are trained, so that a training pass records.
+fn trained(path: &str, dtype: Option<DType>) -> Model {
+    Pretrained::open(&fixture(path)).unwrap().load(LoadOptions { dtype, trainable: true }).unwrap()
 }
 
 /// Every family's fixture but those whose RoPE frequencies change with the length of the sequence (kinds
@@ -40,87 +45,11 @@ fn families() -> Vec<String> {
     kept
 }
 
-/// An adapter whose B is not zero, on every linear module.
-fn with_lora(mut model: Model, seed: u64) -> Model {
-    let config = LoraConfig { r: 4, target_modules: Targets::AllLinear, ..LoraConfig::default() };
-    attach_lora(&mut model, &config, seed).unwrap();
-    stir(&model, seed, |name| name.ends_with("lora_B.weight"));
-    model
-}
-
-/// Adds random numbers to the adapter's parameters of these names.
-fn stir(model: &Model, seed: u64, which: impl Fn(&str) -> bool) {
-    for (i, p) in adapter_params(model, 0).into_iter().enumerate().filter(|(_, p)| which(p.name())) {
-        let (dims, s) = (p.value().dims().to_vec(), Stream::new(seed, Purpose::Data, i as u64));
-        let values: Vec<f64> = (0..p.value().numel()).map(|k| 0.05 * s.normal(k as u64)).collect();
-        let values = Tensor::from_vec(values, dims).unwrap().to_dtype(p.value().dtype()).unwrap();
-        p.update(|t| planish_tensor::ops::elementwise::add(t, &values).map(|new| *t = new)).unwrap();
-    }
-}
-
-fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
-}
-
-/// A context that records nothing. (One is bound to its thread, so each thread makes its own.)
-fn context(adapters: bool) -> Ctx {
-    if adapters { Ctx::inference() } else { Ctx::inference().without_adapters() }
-}
-
-/// Everything that must agree, for one model and set of sequences, with its adapter or without.
-fn check(what: &str, model: &Model, adapters: bool, sequences: &[Vec<u32>], salt: usize) {
-    let ctx = &context(adapters);
-    let want: Bits = sequences.iter().flat_map(|s| packed(model, ctx, std::slice::from_ref(s), false)).collect();
-    let threads = 1 + salt % 4;
-    on_threads(threads, || {
-        let ctx = &context(adapters);
-        let tape = Tape::new();
-        let training = Ctx::training(&tape, None);
-        let training = if adapters { training } else { training.without_adapters() };
-        for recompute in [false, true] {
-            assert_eq!(packed(model, &training, sequences, recompute), want, "{what}: training, {threads} threads");
-        }
-        let reversed: Vec<Vec<u32>> = sequences.iter().rev().cloned().collect();
-        let mut got = packed(model, ctx, &reversed, false);
-        got.reverse();
-        assert_eq!(got, want, "{what}: packed in another order, {threads} threads");
-        let budget = 1 + salt % 97;
-        // A row of one token has nothing to score, and is refused.
-        let long: Vec<Vec<u32>> = sequences.iter().filter(|s| s.len() > 1).cloned().collect();
-        let want_long: Bits = want.iter().filter(|w| !w.is_empty()).cloned().collect();
-        assert_eq!(scored(model, ctx, &long, budget), want_long, "{what}: scored, {budget} tokens a batch");
-        for chunk in [1, 2 + salt % 30] {
-            assert_eq!(cached(model, ctx, sequences, chunk), want, "{what}: {chunk} a step, {threads} threads");
-        }
-    });
-    // What sampling reports is what scoring says afterwards.
-    let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len().div_ceil(2)]).collect();
-    let params = SamplingParams {
-        max_new_tokens: 5,
-        temperature: 0.8,
-        top_p: 0.95,
-        n: 2,
-        seed: salt as u64,
-        ..Default::default()
-    };
-    let all = on_threads(threads, || {
-        let generator =
-            Generator::new(model).ctx(&context(adapters)).max_batch(1 + salt % 5).tokens_per_pass(1 + salt % 23);
-        generator.generate(&prompts, &params, &mut |_| true).unwrap()
-    });
-    for (prompt, samples) in prompts.iter().zip(all) {
-        for sample in samples {
-            let scored = scored_completion(model, ctx, prompt, &sample.ids);
-            assert_eq!(of(&sample.logprobs), scored, "{what}: sampled and scored");
-        }
-    }
-}
-
 #[test]
 fn every_family_in_its_own_dtype_and_in_bf16() {
     for (i, family) in families().iter().enumerate() {
         for (j, dtype) in [None, Some(DType::BF16)].into_iter().enumerate() {
-            let model = load(&format!("models/{family}"), dtype);
+            let model = trained(&format!("models/{family}"), dtype);
             let sequences = sequences(&model, &[2, 41, 1, 17, 66], i as u64);
             check(&format!("{family} {dtype:?}"), &model, true, &sequences, 7 * i + 31 * j);
         }
@@ -142,6 +71,46 @@ fn with_adapters_on_and_off() {
             assert_eq!(packed(&model, &off, &sequences, false), plain, "off is the base model");
             assert_ne!(packed(&model, &on, &sequences, false), plain, "on is not");
         }
+    }
+}
+
+/// Products of several blocks of depth, a head of several tiles, and work enough that threads share each product, which the
+/// fixtures' models are too small for.
+#[test]
+fn in_a_model_of_several_blocks() {
+    let mut config = read_json(&fixture("models/smollm2/config.json")).unwrap();
+    for (key, value) in [("hidden_size", 128), ("intermediate_size", 1600), ("head_dim", 32), ("vocab_size", 6500)] {
+        config[key] = serde_json::json!(value);
+    }
+    for (i, dtype) in [DType::F32, DType::BF16].into_iter().enumerate() {
+        for trainable in [true, false] {
+            let config = ModelConfig::from_json(&config).unwrap();
+            assert!(config.intermediate_size > planish_tensor::gemm::KC && config.vocab_size > 2 * 3072);
+            let options = LoadOptions { dtype: Some(dtype), trainable };
+            let base = Model::load(config, &Random, options).unwrap();
+            let sequences = sequences(&base, &[150, 3, 90, 1], i as u64);
+            let model = if trainable { base } else { with_lora(base, 9) };
+            for salt in 0..4 {
+                check(&format!("{dtype:?}, all weights {trainable}"), &model, true, &sequences, 4 * i + salt);
+            }
+        }
+    }
+}
+
+/// Random weights, as a model begins.
+struct Random;
+
+impl TensorSource for Random {
+    fn tensor(&self, name: &str, shape: &[usize]) -> planish_nn::Result<Option<Tensor>> {
+        let s = Stream::new(name.bytes().map(u64::from).sum(), Purpose::Data, name.len() as u64);
+        let (mean, deviation) = if shape.len() == 1 { (1.0, 0.2) } else { (0.0, 0.05) };
+        let n = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> = (0..n).map(|i| (mean + deviation * s.normal(i)) as f32).collect();
+        Ok(Some(Tensor::from_vec(values, shape)?))
+    }
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -247,8 +216,8 @@ proptest! {
         lora: bool,
         salt in 0usize..10_000,
     ) {
-        let model = load(&format!("models/{family}"), dtype);
-        let model = if lora { with_lora(model, salt as u64) } else { model };
+        let path = format!("models/{family}");
+        let model = if lora { with_lora(load(&path, dtype), salt as u64) } else { trained(&path, dtype) };
         let sequences = sequences(&model, &lengths, salt as u64);
         let what = format!("{family} {dtype:?}, LoRA {lora}, {lengths:?}, salt {salt}");
         check(&what, &model, true, &sequences, salt);

@@ -141,6 +141,44 @@ fn quantised_models_load_in_the_peers() {
     }
 }
 
+/// Adapters trained on a quantised base, which the peers load beside that base; LoftQ's is of what this very base lost.
+#[test]
+#[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
+fn adapters_of_quantised_bases_load_in_the_peers() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let (base, data) = prepare(dir);
+    let quantised = |name: &str, more: &[&str]| {
+        let out = dir.join(name);
+        run(&[&["quantize", "--model", text(&base), "--output-dir", text(&out), "--quant-type"], more].concat());
+        out
+    };
+    let (nf4, double) = (quantised("nf4", &["nf4"]), quantised("double", &["nf4", "--double-quant"]));
+    let (fp4, int8) = (quantised("fp4", &["fp4"]), quantised("int8", &["int8"]));
+    let loaded = |more: &'static [&'static str]| [&["--load-in-4bit"], more].concat();
+    let cases: [(&str, &Path, &Path, Vec<&str>, &str); 6] = [
+        ("on-nf4", &nf4, &nf4, vec![], "2e-4"),
+        ("on-double", &double, &double, vec!["--use-dora"], "2e-4"),
+        ("on-fp4", &fp4, &fp4, vec![], "2e-4"),
+        // bitsandbytes quantises activations too when it does not train.
+        ("on-int8", &int8, &int8, vec![], "0.5"),
+        ("as-loaded", &base, &nf4, loaded(&[]), "2e-4"),
+        ("loftq", &base, &nf4, loaded(&["--init-lora-weights", "loftq"]), "2e-4"),
+    ];
+    for (name, trained_on, loads_on, more, tolerance) in cases {
+        let out = dir.join(name);
+        let fixed = ["sft", "--model", text(trained_on), "--dataset", text(&data), "--output-dir", text(&out)];
+        let own = ["--use-peft", "--lora-target-modules", "all-linear", "--max-steps", "4", "--learning-rate", "1e-2"];
+        run(&[&fixed[..], &own, &more].concat());
+        let adapter = out.join("final");
+        let mut model = open(loads_on);
+        load_adapter(&mut model, &adapter).unwrap();
+        let expected = dir.join(format!("{name}.safetensors"));
+        expect(&model, &expected);
+        check_with("check_adapter.py", &[loads_on, &adapter, &expected], &["--tolerance", tolerance]);
+    }
+}
+
 #[test]
 #[ignore = "needs PLANISH_PEER_PYTHON: scripts/check-peers"]
 fn adapters_and_merged_models_load_in_the_peers() {

@@ -15,6 +15,7 @@ use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_tensor::DType;
+use planish_tests::law5;
 use planish_train::score::{ScoreError, ScoreRow, Scorer};
 use serde_json::Value;
 
@@ -65,6 +66,17 @@ fn packed_blocks_compute_what_their_values_do() {
         line.logprobs.into_iter().map(f64::to_bits).collect::<Vec<_>>()
     };
     assert_eq!(logprobs(&packed), logprobs(&dense));
+}
+
+/// Law 5 on the real model: trained itself, and with an adapter on and off.
+#[test]
+fn every_place_computes_the_same_bits() {
+    let Some(file) = opened() else { return };
+    let load = |dtype, trainable| file.load(LoadOptions { dtype: Some(dtype), trainable }).unwrap();
+    let sequences = law5::sequences(&load(DType::BF16, false), &[13, 2, 17], 0);
+    law5::check("bf16", &load(DType::BF16, true), true, &sequences, 1);
+    law5::check("bf16, LoRA", &law5::with_lora(load(DType::BF16, false), 3), true, &sequences, 3);
+    law5::check("f32, LoRA off", &law5::with_lora(load(DType::F32, false), 3), false, &sequences, 2);
 }
 
 #[test]

@@ -290,7 +290,9 @@ fn print_speeds(speeds: &[Timed]) -> io::Result<()> {
         }
         line(text.trim_end())?;
     }
-    line("%: of the multiply-adds in registers, or of copying, above; over 100% where the caches hold it all")
+    line(
+        "%: of the multiply-adds in registers, of copying, or of reading, above; over 100% where the caches hold it all",
+    )
 }
 
 fn print_certificate(model: &str, c: &Certificate) -> io::Result<()> {

@@ -55,6 +55,8 @@ pub(super) enum Work {
     Flops(f64, f64),
     /// Bytes that must be read and written.
     Bytes(f64, f64),
+    /// Bytes that must be read, in a pass that has no backward: decoding.
+    Reads(f64),
     /// Nothing to time: a view, or something that no training step does.
     None,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use planish_autograd::Result;
-use planish_autograd::ops::attention::{Attention, Stem, branched};
+use planish_autograd::ops::attention::{Attention, Stem, attention, branched};
 use planish_autograd::ops::grouped_linear::grouped_linear;
 use planish_autograd::ops::lm_head::{LmHead, lm_head};
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
@@ -63,7 +63,24 @@ fn linears(s: &Sizes) -> Result<Vec<Case>> {
             linear::linear(&v[0], &v[1], Some(&v[2]))
         }))
     };
-    shapes.into_iter().map(case).collect()
+    let all = shapes.into_iter().map(case).chain(few_rows(s));
+    all.collect()
+}
+
+/// The head of a decoding step, which reads more than caches hold for a few rows.
+fn few_rows(s: &Sizes) -> impl Iterator<Item = Result<Case>> {
+    let shapes = [
+        ("head, 1 row", 1, DType::F32),
+        ("head, 1 row, bf16", 1, DType::BF16),
+        ("head, 3 rows, bf16", 3, DType::BF16),
+        ("head, 16 rows, bf16", 16, DType::BF16),
+    ];
+    shapes.into_iter().map(|(variant, rows, dtype)| {
+        let inputs =
+            vec![frozen(s.normal(1, &[rows, s.hidden])?), frozen(s.weight(dtype, 2, &[s.vocabulary, s.hidden])?)];
+        let work = Work::Reads((s.vocabulary * s.hidden * dtype.size()) as f64);
+        Ok(Case::new(variant, inputs, Rounding::Terms(s.hidden + 1), work, |v| linear::linear(&v[0], &v[1], None)))
+    })
 }
 
 /// As a linear, run by run.
@@ -199,7 +216,22 @@ fn attentions(s: &Sizes) -> Result<Vec<Case>> {
     [("causal", plain, false), ("window, soft-cap", other, false), ("shared beginning", plain, true)]
         .into_iter()
         .map(case)
+        .chain([over_caches(s)])
         .collect()
+}
+
+/// As decoding: a query, and two, at the ends of what was read before.
+fn over_caches(s: &Sizes) -> Result<Case> {
+    let (cu_q, cu_k) = ([0, 1, 3].into(), [0, s.tokens as u32 / 3, s.tokens as u32].into());
+    let inputs = vec![
+        frozen(s.normal(1, &[3, s.heads, s.head])?),
+        frozen(s.normal(2, &[s.tokens, s.kv_heads, s.head])?),
+        frozen(s.normal(3, &[s.tokens, s.kv_heads, s.head])?),
+    ];
+    let options = Attention::causal((s.head as f64).powf(-0.5));
+    let work = Work::Reads((2 * 4 * s.tokens * s.kv_heads * s.head) as f64);
+    let terms = Rounding::Terms(4 * s.head + s.tokens);
+    Ok(Case::new("over caches", inputs, terms, work, move |v| attention(&v[0], &v[1], &v[2], &cu_q, &cu_k, &options)))
 }
 
 /// Rows are moved forward; backward adds those of one token in order.

@@ -18,6 +18,9 @@ pub(crate) enum Unit {
     /// 10⁹ bytes read and written a second.
     #[serde(rename = "GB/s")]
     Gigabytes,
+    /// 10⁹ bytes read a second.
+    #[serde(rename = "GB/s read")]
+    Reads,
 }
 
 impl Unit {
@@ -26,6 +29,7 @@ impl Unit {
         match self {
             Unit::Gflops => "GFLOP/s",
             Unit::Gigabytes => "GB/s",
+            Unit::Reads => "read",
         }
     }
 }
@@ -39,7 +43,7 @@ pub(crate) struct Speed {
     pub(crate) seconds: f64,
     /// In the row's unit.
     pub(crate) rate: f64,
-    /// Of the machine's measured ceiling for these threads: multiply-adds, or copying memory.
+    /// Of the machine's measured ceiling for these threads: multiply-adds, or copying or reading memory.
     pub(crate) share: f64,
 }
 
@@ -64,12 +68,18 @@ pub(super) fn time(op: &'static str, case: &Case, ceilings: &Ceilings) -> anyhow
         Work::None => return Ok(None),
         Work::Flops(forward, backward) => (Unit::Gflops, forward, backward),
         Work::Bytes(forward, backward) => (Unit::Gigabytes, forward, backward),
+        Work::Reads(forward) => (Unit::Reads, forward, 0.0),
     };
     let mut timed = Timed { op, variant: case.variant, unit, forward: vec![], backward: vec![] };
-    let one = (1, ceilings.gflops_one_core, ceilings.copy_gb_per_second_one_core);
-    let all = (ceilings.threads, ceilings.gflops, ceilings.copy_gb_per_second);
-    for (threads, gflops, copy) in if all.0 == 1 { vec![one] } else { vec![one, all] } {
-        let ceiling = if unit == Unit::Gflops { gflops } else { copy };
+    let of = |unit: Unit, c: &Ceilings| match unit {
+        Unit::Gflops => [c.gflops_one_core, c.gflops],
+        Unit::Gigabytes => [c.copy_gb_per_second_one_core, c.copy_gb_per_second],
+        Unit::Reads => [c.read_gb_per_second_one_core, c.read_gb_per_second],
+    };
+    let [one, all] = of(unit, ceilings);
+    for (threads, ceiling) in
+        if ceilings.threads == 1 { vec![(1, one)] } else { vec![(1, one), (ceilings.threads, all)] }
+    {
         let speed = |seconds: f64, work: f64| {
             let rate = work / seconds / 1e9;
             Speed { threads, seconds, rate, share: rate / ceiling }

@@ -65,6 +65,31 @@ fn samples_depend_on_nothing_else_in_the_batch() {
     }
 }
 
+/// A sequence that has ended makes room at once: the next enters while its neighbour still goes on.
+#[test]
+fn a_waiting_prompt_enters_as_soon_as_another_ends() {
+    let model = model("smollm2");
+    let all = prompts();
+    let greedy = SamplingParams { max_new_tokens: 8, temperature: 0.0, ..Default::default() };
+    let answers = Generator::new(&model).generate(&all, &greedy, &mut go_on).unwrap();
+    // What one answers first ends it, and does not end another before its eighth token.
+    let pairs = (0..all.len()).flat_map(|a| (0..all.len()).map(move |b| (a, b)));
+    let (short, long) =
+        pairs.clone().find(|&(a, b)| !answers[b][0].ids[..7].contains(&answers[a][0].ids[0])).expect("two that differ");
+    let prompts = [&all[short], &all[long], &all[long]];
+    let params = SamplingParams { eos_token_ids: vec![answers[short][0].ids[0]], ..greedy };
+    let mut order = vec![];
+    let mut note = |event: &TokenEvent<'_>| {
+        order.push(event.prompt);
+        true
+    };
+    let got = Generator::new(&model).max_batch(2).generate(&prompts, &params, &mut note).unwrap();
+    assert_eq!(got[0][0].ids.len(), 1);
+    assert_eq!(got[1][0].ids, got[2][0].ids);
+    let (entered, ended) = (order.iter().position(|&p| p == 2), order.iter().rposition(|&p| p == 1));
+    assert!(entered.unwrap() + 8 < ended.unwrap(), "{order:?}");
+}
+
 /// The end token does not come before its time, and the log-probabilities are still the model's own.
 #[test]
 fn an_answer_has_at_least_min_new_tokens() {

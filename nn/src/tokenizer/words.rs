@@ -10,7 +10,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::PoisonError;
 
+use foldhash::fast::RandomState;
 use regex::Regex;
+use regex_automata::meta::{self, Cache};
+use regex_automata::{Anchored, Input};
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
@@ -32,7 +35,7 @@ const LONGEST: usize = 128;
 pub(super) struct Words {
     /// Every digit is a word.
     digits: bool,
-    pattern: Regex,
+    pattern: meta::Regex,
     /// Blanks that end in a line's end are found by an alternative of their own, which gives nothing back.
     lines: bool,
     /// The text is composed first, which changes nothing in ASCII.
@@ -66,7 +69,7 @@ impl Words {
         };
         Some(Words {
             digits,
-            pattern: Regex::new(&format!(r"{before}|\s+")).ok()?,
+            pattern: meta::Regex::new(&format!(r"{before}|\s+")).ok()?,
             lines: before.ends_with(r"|\s*[\r\n]+"),
             composed,
             added,
@@ -79,29 +82,36 @@ impl Words {
         (!self.composed || text.is_ascii()) && !self.added.as_ref().is_some_and(|a| a.is_match(text))
     }
 
-    /// Every word's bytes, ascending.
-    fn cut(&self, text: &str, mut word: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+    /// Every word's bytes, ascending. `states` is of this pattern.
+    fn cut(&self, text: &str, states: &mut Cache, mut word: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
         let mut from = 0;
         if self.digits {
             for (at, digit) in text.char_indices().filter(|(_, c)| c.is_numeric()) {
-                self.cut_stretch(text, from..at, &mut word)?;
+                self.cut_stretch(text, from..at, states, &mut word)?;
                 from = at + digit.len_utf8();
                 word(at..from)?;
             }
         }
-        self.cut_stretch(text, from..text.len(), &mut word)
+        self.cut_stretch(text, from..text.len(), states, &mut word)
     }
 
     fn cut_stretch(
         &self,
         text: &str,
         stretch: Range<usize>,
+        states: &mut Cache,
         word: &mut impl FnMut(Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let (start, text) = (stretch.start, &text[stretch]);
         let mut at = 0;
         while at < text.len() {
-            let found = self.pattern.find_at(text, at).map_or(text.len()..text.len(), |m| m.range());
+            // Nearly every character begins a word or is in one: where a match begins need not be searched for.
+            let here = Input::new(text).range(at..).anchored(Anchored::Yes);
+            let found = self.pattern.search_with(states, &here).or_else(|| {
+                let ahead = here.clone().anchored(Anchored::No);
+                self.pattern.search_with(states, &ahead)
+            });
+            let found = found.map_or(text.len()..text.len(), |m| m.range());
             if found.start > at {
                 word(start + at..start + found.start)?;
             }
@@ -158,12 +168,18 @@ fn around(post_processor: Option<&PostProcessorWrapper>) -> Option<[Vec<u32>; 2]
     Some(ends)
 }
 
-/// Words met before, and their tokens.
-#[derive(Default)]
+/// Words met before, and their tokens; and what searching for words remembers.
 pub(super) struct Memory {
-    known: HashMap<Box<str>, Range<usize>>,
+    states: Cache,
+    known: HashMap<Box<str>, Range<usize>, RandomState>,
     /// Ids, and bytes relative to the word.
     tokens: Vec<(u32, u8, u8)>,
+}
+
+impl Memory {
+    fn of(words: &Words) -> Memory {
+        Memory { states: words.pattern.create_cache(), known: HashMap::default(), tokens: Vec::new() }
+    }
 }
 
 impl Tokenizer {
@@ -177,7 +193,7 @@ impl Tokenizer {
         let Some(words) = self.words().filter(|w| w.cover(text)) else { return Ok(None) };
         // Taken out while it is in use: threads do not wait for each other, and an error loses one at most.
         let memories = || self.inner.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut memory = memories().pop().unwrap_or_default();
+        let mut memory = memories().pop().unwrap_or_else(|| Memory::of(words));
         let pieces = self.encode_known(words, text, &mut memory)?;
         memories().push(memory);
         Ok(Some(pieces))
@@ -185,23 +201,25 @@ impl Tokenizer {
 
     fn encode_known(&self, words: &Words, text: &str, memory: &mut Memory) -> Result<Vec<Piece>> {
         let mut all = Vec::with_capacity(text.len() / 3 + 1);
-        words.cut(text, |range| {
+        let Memory { states, known, tokens } = memory;
+        words.cut(text, states, |range| {
             let (start, word) = (range.start, &text[range]);
-            if let Some(tokens) = memory.known.get(word) {
+            if let Some(place) = known.get(word) {
                 let moved = |&(id, a, b): &(u32, u8, u8)| Piece { id, bytes: start + a as usize..start + b as usize };
-                all.extend(memory.tokens[tokens.clone()].iter().map(moved));
+                all.extend(tokens[place.clone()].iter().map(moved));
                 return Ok(());
             }
             let encoding = guard("encode", || self.inner.backend.encode(word, false))?;
             let new = pieces(&encoding, |offset| offset, |id| id);
             if word.len() <= LONGEST {
-                if memory.known.len() >= KEPT {
-                    *memory = Memory::default();
+                if known.len() >= KEPT {
+                    known.clear();
+                    tokens.clear();
                 }
-                let from = memory.tokens.len();
+                let from = tokens.len();
                 // In bounds: bytes of a word that is not longer than `LONGEST`.
-                memory.tokens.extend(new.iter().map(|p| (p.id, p.bytes.start as u8, p.bytes.end as u8)));
-                memory.known.insert(word.into(), from..memory.tokens.len());
+                tokens.extend(new.iter().map(|p| (p.id, p.bytes.start as u8, p.bytes.end as u8)));
+                known.insert(word.into(), from..tokens.len());
             }
             all.extend(new.into_iter().map(|p| Piece { id: p.id, bytes: start + p.bytes.start..start + p.bytes.end }));
             Ok(())
@@ -319,7 +337,8 @@ mod tests {
 
     #[test]
     fn a_full_memory_begins_anew() {
-        let (t, mut memory) = (&ALL[0], Memory::default());
+        let t = &ALL[0];
+        let mut memory = Memory::of(t.words().unwrap());
         for n in 0..KEPT + 3 {
             let word: String =
                 format!("{n:x}").chars().map(|c| char::from(b'a' + c.to_digit(16).unwrap() as u8)).collect();

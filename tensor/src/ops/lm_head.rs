@@ -63,9 +63,9 @@ pub struct LmHeadOutput {
     pub correct: Correct,
 }
 
-/// One block of logits: kept by the thread, so that it is no allocation of a step.
+/// One block of logits and the states of all rows: kept by the thread, so that they are no allocation of a step.
 #[derive(Default)]
-struct Logits<R>(Vec<R>);
+struct Logits<R>(Vec<R>, Vec<Running<R>>);
 
 pub(super) fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
     for t in [hidden, weight] {
@@ -227,8 +227,8 @@ fn forward_typed<R: Real, W: Right<R>>(
 ) -> Result<LmHeadOutput> {
     let (rows, size) = (hidden.dims()[0], hidden.dims()[1]);
     let x = hidden.as_slice::<R>()?;
-    let mut states = vec![Running::<R>::NEW; rows];
-    let logits = &mut buffer.0;
+    let Logits(logits, states) = buffer;
+    scratch::fill(states, rows, Running::NEW);
     logits.resize(ROWS.min(rows) * TILE.min(w.rows()), R::ZERO);
     let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
     for (r0, states) in (0..rows).step_by(ROWS).zip(states.chunks_mut(ROWS)) {
@@ -274,15 +274,15 @@ fn forward_typed<R: Real, W: Right<R>>(
             }
         });
     }
-    let mut columns = [Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::with_capacity(rows)];
-    for state in &states {
-        let (logprob, entropy, lse) = state.finish();
-        columns.iter_mut().zip([logprob, entropy, lse]).for_each(|(c, x)| c.push(x));
+    let column = || Tensor::zeros([rows], hidden.dtype());
+    let (mut logprobs, mut entropy, mut lse) = (column()?, column()?, column()?);
+    let outputs =
+        logprobs.as_slice_mut::<R>()?.iter_mut().zip(entropy.as_slice_mut::<R>()?).zip(lse.as_slice_mut::<R>()?);
+    for (state, ((logprob, entropy), lse)) in states.iter().zip(outputs) {
+        (*logprob, *entropy, *lse) = state.finish();
     }
     let correct: Vec<bool> = states.iter().zip(targets).map(|(s, &t)| s.argmax == t as usize).collect();
-    let correct = Correct::from(correct);
-    let [logprobs, entropy, lse] = columns.map(|c| Tensor::from_vec(c, [rows]));
-    Ok(LmHeadOutput { logprobs: logprobs?, entropy: entropy?, lse: lse?, correct })
+    Ok(LmHeadOutput { logprobs, entropy, lse, correct: Correct::from(correct) })
 }
 
 /// cap'(raw) · scale, from the capped value.

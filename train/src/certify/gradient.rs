@@ -7,6 +7,7 @@ use planish_tensor::{DType, Element, Tensor};
 
 use super::Found;
 use crate::Result;
+use crate::config::Granularity;
 use crate::data::{Batch, Example};
 use crate::losses::{Want, cross_entropy_unread};
 use crate::trainer::packed;
@@ -16,8 +17,8 @@ use crate::trainer::packed;
 pub(super) struct Way {
     /// The examples of each micro-batch, in order.
     pub(super) micro_batches: Vec<Vec<usize>>,
-    /// Whether layers keep their inputs only.
-    pub(super) recompute: bool,
+    /// What is made again in the backward pass.
+    pub(super) recompute: Option<Granularity>,
     /// Supervised rows that the LM head takes at a time; all of a micro-batch if `None`.
     pub(super) head_rows: Option<usize>,
     /// Whether what neighbours begin with is computed once.
@@ -26,7 +27,7 @@ pub(super) struct Way {
 
 impl Way {
     pub(super) fn of(micro_batches: Vec<Vec<usize>>) -> Way {
-        Way { micro_batches, recompute: false, head_rows: None, share: false }
+        Way { micro_batches, recompute: None, head_rows: None, share: false }
     }
 }
 
@@ -48,10 +49,12 @@ pub(super) fn gradient(model: &Model, examples: &[Example], way: &Way) -> Result
     let mut loss = 0.0;
     for members in &way.micro_batches {
         let batch = Batch::from_examples(members.iter().map(|&i| (i, &examples[i])));
-        let (stream, ctx) = (packed(&batch), Ctx::training(&Tape::new(), None));
+        let ctx = Ctx::training(&Tape::new(), None).lean(way.recompute == Some(Granularity::Selective));
+        let stream = packed(&batch);
         loss += match way.head_rows {
             None => {
-                let want = Want { recompute: way.recompute, beginnings: way.share, ..Want::default() };
+                let recompute = way.recompute == Some(Granularity::Full);
+                let want = Want { recompute, beginnings: way.share, ..Want::default() };
                 cross_entropy_unread(model, &ctx, &stream, &batch.mask, want)?.read()?.loss
             }
             Some(rows) => in_pieces(model, &ctx, &stream, &batch.mask, rows)?,

@@ -7,6 +7,7 @@ use planish_tensor::rng::{Purpose, Stream};
 use super::gradient::{Allowed, Gradient, Way, compare, gradient, norm, trained};
 use super::{Check, Found, on_threads};
 use crate::Result;
+use crate::config::Granularity;
 use crate::data::{Example, best_fit_decreasing};
 
 /// Adds the checks of this law.
@@ -33,9 +34,12 @@ pub(super) fn checks(
     }
     checks.push(Check::new(3, training, "the loss in all of these", loss));
     let exact = Allowed { by_param: vec![0.0; sizes.len()] };
-    progress(&format!("law 3, {training}: activations recomputed"));
-    let got = gradient(model, examples, &Way { recompute: true, ..whole.clone() })?;
-    checks.push(Check::new(3, training, "activations recomputed", compare(&got, &want, &exact)?));
+    for granularity in [Granularity::Full, Granularity::Selective] {
+        let what = format!("activations recomputed, {granularity}");
+        progress(&format!("law 3, {training}: {what}"));
+        let got = gradient(model, examples, &Way { recompute: Some(granularity), ..whole.clone() })?;
+        checks.push(Check::new(3, training, what, compare(&got, &want, &exact)?));
+    }
     for threads in 1..=threads {
         progress(&format!("law 3, {training}: {threads} threads"));
         let got = on_threads(threads, || gradient(model, examples, &whole))?;
