@@ -5,7 +5,9 @@
 
 Every run takes the same rows in the same order, in f32. The held-out loss is the mean over the tokens of the first
 `--eval-rows` answers. `--json` keeps what was measured: what is in it is not run again, so `--methods` and `--sides` can
-be done one at a time, and with none left to do only the table and the plot are made. MODEL is a directory.
+be done one at a time, and with none left to do only the table and the plot are made. Speed needs a quiet machine and few
+steps, losses the other way round: `--speeds` names the `--json` of another run of this, whose speeds are then shown.
+MODEL is a directory.
 """
 
 import argparse
@@ -86,15 +88,18 @@ def report(args, measured: dict) -> None:
     if befores:
         print(f"held-out loss before training {befores[0]:.4f}\n")
     print("| method | rate | trained | | held-out loss | tokens/s | peak memory |\n| --- | --- | --- | --- | --- | --- | --- |")
+    quiet = json.loads(args.speeds.read_text()) if args.speeds else measured
     series = []
     for method in adapter_methods.NAMES:
         for side in SIDES:
             if (found := measured.get(method, {}).get(side)) is None:
                 continue
             name = adapter_methods.NAMES[method]
+            fast = quiet.get(method, {}).get(side)
+            speed = f"{fast['tokens_per_second']:.1f}" if fast else ""
             print(
                 f"| {name} | {adapter_methods.RATES[method]:g} | {found['trainable_parameters']:,} | {side} "
-                f"| {found['held_out_loss']:.4f} | {found['tokens_per_second']:.1f} | {found['peak_memory_bytes'] / 1e9:.2f} GB |"
+                f"| {found['held_out_loss']:.4f} | {speed} | {found['peak_memory_bytes'] / 1e9:.2f} GB |"
             )
             series.append((f"{name}, {side}", *means(found["losses"], args.each), side == "peft"))
     if args.svg and series:
@@ -120,6 +125,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--each", type=int, default=20, help="steps that a point of the plot is the mean of")
     parser.add_argument("--json", required=True, type=Path)
+    parser.add_argument("--speeds", type=Path)
     parser.add_argument("--svg")
     args = parser.parse_args()
     measured = json.loads(args.json.read_text()) if args.json.exists() else {}
