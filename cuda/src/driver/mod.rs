@@ -124,6 +124,13 @@ pub trait Driver: Send + Sync + Debug {
     /// Gives memory back, once the work that the stream has now is done.
     fn free(&self, ptr: DevicePtr, stream: Stream) -> Result<()>;
 
+    /// An allocator above the driver hands memory from [`alloc`](Driver::alloc) out for work of a stream: its first `bytes`,
+    /// as if they were new. Said in the order of the stream, for a driver that checks accesses; others ignore it.
+    fn lend(&self, _ptr: DevicePtr, _bytes: usize, _stream: Stream) {}
+
+    /// The allocator has it back, after the work that the stream has now, and lends it to nobody.
+    fn reclaim(&self, _ptr: DevicePtr, _stream: Stream) {}
+
     /// Copies to the device. `src` may be changed as soon as the call returns.
     fn upload(&self, dst: DevicePtr, src: &[u8], stream: Stream) -> Result<()>;
 
