@@ -215,8 +215,7 @@ fn print_machine(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> io::R
     row("--device cpu", "works".into())?;
     let works = |why: Option<String>| why.map_or("works".to_owned(), |why| format!("does not work: {why}"));
     row("--device cuda", works(cuda.unavailable()))?;
-    let no_compiler = cuda.nvrtc.is_none().then(|| planish_cuda::Error::NoNvrtc.to_string());
-    row("--device emulator", works(no_compiler))
+    row("--device emulator", works(cuda.no_compiler()))
 }
 
 /// A line for each case: the error, the bound, the verdict.
