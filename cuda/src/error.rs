@@ -52,9 +52,12 @@ pub enum Error {
     TensorMap(#[from] crate::driver::TensorMapProblem),
     /// There is no NVRTC to compile kernels with.
     #[error(
-        "NVRTC, the compiler of CUDA kernels, was not found: `pip install nvidia-cuda-nvrtc` in the Python on PATH, or set CUDA_HOME"
+        "NVRTC, the compiler of CUDA kernels, was not found: `pip install {package}` in the Python on PATH, or set CUDA_HOME"
     )]
-    NoNvrtc,
+    NoNvrtc {
+        /// The Python package that has one for the driver at hand.
+        package: &'static str,
+    },
     /// A call to NVRTC failed.
     #[error("{call} failed: {reason}")]
     Nvrtc {
@@ -178,4 +181,11 @@ pub enum Error {
         /// What was asked for.
         what: String,
     },
+}
+
+impl Error {
+    /// There is no NVRTC on a machine with this driver.
+    pub(crate) fn no_nvrtc(driver: Option<(i32, i32)>) -> Error {
+        Error::NoNvrtc { package: crate::Nvrtc::package(driver) }
+    }
 }

@@ -4,6 +4,7 @@
 //! the files with the variants that are compiled ahead by `planish kernels compile` and in tests; any other
 //! combination is compiled when it is first asked for.
 
+use crate::cache::Defines;
 use crate::nvrtc::Arch;
 
 /// A macro definition: (name, value).
@@ -33,6 +34,15 @@ impl Kernel {
     /// Whether it compiles for an architecture.
     pub fn is_for(&self, arch: Arch) -> bool {
         self.only.is_none_or(|only| only == arch)
+    }
+
+    /// Whether these definitions are compiled ahead.
+    pub fn lists(&self, defines: &Defines) -> bool {
+        let same = |a: &Define, b: &(String, String)| a.0 == b.0 && a.1 == b.1;
+        let is = |variant: &&[Define]| {
+            variant.len() == defines.len() && variant.iter().zip(defines).all(|(a, b)| same(a, b))
+        };
+        self.variants.iter().any(|variant| is(variant))
     }
 
     /// The first sentence of the file's head: what it computes.
@@ -115,22 +125,30 @@ const MATMULS: &[&[Define]] = &[
     matmul!(bf16 -> bf16, 0, 0, 0; many),
     matmul!(bf16 -> bf16, 0, 0, 0; few),
     matmul!(bf16 -> bf16, 0, 1, 0; many),
+    matmul!(bf16 -> bf16, 0, 1, 0; few),
     matmul!(bf16 -> f32, 1, 1, 1; many),
     matmul!(bf16 -> f32, 0, 0, 0; many),
     matmul!(bf16 -> f32, 0, 0, 0; few),
     matmul!(bf16 -> f32, 0, 1, 0; many),
+    matmul!(bf16 -> f32, 0, 1, 0; few),
     matmul!(bf16 -> f32, 0, 1, 1; many),
     matmul!(f16 -> f16, 0, 0, 0; many),
+    // Ranks that are no multiple of 8.
+    matmul!(bf16 -> bf16, 0, 1, 0; ("PM", "16")),
+    matmul!(bf16 -> f32, 1, 1, 1; ("PM", "64")),
+    matmul!(bf16 -> f32, 1, 1, 1; ("PM", "16")),
     matmul!(f32 -> f32, 0, 0, 0; ("PM", "64")),
     matmul!(f32 -> f32, 0, 0, 0; ("PM", "16")),
     matmul!(f32 -> f32, 0, 1, 0; ("PM", "64")),
+    matmul!(f32 -> f32, 0, 1, 0; ("PM", "16")),
     matmul!(f32 -> f32, 1, 1, 1; ("PM", "64")),
     matmul!(f32 -> f32, 0, 0, 0; ("TB", "bf16"), ("PM", "64")),
     matmul!(f32 -> f32, 0, 0, 0; ("TB", "bf16"), ("PM", "16")),
     matmul!(f32 -> f32, 0, 1, 0; ("TB", "bf16"), ("PM", "64")),
+    matmul!(f32 -> f32, 0, 1, 0; ("TB", "bf16"), ("PM", "16")),
 ];
 
-/// Layouts of forward, input gradient and weight gradient, in the tiles of many rows and of few.
+/// Layouts of forward, input gradient and weight gradient, in the tiles that they take.
 const HOPPER_MATMULS: &[&[Define]] = &[
     matmul!(bf16 -> bf16, 0, 0, 0; wide),
     matmul!(bf16 -> bf16, 0, 0, 0; two_groups),
@@ -138,11 +156,20 @@ const HOPPER_MATMULS: &[&[Define]] = &[
     matmul!(bf16 -> bf16, 0, 0, 0; tiny),
     matmul!(bf16 -> bf16, 0, 1, 0; wide),
     matmul!(bf16 -> bf16, 0, 1, 0; two_groups),
+    matmul!(bf16 -> bf16, 0, 1, 0; one_group),
     matmul!(bf16 -> f32, 1, 1, 1; wide),
     matmul!(bf16 -> f32, 1, 1, 1; two_groups),
+    // That of a small matrix, and what joins parts of one that is made in parts, as the next three make them.
+    matmul!(bf16 -> f32, 1, 1, 1; one_group),
+    matmul!(bf16 -> f32, 1, 1, 0; wide),
+    matmul!(bf16 -> f32, 1, 1, 0; two_groups),
+    matmul!(bf16 -> f32, 1, 1, 0; one_group),
     matmul!(bf16 -> f32, 0, 0, 0; wide),
+    matmul!(bf16 -> f32, 0, 0, 0; two_groups),
     matmul!(bf16 -> f32, 0, 0, 0; one_group),
+    matmul!(bf16 -> f32, 0, 0, 0; tiny),
     matmul!(bf16 -> f32, 0, 1, 0; wide),
+    matmul!(bf16 -> f32, 0, 1, 0; one_group),
     matmul!(bf16 -> f32, 0, 1, 1; wide),
     matmul!(f16 -> f16, 0, 0, 0; wide),
 ];
@@ -176,8 +203,12 @@ macro_rules! kernels {
 
 kernels! {
     RMS_NORM = "rms_norm", &[
-        norm!(f32, f32, "128", "2"), norm!(f32, bf16, "64", "2"), norm!(bf16, bf16, "128", "4"),
-        norm!(bf16, f32, "128", "4"), norm!(bf16, bf16, "4", "4"), norm!(bf16, bf16, "512", "4"),
+        norm!(f32, f32, "128", "2"), norm!(f32, bf16, "64", "2"), norm!(bf16, f32, "128", "4"),
+        // Heads of 64, 128 and 256; widths from 576 to 8192; the widest.
+        norm!(bf16, bf16, "2", "4"), norm!(bf16, bf16, "4", "4"), norm!(bf16, bf16, "8", "4"),
+        norm!(bf16, bf16, "32", "4"), norm!(bf16, bf16, "64", "4"), norm!(bf16, bf16, "96", "4"),
+        norm!(bf16, bf16, "128", "4"), norm!(bf16, bf16, "160", "4"), norm!(bf16, bf16, "192", "4"),
+        norm!(bf16, bf16, "224", "4"), norm!(bf16, bf16, "256", "4"), norm!(bf16, bf16, "512", "4"),
         norm!(f16, f16, "128", "4"),
     ];
     LAYER_NORM = "layer_norm", &[
@@ -229,7 +260,8 @@ kernels! {
     ], only Arch::specific(9, 0);
     ATTENTION = "attention", &[
         &[("T", "bf16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "bf16"), ("D", "128"), ("TENSOR_CORES", "1")],
-        &[("T", "f16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "f32"), ("D", "64")],
+        &[("T", "f16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "f16"), ("D", "128"), ("TENSOR_CORES", "1")],
+        &[("T", "f32"), ("D", "64")],
     ];
     ATTENTION_HOPPER = "attention_hopper", &[
         &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "2")],
@@ -242,7 +274,8 @@ kernels! {
     ], only Arch::specific(9, 0);
     ATTENTION_BACKWARD = "attention_backward", &[
         &[("T", "bf16"), ("D", "64"), ("QB", "64")], &[("T", "bf16"), ("D", "128"), ("QB", "32")],
-        &[("T", "f16"), ("D", "64"), ("QB", "64")], &[("T", "f32"), ("D", "64")],
+        &[("T", "f16"), ("D", "64"), ("QB", "64")], &[("T", "f16"), ("D", "128"), ("QB", "32")],
+        &[("T", "f32"), ("D", "64")],
     ];
     ATTENTION_BACKWARD_HOPPER = "attention_backward_hopper", &[
         &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "2")],

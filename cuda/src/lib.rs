@@ -9,6 +9,7 @@
 //! [`CudaReport::unavailable`] says what is missing.
 
 pub mod cache;
+pub mod conformance;
 mod device;
 pub mod driver;
 mod dtype;

@@ -4,6 +4,7 @@ use std::panic::catch_unwind;
 
 use cudarc::driver::{result, sys};
 
+use crate::Error;
 use crate::nvrtc::{Nvrtc, find_nvrtc};
 
 /// A GPU.
@@ -59,11 +60,29 @@ impl CudaReport {
             }
             (Driver::Failed { reason }, _) => format!("the NVIDIA driver does not work ({reason})"),
             (Driver::Works { devices, .. }, _) if devices.is_empty() => "the NVIDIA driver sees no GPU".to_owned(),
-            (Driver::Works { .. }, None) => {
-                "a GPU is here but NVRTC is not (`pip install nvidia-cuda-nvrtc` or set CUDA_HOME)".to_owned()
+            (Driver::Works { cuda_version, .. }, None) => {
+                let package = Nvrtc::package(Some(*cuda_version));
+                format!("a GPU is here but NVRTC is not (`pip install {package}` or set CUDA_HOME)")
+            }
+            (Driver::Works { cuda_version, .. }, Some(nvrtc)) if !nvrtc.serves(*cuda_version) => {
+                let ((major, minor), (to, _)) = (*cuda_version, nvrtc.version);
+                let package = Nvrtc::package(Some(*cuda_version));
+                format!(
+                    "the driver is for CUDA {major}.{minor} and does not run what NVRTC {to} compiles, which is all that is \
+                     here: `pip install {package}`, or update the driver"
+                )
             }
             (Driver::Works { .. }, Some(_)) => return None,
         })
+    }
+
+    /// Why kernels cannot be compiled, for the emulator or ahead, and what to do; `None` if they can.
+    pub fn no_compiler(&self) -> Option<String> {
+        let driver = match &self.driver {
+            Driver::Works { cuda_version, .. } => Some(*cuda_version),
+            _ => None,
+        };
+        self.nvrtc.is_none().then(|| Error::no_nvrtc(driver).to_string())
     }
 }
 
@@ -87,6 +106,17 @@ fn probe_driver() -> Driver {
         }
         Err(error) => Driver::Failed { reason: error.to_string() },
     }
+}
+
+/// The newest CUDA version that the driver supports; `None` without one.
+pub(crate) fn driver_version() -> Option<(i32, i32)> {
+    let ask = || {
+        // SAFETY: as in `probe_driver`.
+        let present = unsafe { sys::is_culib_present() };
+        present.then(version)?.ok()
+    };
+    // As in `probe`.
+    catch_unwind(ask).ok().flatten()
 }
 
 fn version() -> Result<(i32, i32), result::DriverError> {
@@ -136,7 +166,8 @@ mod tests {
         }
         assert_eq!(
             report.unavailable().is_none(),
-            matches!(&report.driver, Driver::Works { devices, .. } if !devices.is_empty()) && report.nvrtc.is_some()
+            matches!(&report.driver, Driver::Works { devices, cuda_version } if !devices.is_empty()
+                && report.nvrtc.as_ref().is_some_and(|nvrtc| nvrtc.serves(*cuda_version)))
         );
     }
 
@@ -149,18 +180,37 @@ mod tests {
             compute_capability: (9, 0),
             multiprocessors: 1,
         };
-        let works = |devices| Driver::Works { cuda_version: (13, 0), devices };
+        let of = |cuda_version, devices| Driver::Works { cuda_version, devices };
+        let works = |devices| of((13, 0), devices);
         let nvrtc = Some(Nvrtc { path: "x".into(), version: (13, 0) });
         let states = [
             (Driver::Missing, None, "no NVIDIA driver"),
             (Driver::Failed { reason: "why".into() }, None, "does not work (why)"),
             (works(vec![]), None, "sees no GPU"),
-            (works(vec![device.clone()]), None, "NVRTC is not"),
+            (works(vec![device.clone()]), None, "NVRTC is not (`pip install nvidia-cuda-nvrtc` or"),
+            (of((12, 4), vec![device.clone()]), None, "NVRTC is not (`pip install nvidia-cuda-nvrtc-cu12` or"),
+            (
+                of((12, 4), vec![device.clone()]),
+                nvrtc.clone(),
+                "the driver is for CUDA 12.4 and does not run what NVRTC 13 compiles, which is all that is here: `pip install \
+                 nvidia-cuda-nvrtc-cu12`, or update the driver",
+            ),
         ];
         for (driver, nvrtc, words) in states {
             let why = CudaReport { driver, nvrtc }.unavailable().unwrap();
             assert!(why.contains(words), "{why}");
         }
-        assert_eq!(CudaReport { driver: works(vec![device]), nvrtc }.unavailable(), None);
+        assert_eq!(CudaReport { driver: works(vec![device.clone()]), nvrtc: nvrtc.clone() }.unavailable(), None);
+        let older = Some(Nvrtc { path: "x".into(), version: (12, 9) });
+        for version in [(12, 4), (13, 0)] {
+            let report = CudaReport { driver: of(version, vec![device.clone()]), nvrtc: older.clone() };
+            assert_eq!(report.unavailable(), None);
+        }
+        // Any will do where no driver has to run it.
+        assert_eq!(CudaReport { driver: of((12, 4), vec![]), nvrtc }.no_compiler(), None);
+        let why = CudaReport { driver: of((12, 4), vec![]), nvrtc: None }.no_compiler().unwrap();
+        assert!(why.contains("`pip install nvidia-cuda-nvrtc-cu12` in the Python on PATH"), "{why}");
+        let why = CudaReport { driver: Driver::Missing, nvrtc: None }.no_compiler().unwrap();
+        assert!(why.contains("`pip install nvidia-cuda-nvrtc` in the Python on PATH"), "{why}");
     }
 }

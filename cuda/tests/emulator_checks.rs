@@ -233,6 +233,28 @@ fn barriers_that_not_all_reach() {
     assert!(matches!(kind(run("bar.sync 0, 33;", 64)), FaultKind::BadBarrier { threads: 33, .. }));
 }
 
+#[test]
+fn barriers_in_another_order() {
+    // The first warp goes to one barrier first, the second to the other.
+    let body = |first: u32, second: u32| {
+        format!(
+            "setp.lt.u32 %p, %t, 32; @%p bra LOW; bar.sync {first}; bar.sync {second}; bra END;
+             LOW: bar.sync 1; bar.sync 2; END:"
+        )
+    };
+    passes(&body(1, 2), 64);
+    assert_eq!(kind(run(&body(2, 1), 64)), FaultKind::Deadlock { barrier: 1, other: 2 });
+}
+
+#[test]
+fn branches_by_an_index_that_the_table_lacks() {
+    let body = "T: .branchtargets L0, L1; brx.idx %t, T;
+        L0: mov.u32 %r1, 5; bra END; L1: mov.u32 %r1, 6; END: st.global.u32 [%a], %r1;";
+    assert_eq!(passes(body, 2)[..2], [5, 6]);
+    let found = fault(run(body, 3));
+    assert_eq!((found.kind, found.thread), (FaultKind::BranchIndex { index: 2 }, [2, 0, 0]));
+}
+
 /// Copies four words a thread; `wait` stands before the barrier that all readers pass.
 fn copies(wait: &str) -> String {
     format!(
@@ -317,9 +339,18 @@ fn read_only_memory_traps_hangs() {
     let device = Device::new(constant);
     let found = kind(device.launch("k", [1; 3], [1; 3], 0, &[Arg::U64(0)]));
     assert!(matches!(found, FaultKind::ReadOnly { .. }), "{found}");
+    let device = Device::new(&constant.replace("mov.u64 %x, c;", "ld.param.u64 %x, [x];"));
+    let x = device.empty(4);
+    device.launch("k", [1; 3], [1; 3], 0, &[Arg::Ptr(x)]).unwrap();
+    assert_eq!(device.read_u32(x, 1), [5]);
     assert_eq!(kind(run("trap;", 1)), FaultKind::Trap);
     passes("setp.gt.u32 %p, %t, 100; @%p trap;", 32);
-    let device = Device::with(Emulator::new((8, 0)).unwrap().with_budget(10_000), &module("L: bra L;"));
-    let found = kind(device.launch("k", [1; 3], [1; 3], 0, &[Arg::U64(0)]));
+    let hangs = |times: u32| {
+        let body = format!("mov.u32 %r1, 0; L: add.u32 %r1, %r1, 1; setp.ne.u32 %p, %r1, {times}; @%p bra L;");
+        let device = Device::with(Emulator::new((8, 0)).unwrap().with_budget(10_000), &module(&body));
+        device.launch("k", [1; 3], [1; 3], 0, &[Arg::U64(0)])
+    };
+    hangs(1000).unwrap();
+    let found = kind(hangs(0));
     assert!(matches!(found, FaultKind::OutOfBudget { .. }), "{found}");
 }

@@ -16,6 +16,7 @@ use planish_train::models;
 use serde_json::{Value as Json, json};
 
 use super::json_flag;
+use crate::doctor::conformance::Conformance;
 use crate::doctor::{Checked, Outcome, Speed, Timed, bench, check, time};
 use crate::failure::{DONE, FAILED, UsageError};
 use crate::machine::{Facts, facts};
@@ -54,6 +55,11 @@ pub(crate) fn command() -> Command {
         .arg(switch("kernels").requires("bench").help(
             "On a device: after each training step and each decoding, list its kernels by the time that they take",
         ))
+        .arg(
+            switch("conformance")
+                .conflicts_with_all(["bench", "certify"])
+                .help("On a device: compare what it makes of each instruction with the emulator, and check nothing else"),
+        )
         .arg(
             switch("certify")
                 .help("Measure how far a step's gradient and log-probabilities depend on how they are computed"),
@@ -101,9 +107,11 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let device = device::choose(choice, &demands)?;
     let only: Vec<String> = matches.get_many("bench-only").into_iter().flatten().cloned().collect();
     let kernels = matches.get_flag("kernels");
+    let conform = matches.get_flag("conformance");
     for (given, sentence) in [
         (!only.is_empty(), "--bench-only chooses among the benchmarks of a device: give one with --device"),
         (kernels, "--kernels lists what runs on a device: give one with --device"),
+        (conform, "--conformance compares a device with the emulator: give one with --device"),
     ] {
         if given && device.is_cpu() {
             return Err(UsageError::Arguments { sentence: sentence.into() }.into());
@@ -113,6 +121,19 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         && let Err(refusal) = bench::check(device, &only)
     {
         return Err(UsageError::Arguments { sentence: refusal.to_string() }.into());
+    }
+    if conform {
+        let found = Conformance::of(device)?;
+        if as_json {
+            let device = json!({ "kind": device.to_string(), "name": device.name()? });
+            let (version, passed) = (env!("CARGO_PKG_VERSION"), found.passed());
+            output::json(
+                &json!({ "version": version, "device": device, "passed": passed, "conformance": found.rows }),
+            )?;
+        } else {
+            found.print(device)?;
+        }
+        return Ok(if found.passed() { DONE } else { FAILED });
     }
     if !only.is_empty() {
         let report = bench_device(device, &only, kernels, as_json)?;
@@ -215,8 +236,7 @@ fn print_machine(facts: &Facts, ceilings: &Ceilings, cuda: &CudaReport) -> io::R
     row("--device cpu", "works".into())?;
     let works = |why: Option<String>| why.map_or("works".to_owned(), |why| format!("does not work: {why}"));
     row("--device cuda", works(cuda.unavailable()))?;
-    let no_compiler = cuda.nvrtc.is_none().then(|| planish_cuda::Error::NoNvrtc.to_string());
-    row("--device emulator", works(no_compiler))
+    row("--device emulator", works(cuda.no_compiler()))
 }
 
 /// A line for each case: the error, the bound, the verdict.

@@ -6,6 +6,7 @@
 mod adapted;
 pub(crate) mod bench;
 mod case;
+pub(crate) mod conformance;
 mod dense;
 mod moves;
 mod rows;

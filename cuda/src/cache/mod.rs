@@ -8,10 +8,11 @@
 
 mod entry;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -28,12 +29,13 @@ pub struct KernelCache {
     dir: Option<PathBuf>,
     lines: bool,
     compiler: OnceLock<Result<Compiler>>,
+    asked: Mutex<BTreeSet<(&'static str, Defines)>>,
 }
 
 impl KernelCache {
     /// A cache in `dir`, or none. The folder is made when the first entry is written.
     pub fn new(dir: Option<PathBuf>) -> KernelCache {
-        KernelCache { dir, lines: false, compiler: OnceLock::new() }
+        KernelCache { dir, lines: false, compiler: OnceLock::new(), asked: Mutex::default() }
     }
 
     /// A cache in the user's cache folder.
@@ -61,11 +63,18 @@ impl KernelCache {
         self.compiler.get_or_init(Compiler::open).as_ref().map_err(Clone::clone)
     }
 
+    /// What it was asked for so far: files by their stems, with definitions. For tests that hold the list of what is
+    /// compiled ahead against what runs.
+    pub fn asked(&self) -> Vec<(&'static str, Defines)> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// A kernel file compiled with these definitions for an architecture.
     ///
     /// # Errors
     /// [`Error::NoNvrtc`], and [`Error::Compile`] for a combination that the kernel refuses.
     pub fn get(&self, kernel: &Kernel, defines: &Defines, arch: Arch) -> Result<Compiled> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert((kernel.name, defines.clone()));
         let compiler = self.compiler()?;
         let version = compiler.nvrtc().version;
         let path = self.dir.as_ref().map(|dir| {

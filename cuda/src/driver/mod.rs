@@ -124,6 +124,13 @@ pub trait Driver: Send + Sync + Debug {
     /// Gives memory back, once the work that the stream has now is done.
     fn free(&self, ptr: DevicePtr, stream: Stream) -> Result<()>;
 
+    /// An allocator above the driver hands memory from [`alloc`](Driver::alloc) out for work of a stream: its first `bytes`,
+    /// as if they were new. Said in the order of the stream, for a driver that checks accesses; others ignore it.
+    fn lend(&self, _ptr: DevicePtr, _bytes: usize, _stream: Stream) {}
+
+    /// The allocator has it back, after the work that the stream has now, and lends it to nobody.
+    fn reclaim(&self, _ptr: DevicePtr, _stream: Stream) {}
+
     /// Copies to the device. `src` may be changed as soon as the call returns.
     fn upload(&self, dst: DevicePtr, src: &[u8], stream: Stream) -> Result<()>;
 
@@ -187,4 +194,54 @@ pub trait Driver: Send + Sync + Debug {
 
     /// Gives a recording back.
     fn destroy_graph(&self, graph: Graph) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::emulator::Emulator;
+
+    /// What a capture cannot hold is refused, and the capture goes on.
+    fn captures(driver: &dyn Driver) {
+        let stream = driver.create_stream().unwrap();
+        let (x, y) = (driver.alloc(64, stream).unwrap(), driver.alloc(64, stream).unwrap());
+        driver.fill(x, 1, 64, stream).unwrap();
+        driver.begin_capture(stream).unwrap();
+        driver.fill(x, 2, 64, stream).unwrap();
+        driver.copy(y, x, 64, stream).unwrap();
+        let empty =
+            driver.begin_capture(Stream::default()).and_then(|()| driver.end_capture(Stream::default())).unwrap();
+        let refused: [(&str, Result<()>); 8] = [
+            ("alloc", driver.alloc(64, stream).map(drop)),
+            ("free", driver.free(x, stream)),
+            ("upload", driver.upload(x, &[3; 64], stream)),
+            ("download", driver.download(&mut [0; 64], x, stream)),
+            ("synchronize", driver.synchronize(stream)),
+            ("destroy_stream", driver.destroy_stream(stream)),
+            ("begin_capture", driver.begin_capture(stream)),
+            ("launch_graph", driver.launch_graph(empty, stream)),
+        ];
+        for (call, result) in refused {
+            let reason = "the stream is being captured".to_owned();
+            assert_eq!(result, Err(Error::Driver { call, reason }), "{call}");
+        }
+        let graph = driver.end_capture(stream).unwrap();
+        driver.launch_graph(graph, stream).unwrap();
+        let mut back = [0; 64];
+        driver.download(&mut back, y, stream).unwrap();
+        assert_eq!(back, [2; 64]);
+        driver.free(x, stream).unwrap();
+        driver.free(y, stream).unwrap();
+        driver.destroy_stream(stream).unwrap();
+    }
+
+    /// Runs on a GPU too, wherever there is one.
+    #[test]
+    fn every_driver_refuses_the_same_while_it_captures() {
+        captures(&Emulator::new((9, 0)).unwrap());
+        if let Ok(gpu) = Nvidia::open(0) {
+            captures(&gpu);
+        }
+    }
 }

@@ -226,19 +226,22 @@ impl<'a> Block<'a> {
             return self.fault(at, lane, group.pc, kind);
         }
         let (at, group) = self.first(|group| matches!(group.state, State::Block(_)));
-        let kind = match group.state {
-            State::Block(barrier) => {
-                let meeting = &self.common.meetings[barrier as usize];
-                let waiting = self.warps.iter().flat_map(|warp| &warp.groups);
-                let waiting = waiting.filter(|group| group.state == State::Block(barrier));
-                FaultKind::BarrierNotReached {
-                    barrier,
-                    waiting: waiting.map(|group| group.mask.count_ones()).sum(),
-                    needed: meeting.needed.min(self.grid.threads.iter().product()),
-                    finished: self.finished(),
-                }
-            }
-            _ => FaultKind::Deadlock,
+        let State::Block(barrier) = group.state else {
+            unreachable!("lanes are ready, or wait for their warp or block")
+        };
+        let groups = || self.warps.iter().flat_map(|warp| &warp.groups);
+        let elsewhere = groups().find_map(|group| match group.state {
+            State::Block(other) if other != barrier => Some(other),
+            _ => None,
+        });
+        let kind = match elsewhere {
+            Some(other) => FaultKind::Deadlock { barrier, other },
+            None => FaultKind::BarrierNotReached {
+                barrier,
+                waiting: groups().map(|group| group.mask.count_ones()).sum(),
+                needed: self.common.meetings[barrier as usize].needed.min(self.grid.threads.iter().product()),
+                finished: self.finished(),
+            },
         };
         self.fault(at, group.mask.trailing_zeros(), group.pc, kind)
     }

@@ -36,6 +36,13 @@ pub enum Class {
     Control,
 }
 
+impl std::fmt::Display for Class {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Padded as the caller wants it.
+        f.pad(&format!("{self:?}").to_lowercase())
+    }
+}
+
 impl Op {
     pub(crate) fn class(self) -> Class {
         match self {

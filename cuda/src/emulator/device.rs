@@ -63,6 +63,8 @@ pub(crate) enum Work {
     Copy(u64, u64, u64),
     Fill(u64, u8, u64),
     Launch(Arc<Kernel>, Launch, Vec<u8>),
+    Lend(u64, u64),
+    Reclaim(u64),
 }
 
 /// Shared memory of a block and of a multiprocessor, multiprocessors, and a name.
@@ -212,6 +214,14 @@ impl Emulator {
         match work {
             Work::Copy(to, from, bytes) => state.memory.copy(*to, *from, *bytes).map_err(|kind| refused("copy", kind)),
             Work::Fill(to, byte, bytes) => state.memory.fill(*to, *byte, *bytes).map_err(|kind| refused("fill", kind)),
+            Work::Lend(base, bytes) => {
+                state.memory.lend(*base, *bytes);
+                Ok(())
+            }
+            Work::Reclaim(base) => {
+                state.memory.reclaim(*base);
+                Ok(())
+            }
             Work::Launch(kernel, launch, arguments) => {
                 state.launches += 1;
                 let begin = Instant::now();

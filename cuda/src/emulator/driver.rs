@@ -44,6 +44,16 @@ impl Driver for Emulator {
         if state.memory.free(ptr.0) { Ok(()) } else { Err(Error::Handle { what: "allocation", handle: ptr.0 }) }
     }
 
+    // In the order of the stream, so that a graph lends and reclaims what it works on each time that it runs. After a
+    // fault there is nothing left to look after.
+    fn lend(&self, ptr: DevicePtr, bytes: usize, stream: Stream) {
+        let _ = self.submit(Work::Lend(ptr.0, bytes as u64), stream);
+    }
+
+    fn reclaim(&self, ptr: DevicePtr, stream: Stream) {
+        let _ = self.submit(Work::Reclaim(ptr.0), stream);
+    }
+
     fn upload(&self, dst: DevicePtr, src: &[u8], stream: Stream) -> Result<()> {
         let state = self.state()?;
         // A card's recorded copy would read the host's memory again when it holds something else.

@@ -85,6 +85,17 @@ pub enum FaultKind {
         /// The allocation's size, bytes.
         bytes: u64,
     },
+    /// An access to memory that a [`Pool`](crate::memory::Pool) has back and has lent to nobody.
+    UseAfterReclaim {
+        /// Reads or writes.
+        access: AccessKind,
+        /// The first byte.
+        address: u64,
+        /// The block's address.
+        base: u64,
+        /// The block's size, bytes.
+        bytes: u64,
+    },
     /// An address that is no multiple of the access's size.
     Misaligned {
         /// The address in its space.
@@ -172,8 +183,13 @@ pub enum FaultKind {
         /// The lanes that take part.
         members: u32,
     },
-    /// All threads wait, and nothing can wake them.
-    Deadlock,
+    /// Threads wait for one another at different barriers.
+    Deadlock {
+        /// The barrier of the first.
+        barrier: u32,
+        /// One of others.
+        other: u32,
+    },
     /// More instructions than the emulator's budget: the kernel hangs, or the budget is too small.
     OutOfBudget {
         /// Warp instructions of the block.
@@ -270,6 +286,9 @@ impl fmt::Display for FaultKind {
             Self::UseAfterFree { access, address, base, bytes } => {
                 write!(f, "{access} at {address:#x}, in {bytes} bytes at {base:#x} that were given back")
             }
+            Self::UseAfterReclaim { access, address, base, bytes } => {
+                write!(f, "{access} at {address:#x}, in {bytes} bytes at {base:#x} that the pool has back")
+            }
             Self::Misaligned { address, bytes } => {
                 write!(f, "the address {address:#x} is no multiple of {bytes}, the bytes of the access")
             }
@@ -308,7 +327,9 @@ impl fmt::Display for FaultKind {
             Self::ShuffleFromOutside { source, members } => {
                 write!(f, "the shuffle reads lane {source}, which is not among the members {members:#010x}")
             }
-            Self::Deadlock => f.write_str("all threads of the block wait, and nothing can wake them"),
+            Self::Deadlock { barrier, other } => {
+                write!(f, "threads wait at barrier {barrier} and others at barrier {other}, and nothing can wake them")
+            }
             Self::OutOfBudget { instructions } => {
                 write!(f, "the block ran {instructions} warp instructions and has not finished: it hangs, it seems")
             }

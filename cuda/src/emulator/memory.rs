@@ -1,7 +1,6 @@
 //! Global memory: allocations with guard gaps between them, and a record of which bytes were written.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::fault::{AccessKind, FaultKind};
@@ -17,7 +16,11 @@ const REMEMBERED: usize = 1 << 16;
 #[derive(Debug)]
 pub(crate) struct Allocation {
     pub(crate) base: u64,
+    /// What may be accessed: what was asked for, or less while a pool lends it; nothing while a pool keeps it.
     pub(crate) bytes: u64,
+    /// What was asked for.
+    room: u64,
+    lent: bool,
     words: Box<[AtomicU64]>,
     /// A bit a byte.
     written: Box<[AtomicU64]>,
@@ -38,11 +41,25 @@ impl Allocation {
         Self {
             base,
             bytes,
+            room: bytes,
+            lent: true,
             words: zeros(words),
             written: zeros(words.div_ceil(8)),
             all_written: AtomicBool::new(bytes == 0),
             read_only: false,
         }
+    }
+
+    /// As if it were new and of so many bytes. What it holds stays, but nothing has written it.
+    fn lend(&mut self, bytes: u64) {
+        (self.bytes, self.lent) = (bytes.min(self.room), true);
+        self.all_written = AtomicBool::new(self.bytes == 0);
+        let words = self.bytes.div_ceil(64) as usize;
+        self.written[..words].iter_mut().for_each(|word| *word.get_mut() = 0);
+    }
+
+    fn reclaim(&mut self) {
+        (self.bytes, self.lent) = (0, false);
     }
 
     fn byte(&self, at: usize) -> *mut u8 {
@@ -178,7 +195,7 @@ impl Allocation {
 /// All global memory of a device.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    live: BTreeMap<u64, Arc<Allocation>>,
+    live: BTreeMap<u64, Allocation>,
     freed: BTreeMap<u64, u64>,
     next: u64,
     pub(crate) used: u64,
@@ -193,7 +210,7 @@ impl Memory {
     pub(crate) fn alloc(&mut self, bytes: u64) -> u64 {
         let base = self.next;
         self.next = (base + bytes + GAP).next_multiple_of(GAP);
-        self.live.insert(base, Arc::new(Allocation::new(base, bytes)));
+        self.live.insert(base, Allocation::new(base, bytes));
         self.used += bytes;
         base
     }
@@ -206,7 +223,7 @@ impl Memory {
         allocation.write(0, init);
         allocation.mark_range(0, bytes);
         allocation.read_only = read_only;
-        self.live.insert(base, Arc::new(allocation));
+        self.live.insert(base, allocation);
         self.used += bytes;
         base
     }
@@ -214,22 +231,43 @@ impl Memory {
     /// Whether it was there.
     pub(crate) fn free(&mut self, base: u64) -> bool {
         let Some(allocation) = self.live.remove(&base) else { return false };
-        self.used -= allocation.bytes;
+        self.used -= allocation.room;
         if self.freed.len() >= REMEMBERED {
             self.freed.pop_first();
         }
-        self.freed.insert(base, allocation.bytes);
+        self.freed.insert(base, allocation.room);
         true
+    }
+
+    /// A pool hands an allocation out, for its first bytes. One that is not here is none of a pool's.
+    pub(crate) fn lend(&mut self, base: u64, bytes: u64) {
+        if let Some(allocation) = self.live.get_mut(&base) {
+            allocation.lend(bytes);
+        }
+    }
+
+    /// A pool has it back.
+    pub(crate) fn reclaim(&mut self, base: u64) {
+        if let Some(allocation) = self.live.get_mut(&base) {
+            allocation.reclaim();
+        }
     }
 
     /// The allocation that holds all of an access.
     pub(crate) fn find(&self, address: u64, bytes: u64, access: AccessKind) -> Result<&Allocation, FaultKind> {
-        let near = self.live.range(..=address).next_back().map(|(_, allocation)| allocation.as_ref());
+        let near = self.live.range(..=address).next_back().map(|(_, allocation)| allocation);
         if let Some(allocation) = near
             && address - allocation.base < allocation.bytes
             && bytes <= allocation.bytes - (address - allocation.base)
         {
             return Ok(allocation);
+        }
+        if let Some(allocation) = near
+            && !allocation.lent
+            && address - allocation.base < allocation.room
+        {
+            let Allocation { base, room, .. } = *allocation;
+            return Err(FaultKind::UseAfterReclaim { access, address, base, bytes: room });
         }
         if let Some((base, size)) = self.freed.range(..=address).next_back()
             && address - base < *size

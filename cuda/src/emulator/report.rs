@@ -166,7 +166,7 @@ impl fmt::Display for Report {
         )?;
         for (class, count) in &self.classes {
             let share = 100.0 * *count as f64 / self.warp_instructions.max(1) as f64;
-            writeln!(f, "  {:<10} {count:>12} {share:>5.1} %", format!("{class:?}").to_lowercase())?;
+            writeln!(f, "  {class:<10} {count:>12} {share:>5.1} %")?;
         }
         for (name, unit, traffic) in [("global", "sectors", self.global), ("shared", "passes", self.shared)] {
             if traffic.requests > 0 {

@@ -5,6 +5,9 @@
 //! work of that stream gets it again: it runs after the last use, so nothing has to be waited for. If the
 //! device has no room, all lists are given back, their streams are waited for, and the driver is asked once more.
 //!
+//! The driver is told what is lent to whom ([`Driver::lend`], [`Driver::reclaim`]), so that one that checks accesses, as
+//! the emulator does, sees through the rounding and through reuse.
+//!
 //! While a stream's work is recorded for a graph, what is asked for should be there already: run the work once before.
 
 use std::collections::HashMap;
@@ -92,6 +95,7 @@ impl Pool {
                 ptr
             }
         };
+        self.driver.lend(ptr, bytes, stream);
         let usage = &mut self.state().usage;
         usage.in_use += size;
         usage.peak = usage.peak.max(usage.in_use);
@@ -163,6 +167,8 @@ impl Pool {
 
     /// Takes a block back.
     pub(super) fn give_back(&self, ptr: DevicePtr, size: u64, stream: Stream) {
+        // Before anybody can be given it again.
+        self.driver.reclaim(ptr, stream);
         let mut state = self.state();
         state.usage.in_use -= size;
         state.kept.entry((stream, size)).or_default().push(ptr);

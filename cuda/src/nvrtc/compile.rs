@@ -7,6 +7,7 @@ use std::ptr;
 use super::library::{Api, Handle};
 use super::ptxas::{self, Usage};
 use super::{Arch, Nvrtc};
+use crate::probe::driver_version;
 use crate::{Error, Result};
 
 /// What is compiled.
@@ -53,7 +54,7 @@ impl std::fmt::Debug for Compiler {
 pub(crate) const OPTIONS: &[&str] = &["--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"];
 
 impl Compiler {
-    /// The first NVRTC of the [search](super::find_nvrtc).
+    /// The NVRTC of the [search](super::find_nvrtc).
     ///
     /// # Errors
     /// [`Error::NoNvrtc`].
@@ -66,7 +67,7 @@ impl Compiler {
     /// # Errors
     /// [`Error::NoNvrtc`] if it does not load.
     pub fn at(path: &Path) -> Result<Compiler> {
-        Compiler::of(Api::at(path).ok_or(Error::NoNvrtc)?)
+        Compiler::of(Api::at(path).ok_or_else(|| Error::no_nvrtc(driver_version()))?)
     }
 
     fn of(api: Api) -> Result<Compiler> {

@@ -8,12 +8,17 @@
 //! 4. the folder `nvrtc` beside the running program or in a folder above it, where `scripts/fetch-nvrtc` puts it
 //!    (`target/nvrtc`);
 //! 5. wherever the loader looks.
+//!
+//! A driver runs machine code of its own major version of CUDA and of older ones, so where there is a driver, the first
+//! that it can run the code of is taken. If there is none, the first of all is: the emulator runs its PTX.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
+
+use crate::probe::driver_version;
 
 /// An NVRTC that loads and answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,16 +36,51 @@ const NAMES: &[&str] = &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 #[cfg(not(any(target_os = "linux", target_os = "windows")))]
 const NAMES: &[&str] = &[];
 
-/// The first NVRTC of the search that loads; `None` if there is none.
+impl Nvrtc {
+    /// Whether a driver that is for this version of CUDA runs what it compiles.
+    pub fn serves(&self, driver: (i32, i32)) -> bool {
+        self.version.0 <= driver.0
+    }
+
+    /// The Python package that has an NVRTC for a driver, or for none.
+    pub(crate) fn package(driver: Option<(i32, i32)>) -> &'static str {
+        // From 13 on the name has no number, and the newest needs a new driver.
+        if driver.is_some_and(|driver| driver.0 == 12) { "nvidia-cuda-nvrtc-cu12" } else { "nvidia-cuda-nvrtc" }
+    }
+}
+
+/// The NVRTC of the search that is used; `None` if there is none.
 pub fn find_nvrtc() -> Option<Nvrtc> {
-    candidates().find_map(|path| {
+    choose(found(), driver_version(), |nvrtc| Some(nvrtc.clone()))
+}
+
+/// All that load and answer, in the order of the search, each loaded when it is asked for.
+pub(super) fn found() -> impl Iterator<Item = Nvrtc> {
+    candidates().filter_map(|path| {
         let version = version_of(&path)?;
         Some(Nvrtc { path, version })
     })
 }
 
+/// What becomes of the first that serves the driver, if anything does, or of the first of the others.
+pub(super) fn choose<R>(
+    found: impl Iterator<Item = Nvrtc>,
+    driver: Option<(i32, i32)>,
+    open: impl Fn(&Nvrtc) -> Option<R>,
+) -> Option<R> {
+    let mut others = Vec::new();
+    for nvrtc in found {
+        if driver.is_some_and(|driver| !nvrtc.serves(driver)) {
+            others.push(nvrtc);
+        } else if let Some(opened) = open(&nvrtc) {
+            return Some(opened);
+        }
+    }
+    others.iter().find_map(open)
+}
+
 /// The files of the search that exist, then the bare names that the loader may resolve.
-pub(super) fn candidates() -> impl Iterator<Item = PathBuf> {
+fn candidates() -> impl Iterator<Item = PathBuf> {
     let files = search_dirs(|name| std::env::var_os(name))
         .into_iter()
         .chain(beside(std::env::current_exe().ok().as_deref()))
@@ -103,7 +143,7 @@ fn search_dirs(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     dirs
 }
 
-/// The directories in `dir` whose name starts so, the highest name first.
+/// The directories in `dir` whose name starts so, the highest number first.
 fn children(dir: &Path, start: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut found: Vec<PathBuf> = entries
@@ -111,8 +151,12 @@ fn children(dir: &Path, start: &str) -> Vec<PathBuf> {
         .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(start)))
         .map(|entry| entry.path())
         .collect();
-    found.sort();
-    found.reverse();
+    // 12.10 comes before 12.9.
+    let numbers = |path: &PathBuf| -> Vec<u32> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    };
+    found.sort_by(|a, b| (numbers(b), b).cmp(&(numbers(a), a)));
     found
 }
 
@@ -151,6 +195,50 @@ mod tests {
         let position = |dir: &str| dirs.iter().position(|d| d == Path::new(dir)).expect(dir);
         assert!(position("/r/target/debug/deps/nvrtc/nvidia/cu13/lib") < position("/r/target/nvrtc/nvidia/cu13/lib"));
         assert!(beside(None).is_empty());
+    }
+
+    #[test]
+    fn higher_numbers_come_first() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["cuda-12.9", "cuda-12.10", "cuda-9.2", "other"] {
+            fs::create_dir(place.path().join(name)).unwrap();
+        }
+        let found = children(place.path(), "cuda-");
+        let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["cuda-12.10", "cuda-12.9", "cuda-9.2"]);
+    }
+
+    #[test]
+    fn the_first_that_the_driver_runs_is_taken() {
+        let of = |path: &str, version| Nvrtc { path: path.into(), version };
+        let found = [of("a", (13, 1)), of("broken", (12, 9)), of("b", (12, 4)), of("c", (12, 8)), of("d", (11, 8))];
+        let chosen = |driver| {
+            let works = |nvrtc: &Nvrtc| (nvrtc.path != Path::new("broken")).then(|| nvrtc.clone());
+            choose(found.clone().into_iter(), driver, works).unwrap().path
+        };
+        assert_eq!(chosen(None), Path::new("a"));
+        assert_eq!(chosen(Some((13, 0))), Path::new("a"), "the minor version does not count");
+        assert_eq!(chosen(Some((12, 4))), Path::new("b"));
+        assert_eq!(chosen(Some((11, 8))), Path::new("d"));
+        // None serves: the emulator can still use it.
+        assert_eq!(chosen(Some((10, 0))), Path::new("a"));
+        assert_eq!(choose(std::iter::empty(), Some((12, 4)), |nvrtc| Some(nvrtc.clone())), None);
+    }
+
+    #[test]
+    fn what_is_not_needed_is_not_loaded() {
+        let found = [(13, 0), (12, 4), (12, 9)].map(|version| Nvrtc { path: "x".into(), version });
+        let asked = std::cell::Cell::new(0);
+        let found = found.into_iter().inspect(|_| asked.set(asked.get() + 1));
+        assert_eq!(choose(found, Some((12, 4)), |nvrtc| Some(nvrtc.version)), Some((12, 4)));
+        assert_eq!(asked.get(), 2);
+    }
+
+    #[test]
+    fn the_package_is_the_drivers() {
+        assert_eq!(Nvrtc::package(None), "nvidia-cuda-nvrtc");
+        assert_eq!(Nvrtc::package(Some((13, 0))), "nvidia-cuda-nvrtc");
+        assert_eq!(Nvrtc::package(Some((12, 4))), "nvidia-cuda-nvrtc-cu12");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
-use super::find::candidates;
+use super::find::{choose, found};
+use crate::probe::driver_version;
 use crate::{Error, Result};
 
 /// `nvrtcProgram`: a pointer to something that only NVRTC knows.
@@ -58,9 +59,10 @@ functions! {
 }
 
 impl Api {
-    /// The first library of the search that loads with all functions.
+    /// The first library of the search that serves the driver and has all functions.
     pub(super) fn open() -> Result<Api> {
-        candidates().find_map(|path| Api::at(&path)).ok_or(Error::NoNvrtc)
+        let driver = driver_version();
+        choose(found(), driver, |nvrtc| Api::at(&nvrtc.path)).ok_or_else(|| Error::no_nvrtc(driver))
     }
 
     /// The library at a path; `None` if it does not load or lacks a function.

@@ -164,3 +164,41 @@ fn parts([m, n]: [usize; 2], layout: Layout, depth: usize) -> usize {
     let small = m.div_ceil(BOX) * n.div_ceil(BOX) <= FEW_TILES;
     if layout == Layout::WEIGHT_GRADIENT && small { depth.div_ceil(PART) } else { 1 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::types;
+
+    fn defines(to: DType, layout: Layout, add: bool) -> Defines {
+        let flags = [("A_T", layout.a_transposed), ("B_T", layout.b_transposed), ("ADD", add)];
+        flags
+            .into_iter()
+            .fold(types([("T", DType::BF16), ("O", to)]), |all, (name, flag)| with(all, name, u8::from(flag)))
+    }
+
+    /// The products of models from 0.1B to 8B and of adapters, of any number of rows, on the cards that there are.
+    #[test]
+    fn tiles_of_models_are_compiled_ahead() {
+        let widths = [8, 16, 64, 128, 192, 512, 576, 896, 1024, 1536, 2048, 4096, 4864, 8960, 14_336];
+        let rows = [1, 5, 16, 64, 100, 128, 512, 1024, 1100, 2048, 4096, 8192, 16_384];
+        let listed = |defines: Defines, what: &str| assert!(MATMUL_HOPPER.lists(&defines), "{what}: {defines:?}");
+        let sizes = rows.into_iter().flat_map(|rows| widths.map(|a| widths.map(|b| (rows, a, b)))).flatten();
+        for (rows, a, b) in sizes {
+            for multiprocessors in [114, 132] {
+                for layout in [Layout::FORWARD, Layout::INPUT_GRADIENT] {
+                    let tile = Tile::of([rows, a], layout, 1, multiprocessors);
+                    listed(tile.defines(defines(DType::BF16, layout, false)), &format!("{rows} rows of {a}"));
+                }
+                let (layout, size) = (Layout::WEIGHT_GRADIENT, [a, b]);
+                let parts = parts(size, layout, rows);
+                let tile = Tile::of(size, layout, parts, multiprocessors);
+                let what = format!("the gradient of {a} x {b} over {rows} rows");
+                listed(tile.defines(defines(DType::F32, layout, parts == 1)), &what);
+                if parts > 1 {
+                    listed(SMALL.defines(defines(DType::F32, layout, true)), &what);
+                }
+            }
+        }
+    }
+}

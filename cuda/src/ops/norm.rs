@@ -84,6 +84,7 @@ pub(super) fn fold(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::RMS_NORM;
 
     #[test]
     fn rows_are_shared_out_evenly() {
@@ -101,6 +102,17 @@ mod tests {
             // Each thread of a warp takes part in its sums.
             assert!(norm.shape(3).block.is_multiple_of(32));
             assert_eq!(norm.shape(3).grid[0] as usize, 3usize.div_ceil(norm.threads() / lanes));
+        }
+    }
+
+    /// Widths of models that there are, and sizes of heads whose queries and keys have norms.
+    #[test]
+    fn widths_of_models_are_compiled_ahead() {
+        let heads = [64, 128, 256];
+        let widths = [576, 768, 896, 960, 1024, 1152, 1536, 2048, 2304, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192];
+        for size in heads.into_iter().chain(widths) {
+            let defines = Norm::new(size, 4).defines(DType::BF16, DType::BF16);
+            assert!(RMS_NORM.lists(&defines), "{size}: {defines:?}");
         }
     }
 }

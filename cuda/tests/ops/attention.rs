@@ -133,8 +133,20 @@ shapes! {
 }
 
 shapes! {
-    fn attention_on_tensor_cores(queue; a in 0usize..70, b in 0usize..30, more in 0usize..70, kv_heads in 1usize..3, group in 1usize..4; 4 cases) {
-        check(queue, DType::BF16, &causal(kv_heads * group, kv_heads, 64), &[(a, a + more), (b, b)]);
+    on BOTH;
+    /// Each case is of both sizes of heads and both types, and of four of the kinds.
+    fn attention_on_tensor_cores(queue; a in 0usize..70, b in 0usize..30, more in 0usize..140, kv_heads in 1usize..3, group in 1usize..4, window in 1usize..90, kind in 0usize..5; 3 cases) {
+        for (i, (size, t)) in [(64, DType::BF16), (128, DType::BF16), (64, DType::F16), (128, DType::F16)].into_iter().enumerate() {
+            let base = causal(kv_heads * group, kv_heads, size);
+            let of = match (kind + i) % 5 {
+                0 => base,
+                1 => Attention { causal: false, ..base },
+                2 => Attention { window: Some(window), ..base },
+                3 => Attention { softcap: Some(1.5), ..base },
+                _ => Attention { window: Some(window), softcap: Some(2.5), ..base },
+            };
+            check(queue, t, &of, &[(a, a + more), (0, b), (b, b)]);
+        }
     }
 }
 

@@ -47,6 +47,7 @@ fn check(queue: Queue<'_>, [m, n, k, k2]: [usize; 4], layout: Layout, t: DType, 
 }
 
 shapes! {
+    on BOTH;
     fn products_on_tensor_cores(queue; m in 1usize..70, n in 1usize..10, k in 1usize..12, k2 in 0usize..3, layout in 0usize..4, half in proptest::bool::ANY, add in proptest::bool::ANY; 14 cases) {
         let layout = LAYOUTS[layout];
         // Whatever lies along a stored row is a multiple of 8.
@@ -169,6 +170,7 @@ fn zeros(queue: Queue<'_>, n: usize) -> DeviceBuffer {
 }
 
 shapes! {
+    on BOTH;
     fn linear_and_its_gradients(queue; rows in 1usize..20, output in 1usize..4, input in 1usize..4; 6 cases) {
         let (t, f32, output, input) = (DType::BF16, DType::F32, 8 * output, 8 * input);
         let (x, w, b, dy) = (random(rows * input, t, 1), random(output * input, t, 2), random(output, t, 3), random(rows * output, t, 4));

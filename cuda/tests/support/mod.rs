@@ -123,29 +123,41 @@ pub(crate) fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
     }
 }
 
-/// Runs a body for each shape that proptest thinks of.
+/// Runs a body for each shape that proptest thinks of, on an emulated H100, or on each of the devices that are named.
 #[macro_export]
 macro_rules! shapes {
-    ($(#[$meta:meta])* fn $name:ident($queue:ident; $($arg:ident in $range:expr),*; $cases:literal cases) $body:block) => {
+    ($(#[$meta:meta])* fn $name:ident($($args:tt)*) $body:block) => {
+        $crate::shapes! { @on [(9, 0)]; $(#[$meta])* fn $name($($args)*) $body }
+    };
+    (on $capabilities:expr; $(#[$meta:meta])* fn $name:ident($($args:tt)*) $body:block) => {
+        $crate::shapes! { @on $capabilities; $(#[$meta])* fn $name($($args)*) $body }
+    };
+    (@on $capabilities:expr; $(#[$meta:meta])* fn $name:ident($queue:ident; $($arg:ident in $range:expr),*; $cases:literal cases) $body:block) => {
         $(#[$meta])*
         #[test]
         fn $name() {
-            let Some(device) = $crate::support::device() else { return };
-            let config = proptest::test_runner::Config { cases: $cases, failure_persistence: None, ..Default::default() };
-            let mut runner = proptest::test_runner::TestRunner::new_with_rng(
-                config,
-                proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
-            );
-            let result = runner.run(&($($range,)*), |($($arg,)*)| {
-                let $queue = device.queue();
-                $body
-                Ok(())
-            });
-            if let Err(error) = result {
-                panic!("{error}");
+            for capability in $capabilities {
+                let Some(device) = $crate::support::device_of(capability) else { return };
+                let config =
+                    proptest::test_runner::Config { cases: $cases, failure_persistence: None, ..Default::default() };
+                let mut runner = proptest::test_runner::TestRunner::new_with_rng(
+                    config,
+                    proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+                );
+                let result = runner.run(&($($range,)*), |($($arg,)*)| {
+                    let $queue = device.queue();
+                    $body
+                    Ok(())
+                });
+                if let Err(error) = result {
+                    panic!("on {capability:?}: {error}");
+                }
             }
         }
     };
 }
+
+/// A device whose tensor cores are those of `mma.sync`, and one of Hopper's.
+pub(crate) const BOTH: [(u32, u32); 2] = [(8, 0), (9, 0)];
 
 pub(crate) const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];

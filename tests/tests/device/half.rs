@@ -42,10 +42,10 @@ pub(crate) fn tiny(dtype: DType, trainable: bool) -> Model {
 }
 
 /// The same with heads of another size.
-fn tiny_of(head: usize, dtype: DType, trainable: bool) -> Model {
+pub(crate) fn tiny_of(head: usize, dtype: DType, trainable: bool) -> Model {
     let config = serde_json::json!({
         "model_type": "llama", "vocab_size": 104, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head, "max_position_embeddings": 128,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head, "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
     });
     let config = ModelConfig::from_json(&config).unwrap();

@@ -9,6 +9,7 @@ mod ops;
 mod program;
 mod quantised;
 mod training;
+mod variants;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -39,7 +39,11 @@ fn quantised(family: &str, how: QuantizeAs) -> Model {
 
 /// [`tiny`] in 4 bits.
 fn tiny_nf4() -> Model {
-    let mut model = tiny(DType::BF16, false);
+    requantized(tiny(DType::BF16, false))
+}
+
+/// A model's weights in 4 bits.
+pub(crate) fn requantized(mut model: Model) -> Model {
     requantize(&mut model, NF4).unwrap();
     model
 }

@@ -20,7 +20,7 @@ fn not_recorded(what: &'static str, stream: sys::CUstream) -> Result<()> {
     let status = unsafe { result::stream::is_capturing(stream) };
     match status.map_err(|e| error("cuStreamIsCapturing", e.0))? {
         sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
-        _ => Err(Error::Driver { call: what, reason: "the stream's work is being recorded".to_owned() }),
+        _ => Err(Error::Driver { call: what, reason: "the stream is being captured".to_owned() }),
     }
 }
 
@@ -67,6 +67,8 @@ impl Driver for Nvidia {
     fn alloc(&self, bytes: usize, stream: Stream) -> Result<DevicePtr> {
         self.with(|state| {
             let stream = state.handles.streams.get(stream.0)?;
+            // Recorded, it would be memory of the graph, there while that runs and not before.
+            not_recorded("alloc", stream)?;
             let mut ptr = 0;
             // SAFETY: the pointer is valid for the call and the stream is alive. A size of 0 is refused by the driver.
             match unsafe { sys::cuMemAllocAsync(&raw mut ptr, bytes.max(1), stream) } {
@@ -86,6 +88,7 @@ impl Driver for Nvidia {
     fn free(&self, ptr: DevicePtr, stream: Stream) -> Result<()> {
         self.with(|state| {
             let stream = state.handles.streams.get(stream.0)?;
+            not_recorded("free", stream)?;
             state.handles.memory.remove(ptr.0)?;
             // SAFETY: allocated here and not freed before; the stream is alive.
             call("cuMemFreeAsync", unsafe { sys::cuMemFreeAsync(ptr.0, stream) })
@@ -97,7 +100,7 @@ impl Driver for Nvidia {
             let pointer = state.handles.streams.get(stream.0)?;
             state.handles.memory.check(dst.0, src.len())?;
             // A recorded copy would read the staging memory again when it holds something else.
-            not_recorded("an upload", pointer)?;
+            not_recorded("upload", pointer)?;
             // SAFETY: the range was checked, the stream is alive, the context current.
             unsafe { state.staging.upload(dst.0, src, pointer) }
         })
@@ -108,7 +111,7 @@ impl Driver for Nvidia {
             let stream = state.handles.streams.get(stream.0)?;
             state.handles.memory.check(src.0, dst.len())?;
             // A recorded copy would write to `dst` when that is long gone.
-            not_recorded("a download", stream)?;
+            not_recorded("download", stream)?;
             if !dst.is_empty() {
                 // SAFETY: both ranges are valid, and `dst` is borrowed until the stream was waited for below.
                 let status = unsafe { sys::cuMemcpyDtoHAsync_v2(dst.as_mut_ptr().cast(), src.0, dst.len(), stream) };
@@ -153,6 +156,7 @@ impl Driver for Nvidia {
             return Err(Error::Handle { what: "the stream that is always there,", handle: stream.0 });
         }
         self.with(|state| {
+            not_recorded("destroy_stream", state.handles.streams.get(stream.0)?)?;
             let pointer = state.handles.streams.remove(stream.0)?;
             // SAFETY: made here, destroyed once. The driver lets its work end first.
             call("cuStreamDestroy", unsafe { sys::cuStreamDestroy_v2(pointer) })
@@ -160,7 +164,12 @@ impl Driver for Nvidia {
     }
 
     fn synchronize(&self, stream: Stream) -> Result<()> {
-        let stream = self.with(|state| state.handles.streams.get(stream.0))?;
+        let stream = self.with(|state| {
+            let stream = state.handles.streams.get(stream.0)?;
+            // The driver would refuse too, and spoil the capture.
+            not_recorded("synchronize", stream)?;
+            Ok(stream)
+        })?;
         self.wait(stream)
     }
 
@@ -365,6 +374,7 @@ impl Driver for Nvidia {
     fn begin_capture(&self, stream: Stream) -> Result<()> {
         self.with(|state| {
             let pointer = state.handles.streams.get(stream.0)?;
+            not_recorded("begin_capture", pointer)?;
             // Relaxed: other threads may allocate and load meanwhile.
             let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
             // SAFETY: the stream is alive.
@@ -393,6 +403,7 @@ impl Driver for Nvidia {
     fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
         self.with(|state| {
             let (stream, graph) = (state.handles.streams.get(stream.0)?, state.handles.graphs.get(graph.0)?);
+            not_recorded("launch_graph", stream)?;
             // SAFETY: both are alive.
             call("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph, stream) })
         })
