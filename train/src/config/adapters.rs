@@ -220,7 +220,7 @@ mod tests {
     fn settings(peft_type: PeftType, pairs: &[(&str, &str)]) -> LoraSettings {
         let mut all = LoraSettings { use_peft: true, peft_type, ..LoraSettings::default() };
         for (key, value) in pairs {
-            assert!(all.set(key, &Raw::flag("--x", value)).unwrap(), "{key}");
+            assert!(all.set(key, &Raw::flag("--x", *value)).unwrap(), "{key}");
         }
         all
     }
@@ -247,10 +247,10 @@ mod tests {
         let model = ModelSettings { model: "base".into(), ..ModelSettings::default() };
         let adapted = ModelSettings { adapter: Some("dir".into()), ..model.clone() };
         let refused = |model: &ModelSettings, s: &LoraSettings| check(model, s).err().map(|e| e.to_string());
-        for (key, value, with) in VALUES {
-            let (_, means, problem) = MEANT_FOR.iter().find(|(keys, _, _)| keys.contains(key)).unwrap();
+        for &(key, value, with) in VALUES {
+            let (_, means, problem) = MEANT_FOR.iter().find(|(keys, _, _)| keys.contains(&key)).unwrap();
             for &kind in PeftType::ALL {
-                let (before, after) = (settings(kind, with), settings(kind, &[with, &[(*key, *value)][..]].concat()));
+                let (before, after) = (settings(kind, with), settings(kind, &[with, &[(key, value)][..]].concat()));
                 // Rates are by the names of parameters, of which other methods may have some of LoRA's.
                 if !key.starts_with("loraplus") {
                     assert_eq!(effect(&before) != effect(&after), means(&after), "{key} with {kind}");
@@ -260,7 +260,7 @@ mod tests {
                 assert_eq!(said, (!alone).then(|| format!("`{key}` {problem}")), "{key} with {kind}");
             }
             let beside = refused(&adapted, &settings(Lora, &[(key, value)]));
-            match *key {
+            match key {
                 "loraplus_lr_ratio" => assert_eq!(beside, None),
                 "loraplus_lr_embedding" => assert!(beside.unwrap().contains("set `loraplus_lr_ratio`")),
                 _ => assert!(beside.unwrap().starts_with(&format!("`{key}` is of a new adapter"))),
@@ -271,7 +271,7 @@ mod tests {
         }
         let kind = LoraSettings { peft_type: Ia3, ..LoraSettings::default() };
         assert!(refused(&adapted, &kind).unwrap().starts_with("`peft_type` is of a new adapter"));
-        for (key, value) in WITHOUT.iter().zip(["bitfit", "1", "mlp", "lm_head"]) {
+        for (key, value) in WITHOUT.into_iter().zip(["bitfit", "1", "mlp", "lm_head"]) {
             assert!(refused(&model, &settings(Lora, &[(key, value)])).unwrap().starts_with(&format!("`{key}` ")));
         }
     }
