@@ -142,11 +142,9 @@ pub(super) fn check(model: &ModelSettings, lora: &LoraSettings) -> Result<(), Co
                 return conflict(key, "says what is trained without an adapter: leave it out, or the adapter");
             }
             "finetuning_type" => {}
-            key if WITHOUT.contains(&key) => {
-                if !freezes {
-                    let problem = "chooses what is trained with `finetuning_type` freeze, without an adapter: set that";
-                    return conflict(key, problem);
-                }
+            key if WITHOUT.contains(&key) && !freezes => {
+                let problem = "chooses what is trained with `finetuning_type` freeze, without an adapter: set that";
+                return conflict(key, problem);
             }
             key if adapter && !OF_TRAINING.contains(&key) => {
                 let problem = "is of a new adapter, and `adapter` names one whose own settings say it: leave it out";
@@ -174,8 +172,10 @@ mod tests {
     use crate::config::OptimSettings;
     use crate::config::raw::Raw;
 
+    type Pairs = &'static [(&'static str, &'static str)];
+
     /// A value that is not the default, and what must be set for it to be heard.
-    const VALUES: &[(&str, &str, &[(&str, &str)])] = &[
+    const VALUES: &[(&str, &str, Pairs)] = &[
         ("lora_r", "3", &[]),
         ("use_rslora", "true", &[]),
         ("use_dora", "true", &[]),
