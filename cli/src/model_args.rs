@@ -1,10 +1,10 @@
 //! Flags that every command on a finished model has, and opening it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use planish_nn::adapters::{load_adapter, load_adapter_as};
+use planish_nn::adapters::{base_name, is_same_base, load_adapter, load_adapter_as};
 use planish_nn::decoder::Model;
 use planish_nn::reward::adapter_head;
 use planish_nn::tokenizer::Tokenizer;
@@ -13,6 +13,7 @@ use planish_train::device::{self, Demands};
 use planish_train::models::{self, Opened};
 
 use crate::failure::UsageError;
+use crate::output;
 
 /// Adds `--model`, `--model-revision`, `--adapter`, `--dtype` and `--threads`.
 pub(crate) fn with_flags(command: Command) -> Command {
@@ -92,6 +93,8 @@ pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::R
     let mut demands = Demands::none();
     for (slot, adapter) in adapters.iter().enumerate() {
         demands = demands.adapter(Some(&load_adapter_as(&mut model, adapter, slot, false)?));
+        let name = matches.get_one::<String>("model").map(String::as_str).unwrap_or_default();
+        other_base(adapter, name).into_iter().for_each(output::note);
     }
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
         let demands = demands.model(&model.config).bf16(bf16_of(matches));
@@ -141,8 +144,20 @@ pub(crate) fn open_reward(matches: &ArgMatches, (name, adapter): Named<'_>) -> a
     let mut model = opened.load_reward(dtype, kind, 0, false)?;
     if let Some(adapter) = adapter {
         load_adapter(&mut model, adapter)?;
+        other_base(adapter, name).into_iter().for_each(output::note);
     }
     Ok((model, opened.tokenizer))
+}
+
+/// A note that an adapter was made for another model than the one that it is put on, if it was: it fits any of that shape.
+pub(crate) fn other_base(adapter: &Path, model: &str) -> Option<String> {
+    // What is wrong with its file is told by whoever reads all of it.
+    let base = base_name(adapter).ok().flatten().filter(|base| !is_same_base(base, model))?;
+    Some(format!(
+        "note: {} says that its base is {base}, and the model is {model}: if their weights are not the same, it does not do \
+         what it was trained for",
+        adapter.display()
+    ))
 }
 
 /// What `--bf16` says, of commands that have it.

@@ -1,15 +1,18 @@
 //! A run as seen from the terminal: progress, Ctrl-C, and what it came to.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use planish_nn::hub::Progress;
+use planish_train::config::ModelSettings;
 use planish_train::data::{Preflight, render};
 use planish_train::run::{Observer, Outcome, RunPlan, StepMetrics};
 use serde_json::json;
 
+use crate::model_args;
 use crate::output::{self, note};
 
 /// Interrupted, after a saved checkpoint.
@@ -43,6 +46,8 @@ pub(crate) struct Terminal {
     pub(crate) evaluations: Vec<(u64, Vec<(String, f64)>)>,
     last: Option<StepMetrics>,
     quiet_preflight: bool,
+    /// What is to be said of the model when the run begins.
+    of_model: Option<String>,
 }
 
 impl Terminal {
@@ -57,7 +62,15 @@ impl Terminal {
             evaluations: Vec::new(),
             last: None,
             quiet_preflight: false,
+            of_model: None,
         }
+    }
+
+    /// The same with a note on the adapter, if it was made for another model.
+    pub(crate) fn with_model(mut self, model: &ModelSettings) -> Terminal {
+        let adapter = model.adapter.as_ref();
+        self.of_model = adapter.and_then(|adapter| model_args::other_base(Path::new(adapter), &model.model));
+        self
     }
 
     /// The same without the report on the data.
@@ -98,6 +111,9 @@ impl Observer for Terminal {
 
     fn started(&mut self, plan: &RunPlan) {
         self.total = plan.total_steps;
+        if let Some(sentence) = self.of_model.take() {
+            self.say(&sentence);
+        }
         let share = 100.0 * plan.trainable_parameters as f64 / plan.parameters.max(1) as f64;
         self.say(&format!(
             "training {} of {} parameters ({share:.2}%) for {} steps{} into {}",
@@ -140,7 +156,7 @@ impl Observer for Terminal {
         self.evaluations.push((step, metrics.to_vec()));
     }
 
-    fn saved(&mut self, checkpoint: &std::path::Path) {
+    fn saved(&mut self, checkpoint: &Path) {
         self.say(&format!("saved {}", checkpoint.display()));
     }
 

@@ -143,6 +143,20 @@ pub enum Error {
         /// Its format.
         format: &'static str,
     },
+    /// A weight that was to be quantised holds what is no number.
+    #[error(
+        "`{name}` holds {value} in row {row}, column {column}: quantising would make numbers of it; the file is damaged, or its training went wrong"
+    )]
+    NotFinite {
+        /// Its name.
+        name: String,
+        /// NaN or an infinity.
+        value: f64,
+        /// Where the first one is.
+        row: usize,
+        /// Likewise.
+        column: usize,
+    },
     /// The weights hold tensors that the config does not call for.
     #[error(
         "the weights hold `{name}` (and {others} more) which config.json does not call for: they belong to another model"
@@ -229,6 +243,7 @@ impl Error {
             | Error::TensorDtype { .. }
             | Error::FrozenWeight { .. }
             | Error::AlreadyQuantized { .. }
+            | Error::NotFinite { .. }
             | Error::TokenizerTooLarge { .. }
             | Error::UnexpectedTensor { .. } => Error::InModel { path: path.to_path_buf(), source: Box::new(self) },
             other => other,

@@ -82,7 +82,14 @@ impl Pretrained {
         if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             return Err(not("it is neither a model directory nor a .gguf file"));
         }
-        let file = GgufFile::open(path)?;
+        Pretrained::from_gguf(path, GgufFile::open(path)?)
+    }
+
+    /// The model of a GGUF file, under whatever name it was opened.
+    ///
+    /// # Errors
+    /// Metadata that says of no model what it is.
+    pub fn from_gguf(path: &Path, file: GgufFile) -> Result<Pretrained> {
         let config = ModelConfig::from_json(&file.hf_config()?).map_err(|e| file.in_its_words(&e))?;
         Ok(Pretrained { path: path.to_path_buf(), config, source: Source::Gguf(Box::new(file)), quantize: None })
     }

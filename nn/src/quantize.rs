@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use planish_autograd::Param;
 use planish_tensor::quant::{FourBit, FourBitKind, Int8, Layout, Quantized};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Float, Tensor, dispatch_float, parallel};
 use serde_json::{Value, json};
 
 use crate::decoder::{Model, TensorSource};
@@ -45,6 +45,17 @@ impl QuantizeAs {
         }
     }
 
+    /// As [`QuantizeAs::quantize`], of a weight with a name.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`]: a code has no word for NaN and the infinities, and would write numbers in their place.
+    fn quantize_named(&self, name: &str, weight: &Tensor) -> Result<Quantized> {
+        if let Some((value, row, column)) = not_finite(weight)? {
+            return Err(Error::NotFinite { name: name.into(), value, row, column });
+        }
+        Ok(self.quantize(weight)?)
+    }
+
     /// config.json's `quantization_config`. `dtype` is that of the other weights.
     pub fn to_json(&self, dtype: DType) -> Value {
         let (four, kind, double) = match self {
@@ -80,6 +91,19 @@ impl QuantizeAs {
             Layout::Ggml(_) => None,
         }
     }
+}
+
+/// The first entry of a weight (rows, cols) that is NaN or infinite, with its row and column.
+fn not_finite(weight: &Tensor) -> planish_tensor::Result<Option<(f64, usize, usize)>> {
+    let weight = weight.contiguous()?;
+    let [rows, cols] = *weight.dims() else { return Ok(None) };
+    dispatch_float!("quantize", weight.dtype(), W => {
+        let data = weight.as_slice::<W>()?;
+        let bad = |x: &W| !x.widen::<f64>().is_finite();
+        let of_rows = parallel::map(rows, |r| data[r * cols..(r + 1) * cols].iter().position(bad));
+        let first = of_rows.into_iter().enumerate().find_map(|(row, column)| Some((row, column?)));
+        Ok(first.map(|(row, column)| (data[row * cols + column].widen::<f64>(), row, column)))
+    })
 }
 
 /// Whether a weight is one of the linear modules of the layers.
@@ -122,7 +146,7 @@ impl TensorSource for Quantizing<'_> {
             Some(dtype) => tensor.to_dtype(dtype)?,
             None => tensor,
         };
-        Ok(Some(Tensor::packed(self.how.quantize(&tensor)?)))
+        Ok(Some(Tensor::packed(self.how.quantize_named(name, &tensor)?)))
     }
 
     fn names(&self) -> Vec<String> {
@@ -160,12 +184,13 @@ pub fn unpack(model: &mut Model, dtype: DType) -> Result<()> {
 /// Quantises those linear modules of the layers that are not.
 ///
 /// # Errors
-/// Those of the kernels.
+/// [`Error::NotFinite`]; those of the kernels.
 pub fn requantize(model: &mut Model, how: QuantizeAs) -> Result<()> {
     each_weight(model, |weight| {
         let value = weight.base.value();
         if is_quantizable(weight.base.name()) && value.quantized().is_none() {
-            weight.base = Param::frozen(weight.base.name(), Tensor::packed(how.quantize(&value)?));
+            let packed = how.quantize_named(weight.base.name(), &value)?;
+            weight.base = Param::frozen(weight.base.name(), Tensor::packed(packed));
         }
         Ok(())
     })
@@ -226,7 +251,7 @@ impl<'a> QuantizedTensors<'a> {
         if !tensor.dtype().is_float() {
             return Err(Error::TensorDtype { name: name.into(), found: tensor.dtype() });
         }
-        let weight = self.how.quantize(&tensor)?;
+        let weight = self.how.quantize_named(name, &tensor)?;
         (self.done)(name, &weight, weight.relative_rms(&tensor)?);
         Ok(crate::weights::stored(name, &Tensor::packed(weight))?)
     }

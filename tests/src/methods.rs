@@ -40,12 +40,21 @@ pub const METHODS: [(&str, &[(&str, &str)]); 20] = [
     ("ranks", &[("peft_type", "ADALORA"), ("init_r", "4"), ("target_r", "2"), ("tinit", "2"), ("tfinal", "2")]),
 ];
 
-/// All settings of a method: small ranks, dropout and every linear module, but for what it says itself.
+/// All settings of a method: small ranks, dropout and every linear module, as far as it has them and says nothing else.
 pub fn flags(method: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     let own = |key: &str| method.iter().any(|(k, _)| *k == key);
     let common =
         [("use_peft", "true"), ("lora_r", "2"), ("lora_dropout", "0.1"), ("lora_target_modules", "all-linear")];
-    // Virtual tokens are of no module.
-    let without = |key: &str| own(key) || key == "lora_target_modules" && own("num_virtual_tokens");
+    let kind = method.iter().find(|(k, _)| *k == "peft_type").map_or("LORA", |(_, kind)| kind);
+    let without = |key: &str| {
+        let has = match key {
+            "lora_r" => kind == "LORA",
+            "lora_dropout" => matches!(kind, "LORA" | "ADALORA" | "VERA"),
+            // Virtual tokens are of no module.
+            "lora_target_modules" => !own("num_virtual_tokens"),
+            _ => true,
+        };
+        own(key) || !has
+    };
     common.into_iter().filter(|(key, _)| !without(key)).chain(method.iter().copied()).collect()
 }

@@ -373,11 +373,23 @@ fn names_that_match_nothing() {
     );
     // Settings of another kind of adapter, or of none.
     peft(&["--peft-type", "VERA", "--rank-pattern", "q_proj=3"], "`rank_pattern` is for `peft_type` LORA");
+    peft(&["--peft-type", "VERA", "--use-dora"], "`use_dora` is for `peft_type` LORA");
+    peft(&["--peft-type", "P_TUNING", "--prefix-projection"], "`prefix_projection` is for `peft_type` PREFIX_TUNING");
+    peft(&["--feedforward-modules", "up_proj"], "`feedforward_modules` is for `peft_type` IA3");
+    for kind in ["IA3", "LN_TUNING"] {
+        let said =
+            peft(&["--peft-type", kind, "--layers-to-transform", "1"], "`layers_to_transform` is none that PEFT has");
+        assert!(said.contains("give `lora_target_modules` a regular expression"), "{said}");
+    }
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters/qwen2_plain");
+    let beside = ["--adapter", fixture.to_str().unwrap(), "--lora-r", "4"];
+    place.refuses_with(&beside, "`lora_r` is of a new adapter, and `adapter` names one");
     let prompts = ["--peft-type", "PROMPT_TUNING", "--lora-target-modules", "q_proj"];
     peft(&prompts, "`lora_target_modules` is for adapters of modules");
     let words = "`freeze_trainable_modules` chooses what is trained with `finetuning_type` freeze";
     place.refuses_with(&["--freeze-trainable-modules", "mlp"], words);
-    peft(&["--finetuning-type", "freeze", "--freeze-trainable-modules", "mlp"], words);
+    let with = "`finetuning_type` says what is trained without an adapter";
+    peft(&["--finetuning-type", "freeze", "--freeze-trainable-modules", "mlp"], with);
     place.refuses_with(&["--freeze-extra-modules", "norm"], "`freeze_extra_modules` chooses");
     let freeze = |flags: &[&str], words: &str| {
         place.refuses_with(&[&["--finetuning-type", "freeze"], flags].concat(), words);
@@ -421,6 +433,9 @@ fn adapters_that_are_too_large() {
     // The ends of a model have no bound for a rank of their own.
     let ends = ["--lora-target-modules", "lm_head", "--lora-r", "1000000000"];
     peft("LORA", &ends, "lm_head.lora_A.weight` would have shape [1000000000, 128]");
+    for quantised in ["--load-in-4bit", "--load-in-8bit"] {
+        peft("LORA", &[&[quantised], &ends[..]].concat(), "lm_head.lora_A.weight` would have shape [1000000000, 128]");
+    }
     peft("LORA", &["--lora-target-modules", "embed_tokens", "--lora-r", most], "would have shape");
     let experts = fixture_model("qwen3_moe");
     let pattern = format!("experts.down_proj={most}");

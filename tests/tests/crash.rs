@@ -406,6 +406,104 @@ fn a_result_that_cannot_be_written_leaves_nothing_that_looks_like_one() {
     assert!(tree(&merged).len() > 5);
 }
 
+/// Commands that make one model or adapter of another: a new directory goes again, and one that is to be overwritten, or a
+/// file, stays as it was, whatever the disk says.
+#[test]
+fn nothing_is_half_written_and_nothing_lost_where_the_disk_is_full() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_string_lossy().into_owned();
+    let words = |text: &[&str]| -> Vec<String> { text.iter().map(|word| (*word).to_owned()).collect() };
+    let ok = |arguments: &[String]| {
+        let done = planish(arguments);
+        assert_eq!(done.code, 0, "{done:?}");
+    };
+    let (run, small) = (path("run"), path("nf4"));
+    let mut train = arguments(Path::new(&run));
+    let steps = train.iter().position(|word| *word == STEPS.to_string()).unwrap();
+    train[steps] = "2".into();
+    ok(&train);
+    ok(&words(&["quantize", "--model", "builtin", "-o", &small]));
+    let adapter = format!("{run}/final");
+    let (one, two) = ("fixtures/combined/one", "fixtures/combined/two");
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).to_string_lossy().into_owned();
+    let adapters = format!("{},{}", fixture(one), fixture(two));
+    let merged = ["merge", "--model", &small, "--adapter", &adapter, "--requantize", "--json"];
+    let cases: [(&str, u64, Vec<String>); 3] = [
+        ("model.safetensors", 128, words(&["quantize", "--model", "builtin", "--json"])),
+        ("model.safetensors", 128, words(&merged)),
+        ("adapter_model.safetensors", 1, words(&["combine", "--adapters", &adapters, "--weights", "1,1"])),
+    ];
+    for (file, blocks, command) in cases {
+        let new = path("new");
+        let done = limited(blocks, &with(command.clone(), &["-o", &new]));
+        assert_says(&done, &format!("{file}: it would be larger"), "Raise the limit");
+        assert!(!Path::new(&new).exists(), "{command:?}: {:?}", tree(Path::new(&new)).keys());
+        if command[0] == "combine" {
+            continue;
+        }
+        // Over a run, with its checkpoints and its result, which for merging is where the adapter is.
+        let before = tree(Path::new(&run));
+        let over = with(command.clone(), &["-o", &run, "--overwrite-output-dir"]);
+        assert_says(&limited(blocks, &over), &format!("{file}: it would be larger"), "Raise the limit");
+        assert!(before == tree(Path::new(&run)), "{command:?}");
+    }
+    let file = path("model.gguf");
+    let export = with(words(&["export", "--model", "builtin", "--adapter", &adapter]), &["-o", &file]);
+    assert_says(&limited(128, &export), "model.gguf: it would be larger", "Raise the limit");
+    assert!(!Path::new(&file).exists());
+    fs::write(&file, "mine").unwrap();
+    let over = with(export, &["--overwrite"]);
+    assert_says(&limited(128, &over), "model.gguf: it would be larger", "Raise the limit");
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    // Nor where the comparison comes to nothing.
+    fs::write(path("empty.txt"), "").unwrap();
+    assert_eq!(planish(&with(over, &["--text", &path("empty.txt")])).code, 2);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    no_leftovers(place.path());
+}
+
+/// What is to be overwritten is gone when its successor is there, and not before.
+#[test]
+fn a_run_stays_until_what_is_made_of_it_is_whole() {
+    let place = tempfile::tempdir().unwrap();
+    let trained = |name: &str, more: &[&str]| {
+        let run = place.path().join(name);
+        let mut words = arguments(&run);
+        let steps = words.iter().position(|word| *word == STEPS.to_string()).unwrap();
+        words[steps] = "2".into();
+        // Of prompts there is neither.
+        if !more.is_empty() {
+            let of_lora = words.iter().position(|word| word == "--lora-r").unwrap();
+            words.drain(of_lora..of_lora + 4);
+        }
+        let done = planish(&with(words, more));
+        assert_eq!(done.code, 0, "{done:?}");
+        run
+    };
+    let merge = |run: &Path| -> Vec<String> {
+        let (run, adapter) = (run.to_str().unwrap(), run.join("final"));
+        let adapter = adapter.to_str().unwrap();
+        ["merge", "--model", "builtin", "--adapter", adapter, "-o", run, "--overwrite-output-dir"]
+            .map(String::from)
+            .into()
+    };
+    let prompts = trained("prompts", &["--peft-type", "PROMPT_TUNING"]);
+    let before = tree(&prompts);
+    let done = planish(&merge(&prompts));
+    assert!(done.code == 2 && done.stderr.contains("it cannot be merged"), "{done:?}");
+    assert!(before == tree(&prompts));
+    let lora = trained("lora", &[]);
+    fs::write(lora.join("notes.txt"), "mine").unwrap();
+    let done = planish(&merge(&lora));
+    assert_eq!(done.code, 0, "{done:?}");
+    let mut left: Vec<String> =
+        fs::read_dir(&lora).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert!(left.contains(&"model.safetensors".to_owned()) && left.contains(&"notes.txt".to_owned()), "{left:?}");
+    assert!(!left.iter().any(|name| name == "final" || name == "config.yaml" || name.ends_with(".tmp")), "{left:?}");
+    assert!(!left.iter().any(|name| name.starts_with("checkpoint-")), "{left:?}");
+}
+
 /// Room for a paged optimizer's states is reserved before the first step.
 #[test]
 #[cfg(target_os = "linux")]

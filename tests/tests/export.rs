@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use planish_nn::adapters::{LoraConfig, Targets, adapter_params, attach_lora, save_adapter};
+use planish_nn::decoder::LoadOptions;
 use planish_nn::gguf::{GgmlType, GgufFile};
+use planish_nn::pretrained::Pretrained;
+use planish_tensor::{DType, Tensor};
 use planish_tests::program::{planish, refused};
 
 fn text(path: &Path) -> &str {
@@ -110,6 +114,100 @@ fn an_adapter_is_folded_in() {
         ["export", "--model", "builtin", "--quant", "q4_0", "-o", text(&file), "--overwrite", "--text", text(&data)];
     let done = planish(&own);
     assert!(done.code == 0 && done.stdout.contains("nats from the model before on"), "{done:?}");
+}
+
+/// An adapter that moves one number of one weight by far less than its block tells apart: put back on the base's grid the
+/// model is the base, bit for bit, and both commands say that the fine-tune is lost.
+#[test]
+fn a_fine_tune_that_rounding_undoes_is_said_to_be_lost() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let (packed, base) = (dir.join("nf4"), dir.join("base.gguf"));
+    assert_eq!(planish(&["quantize", "--model", "builtin", "-o", text(&packed)]).code, 0);
+    assert_eq!(planish(&["export", "--model", "builtin", "--quant", "q4_0", "-o", text(&base)]).code, 0);
+    let adapter = |name: &str, model: &Path| {
+        let mut model = Pretrained::open(model).unwrap().load(LoadOptions::default()).unwrap();
+        let target = "model.layers.0.self_attn.q_proj".to_owned();
+        let weight = model.layers[0].linears().into_iter().find(|l| *l.name == *target).unwrap().weight.base.value();
+        let row = weight.to_dtype(DType::F32).unwrap().to_vec::<f32>().unwrap()[..32].to_vec();
+        let column = (0..32).min_by(|&a, &b| row[a].abs().total_cmp(&row[b].abs())).unwrap();
+        let largest = row.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let config = LoraConfig {
+            r: 1,
+            lora_alpha: 1.0,
+            target_modules: Targets::Names(vec![target]),
+            base_model: Some("builtin".into()),
+            ..LoraConfig::default()
+        };
+        attach_lora(&mut model, &config, 0).unwrap();
+        for param in adapter_params(&model, 0) {
+            let is_a = param.name().ends_with("lora_A.weight");
+            let mut values = vec![0f32; param.value().numel()];
+            values[if is_a { column } else { 0 }] = if is_a { 1.0 } else { 1e-3 * largest };
+            let values = Tensor::from_vec(values, param.value().dims()).unwrap();
+            param
+                .update(|t| -> planish_tensor::Result<()> {
+                    *t = values;
+                    Ok(())
+                })
+                .unwrap();
+        }
+        let to = dir.join(name);
+        save_adapter(&model, &config, &to).unwrap();
+        to
+    };
+    let (of_packed, of_blocks) = (adapter("of-nf4", &packed), adapter("of-blocks", &base));
+    let (merged, file) = (dir.join("merged"), dir.join("merged.gguf"));
+    let merge = ["merge", "--model", text(&packed), "--adapter", text(&of_packed), "--requantize", "-o", text(&merged)];
+    let export =
+        ["export", "--model", text(&base), "--adapter", text(&of_blocks), "--quant", "q4_0", "-o", text(&file)];
+    for (arguments, part, instead) in
+        [(&merge[..], "requantized", "Merge without --requantize"), (&export[..], "drift", "Export with more bits")]
+    {
+        let done = planish(&[arguments, &["--json"]].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let told: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+        assert_eq!(told[part]["lost"], true, "{done:?}");
+        let words = "warning: quantising the merged weights lost what the adapter had learned";
+        assert!(done.stderr.contains(words) && done.stderr.contains(instead), "{done:?}");
+        // A base of another name than the adapter's: of the same shape, so a note and not a refusal.
+        assert!(done.stderr.contains("says that its base is builtin, and the model is"), "{done:?}");
+    }
+    // It was one: the tuned model is another than the base.
+    let kept = planish(&[&["merge"], &merge[1..5], &["-o", text(&dir.join("wide"))]].concat());
+    assert_eq!(kept.code, 0, "{kept:?}");
+    let values = |dir: &Path| {
+        let model = Pretrained::open(dir).unwrap().load(LoadOptions::default()).unwrap();
+        let all =
+            model.layers[0].linears().into_iter().find(|l| l.name.ends_with("q_proj")).unwrap().weight.base.value();
+        all.to_dtype(DType::F32).unwrap().to_vec::<f32>().unwrap()
+    };
+    assert!(values(&merged) == values(&packed) && values(&dir.join("wide")) != values(&packed));
+}
+
+/// Adapters of two bases have a sum, and a note.
+#[test]
+fn adapters_of_two_bases_are_noted() {
+    let place = tempfile::tempdir().unwrap();
+    let (one, two) = (repo("tests/fixtures/combined/one"), place.path().join("two"));
+    std::fs::create_dir(&two).unwrap();
+    let from = repo("tests/fixtures/combined/two");
+    std::fs::copy(from.join("adapter_model.safetensors"), two.join("adapter_model.safetensors")).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+    let combined = |out: &str| {
+        let adapters = format!("{},{}", text(&one), text(&two));
+        let done =
+            planish(&["combine", "--adapters", &adapters, "--weights", "1,1", "-o", text(&place.path().join(out))]);
+        assert_eq!(done.code, 0, "{done:?}");
+        done.stderr
+    };
+    std::fs::write(two.join("adapter_config.json"), config.to_string()).unwrap();
+    assert_eq!(combined("same"), "");
+    config["base_model_name_or_path"] = "somewhere/another".into();
+    std::fs::write(two.join("adapter_config.json"), config.to_string()).unwrap();
+    let said = combined("other");
+    assert!(said.contains("that it is somewhere/another") && said.lines().count() == 1, "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
-use planish_nn::adapters::{adapter_params, load_adapter};
+use planish_nn::adapters::{adapter_params, load_adapter, merge_adapter};
 use planish_nn::config::ModelConfig;
 use planish_nn::decoder::{LoadOptions, Model, Packed, TensorSource};
 use planish_nn::pretrained::{Pretrained, read_json};
@@ -202,6 +202,62 @@ fn quantised(what: &str, base: Model, i: usize) {
     for threads in 1..=4 {
         assert!(on_threads(threads, || gradients(&model)) == want, "{what}: gradients on {threads} threads");
     }
+}
+
+/// Every method as PEFT saves it, on a base in 4 bits: with the values in f32 in their place log-probabilities and
+/// gradients have the same bits, and merged it is the same model, before anything is quantised again.
+#[test]
+fn every_method_on_a_quantised_base() {
+    let mut seen = (0, 0);
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(fixture("adapters")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    names.sort();
+    for (i, dir) in names.iter().enumerate() {
+        let config = read_json(&dir.join("adapter_config.json")).unwrap();
+        let base = fixture(config["base_model_name_or_path"].as_str().unwrap());
+        let how = QuantizeAs::FourBit { kind: FourBitKind::Nf4, block: 32, double: i % 2 == 0 };
+        let opened = Pretrained::open(&base).unwrap().quantized(Some(how));
+        let mut model = opened.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
+        let mut dense = model.clone();
+        planish_nn::quantize::unpack(&mut dense, DType::F32).unwrap();
+        if ["pissa", "olora"].contains(&config["init_lora_weights"].as_str().unwrap_or_default()) {
+            let refused = load_adapter(&mut model, dir).unwrap_err().to_string();
+            assert!(refused.contains("init_lora_weights is "), "{refused}");
+            continue;
+        }
+        let what = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let method = load_adapter(&mut model, dir).unwrap();
+        load_adapter(&mut dense, dir).unwrap();
+        let sequences = sequences(&model, &[19, 1, 44], i as u64);
+        check(&what, &model, true, &sequences, 3 + 11 * i);
+        let scores = |model: &Model| packed(model, &Ctx::inference(), &sequences, false);
+        let apart = scores(&model);
+        assert_eq!(apart, scores(&dense), "{what}");
+        let gradients = |model: &Model| -> Vec<(String, Vec<u64>)> {
+            let (tape, batch) = (Tape::new(), Packed::new(&sequences));
+            let mask = vec![true; batch.len()];
+            planish_train::losses::cross_entropy(model, &Ctx::training(&tape, None), &batch, &mask, true).unwrap();
+            let trained = adapter_params(model, 0).into_iter().filter(|p| p.is_trainable());
+            trained.filter_map(|p| Some((p.name().to_owned(), bits(&p.take_grad()?)))).collect()
+        };
+        let want = gradients(&dense);
+        assert!(!want.is_empty() && gradients(&model) == want, "{what}: gradients");
+        seen.0 += 1;
+        if !method.is_mergeable() {
+            continue;
+        }
+        merge_adapter(&mut model).unwrap();
+        merge_adapter(&mut dense).unwrap();
+        let merged = scores(&model);
+        assert_eq!(merged, scores(&dense), "{what}: merged");
+        for (a, b) in merged.iter().flatten().zip(apart.iter().flatten()) {
+            let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
+            // A sum of two products, or one product with the sum: some roundings of f32 of values up to 10.
+            assert!((a - b).abs() <= 1e-4, "{what}: {a} merged, {b} apart");
+        }
+        seen.1 += 1;
+    }
+    assert!(seen.0 >= 31 && seen.1 >= 24, "{seen:?}");
 }
 
 proptest! {

@@ -42,7 +42,7 @@ fn eight_bit_states_are_bitsandbytes_to_the_bit() {
                 let grad = get("grad").to_dtype(DType::F32).unwrap().narrow(0, s, 1).unwrap();
                 param.set_grad(Some(grad.reshape([66, 64]).unwrap().copied().unwrap()));
                 optimizer.step(Update { learning_rate: rate, grad_scale: 1.0 }).unwrap();
-                for (kind, tensor) in optimizer.state() {
+                for (kind, tensor) in optimizer.state().unwrap() {
                     let kind = kind.strip_suffix(".w").unwrap();
                     let i = if kind.starts_with('v') { 2 } else { 1 };
                     let what = format!("{word}, {name}, {kind} after update {}", s + 1);
@@ -178,7 +178,7 @@ fn where_the_state_is_changes_no_bit() {
             assert_eq!(size.file == 0, budget == "1", "{paged}, {budget}: {size:?}");
             (0..2).for_each(|s| step(&params, &mut *first, s));
             // Saved, and gone on with.
-            let state: Vec<_> = first.state().into_iter().map(|(n, t)| (n, t.copied().unwrap())).collect();
+            let state: Vec<_> = first.state().unwrap().into_iter().map(|(n, t)| (n, t.copied().unwrap())).collect();
             let again: Vec<Param> =
                 params.iter().map(|p| Param::trainable(p.name(), p.value().copied().unwrap())).collect();
             (2..4).for_each(|s| step(&params, &mut *first, s));
@@ -207,27 +207,40 @@ fn the_plan_counts_what_each_optimizer_takes() {
             let o = settings(&pairs);
             let params = weights();
             let planned = state_size(&params, &o).unwrap();
-            let (made, peak) = peak_of(|| optimizer(&params, &o, &Rates::default(), dir.path()).unwrap());
-            // Beside what stays, a master on its way into the file, or a copy that schedule-free starts with.
-            let kept: usize = made
-                .state()
-                .iter()
-                .filter(|(n, t)| !t.is_mapped() && !n.starts_with("y."))
-                .map(|(_, t)| t.numel() * t.dtype().size())
-                .sum();
+            let (mut made, peak) = peak_of(|| optimizer(&params, &o, &Rates::default(), dir.path()).unwrap());
+            // Beside what stays, a master on its way into the file, or a copy that schedule-free starts with. What that
+            // goes on from, y, is the weight where this has no master, and its sums are two numbers.
+            let is_weight = |name: &str| {
+                params.iter().any(|p| name == format!("y.{}", p.name()) && p.value().dtype() == p.grad_dtype())
+            };
+            let size = |t: &Tensor| t.numel() * t.dtype().size();
+            let state = made.state().unwrap();
+            let own = state.iter().filter(|(n, t)| !t.is_mapped() && !is_weight(n) && n != "schedule_free.sums");
+            let kept: usize = own.map(|(_, t)| size(t)).sum();
             let buffers = if planned.file == 0 { 0 } else { planned.memory as usize - kept };
-            if choice == OptimizerChoice::ScheduleFree {
-                // Its sums are two numbers, and masters go by the name y.
-                continue;
-            }
             assert_eq!(kept + buffers, planned.memory as usize, "{choice}, {budget}");
             assert!(
                 peak >= planned.memory as usize && peak <= planned.memory as usize + (1 << 20),
                 "{choice}: {peak} of {planned:?}"
             );
-            let filed: usize =
-                made.state().iter().filter(|(_, t)| t.is_mapped()).map(|(_, t)| t.numel() * t.dtype().size()).sum();
+            let filed: usize = state.iter().filter(|(_, t)| t.is_mapped()).map(|(_, t)| size(t)).sum();
             assert_eq!(filed as u64, planned.file, "{choice}, {budget}");
+            drop(state);
+            if choice == OptimizerChoice::ScheduleFree {
+                // What it keeps of the weights while it evaluates and saves has the room of the gradients, which are not
+                // there then; of the largest weight stored narrower a copy is on its way.
+                let gradients: usize = params.iter().map(|p| p.value().numel() * p.grad_dtype().size()).sum();
+                let narrow = params.iter().map(|p| p.value()).filter(|t| t.dtype() == DType::BF16);
+                let largest = narrow.map(|t| size(&t)).max().unwrap();
+                // After the first step both are the same.
+                (0..2).for_each(|s| step(&params, &mut *made, s));
+                let before = values(&params);
+                let ((), peak) = peak_of(|| made.averaged(true).unwrap());
+                assert!(peak >= gradients && peak <= gradients + 2 * largest, "{peak} of {gradients}");
+                assert!(values(&params) != before);
+                made.averaged(false).unwrap();
+                assert!(values(&params) == before);
+            }
         }
     }
 }

@@ -226,8 +226,96 @@ fn the_program_quantises_merges_and_refuses() {
     let model = Pretrained::open(Path::new(&again)).unwrap().load(LoadOptions::default()).unwrap();
     assert!(model.layers[0].linears()[0].weight.base.value().quantized().is_some());
     let plain = path("plain");
-    refused(&["merge", "--model", &builtin(), "--adapter", &adapter, "-o", &plain, "--requantize"], "quantize");
+    let done = planish(&["merge", "--model", &builtin(), "--adapter", &adapter, "-o", &plain, "--requantize"]);
+    let said: Vec<&str> = done.stderr.lines().collect();
+    assert!(done.code == 2 && said.len() == 2 && said[1].contains("`planish quantize`"), "{done:?}");
+    // The adapter is of the quantised model.
+    assert!(said[0].starts_with("note: ") && said[0].contains("says that its base is"), "{done:?}");
     assert!(!Path::new(&plain).exists());
+}
+
+/// A code has no word for NaN or infinity: a weight that holds one is named, and nothing is written or replaced.
+#[test]
+fn numbers_that_are_none_are_not_quantised() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let data = path("data.jsonl");
+    fs::write(&data, "{\"prompt\": \"1\", \"completion\": \" is a number\"}\n".repeat(8)).unwrap();
+    let weight = "model.layers.1.mlp.down_proj.weight";
+    for (what, number) in [("NaN", f32::NAN), ("inf", f32::INFINITY), ("-inf", f32::NEG_INFINITY)] {
+        let model = path(what);
+        fs::create_dir(&model).unwrap();
+        for entry in fs::read_dir(builtin()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+            fs::copy(&entry, Path::new(&model).join(entry.file_name().unwrap())).unwrap();
+        }
+        let reader = WeightsReader::open(builtin()).unwrap();
+        let tensor = |name: &String| {
+            let tensor = reader.get(name).unwrap();
+            if name != weight {
+                return tensor;
+            }
+            let mut values = tensor.to_dtype(DType::F32).unwrap().to_vec::<f32>().unwrap();
+            values[tensor.dims()[1] * 3 + 5] = number;
+            Tensor::from_vec(values, tensor.dims()).unwrap().to_dtype(tensor.dtype()).unwrap()
+        };
+        let tensors: Vec<_> = reader.names().iter().map(|name| (name.clone(), tensor(name))).collect();
+        save_safetensors(Path::new(&model).join("model.safetensors"), tensors, &BTreeMap::new()).unwrap();
+        let words = format!("`{weight}` holds {what} in row 3, column 5: quantising would make numbers of it");
+        let out = path("out");
+        for kind in ["nf4", "int8"] {
+            let done = planish(&["quantize", "--model", &model, "-o", &out, "--quant-type", kind, "--json"]);
+            assert!(done.code == 2 && done.stderr.contains(&words) && done.stdout.is_empty(), "{done:?}");
+            assert!(!Path::new(&out).exists());
+        }
+        let own =
+            ["sft", "--model", &model, "--dataset", &data, "--output-dir", &out, "--use-peft", "--max-steps", "1"];
+        for bits in ["--load-in-4bit", "--load-in-8bit"] {
+            let done = planish(&[&own[..], &[bits]].concat());
+            assert!(done.code == 2 && done.stderr.contains(&words), "{done:?}");
+        }
+        let file = path("model.gguf");
+        let done = planish(&["export", "--model", &model, "--quant", "q8_0", "-o", &file]);
+        assert!(done.code == 2 && done.stderr.contains(&format!("holds {what}, which is no number")), "{done:?}");
+        assert!(!Path::new(&file).exists());
+        // Over a model that is there.
+        let there = path(&format!("there-{what}"));
+        assert_eq!(planish(&["quantize", "--model", &builtin(), "-o", &there]).code, 0);
+        let before = fs::read(Path::new(&there).join("model.safetensors")).unwrap();
+        let done = planish(&["quantize", "--model", &model, "-o", &there, "--overwrite-output-dir"]);
+        assert!(done.code == 2 && done.stderr.contains(&words), "{done:?}");
+        assert!(before == fs::read(Path::new(&there).join("model.safetensors")).unwrap());
+    }
+}
+
+/// With `dtype` auto a GGUF file's blocks stay packed, which is a third of the memory and not a bit of the result.
+#[test]
+fn a_gguf_file_is_trained_on_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (base, data) = (path("base.gguf"), path("data.jsonl"));
+    let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" is a number\"}}\n")).collect();
+    fs::write(&data, rows).unwrap();
+    let ok = |arguments: &[&str]| {
+        let done = planish(arguments);
+        assert_eq!(done.code, 0, "{arguments:?}: {done:?}");
+        done.stdout
+    };
+    for quant in ["q4_0", "q4_k_m", "q8_0"] {
+        ok(&["export", "--model", "builtin", "--quant", quant, "-o", &base, "--overwrite"]);
+        let trained = ["auto", "float32"].map(|dtype| {
+            let out = path(&format!("{quant}-{dtype}"));
+            let own = ["--model", &base, "--dataset", &data, "--output-dir", &out, "--dtype", dtype, "--use-peft"];
+            let more = ["--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "1e-2"];
+            let plan: serde_json::Value =
+                serde_json::from_str(&ok(&[&["plan", "--json"], &own[..], &more].concat())).unwrap();
+            ok(&[&["sft"], &own[..], &more].concat());
+            let adapter = fs::read(Path::new(&out).join("final/adapter_model.safetensors")).unwrap();
+            (plan["memory"]["weights"].as_u64().unwrap(), adapter)
+        });
+        let [(packed, adapter), (wide, of_wide)] = &trained;
+        assert!(3 * packed < 2 * wide, "{quant}: {packed} bytes packed, {wide} as f32");
+        assert!(adapter == of_wide, "{quant}: the adapters differ");
+    }
 }
 
 /// Law 6 on a quantised base.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use planish_nn::adapters::{
     self, AdaLoraConfig, AdapterConfig, AdapterError, BoftConfig, Encoder, Ia3Config, LnTuningConfig, LoraBias,
     LoraConfig, LoraInit, Method, Modules, OftConfig, PTuningConfig, Partial, PrefixTuningConfig, PromptInit,
-    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_lora, attach_within, is_adapter, load_adapter, of_task,
+    PromptTuningConfig, Targeting, Targets, VeraConfig, attach_within, is_adapter, load_adapter, of_task,
     replace_lora_weights_loftq, resume_adapter, train_only,
 };
 use planish_nn::decoder::Model;
@@ -66,7 +66,8 @@ pub fn build(
         (None, Some(dir)) => load_adapter(&mut loaded, Path::new(dir))?,
         (None, None) if lora.peft_type == PeftType::Lora && opened.pretrained.quantizes().is_some() => {
             check_names(&mut loaded, lora).map_err(planish_nn::Error::from)?;
-            Arc::new(on_quantised(&mut loaded, opened, lora_config(lora, &model.model)?, optim.seed)?)
+            let config = lora_config(lora, &model.model)?;
+            Arc::new(on_quantised(&mut loaded, opened, config, optim.seed, plan::available_memory())?)
         }
         (None, None) => {
             let adapter = adapter_config(lora, &model.model, total_steps)?;
@@ -79,9 +80,15 @@ pub fn build(
 
 /// A new LoRA adapter of a base that is quantised as it is loaded: with `loftq` it begins with what that lost, and is saved
 /// as plain LoRA, for what its files name is the base in full precision.
-fn on_quantised(model: &mut Model, opened: &Opened, mut config: LoraConfig, seed: u64) -> Result<LoraConfig> {
+fn on_quantised(
+    model: &mut Model,
+    opened: &Opened,
+    mut config: LoraConfig,
+    seed: u64,
+    memory: Option<u64>,
+) -> Result<LoraConfig> {
     let LoraInit::LoftQ { bits, iterations } = config.init_lora_weights else {
-        attach_lora(model, &config, seed)?;
+        attach_within(model, &config, seed, None, memory)?;
         return Ok(config);
     };
     let has = if opened.pretrained.quantizes() == Some(QuantizeAs::Int8) { 8 } else { 4 };
@@ -98,7 +105,7 @@ fn on_quantised(model: &mut Model, opened: &Opened, mut config: LoraConfig, seed
         return wrong("loftq_iter", problem);
     }
     config.init_lora_weights = LoraInit::Default;
-    attach_lora(model, &config, seed)?;
+    attach_within(model, &config, seed, None, memory)?;
     replace_lora_weights_loftq(model, &config, &opened.pretrained)?;
     Ok(config)
 }
@@ -326,4 +333,27 @@ fn pattern<T: FromStr + PartialOrd + Default>(
         (!name.is_empty()).then(|| (name.trim().to_string(), value))
     };
     entries.iter().map(|e| read(e).ok_or(ConfigError::Conflict { key, problem })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use planish_tensor::quant::FourBitKind;
+
+    /// A quantised base is no way around the guard of memory.
+    #[test]
+    fn an_adapter_without_the_memory_is_refused_on_a_quantised_base_too() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("builtin");
+        let Opened { tokenizer, pretrained } = models::open_path(&dir).unwrap();
+        let four = QuantizeAs::FourBit { kind: FourBitKind::Nf4, block: 64, double: false };
+        let opened = Opened { tokenizer, pretrained: pretrained.quantized(Some(four)) };
+        for init in [LoraInit::Default, LoraInit::LoftQ { bits: 4, iterations: 1 }] {
+            let mut model = opened.load(crate::config::WeightDtype::Float32, false).unwrap();
+            let config = LoraConfig { init_lora_weights: init, ..LoraConfig::default() };
+            let mut put = |memory| on_quantised(&mut model, &opened, config.clone(), 0, memory);
+            let said = put(Some(10_000)).unwrap_err().to_string();
+            assert!(said.contains("would have shape"), "{said}");
+            put(Some(1 << 30)).unwrap();
+        }
+    }
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use planish_nn::adapters::{Combination, Density, Signs, combine_adapters};
+use planish_nn::adapters::{Combination, Density, Signs, base_name, combine_adapters, is_same_base};
 use serde_json::json;
 
 use super::json_flag;
+use super::staged::Place;
 use crate::failure::DONE;
 use crate::{model_args, output};
 
@@ -112,14 +113,35 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if out.exists() && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(model_args::wrong(format!("--output-dir {} is not empty; choose another one", out.display())));
     }
+    let place = Place::claim(out, false)?;
+    note_bases(&adapters);
     let pairs: Vec<_> = adapters.into_iter().zip(weights).collect();
-    combine_adapters(&pairs, combination, density, signs, out)?;
+    place.fill(|dir| combine_adapters(&pairs, combination, density, signs, dir))?;
     if matches.get_flag("json") {
         output::json(&json!({ "adapter": out, "combination_type": name }))?;
     } else {
         output::line(out.display())?;
     }
     Ok(DONE)
+}
+
+/// Says so if adapters were made for other models than the first one, whose name the result has.
+fn note_bases(adapters: &[PathBuf]) {
+    // What is wrong with a file is told by whoever reads all of it.
+    let base = |dir: &PathBuf| base_name(dir).ok().flatten();
+    let Some((first, name)) = adapters.first().and_then(|dir| Some((dir, base(dir)?))) else { return };
+    for dir in &adapters[1..] {
+        if let Some(other) = base(dir)
+            && !is_same_base(&name, &other)
+        {
+            output::note(format_args!(
+                "note: {} says that its base is {name}, and {} that it is {other}: if their weights are not the same, the sum is of \
+                 no use to either",
+                first.display(),
+                dir.display()
+            ));
+        }
+    }
 }
 
 fn how(name: &str, matches: &ArgMatches) -> anyhow::Result<(Combination, Density, Signs)> {

@@ -29,16 +29,22 @@ pub(super) fn text_flag() -> Arg {
         .help("Text to compare the models on [a short one]")
 }
 
-/// The text to compare on.
+/// The tokens to compare on: of a text of which it is known now, and not after all the work, that it has any.
 ///
 /// # Errors
-/// A file that cannot be read.
-pub(super) fn text(matches: &ArgMatches) -> anyhow::Result<String> {
-    match matches.get_one::<PathBuf>("text") {
+/// A file that cannot be read; a text without tokens.
+pub(super) fn tokens(matches: &ArgMatches, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+    let text = match matches.get_one::<PathBuf>("text") {
         Some(path) => {
-            Ok(fs::read_to_string(path).map_err(|source| planish_nn::Error::Io { path: path.clone(), source })?)
+            fs::read_to_string(path).map_err(|source| planish_nn::Error::Io { path: path.clone(), source })?
         }
-        None => Ok(TEXT.to_owned()),
+        None => TEXT.to_owned(),
+    };
+    let mut ids = tokenizer.encode(&text, true).map_err(planish_nn::Error::from)?;
+    ids.truncate(TOKENS.min(model.config.max_positions));
+    match ids.is_empty() {
+        true => Err(model_args::wrong("the text to compare on has no tokens")),
+        false => Ok(ids),
     }
 }
 
@@ -56,25 +62,19 @@ pub(super) struct Drifted {
 }
 
 impl Drifted {
-    /// Compares on a text. `adapted` is whether `tuned` has an adapter.
+    /// Compares on these tokens. `adapted` is whether `tuned` has an adapter.
     ///
     /// # Errors
-    /// A text without tokens; those of the kernels.
+    /// Those of the kernels.
     pub(super) fn measure(
         (tuned, adapted): (&Model, bool),
         result: &Model,
-        tokenizer: &Tokenizer,
-        text: &str,
-    ) -> anyhow::Result<Drifted> {
-        let mut ids = tokenizer.encode(text, true).map_err(planish_nn::Error::from)?;
-        ids.truncate(TOKENS.min(tuned.config.max_positions));
-        if ids.is_empty() {
-            return Err(model_args::wrong("the text to compare on has no tokens"));
-        }
+        ids: &[u32],
+    ) -> planish_nn::Result<Drifted> {
         let with = Ctx::inference();
-        let now = drift((tuned, &with), (result, &with), &ids)?;
+        let now = drift((tuned, &with), (result, &with), ids)?;
         let kl_of_base = match adapted {
-            true => drift((tuned, &with), (tuned, &Ctx::inference().without_adapters()), &ids)?.kl,
+            true => drift((tuned, &with), (tuned, &Ctx::inference().without_adapters()), ids)?.kl,
             false => 0.0,
         };
         let lost = adapted && !(now.kl < kl_of_base);

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_nn::adapters::merge_adapter;
 use planish_nn::decoder::LoadOptions;
-use planish_nn::gguf::{Quant, export};
-use planish_nn::pretrained::Pretrained;
+use planish_nn::gguf::{Quant, export_after};
 use serde_json::json;
 
 use super::drifted::{self, Drifted};
@@ -57,26 +56,26 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let path = matches.get_one::<PathBuf>("output").expect("required");
     let quant = matches.get_one::<String>("quant").and_then(|name| Quant::parse(name)).expect("one of the names");
-    let text = drifted::text(matches)?;
     let (mut model, tokenizer) = model_args::open(matches)?;
     let adapted = matches.contains_id("adapter");
+    let compares = adapted || matches.contains_id("text");
+    let ids = if compares { drifted::tokens(matches, &model, &tokenizer)? } else { Vec::new() };
     // Merging makes new weights: the clone keeps the old.
     let before = model.clone();
     merge_adapter(&mut model)?;
-    let done = export(&model, &tokenizer, quant, path, matches.get_flag("overwrite"))?;
+    let mut drift = None;
+    let done = export_after(&model, &tokenizer, quant, path, matches.get_flag("overwrite"), |file| {
+        if compares {
+            drift = Some(Drifted::measure((&before, adapted), &file.load(LoadOptions::default())?, &ids)?);
+        }
+        Ok(())
+    })?;
     let mut kinds: Vec<_> = done.fallbacks.iter().map(|(_, kind)| format!("{kind:?}")).collect();
     kinds.sort();
     for group in kinds.chunk_by(|a, b| a == b) {
         let count = group.len();
         note(format_args!("{count} tensors are {}: their rows do not fill the blocks that --quant asks for", group[0]));
     }
-    let drift = match adapted || matches.contains_id("text") {
-        true => {
-            let file = Pretrained::open(path)?.load(LoadOptions::default())?;
-            Some(Drifted::measure((&before, adapted), &file, &tokenizer, &text)?)
-        }
-        false => None,
-    };
     if let Some(drift) = &drift {
         drift.warn("Export with more bits");
     }

@@ -29,6 +29,7 @@ mod score;
 mod score_rewards;
 mod sft;
 mod simpo;
+mod staged;
 mod training;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};

@@ -1,7 +1,6 @@
 //! `planish quantize`: write a model in 4 or 8 bits.
 
 use std::cell::Cell;
-use std::fs;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -11,10 +10,10 @@ use planish_nn::weights::{atomic_write, save_sharded};
 use planish_tensor::DType;
 use planish_tensor::quant::{BLOCK_SIZES, FourBitKind};
 use planish_train::models;
-use planish_train::run::RunDir;
 use serde_json::json;
 
-use super::{json_flag, merge};
+use super::json_flag;
+use super::staged::Place;
 use crate::failure::DONE;
 use crate::{model_args, output};
 
@@ -103,11 +102,11 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     if !names.iter().any(|n| is_quantizable(n)) {
         return Err(model_args::wrong("the model has no linear modules that could be quantised"));
     }
-    let (json, was_there) = (matches.get_flag("json"), out.exists());
-    RunDir::create(out, matches.get_flag("overwrite-output-dir"))?;
+    let json = matches.get_flag("json");
+    let place = Place::claim(out, matches.get_flag("overwrite-output-dir"))?;
     let (mut lines, mut before, mut after) = (Vec::new(), 0u64, 0u64);
     let (failed, mut dtype) = (Cell::new(None), None);
-    let written = merge::stage(out, |dir| {
+    place.fill(|dir| {
         let mut done = |name: &str, weight: &planish_tensor::quant::Quantized, error: f64| {
             let [rows, cols] = weight.shape();
             before += 2 * (rows * cols) as u64;
@@ -137,11 +136,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         text.push(b'\n');
         atomic_write(dir.join("config.json"), |w| w.write_all(&text))?;
         Ok(opened.tokenizer.save(dir)?)
-    });
-    if written.is_err() && !was_there {
-        fs::remove_dir(out).ok();
-    }
-    written?;
+    })?;
     if json {
         output::json(&json!({ "model": out, "bytes": after, "bytes_as_16_bit": before, "weights": lines }))?;
     } else {

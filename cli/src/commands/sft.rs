@@ -20,7 +20,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let config = loaded.config;
     model_args::set_threads(config.run.threads)?;
     catch_interrupts()?;
-    let mut seen = Terminal::new(config.run.logging_steps);
+    let mut seen = Terminal::new(config.run.logging_steps).with_model(&config.model);
     let outcome = sft::run(&config, &mut seen)?;
     conclude(&outcome, &seen, matches.get_flag("json"))
 }

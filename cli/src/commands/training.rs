@@ -43,7 +43,7 @@ pub(crate) fn run<C: Recipe>(
     note_without_adapter(&loaded, model, lora);
     model_args::set_threads(run.threads)?;
     catch_interrupts()?;
-    let mut seen = Terminal::new(run.logging_steps);
+    let mut seen = Terminal::new(run.logging_steps).with_model(model);
     let outcome = recipe(&loaded.config, &mut seen)?;
     conclude(&outcome, &seen, matches.get_flag("json"))
 }

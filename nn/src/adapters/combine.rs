@@ -272,3 +272,57 @@ fn prune(mut task: Vec<f64>, density: Density, name: &str, number: usize) -> Vec
     }
     task
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(values: &[f64]) -> Matrix {
+        Matrix::new(1, values.len(), values.to_vec())
+    }
+
+    /// Of 20,000 numbers, each kept with probability 0.3 and divided by it: what is left has their mean, to 1 in 50 (the
+    /// sum's deviation is √(0.7 / 0.3 / 20000) of it, 1.1%), and no number is anything else.
+    #[test]
+    fn dare_keeps_the_mean() {
+        let task = vec![2.0; 20_000];
+        for number in 0..2 {
+            let left = prune(task.clone(), Density::Random { share: 0.3, seed: 7 }, "q_proj.A", number);
+            assert!(left.iter().all(|&x| x == 0.0 || x == 2.0 / 0.3));
+            let mean = left.iter().sum::<f64>() / left.len() as f64;
+            assert!((mean - 2.0).abs() <= 2.0 / 50.0, "{mean}");
+        }
+        // Each adapter, and each matrix, has numbers of its own.
+        let drawn = |name: &str, number| prune(vec![1.0; 64], Density::Random { share: 0.5, seed: 7 }, name, number);
+        assert!(drawn("q.A", 0) != drawn("q.A", 1) && drawn("q.A", 0) != drawn("q.B", 0));
+        assert_eq!(drawn("q.A", 0), drawn("q.A", 0));
+    }
+
+    /// At each place the sign of the sum, or of most, is heard; the others are not, nor counted.
+    #[test]
+    fn signs_are_voted_on() {
+        let tasks =
+            || vec![matrix(&[1.0, 5.0, 0.0, -1.0]), matrix(&[2.0, -1.0, 3.0, 1.0]), matrix(&[-6.0, -1.0, 0.0, 0.0])];
+        let weights = [1.0, 0.5, 2.0];
+        let voted = |signs| merge(tasks(), &weights, Density::All, signs, "q").data;
+        assert_eq!(voted(Signs::Ignore), [-10.0, 2.5, 1.5, -0.5]);
+        // The sums are -3, 3, 3 and 0, which counts as above 0.
+        assert_eq!(voted(Signs::Total), [-12.0, 5.0, 1.5, 0.5]);
+        // Most are above 0, below, above, and neither.
+        assert_eq!(voted(Signs::Frequency), [1.0, -1.25, 1.5, 0.5]);
+    }
+
+    /// DARE, then the vote: one that was dropped is not heard, and one that is alone is heard as it was divided.
+    #[test]
+    fn dare_and_the_vote_go_together() {
+        let (n, density) = (4000, Density::Random { share: 0.5, seed: 3 });
+        let tasks = || vec![matrix(&vec![1.0; n]), matrix(&vec![-3.0; n])];
+        let sum = merge(tasks(), &[1.0, 1.0], density, Signs::Total, "q").data;
+        let of = |value: f64| sum.iter().filter(|&&x| x == value).count();
+        // Both kept, or the second alone: -6. The first alone: 2. Neither: 0. A quarter and a half, to 5 deviations.
+        assert_eq!(of(-6.0) + of(2.0) + of(0.0), n);
+        assert!(of(2.0).abs_diff(n / 4) <= 140 && of(-6.0).abs_diff(n / 2) <= 160, "{} and {}", of(2.0), of(-6.0));
+        let plain = merge(tasks(), &[1.0, 1.0], density, Signs::Ignore, "q").data;
+        assert!(plain.iter().all(|x| [0.0, 2.0, -6.0, -4.0].contains(x)));
+    }
+}

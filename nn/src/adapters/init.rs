@@ -23,10 +23,10 @@ pub enum LoraInit {
     Random,
     /// `gaussian`: A normal with deviation 1/r, B zero.
     Gaussian,
-    /// `pissa`: the top r singular triples of W; what is left of W stays frozen in its place.
+    /// `pissa`: the top r singular triples of W; what is left of W stays frozen in its place. `pissa_niter_N`, with which
+    /// PEFT draws approximate ones anew whenever it loads the adapter, is this too, and is saved under this name: what was
+    /// trained beside the exact remainder is to be loaded beside it.
     Pissa,
-    /// `pissa_niter_…`: the same. PEFT then finds them approximately; here they are exact.
-    PissaIterated(String),
     /// `olora`: the first r columns of Q and rows of R with W = Q R; likewise.
     Olora,
     /// `orthogonal`: A and B from orthogonal rows, with B A = 0.
@@ -78,7 +78,7 @@ impl LoraInit {
             _ => {
                 let n = name.strip_prefix("pissa_niter_")?;
                 n.parse::<u32>().ok().filter(|n| *n > 0)?;
-                LoraInit::PissaIterated(name.into())
+                LoraInit::Pissa
             }
         })
     }
@@ -89,7 +89,6 @@ impl LoraInit {
             LoraInit::Random => Value::Bool(false),
             LoraInit::Gaussian => "gaussian".into(),
             LoraInit::Pissa => "pissa".into(),
-            LoraInit::PissaIterated(name) => name.clone().into(),
             LoraInit::Olora => "olora".into(),
             LoraInit::Orthogonal => "orthogonal".into(),
             LoraInit::LoftQ { .. } => "loftq".into(),
@@ -100,7 +99,7 @@ impl LoraInit {
     /// Whether it leaves something else in W's place.
     pub(super) fn takes(&self) -> bool {
         use LoraInit::*;
-        matches!(self, Pissa | PissaIterated(_) | Olora | LoftQ { .. })
+        matches!(self, Pissa | Olora | LoftQ { .. })
     }
 
     /// PEFT's `loftq_config`, if it has one.
@@ -160,7 +159,7 @@ impl LoraInit {
             Ok(Tensor::from_vec(less(w, a, b, scale), [out, input])?.to_dtype(weight.dtype())?)
         };
         match self {
-            LoraInit::Pissa | LoraInit::PissaIterated(_) => {
+            LoraInit::Pissa => {
                 let w = wide()?;
                 let (a, b) = halves(&w, r, scale);
                 let rest = left(&w, &a, &b)?;
@@ -267,6 +266,14 @@ mod tests {
         let (w, rest) = (matrix(w), matrix(&taken.rest));
         let lacks = Matrix::new(w.rows, w.cols, w.data.iter().zip(&rest.data).map(|(w, q)| w - q).collect());
         less(&lacks, &matrix(&taken.a), &matrix(&taken.b), scale).iter().map(|x| x * x).sum::<f64>().sqrt()
+    }
+
+    /// PEFT draws `pissa_niter_N` anew when it loads the adapter, and would put another remainder beside what was trained.
+    #[test]
+    fn an_exact_decomposition_is_saved_as_one() {
+        let init = LoraInit::parse("pissa_niter_16").unwrap();
+        assert_eq!((init.clone(), init.to_json()), (LoraInit::Pissa, json!("pissa")));
+        assert!(LoraInit::parse("pissa_niter_0").is_none() && LoraInit::parse("pissa_niter_").is_none());
     }
 
     #[test]

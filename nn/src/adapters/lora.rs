@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use planish_autograd::ops::dora_linear::{dora_linear, row_norms};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::{Param, Var};
-use planish_tensor::Tensor;
-use planish_tensor::ops::elementwise::{add_assign, mul, scale};
+use planish_tensor::ops::elementwise::{add_assign, div, mul, scale};
 use planish_tensor::ops::linear::matmul;
+use planish_tensor::{Real, Tensor, dispatch_real};
 use serde_json::Value;
 
 use super::init::{RESIDUAL, orthogonal};
@@ -112,8 +112,12 @@ impl LinearAdapter for LoraLayer {
         let mut merged = weight.clone();
         add_assign(&mut merged, &delta(&a, &b, self.scale)?)?;
         if let Some(dora) = &self.dora {
-            let norms = row_norms(&weight, &a, &b, self.scale)?;
-            let gain = planish_tensor::ops::elementwise::div(&dora.magnitude.value(), &norms)?;
+            let mut norms = row_norms(&weight, &a, &b, self.scale)?;
+            // A row of zeros has no direction: it stays zero, as in `dora_linear`.
+            dispatch_real!("dora", norms.dtype(), R => {
+                norms.as_slice_mut::<R>()?.iter_mut().filter(|n| **n == R::ZERO).for_each(|n| *n = R::ONE);
+            });
+            let gain = div(&dora.magnitude.value(), &norms)?;
             merged = mul(&merged, &gain.unsqueeze(1)?)?;
         }
         Ok((merged, bias))
@@ -273,5 +277,32 @@ impl LoraConfig {
             && self.modules_to_save.is_empty()
             && self.target_parameters.is_empty()
             && self.target_modules != Targets::Names(vec![])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use planish_tensor::DType;
+
+    /// A row of zeros has no direction, merged or not.
+    #[test]
+    fn dora_merges_a_row_of_zeros_as_it_computes_it() {
+        let tensor = |values: &[f32], shape: [usize; 2]| Tensor::from_vec(values.to_vec(), shape).unwrap();
+        let (a, b) = (tensor(&[1.0, 2.0], [1, 2]), tensor(&[0.0, 1.0], [2, 1]));
+        let weight = tensor(&[0.0, 0.0, 3.0, 4.0], [2, 2]);
+        let magnitude = Param::trainable("m", Tensor::from_vec(vec![5f32, 6.0], [2]).unwrap());
+        let dora = Some(Dora { magnitude, norms: Memo::default() });
+        let layer =
+            LoraLayer { dora, ..LoraLayer::new(Param::trainable("a", a), Param::trainable("b", b), 1.0, 0.0, 0) };
+        let (merged, _) = layer.merge(weight.clone(), None).unwrap();
+        let merged_values = merged.to_vec::<f32>().unwrap();
+        assert_eq!(merged_values[..2], [0.0, 0.0]);
+        let x = Tensor::from_vec(vec![0.5f32, -1.0], [1, 2]).unwrap();
+        let apart = layer.forward(&Ctx::inference(), &Var::constant(x.clone()), &Var::constant(weight), None).unwrap();
+        let together = matmul(&x, &merged.transpose(0, 1).unwrap(), DType::F32).unwrap();
+        for (a, b) in apart.value().to_vec::<f32>().unwrap().iter().zip(together.to_vec::<f32>().unwrap()) {
+            assert!((a - b).abs() <= 1e-5, "{a} and {b}");
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod adalora;
 mod attach;
+mod base;
 mod boft;
 mod combine;
 mod copies;
@@ -36,6 +37,7 @@ mod vera;
 
 pub use adalora::AdaLoraConfig;
 pub use attach::Attach;
+pub use base::{base_name, is_same_base};
 pub use boft::BoftConfig;
 pub use combine::{Combination, Density, Signs, combine_adapters};
 pub use error::AdapterError;

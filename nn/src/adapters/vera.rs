@@ -166,6 +166,11 @@ impl Method for VeraConfig {
         };
         let largest = |axis: usize| shapes.iter().map(|(_, s)| s[axis]).max().unwrap_or(0);
         let (out, input, r) = (largest(0), largest(1), self.r);
+        if !(to.is_fresh() || to.holds(A) && to.holds(B)) {
+            let problem = "was off when this adapter was saved: its file lacks the matrices that all modules share, which \
+                           PEFT draws anew from a seed of torch's; save it once more with save_projection on";
+            return Err(AdapterError::Conflict { key: "save_projection", problem: problem.into() }.into());
+        }
         // Kaiming's uniform with the gain of a ReLU.
         let a = to.frozen(A, &[r, input], |draw| draw.uniform((6.0 / input as f64).sqrt()))?;
         let b = to.frozen(B, &[out, r], |draw| draw.uniform((6.0 / r as f64).sqrt()))?;

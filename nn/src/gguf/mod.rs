@@ -26,7 +26,7 @@ pub use error::{FormatProblem, GgufError, Result};
 pub use file::{GgufFile, GgufTensor};
 pub use metadata::{Array, Metadata, Value};
 pub use types::GgmlType;
-pub use write::{ExportError, Exported, Quant, export, quantize};
+pub use write::{ExportError, Exported, Quant, export, export_after, quantize};
 
 /// Dequantises whole blocks of `kind` into as many f32 as they hold.
 ///

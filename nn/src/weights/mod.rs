@@ -22,7 +22,7 @@ pub use bitsandbytes::{QuantProblem, stored};
 pub use error::{Result, TensorProblem, WeightsError};
 pub(crate) use reader::check_regular;
 pub use reader::{TensorMeta, WeightsReader};
-pub use writer::{DEFAULT_MAX_SHARD_BYTES, save_safetensors, save_sharded};
+pub use writer::{DEFAULT_MAX_SHARD_BYTES, is_weights_file, save_safetensors, save_sharded};
 
 /// File name of the index of a sharded model.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";

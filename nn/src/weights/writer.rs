@@ -130,12 +130,15 @@ impl Drop for Shards<'_> {
 /// Files in `dir` that are a model's weights by their names.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).map_err(|e| WeightsError::io("list", dir, e))?;
-    let is_weights = |name: &str| {
-        name == SINGLE_FILE
-            || name == INDEX_FILE
-            || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"))
-    };
-    Ok(entries.flatten().filter(|e| e.file_name().to_str().is_some_and(is_weights)).map(|e| e.path()).collect())
+    let entries = entries.flatten().filter(|e| e.file_name().to_str().is_some_and(is_weights_file));
+    Ok(entries.map(|e| e.path()).collect())
+}
+
+/// Whether a file of that name holds a model's weights, or some of them, or says where they are.
+pub fn is_weights_file(name: &str) -> bool {
+    name == SINGLE_FILE
+        || name == INDEX_FILE
+        || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"))
 }
 
 fn byte_len(tensor: &Tensor) -> u64 {

@@ -1,5 +1,7 @@
 use planish_autograd::Var;
 use planish_autograd::ops::dora_linear::{Lora, dora_linear, row_norms};
+use planish_tensor::Tensor;
+use planish_tensor::quant::{FourBit, FourBitKind};
 use planish_tensor::rng::{Purpose, Rows, Stream};
 use proptest::prelude::*;
 
@@ -13,12 +15,17 @@ proptest! {
     fn gradients(
         lead in proptest::collection::vec(size(), 0..=2),
         (input, output, r) in (size(), size(), size()),
-        (bias, dropout) in any::<(bool, bool)>(),
+        (bias, dropout, quantised) in any::<(bool, bool, bool)>(),
         scale in -2.0f64..2.0,
         seed: u64,
         layouts in (layout(), layout()),
     ) {
-        let weight = Var::constant(random(&[output, input], seed ^ 3, layouts.1));
+        let weight = random(&[output, input], seed ^ 3, layouts.1);
+        let weight = match quantised {
+            true => Tensor::packed(FourBit::quantize(&weight, FourBitKind::Nf4, 32, false).unwrap()),
+            false => weight,
+        };
+        let weight = Var::constant(weight);
         let keys: Vec<u64> = (0..lead.iter().product::<usize>() as u64).collect();
         let rows = || Rows::new(Stream::new(seed, Purpose::Dropout, 0), keys.into());
         let lora = Lora { scale, dropout: dropout.then(|| (0.4, rows())) };

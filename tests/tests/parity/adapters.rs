@@ -11,7 +11,7 @@ use planish_nn::adapters::{
 use planish_nn::decoder::{LoadOptions, Model, Packed};
 use planish_nn::generate::{Generator, SamplingParams};
 use planish_nn::pretrained::{Pretrained, read_json};
-use planish_nn::weights::WeightsReader;
+use planish_nn::weights::{WeightsReader, save_safetensors};
 use planish_tensor::{DType, Tensor};
 use planish_train::adapt;
 use planish_train::config::{LoraSettings, ModelSettings, OptimSettings, PeftType, PromptInitChoice};
@@ -358,6 +358,20 @@ fn combined_adapters_are_those_of_peft() {
     let error =
         combine_adapters(&parts, Combination::Linear, density, Signs::Total, out.path()).unwrap_err().to_string();
     assert!(error.contains("density is 1.5"), "{error}");
+}
+
+/// PEFT draws VeRA's shared pair from a seed of torch's where its file lacks it: the setting that leaves it out is named.
+#[test]
+fn a_vera_adapter_without_its_matrices_is_refused_by_the_setting() {
+    let (from, dir) = (fixture("adapters/qwen2_vera"), tempfile::tempdir().unwrap());
+    let reader = WeightsReader::open(from.join("adapter_model.safetensors")).unwrap();
+    let names = reader.names().iter().filter(|name| !name.starts_with("base_model.vera_"));
+    let tensors: Vec<_> = names.map(|name| (name.clone(), reader.get(name).unwrap())).collect();
+    assert_eq!(tensors.len() + 2, reader.names().len());
+    save_safetensors(dir.path().join("adapter_model.safetensors"), tensors, &Default::default()).unwrap();
+    std::fs::copy(from.join("adapter_config.json"), dir.path().join("adapter_config.json")).unwrap();
+    let error = load_adapter(&mut base_of(&from), dir.path()).unwrap_err().to_string();
+    assert!(error.contains("save_projection was off when this adapter was saved"), "{error}");
 }
 
 #[test]

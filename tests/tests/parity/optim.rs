@@ -149,7 +149,7 @@ fn the_others_are_those_of_their_references() {
         let mut first = make(name, &other);
         (0..5).for_each(|s| step(&other, &mut *first, s));
         first.averaged(true).unwrap();
-        let state = first.state();
+        let state = first.state().unwrap();
         let again: Vec<Param> = other.iter().map(|p| Param::trainable(p.name(), p.value().copied().unwrap())).collect();
         let mut second = make(name, &again);
         let find = |wanted: &str| Ok(state.iter().find(|(n, _)| n == wanted).expect(wanted).1.clone());

@@ -24,6 +24,7 @@
 //! # Ok::<(), planish_train::config::ConfigError>(())
 //! ```
 
+mod adapters;
 mod device;
 mod distill;
 mod error;

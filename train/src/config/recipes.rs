@@ -1,10 +1,11 @@
 //! The settings of each recipe: which blocks it takes, its own defaults, and what must agree.
 
+use super::adapters;
 use super::device::DeviceChoice;
 use super::error::ConfigError;
 use super::groups::{
-    ArchitectureSettings, DataSettings, EvalSettings, FinetuningType, Interval, LoraSettings, ModelSettings,
-    OptimSettings, PeftType, RunSettings, SharingSettings,
+    ArchitectureSettings, DataSettings, EvalSettings, FourBitType, Interval, LoraSettings, ModelSettings,
+    OptimSettings, RunSettings, SharingSettings,
 };
 use super::replay::ReplaySettings;
 use super::router::RouterSettings;
@@ -145,47 +146,12 @@ pub(super) fn check_base(model: &ModelSettings, lora: &LoraSettings) -> Result<(
             "makes weights that can't be trained themselves: set `use_peft` to train an adapter on them",
         );
     }
-    check_adapter(model, lora)?;
+    adapters::check(model, lora)?;
     if model.use_bnb_nested_quant && !model.load_in_4bit {
         return conflict("use_bnb_nested_quant", "is for 4-bit weights: set `load_in_4bit` too");
     }
-    Ok(())
-}
-
-/// Settings that another one leaves without a meaning: what they ask for would not be done.
-fn check_adapter(model: &ModelSettings, lora: &LoraSettings) -> Result<(), ConfigError> {
-    let freezes = lora.finetuning_type == FinetuningType::Freeze && !lora.use_peft && model.adapter.is_none();
-    for (key, given) in [
-        ("freeze_trainable_modules", &lora.freeze_trainable_modules),
-        ("freeze_extra_modules", &lora.freeze_extra_modules),
-    ] {
-        if !given.is_empty() && !freezes {
-            return conflict(
-                key,
-                "chooses what is trained with `finetuning_type` freeze, without an adapter: set that",
-            );
-        }
-    }
-    if !lora.use_peft || model.adapter.is_some() {
-        return Ok(());
-    }
-    use PeftType::*;
-    let prompts = matches!(lora.peft_type, PromptTuning | PrefixTuning | PTuning);
-    for (key, given, of_lora) in [
-        ("rank_pattern", !lora.rank_pattern.is_empty(), true),
-        ("alpha_pattern", !lora.alpha_pattern.is_empty(), true),
-        ("lora_target_parameters", !lora.lora_target_parameters.is_empty(), true),
-        ("lora_target_modules", !lora.lora_target_modules.is_empty(), false),
-        ("lora_modules_to_save", !lora.lora_modules_to_save.is_empty(), false),
-        ("exclude_modules", !lora.exclude_modules.is_empty(), false),
-        ("layers_to_transform", !lora.layers_to_transform.is_empty(), false),
-    ] {
-        if given && of_lora && lora.peft_type != Lora {
-            return conflict(key, "is for `peft_type` LORA, and this is another");
-        }
-        if given && prompts {
-            return conflict(key, "is for adapters of modules, and this `peft_type` has virtual tokens only");
-        }
+    if model.bnb_4bit_quant_type != FourBitType::Nf4 && !model.load_in_4bit {
+        return conflict("bnb_4bit_quant_type", "is for 4-bit weights: set `load_in_4bit` too");
     }
     Ok(())
 }

@@ -162,8 +162,8 @@ impl Optimizer for AdamW {
         AdamW::step(self, update)
     }
 
-    fn state(&self) -> Vec<(String, Tensor)> {
-        AdamW::state(self)
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(AdamW::state(self))
     }
 
     fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {

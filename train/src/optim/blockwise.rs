@@ -284,21 +284,22 @@ impl Optimizer for Blockwise {
     }
 
     /// What is in the file is mapped, not read: these tensors hold until the next step.
-    fn state(&self) -> Vec<(String, Tensor)> {
-        let map = self.pager.as_ref().and_then(|p| p.scratch().map().ok());
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let map = self.pager.as_ref().map(|p| p.scratch().map()).transpose()?;
         let mut all = Vec::new();
         for slot in &self.slots {
             for (i, field) in slot.fields.iter().enumerate() {
-                let tensor = match &slot.home {
-                    Home::Memory(tensors) => tensors[i].reshape(slot.shape(field)).ok(),
-                    Home::File(places) => map.as_ref().and_then(|map| {
-                        Tensor::from_mapped(map, places[i] as usize, field.dtype, slot.shape(field)).ok()
-                    }),
+                let tensor = match (&slot.home, &map) {
+                    (Home::Memory(tensors), _) => tensors[i].reshape(slot.shape(field))?,
+                    (Home::File(places), Some(map)) => {
+                        Tensor::from_mapped(map, places[i] as usize, field.dtype, slot.shape(field))?
+                    }
+                    (Home::File(_), None) => unreachable!("a slot in the file comes with one"),
                 };
-                all.extend(tensor.map(|t| (format!("{}.{}", field.name, slot.param.name()), t)));
+                all.push((format!("{}.{}", field.name, slot.param.name()), tensor));
             }
         }
-        all
+        Ok(all)
     }
 
     fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {
@@ -323,4 +324,23 @@ impl Optimizer for Blockwise {
 /// The bytes of a tensor, for writing.
 fn bytes_of(tensor: &mut Tensor) -> planish_tensor::Result<&mut [u8]> {
     dispatch!(tensor.dtype(), T => Ok(bytemuck::cast_slice_mut(tensor.as_slice_mut::<T>()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AdamWSettings;
+    use super::*;
+
+    /// A checkpoint without its states would go on as another run.
+    #[test]
+    fn states_that_cannot_be_read_are_an_error_and_not_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let param = Param::trainable("w", Tensor::zeros([64, 64], DType::F32).unwrap());
+        let rule = Rule::AdamW(AdamWSettings { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 });
+        let keep = Keep { paged: Some((0, dir.path())), ..Keep::default() };
+        let optimizer = Blockwise::new(&[param], rule, keep, &Rates::default()).unwrap();
+        assert_eq!(optimizer.state().unwrap().len(), 2);
+        optimizer.pager.as_ref().unwrap().scratch().cut();
+        assert!(optimizer.state().is_err());
+    }
 }

@@ -11,6 +11,8 @@
 //! is unique up to its sign, which LAPACK leaves open: here its largest number is above 0. The vectors come from the
 //! eigenvectors of the smaller of GᵀG and GGᵀ, in f64.
 
+use std::ops::Range;
+
 use planish_autograd::Param;
 use planish_nn::adapters::singular_vectors;
 use planish_tensor::ops::linear::matmul;
@@ -73,6 +75,41 @@ impl GaLoreSettings {
     }
 }
 
+/// Bytes that the projections made at the same time may take for it; what a larger matrix takes, it takes alone.
+const WORKSPACE: usize = 256 << 20;
+
+impl GaLoreSettings {
+    /// Bytes of making the projection of a matrix of this shape, all in f64: the gradient thrice (as read, as the matrix,
+    /// transposed), and beside it four squares of the shorter side while the eigenvectors are found, or one, and the
+    /// vectors of both sides on their way.
+    fn workspace(&self, shape: &[usize]) -> usize {
+        let (m, n) = (shape[0], shape[1]);
+        let (square, vectors) = (m.min(n) * m.min(n), self.rank.min(m).min(n) * (m + n));
+        // And a few rows and columns.
+        8 * (3 * m * n + (4 * square).max(square + 3 * vectors) + 8 * (m + n))
+    }
+
+    /// The most bytes that projections of matrices of these shapes take while they are made.
+    pub(super) fn working(&self, shapes: &[Vec<usize>]) -> usize {
+        let sizes: Vec<usize> = shapes.iter().map(|shape| self.workspace(shape)).collect();
+        groups(&sizes).into_iter().map(|group| sizes[group].iter().sum()).max().unwrap_or(0)
+    }
+}
+
+/// Matrices whose projections are made at the same time, from what each takes: the same whatever threads there are.
+fn groups(sizes: &[usize]) -> Vec<Range<usize>> {
+    let (mut all, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (i, &size) in sizes.iter().enumerate() {
+        if i > start && sum + size > WORKSPACE {
+            all.push(start..i);
+            (start, sum) = (i, 0);
+        }
+        sum += size;
+    }
+    all.push(start..sizes.len());
+    all
+}
+
 /// Name of P in the state.
 const PROJECTION: &str = "projection";
 
@@ -107,7 +144,7 @@ impl GaLore {
         Ok(GaLore { adam, settings, targets: slots(&targets, rates, low)?, rest: slots(&rest, rates, full)?, step: 0 })
     }
 
-    /// Makes the projections anew, from the gradients.
+    /// Makes the projections anew, from the gradients; as many at a time as [`WORKSPACE`] is for.
     fn project(&mut self) -> Result<()> {
         let settings = self.settings;
         let one = |slot: &Slot| -> Result<Option<Tensor>> {
@@ -120,10 +157,14 @@ impl GaLore {
             Ok(Some(Tensor::from_vec(vectors, projection)?.to_dtype(grad.dtype())?))
         };
         use rayon::prelude::*;
-        let made: Vec<Result<Option<Tensor>>> = self.targets.par_iter().map(one).collect();
-        for (slot, made) in self.targets.iter_mut().zip(made) {
-            if let Some(projection) = made? {
-                slot.set_buffer(PROJECTION, projection);
+        let sizes: Vec<usize> = self.targets.iter().map(|slot| settings.workspace(slot.param.value().dims())).collect();
+        for group in groups(&sizes) {
+            let targets = &mut self.targets[group];
+            let made: Vec<Result<Option<Tensor>>> = targets.par_iter().map(one).collect();
+            for (slot, made) in targets.iter_mut().zip(made) {
+                if let Some(projection) = made? {
+                    slot.set_buffer(PROJECTION, projection);
+                }
             }
         }
         Ok(())
@@ -217,15 +258,36 @@ impl Optimizer for GaLore {
         Ok(())
     }
 
-    fn state(&self) -> Vec<(String, Tensor)> {
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut all = slots::state(&self.targets);
         all.extend(slots::state(&self.rest));
-        all
+        Ok(all)
     }
 
     fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {
         self.step = step;
         slots::restore(&mut self.targets, get)?;
         slots::restore(&mut self.rest, get)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projections_are_made_in_groups_that_fit() {
+        let part = WORKSPACE / 4;
+        assert_eq!(groups(&[part; 3]), vec![0..3]);
+        assert_eq!(groups(&[part; 6]), vec![0..4, 4..6]);
+        // One that is too large for all is alone.
+        assert_eq!(groups(&[part, 9 * part, part, 3 * part, part]), vec![0..1, 1..2, 2..4, 4..5]);
+        assert_eq!(groups(&[]), vec![0..0]);
+        let settings = GaLoreSettings::default();
+        let (small, large) = (vec![16, 16], vec![4096, 4096]);
+        let of = |shape: &Vec<usize>| settings.workspace(shape);
+        assert!(of(&large) > WORKSPACE);
+        assert_eq!(settings.working(&[large.clone(), large.clone(), small.clone()]), of(&large));
+        assert_eq!(settings.working(&[small.clone(), small.clone()]), 2 * of(&small));
     }
 }

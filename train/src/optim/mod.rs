@@ -71,8 +71,11 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// Its state as named tensors.
-    fn state(&self) -> Vec<(String, Tensor)>;
+    /// Its state as named tensors: all of it, for a checkpoint is no checkpoint without.
+    ///
+    /// # Errors
+    /// A file of states that cannot be mapped; out of memory.
+    fn state(&self) -> Result<Vec<(String, Tensor)>>;
 
     /// Takes up a state that [`Optimizer::state`] gave, after `step` updates.
     ///

@@ -111,10 +111,10 @@ impl Optimizer for Muon {
         self.rest.step(update)
     }
 
-    fn state(&self) -> Vec<(String, Tensor)> {
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut all = slots::state(&self.slots);
         all.extend(self.rest.state());
-        all
+        Ok(all)
     }
 
     fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {

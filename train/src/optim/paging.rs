@@ -54,6 +54,12 @@ impl Scratch {
         RunError::io("read", &self.path, io::ErrorKind::BrokenPipe.into())
     }
 
+    /// Takes the file's bytes away, as nobody should.
+    #[cfg(test)]
+    pub(super) fn cut(&self) {
+        self.file.set_len(0).unwrap();
+    }
+
     /// All of it, as memory.
     pub(super) fn map(&self) -> Result<Arc<Mmap>> {
         debug_assert!(self.len > 0);

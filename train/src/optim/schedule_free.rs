@@ -11,7 +11,6 @@
 //! trainer's schedule says: `constant` or `constant_with_warmup` are those of the paper.
 
 use planish_autograd::Param;
-use planish_tensor::ops::elementwise::{add, scale, sub};
 use planish_tensor::{DType, Real, Tensor};
 
 use super::slots::{self, Rule, Slot, slots};
@@ -78,6 +77,27 @@ impl Rule for Step {
     }
 }
 
+/// From y to x.
+struct Average {
+    /// 1 / β₁.
+    factor: f64,
+}
+
+impl Rule for Average {
+    fn apply<R: Real>(
+        &self,
+        _: &[usize],
+        w: &mut [R],
+        _: &[R],
+        buffers: &mut [&mut [R]],
+    ) -> planish_tensor::Result<()> {
+        let factor = R::from_f64(self.factor);
+        let [z, _] = buffers else { return Ok(()) };
+        w.iter_mut().zip(z.iter()).for_each(|(w, &z)| *w = z + (*w - z) * factor);
+        Ok(())
+    }
+}
+
 impl Optimizer for ScheduleFree {
     fn params(&self) -> Vec<Param> {
         self.slots.iter().map(|s| s.param.clone()).collect()
@@ -103,11 +123,9 @@ impl Optimizer for ScheduleFree {
             (true, None) => {
                 let mut kept = Vec::with_capacity(self.slots.len());
                 for slot in &mut self.slots {
-                    // Copies: the parameter's own buffer changes.
-                    let y = slot.weight().copied()?;
-                    let z = slot.buffer("z").expect("every slot has one").clone();
-                    slot.set_weight(add(&z, &scale(&sub(&y, &z)?, 1.0 / self.settings.beta1)?)?)?;
-                    kept.push(y);
+                    // Copies, where gradients were and are not: the parameter's own buffer changes.
+                    kept.push(slot.weight().copied()?);
+                    slot.change(&Average { factor: 1.0 / self.settings.beta1 })?;
                 }
                 self.kept = Some(kept);
             }
@@ -121,15 +139,15 @@ impl Optimizer for ScheduleFree {
         Ok(())
     }
 
-    fn state(&self) -> Vec<(String, Tensor)> {
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut all: Vec<_> =
             slots::state(&self.slots).into_iter().filter(|(n, _)| !n.starts_with("master.")).collect();
         for (i, slot) in self.slots.iter().enumerate() {
             let y = self.kept.as_ref().map_or_else(|| slot.weight(), |kept| kept[i].clone());
             all.push((format!("y.{}", slot.param.name()), y));
         }
-        all.extend(Tensor::from_vec(self.sums.to_vec(), [2]).ok().map(|t| (SUMS.to_string(), t)));
-        all
+        all.push((SUMS.to_string(), Tensor::from_vec(self.sums.to_vec(), [2])?));
+        Ok(all)
     }
 
     fn restore(&mut self, step: u64, get: &dyn Fn(&str) -> Result<Tensor>) -> Result<()> {

@@ -16,9 +16,14 @@ pub struct StateSize {
     pub memory: u64,
     /// In a paged optimizer's file.
     pub file: u64,
+    /// In memory while a step is taken, when all gradients are there and no activations: GaLore's matrices in f64.
+    pub step: u64,
 }
 
 /// The state of the trainable ones among `params` under these settings.
+///
+/// What schedule-free keeps of the weights while it evaluates and saves is not among it: it is as large as the gradients,
+/// and there when these are not.
 ///
 /// # Errors
 /// Settings that contradict each other.
@@ -28,7 +33,7 @@ pub fn state_size(params: &[Param], o: &OptimSettings) -> Result<StateSize> {
         return Ok(blockwise(&trained, &rule, o));
     }
     let (args, targets) = (OptimArgs::of(o)?, Targets::of(o)?);
-    let mut memory = 0;
+    let (mut memory, mut projected) = (0, Vec::new());
     for p in trained {
         let (value, wide) = (p.value(), p.grad_dtype());
         let n = value.numel();
@@ -47,6 +52,7 @@ pub fn state_size(params: &[Param], o: &OptimSettings) -> Result<StateSize> {
             },
             O::Muon if is_hidden(p) => n,
             O::GaLoreAdamW if value.rank() == 2 && targets.has(p.name()) => {
+                projected.push(value.dims().to_vec());
                 let [moments, projection] = args.galore.shapes(value.dims());
                 2 * moments.iter().product::<usize>() + projection.iter().product::<usize>()
             }
@@ -55,13 +61,13 @@ pub fn state_size(params: &[Param], o: &OptimSettings) -> Result<StateSize> {
         let master = if value.dtype() == wide { 0 } else { n };
         memory += ((numbers + master) * wide.size()) as u64;
     }
-    Ok(StateSize { memory, file: 0 })
+    Ok(StateSize { memory, file: 0, step: args.galore.working(&projected) as u64 })
 }
 
 fn blockwise(trained: &[&Param], rule: &Rule, o: &OptimSettings) -> StateSize {
     let sizes = trained.iter().map(|p| (fields(rule, p, o.optim.eight_bits()), p.value().numel()));
     let (_, memory, file) = split(sizes, if o.optim.is_paged() { budget(o) } else { u64::MAX });
-    StateSize { memory, file }
+    StateSize { memory, file, step: 0 }
 }
 
 /// Bytes of states that a paged optimizer keeps in memory.

@@ -53,15 +53,24 @@ impl Slot {
     pub(super) fn update(&mut self, grad_scale: f64, rule: &impl Rule) -> Result<()> {
         let Some(grad) = self.param.take_grad() else { return Ok(()) };
         let grad = planish_tensor::ops::elementwise::scale(&grad, grad_scale)?.contiguous()?;
-        let shape = grad.dims().to_vec();
+        self.apply(Some(&grad), rule)
+    }
+
+    /// Applies a rule that needs no gradient, in place; it gets an empty one.
+    pub(super) fn change(&mut self, rule: &impl Rule) -> Result<()> {
+        self.apply(None, rule)
+    }
+
+    fn apply(&mut self, grad: Option<&Tensor>, rule: &impl Rule) -> Result<()> {
+        let shape = self.param.value().dims().to_vec();
         let (param, buffers, master) = (&self.param, &mut self.buffers, &mut self.master);
         let mut inner = || -> planish_tensor::Result<()> {
-            dispatch_real!("optimizer", grad.dtype(), R => {
+            dispatch_real!("optimizer", param.grad_dtype(), R => {
                 let mut slices = Vec::with_capacity(buffers.len());
                 for (_, buffer) in buffers.iter_mut() {
                     slices.push(buffer.as_slice_mut::<R>()?);
                 }
-                let g = grad.as_slice::<R>()?;
+                let g = grad.map(|g| g.as_slice::<R>()).transpose()?.unwrap_or_default();
                 match master {
                     None => param.update(|value| rule.apply(&shape, value.as_slice_mut::<R>()?, g, &mut slices)),
                     Some(master) => {
@@ -78,11 +87,6 @@ impl Slot {
         Ok(inner()?)
     }
 
-    /// A buffer.
-    pub(super) fn buffer(&self, name: &str) -> Option<&Tensor> {
-        self.buffers.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
-    }
-
     /// Puts a buffer in place.
     pub(super) fn set_buffer(&mut self, name: &str, value: Tensor) {
         if let Some((_, buffer)) = self.buffers.iter_mut().find(|(n, _)| *n == name) {
@@ -92,9 +96,11 @@ impl Slot {
 
     /// Fills the first buffer with the weights.
     pub(super) fn fill_first(&mut self) -> Result<()> {
-        let weight = self.weight().copied()?;
+        let weight = self.weight();
         if let Some((_, buffer)) = self.buffers.first_mut() {
-            *buffer = weight;
+            // Never two of them at a time: the plan counts one.
+            *buffer = Tensor::zeros([0], weight.dtype())?;
+            *buffer = weight.copied()?;
         }
         Ok(())
     }
@@ -168,8 +174,8 @@ macro_rules! optimizer_of_slots {
                 done
             }
 
-            fn state(&self) -> Vec<(String, planish_tensor::Tensor)> {
-                super::slots::state(&self.slots)
+            fn state(&self) -> crate::Result<Vec<(String, planish_tensor::Tensor)>> {
+                Ok(super::slots::state(&self.slots))
             }
 
             fn restore(

@@ -30,7 +30,7 @@ pub struct MemoryPlan {
     pub gradients: u64,
     /// The optimizer's state and f32 masters, as far as they are in memory.
     pub optimizer: u64,
-    /// Activations and temporary tensors at that moment of the worst micro-batch.
+    /// Activations and temporary tensors at that moment of the worst micro-batch, or of the optimizer's step.
     pub activations: u64,
     /// Tokens of that micro-batch.
     pub tokens: u64,
@@ -124,7 +124,7 @@ pub fn memory(
     in_use: Option<u64>,
 ) -> Result<MemoryPlan> {
     let (mut weights, mut all) = (0, 0);
-    let optimizer = state_size(&model.params(), optim)?.memory;
+    let size = state_size(&model.params(), optim)?;
     let gradient =
         |p: &Param| if p.is_trainable() { p.value().numel() as u64 * p.grad_dtype().size() as u64 } else { 0 };
     for p in model.params() {
@@ -143,6 +143,10 @@ pub fn memory(
         1 => (all, least),
         _ => (all, most),
     };
+    // Or, where it takes more, while the optimizer makes its step.
+    let (gradients, activations) =
+        if all + size.step > gradients + activations { (all, size.step) } else { (gradients, activations) };
+    let optimizer = size.memory;
     let program = in_use.unwrap_or(0).saturating_sub(weights).max(PROGRAM);
     Ok(MemoryPlan { program, weights, gradients, optimizer, activations, tokens })
 }

@@ -50,6 +50,17 @@ impl RunDir {
     /// [`RunError::NotEmpty`], [`RunError::NotADirectory`], [`RunError::Unwritable`]; nothing has
     /// been changed then.
     pub fn create(path: impl AsRef<Path>, overwrite: bool) -> Result<RunDir, RunError> {
+        let dir = RunDir::claim(path, overwrite)?;
+        dir.clear()?;
+        Ok(dir)
+    }
+
+    /// As [`RunDir::create`], but what an earlier run left stays until [`RunDir::clear`]: for a result that is made of it, or
+    /// that may yet fail.
+    ///
+    /// # Errors
+    /// As [`RunDir::create`].
+    pub fn claim(path: impl AsRef<Path>, overwrite: bool) -> Result<RunDir, RunError> {
         let path = path.as_ref();
         match fs::metadata(path) {
             Ok(found) if !found.is_dir() => {
@@ -61,25 +72,29 @@ impl RunDir {
             }
             Err(source) => return Err(unwritable(path, source)),
         }
-        let mut foreign = false;
-        let mut ours = Vec::new();
-        let entries = fs::read_dir(path).map_err(|source| unwritable(path, source))?;
-        for entry in entries {
-            let entry = entry.map_err(|source| unwritable(path, source))?;
-            match entry.file_name().to_str() {
-                Some(name) if is_ours(name) => ours.push(entry.path()),
-                _ => foreign = true,
-            }
-        }
-        if !overwrite && (foreign || !ours.is_empty()) {
+        let mut entries = fs::read_dir(path).map_err(|source| unwritable(path, source))?;
+        if !overwrite && entries.next().is_some() {
             return Err(RunError::NotEmpty { path: path.to_owned() });
         }
         probe(path)?;
-        for old in ours {
+        Ok(RunDir { path: path.to_owned(), resumed: None, first: Vec::new() })
+    }
+
+    /// Removes an earlier run's files, and nothing else.
+    ///
+    /// # Errors
+    /// [`RunError::Io`].
+    pub fn clear(&self) -> Result<(), RunError> {
+        let entries = fs::read_dir(&self.path).map_err(|source| unwritable(&self.path, source))?;
+        for entry in entries {
+            let old = entry.map_err(|source| unwritable(&self.path, source))?.path();
+            if !old.file_name().and_then(|name| name.to_str()).is_some_and(is_ours) {
+                continue;
+            }
             let removed = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
             removed.map_err(|source| RunError::io("remove", &old, source))?;
         }
-        Ok(RunDir { path: path.to_owned(), resumed: None, first: Vec::new() })
+        Ok(())
     }
 
     /// Opens the directory for going on after `from`. If the checkpoint belongs to this directory

@@ -53,7 +53,7 @@ pub struct TrainerState {
 impl TrainerState {
     /// Writes the state and that of the optimizer.
     pub(super) fn save(&self, dir: &Path, optimizer: &dyn Optimizer) -> Result<()> {
-        save_safetensors(dir.join(OPTIMIZER_FILE), optimizer.state(), &BTreeMap::new())?;
+        save_safetensors(dir.join(OPTIMIZER_FILE), optimizer.state()?, &BTreeMap::new())?;
         let text = serde_json::to_vec_pretty(self).expect("plain numbers");
         Ok(atomic_write(dir.join(STATE_FILE), |to| to.write_all(&text))?)
     }

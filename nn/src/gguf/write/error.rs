@@ -38,6 +38,16 @@ pub enum ExportError {
         /// The number.
         value: f32,
     },
+    /// A weight holds what is no number.
+    #[error(
+        "tensor `{tensor}` holds {value}, which is no number; the model's file is damaged, or its training went wrong"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// NaN or an infinity.
+        value: f32,
+    },
     /// There is something already.
     #[error("{} exists; choose another name, or replace it with --overwrite", path.display())]
     Exists {

@@ -27,6 +27,7 @@ use super::metadata::Value;
 use super::names::{Arch, Change, to_hf};
 use super::{GgmlType, GgufFile, Metadata};
 use crate::decoder::Model;
+use crate::pretrained::Pretrained;
 use crate::tokenizer::Tokenizer;
 use crate::weights::atomic::atomic_replace;
 use file::Entry;
@@ -75,68 +76,41 @@ pub fn export(
     path: &Path,
     overwrite: bool,
 ) -> crate::Result<Exported> {
+    export_after(model, tokenizer, quant, path, overwrite, |_| Ok(()))
+}
+
+/// As [`export`], with a look at the model that the file holds before it gets its name: where `look` fails nothing is
+/// written or replaced.
+///
+/// # Errors
+/// As [`export`]; those of `look`.
+pub fn export_after(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    quant: Quant,
+    path: &Path,
+    overwrite: bool,
+    look: impl FnOnce(&Pretrained) -> crate::Result<()>,
+) -> crate::Result<Exported> {
     if !overwrite && path.exists() {
         return Err(ExportError::Exists { path: path.to_owned() }.into());
     }
-    let config = &model.config;
-    let arch = config::architecture(config)?;
-    let mut metadata = Metadata::default();
-    let mut set = |key: &str, value: Value| {
-        metadata.insert(key.to_owned(), value);
-    };
-    set("general.architecture", Value::String(arch.name().to_owned()));
-    set("general.type", Value::String("model".to_owned()));
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    set("general.name", Value::String(name));
-    set("general.file_type", Value::U32(quant.file_type()));
-    set("general.quantization_version", Value::U32(2));
-    let settings = config::describe(config, arch, &mut metadata)?;
-    vocab::describe(tokenizer, arch, config.vocab_size, &mut metadata)?;
-    vocab::compare(tokenizer, &metadata)?;
-
-    let mut fallbacks = Vec::new();
-    let mut parts = Vec::new();
-    for (name, values) in settings {
-        let entry = Entry { name: name.to_owned(), kind: GgmlType::F32, shape: vec![values.len()] };
-        parts.push(Part { entry, source: Source::Setting(values) });
-    }
-    for param in model.base_params() {
-        let (name, change) = to_gguf(arch, param.name()).ok_or_else(|| ExportError::Inexpressible {
-            architecture: arch.name(),
-            what: format!("tensor `{}`", param.name()),
-        })?;
-        let value = param.value();
-        let wanted = quant.kind(&name, value.dims(), config);
-        let width = value.dims().last().copied().unwrap_or(1);
-        let kind = kinds::fitting(wanted, width);
-        if kind != wanted {
-            fallbacks.push((name.clone(), kind));
-        }
-        let entry = Entry { name, kind, shape: value.dims().to_vec() };
-        parts.push(Part { entry, source: Source::Weight(value, change) });
-    }
-    let heads = Heads { query: config.num_heads, key: config.num_kv_heads };
-    let entries: Vec<Entry> = parts.iter().map(|p| p.entry.clone()).collect();
+    let file = Contents::of(model, tokenizer, quant, path)?;
     // Errors that are not the disk's, out of a function that has only those.
     let other = RefCell::new(None);
     let mut exported = None;
     let written = atomic_replace(
         path,
         |out| {
-            file::head(out, &metadata, &entries)?;
-            for part in &parts {
-                if let Err(error) = part.write(heads, out) {
-                    return Err(keep(error, &other));
-                }
-            }
-            Ok(())
+            file::head(out, &file.metadata, &file.entries())?;
+            file.parts.iter().try_for_each(|part| part.write(file.heads, out)).map_err(|error| keep(error, &other))
         },
-        |written| match read_back(written, &metadata, &parts, model, arch, tokenizer) {
-            Ok((bytes, worst_tensor, worst_error)) => {
-                exported = Some((bytes, worst_tensor, worst_error));
-                Ok(())
-            }
-            Err(error) => Err(keep(error, &other)),
+        |written| {
+            let check = || -> crate::Result<()> {
+                exported = Some(file.read_back(written, model, tokenizer)?);
+                look(&Pretrained::from_gguf(path, GgufFile::open(written)?)?)
+            };
+            check().map_err(|error| keep(error, &other))
         },
     );
     if let Some(error) = other.into_inner() {
@@ -145,7 +119,7 @@ pub fn export(
     written?;
     let (bytes, worst_tensor, worst_error) = exported.unwrap_or_default();
     let mut kinds: Vec<(GgmlType, usize, u64)> = Vec::new();
-    for entry in &entries {
+    for entry in &file.entries() {
         let n = entry.shape.iter().product::<usize>() as u64;
         match kinds.iter_mut().find(|(kind, _, _)| *kind == entry.kind) {
             Some((_, tensors, numbers)) => (*tensors, *numbers) = (*tensors + 1, *numbers + n),
@@ -153,14 +127,123 @@ pub fn export(
         }
     }
     let mut notes = Vec::new();
-    let windows = config.layers.iter().filter_map(|l| l.window).min();
-    if let (Some(window), Arch::Llama | Arch::Qwen2 | Arch::Qwen3) = (windows, arch) {
+    let windows = model.config.layers.iter().filter_map(|l| l.window).min();
+    if let (Some(window), Arch::Llama | Arch::Qwen2 | Arch::Qwen3) = (windows, file.arch) {
         notes.push(format!(
             "llama.cpp's {} attends to all tokens: beyond {window} tokens its results are other than this model's",
-            arch.name()
+            file.arch.name()
         ));
     }
-    Ok(Exported { bytes, kinds, fallbacks, worst_error, worst_tensor, notes })
+    Ok(Exported { bytes, kinds, fallbacks: file.fallbacks, worst_error, worst_tensor, notes })
+}
+
+/// What belongs into a file.
+struct Contents {
+    arch: Arch,
+    metadata: Metadata,
+    parts: Vec<Part>,
+    /// As in [`Exported`].
+    fallbacks: Vec<(String, GgmlType)>,
+    heads: Heads,
+}
+
+impl Contents {
+    fn of(model: &Model, tokenizer: &Tokenizer, quant: Quant, path: &Path) -> crate::Result<Contents> {
+        let config = &model.config;
+        let arch = config::architecture(config)?;
+        let mut metadata = Metadata::default();
+        let mut set = |key: &str, value: Value| {
+            metadata.insert(key.to_owned(), value);
+        };
+        set("general.architecture", Value::String(arch.name().to_owned()));
+        set("general.type", Value::String("model".to_owned()));
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        set("general.name", Value::String(name));
+        set("general.file_type", Value::U32(quant.file_type()));
+        set("general.quantization_version", Value::U32(2));
+        let settings = config::describe(config, arch, &mut metadata)?;
+        vocab::describe(tokenizer, arch, config.vocab_size, &mut metadata)?;
+        vocab::compare(tokenizer, &metadata)?;
+
+        let mut fallbacks = Vec::new();
+        let mut parts = Vec::new();
+        for (name, values) in settings {
+            let entry = Entry { name: name.to_owned(), kind: GgmlType::F32, shape: vec![values.len()] };
+            parts.push(Part { entry, source: Source::Setting(values) });
+        }
+        for param in model.base_params() {
+            let (name, change) = to_gguf(arch, param.name()).ok_or_else(|| ExportError::Inexpressible {
+                architecture: arch.name(),
+                what: format!("tensor `{}`", param.name()),
+            })?;
+            let value = param.value();
+            let wanted = quant.kind(&name, value.dims(), config);
+            let width = value.dims().last().copied().unwrap_or(1);
+            let kind = kinds::fitting(wanted, width);
+            if kind != wanted {
+                fallbacks.push((name.clone(), kind));
+            }
+            let entry = Entry { name, kind, shape: value.dims().to_vec() };
+            parts.push(Part { entry, source: Source::Weight(value, change) });
+        }
+        let heads = Heads { query: config.num_heads, key: config.num_kv_heads };
+        Ok(Contents { arch, metadata, parts, fallbacks, heads })
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        self.parts.iter().map(|p| p.entry.clone()).collect()
+    }
+
+    /// Reads the file and compares all of it: metadata, settings, and every tensor with what it was made of. Gives the
+    /// file's size, and the tensor that lost most.
+    fn read_back(&self, path: &Path, model: &Model, tokenizer: &Tokenizer) -> crate::Result<(u64, String, f64)> {
+        let otherwise = |what: &str| -> crate::Error {
+            ExportError::ReadBack { path: path.to_owned(), what: what.to_owned() }.into()
+        };
+        let file = GgufFile::open(path)?;
+        for (key, value) in self.metadata.iter() {
+            if file.metadata().get(key) != Some(value) {
+                return Err(otherwise(key));
+            }
+        }
+        config::compare(&model.config, &file, self.arch)?;
+        vocab::compare(tokenizer, file.metadata())?;
+        let (mut worst, mut worst_error) = (String::new(), 0.0);
+        for part in &self.parts {
+            let name = &part.entry.name;
+            let read = file.tensor(name)?;
+            let read = read.as_slice::<f32>()?;
+            let (mut at, mut lost, mut all) = (0, 0.0f64, 0.0f64);
+            part.runs(self.heads, |values| {
+                let found = &read[at..at + values.len()];
+                at += values.len();
+                let same = |(&x, &y): (&f32, &f32)| match part.entry.kind {
+                    GgmlType::F32 => x.to_bits() == y.to_bits(),
+                    GgmlType::F16 => f16::from_f32(x).to_f32().to_bits() == y.to_bits(),
+                    GgmlType::BF16 => bf16::from_f32(x).to_f32().to_bits() == y.to_bits(),
+                    _ => true,
+                };
+                if !values.iter().zip(found).all(same) {
+                    return Err(otherwise(name));
+                }
+                for (&x, &y) in values.iter().zip(found) {
+                    lost += f64::from(x - y) * f64::from(x - y);
+                    all += f64::from(x) * f64::from(x);
+                }
+                Ok(())
+            })?;
+            let error = if all > 0.0 { (lost / all).sqrt() } else { lost.sqrt() };
+            // Four bits with a scale for 32 numbers lose about 0.09 of a normal distribution; far more is no rounding.
+            if !(error <= 0.5) {
+                return Err(otherwise(name));
+            }
+            if error > worst_error {
+                (worst, worst_error) = (name.clone(), error);
+            }
+        }
+        let bytes = std::fs::metadata(path).map_err(|source| crate::Error::Io { path: path.to_owned(), source })?.len();
+        Ok((bytes, worst, worst_error))
+    }
 }
 
 /// An error as one of the disk's, the error itself put aside.
@@ -263,6 +346,9 @@ impl Part {
         let io = |source| crate::Error::Io { path: self.entry.name.clone().into(), source };
         let mut bytes = Vec::new();
         self.runs(heads, |values| {
+            if let Some(&value) = values.iter().find(|x| !x.is_finite()) {
+                return Err(ExportError::NotFinite { tensor: self.entry.name.clone(), value }.into());
+            }
             let blocks = values.len() / kind.block_len();
             bytes.resize(blocks * kind.block_bytes(), 0);
             parallel::chunks(&mut bytes, kind.block_bytes(), |first, run| {
@@ -270,7 +356,7 @@ impl Part {
                 quantize(kind, &values[from * kind.block_len()..][..n * kind.block_len()], run);
             });
             if kind == GgmlType::F16
-                && let Some(&value) = values.iter().find(|x| x.is_finite() && !f16::from_f32(**x).is_finite())
+                && let Some(&value) = values.iter().find(|x| !f16::from_f32(**x).is_finite())
             {
                 return Err(ExportError::Overflow { tensor: self.entry.name.clone(), value }.into());
             }
@@ -280,60 +366,65 @@ impl Part {
     }
 }
 
-/// Reads the file and compares all of it: metadata, settings, and every tensor with what it was made of. Gives the
-/// file's size, and the tensor that lost most.
-fn read_back(
-    path: &Path,
-    metadata: &Metadata,
-    parts: &[Part],
-    model: &Model,
-    arch: Arch,
-    tokenizer: &Tokenizer,
-) -> crate::Result<(u64, String, f64)> {
-    let otherwise =
-        |what: &str| -> crate::Error { ExportError::ReadBack { path: path.to_owned(), what: what.to_owned() }.into() };
-    let file = GgufFile::open(path)?;
-    for (key, value) in metadata.iter() {
-        if file.metadata().get(key) != Some(value) {
-            return Err(otherwise(key));
-        }
-    }
-    config::compare(&model.config, &file, arch)?;
-    vocab::compare(tokenizer, file.metadata())?;
-    let heads = Heads { query: model.config.num_heads, key: model.config.num_kv_heads };
-    let (mut worst, mut worst_error) = (String::new(), 0.0);
-    for part in parts {
-        let name = &part.entry.name;
-        let read = file.tensor(name)?;
-        let read = read.as_slice::<f32>()?;
-        let (mut at, mut lost, mut all) = (0, 0.0f64, 0.0f64);
-        part.runs(heads, |values| {
-            let found = &read[at..at + values.len()];
-            at += values.len();
-            let same = |(&x, &y): (&f32, &f32)| match part.entry.kind {
-                GgmlType::F32 => x.to_bits() == y.to_bits(),
-                GgmlType::F16 => f16::from_f32(x).to_f32().to_bits() == y.to_bits(),
-                GgmlType::BF16 => bf16::from_f32(x).to_f32().to_bits() == y.to_bits(),
-                _ => true,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::LoadOptions;
+
+    /// What a disk might make of a file: a bit of a tensor, of any type, or of the metadata.
+    #[test]
+    fn a_file_that_reads_back_otherwise_is_no_export() {
+        let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/builtin");
+        let model = Pretrained::open(&builtin).unwrap().load(LoadOptions::default()).unwrap();
+        let tokenizer = Tokenizer::from_dir(&builtin).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for (quant, name) in [
+            (Quant::F32, "output_norm.weight"),
+            (Quant::F16, "blk.0.attn_q.weight"),
+            (Quant::BF16, "token_embd.weight"),
+            (Quant::Q8_0, "blk.1.ffn_up.weight"),
+        ] {
+            let path = dir.path().join(format!("{quant:?}.gguf"));
+            let contents = Contents::of(&model, &tokenizer, quant, &path).unwrap();
+            let mut bytes = Vec::new();
+            file::head(&mut bytes, &contents.metadata, &contents.entries()).unwrap();
+            let mut place = 0..0;
+            for part in &contents.parts {
+                let start = bytes.len();
+                part.write(contents.heads, &mut bytes).unwrap();
+                if part.entry.name == name {
+                    place = start..bytes.len();
+                }
+            }
+            let read = |bytes: &[u8]| {
+                std::fs::write(&path, bytes).unwrap();
+                contents.read_back(&path, &model, &tokenizer)
             };
-            if !values.iter().zip(found).all(same) {
-                return Err(otherwise(name));
+            read(&bytes).unwrap();
+            let mut damaged = bytes.clone();
+            if quant == Quant::Q8_0 {
+                // The scales of blocks of 34 bytes: a rounding is forgiven, and these are none.
+                damaged[place.clone()].chunks_mut(34).for_each(|block| block[1] ^= 0x44);
+            } else {
+                damaged[place.start + 6] ^= 1;
             }
-            for (&x, &y) in values.iter().zip(found) {
-                lost += f64::from(x - y) * f64::from(x - y);
-                all += f64::from(x) * f64::from(x);
-            }
-            Ok(())
-        })?;
-        let error = if all > 0.0 { (lost / all).sqrt() } else { lost.sqrt() };
-        // Four bits with a scale for 32 numbers lose about 0.09 of a normal distribution; far more is no rounding.
-        if !(error <= 0.5) {
-            return Err(otherwise(name));
-        }
-        if error > worst_error {
-            (worst, worst_error) = (name.clone(), error);
+            let error = read(&damaged).unwrap_err();
+            let found = match &error {
+                crate::Error::Export(ExportError::ReadBack { what, .. }) => what.clone(),
+                other => panic!("{quant:?}: {other}"),
+            };
+            assert_eq!(found, name, "{quant:?}");
+            assert!(error.to_string().contains("reads back otherwise"), "{error}");
+            let mut damaged = bytes.clone();
+            let key = b"general.name";
+            // The key, its type and length, then the text.
+            let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 12;
+            damaged[at] ^= 1;
+            let error = read(&damaged).unwrap_err();
+            assert!(
+                matches!(&error, crate::Error::Export(ExportError::ReadBack { what, .. }) if what == "general.name"),
+                "{error}"
+            );
         }
     }
-    let bytes = std::fs::metadata(path).map_err(|source| crate::Error::Io { path: path.to_owned(), source })?.len();
-    Ok((bytes, worst, worst_error))
 }
