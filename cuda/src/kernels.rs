@@ -42,7 +42,7 @@ impl Kernel {
         let is = |variant: &&[Define]| {
             variant.len() == defines.len() && variant.iter().zip(defines).all(|(a, b)| same(a, b))
         };
-        self.variants.iter().any(|variant| is(variant))
+        self.variants.iter().any(is)
     }
 
     /// The first sentence of the file's head: what it computes.

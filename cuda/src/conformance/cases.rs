@@ -140,7 +140,7 @@ fn whole(all: &mut Vec<Case>) {
     add("mul.wide.s32", "s64", &["s32"; 2], |[a, b, _]| bits!(i64, i64::from(a as i32) * i64::from(b as i32)));
     add("mul.wide.u32", "u64", &["u32"; 2], |[a, b, _]| a * b);
     add("mad.wide.u32", "u64", &["u32", "u32", "u64"], |[a, b, c]| (a * b).wrapping_add(c));
-    add("mad.hi.u32", "u32", &["u32"; 3], |[a, b, c]| u64::from(((a * b >> 32) as u32).wrapping_add(c as u32)));
+    add("mad.hi.u32", "u32", &["u32"; 3], |[a, b, c]| u64::from((((a * b) >> 32) as u32).wrapping_add(c as u32)));
     add("sad.u32", "u32", &["u32"; 3], |[a, b, c]| u64::from((a as u32).abs_diff(b as u32).wrapping_add(c as u32)));
     add("sad.s32", "s32", &["s32"; 3], |[a, b, c]| u64::from((a as i32).abs_diff(b as i32).wrapping_add(c as u32)));
     add("shl.b32", "b32", &["b32", "u32"], |[a, b, _]| if b > 31 { 0 } else { u64::from((a as u32) << b) });
