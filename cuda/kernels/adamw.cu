@@ -69,3 +69,101 @@ extern "C" __global__ void adamw_recorded(
     const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i < n) step4(p, weight, m, v, g, factor(*c, squares), *c, i, n);
 }
+
+// State in 8 bits: m and v as a byte a number, the index of one of 256 sorted codes, and of each block of 256 numbers the
+// largest magnitude in f32, which its codes are multiplied with. They are widened, updated and rounded to the nearest code
+// again; of two as near, the lower.
+//
+//   m, v (n) u8     m_largest, v_largest (ceil(n / 256)) f32     codes (2, 256) f32: of m, with a sign, and of v
+//
+// Products and sums are fused, or not, as written, which is bit for bit what the processor does (`optim/rules.rs` of the
+// training layer), and so bitsandbytes 0.50 on one.
+// Bound by memory: 10 bytes read and 6 written an element, 2 more for a bf16 weight.
+//
+// Source: Dettmers et al., arXiv:2110.02861.
+const u32 BLOCK8 = 256;
+
+struct Coefficients8 {
+    f32 grad_scale, keep, beta1, one_minus_beta1, beta2, one_minus_beta2, root, eps, step_size;
+};
+
+__device__ __forceinline__ void step8(f32& p, f32& m, f32& v, f32 g, const Coefficients8& c) {
+    g = __fmul_rn(g, c.grad_scale);
+    m = __fmaf_rn(g, c.one_minus_beta1, __fmul_rn(m, c.beta1));
+    v = __fmaf_rn(__fmul_rn(c.one_minus_beta2, g), g, __fmul_rn(v, c.beta2));
+    const f32 denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), c.root), c.eps);
+    p = __fadd_rn(__fmul_rn(p, c.keep), __fdiv_rn(__fmul_rn(c.step_size, m), denominator));
+}
+
+// The index of the code that is nearest to x in [-1, 1].
+__device__ __forceinline__ u8 nearest_code(const f32* codes, f32 x) {
+    u32 above = 0;  // how many codes are below x, at most 255
+#pragma unroll
+    for (u32 half = 128; half > 0; half /= 2)
+        if (codes[above + half - 1] < x) above += half;
+    const u32 below = above > 0 ? above - 1 : 0;
+    return (u8)(fabsf(codes[above] - x) < fabsf(x - codes[below]) ? above : below);
+}
+
+// Rung 0: a block of numbers a thread, which is gone through twice, for its largest and to round it.
+extern "C" __global__ void adamw8_naive(
+    f32* p, T* weight, u8* m, f32* m_largest, u8* v, f32* v_largest, const f32* g, const f32* codes, Coefficients8 c,
+    u64 n) {
+    const u64 block = (u64)blockIdx.x * blockDim.x + threadIdx.x, first = block * BLOCK8;
+    if (first >= n) return;
+    const u64 end = first + BLOCK8 < n ? first + BLOCK8 : n;
+    const f32 old[2] = {m_largest[block], v_largest[block]};
+    f32 largest[2] = {0.0f, 0.0f};
+    for (int again = 0; again < 2; ++again) {
+        for (u64 i = first; i < end; ++i) {
+            f32 x = p[i], m1 = codes[m[i]] * old[0], v1 = codes[BLOCK8 + v[i]] * old[1];
+            step8(x, m1, v1, g[i], c);
+            if (!again) {
+                largest[0] = fmaxf(largest[0], fabsf(m1));
+                largest[1] = fmaxf(largest[1], fabsf(v1));
+                continue;
+            }
+            p[i] = x;
+            if (weight) weight[i] = narrow<T>(x);
+            m[i] = nearest_code(codes, __fdiv_rn(m1, largest[0]));
+            v[i] = nearest_code(codes + BLOCK8, __fdiv_rn(v1, largest[1]));
+        }
+        for (int k = 0; k < 2; ++k)
+            if (largest[k] == 0.0f) largest[k] = 1.0f;
+    }
+    m_largest[block] = largest[0];
+    v_largest[block] = largest[1];
+}
+
+// Rung 1: a block of numbers a block of threads, with the codes in shared memory.
+extern "C" __global__ void adamw8(
+    f32* p, T* weight, u8* m, f32* m_largest, u8* v, f32* v_largest, const f32* g, const f32* codes, Coefficients8 c,
+    u64 n) {
+    __shared__ f32 table[2 * BLOCK8], scratch[32];
+    const u32 t = threadIdx.x;
+    table[t] = codes[t];
+    table[BLOCK8 + t] = codes[BLOCK8 + t];
+    __syncthreads();
+    const u64 i = (u64)blockIdx.x * BLOCK8 + t;
+    f32 x = 0.0f, m1 = 0.0f, v1 = 0.0f;
+    if (i < n) {
+        x = p[i];
+        m1 = table[m[i]] * m_largest[blockIdx.x];
+        v1 = table[BLOCK8 + v[i]] * v_largest[blockIdx.x];
+        step8(x, m1, v1, g[i], c);
+    }
+    // The old ones are read by all threads before the new ones are written: block_max waits.
+    f32 largest[2] = {block_max(fabsf(m1), scratch), block_max(fabsf(v1), scratch)};
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+        if (largest[k] == 0.0f) largest[k] = 1.0f;
+    if (t == 0) {
+        m_largest[blockIdx.x] = largest[0];
+        v_largest[blockIdx.x] = largest[1];
+    }
+    if (i >= n) return;
+    p[i] = x;
+    if (weight) weight[i] = narrow<T>(x);
+    m[i] = nearest_code(table, __fdiv_rn(m1, largest[0]));
+    v[i] = nearest_code(table + BLOCK8, __fdiv_rn(v1, largest[1]));
+}

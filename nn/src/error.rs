@@ -225,12 +225,16 @@ pub enum Error {
 impl Error {
     /// Whether a device failed or has no room, of which neither the files nor the settings are to blame.
     pub fn is_of_device(&self) -> bool {
-        let tensor = match self {
-            Error::Tensor(e) | Error::Placing { source: e, .. } => e,
-            Error::Autograd(planish_autograd::Error::Tensor(e)) => e,
-            _ => return false,
-        };
-        matches!(tensor, planish_tensor::Error::Device(_))
+        matches!(self.of_tensor(), Some(planish_tensor::Error::Device(_)))
+    }
+
+    /// The error of a kernel or of a device, if it is one.
+    pub fn of_tensor(&self) -> Option<&planish_tensor::Error> {
+        match self {
+            Error::Tensor(e) | Error::Placing { source: e, .. } => Some(e),
+            Error::Autograd(planish_autograd::Error::Tensor(e)) => Some(e),
+            _ => None,
+        }
     }
 
     /// Adds which model is meant, where the message does not name a file yet.

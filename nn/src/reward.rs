@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use planish_autograd::ops::cast::cast;
 use planish_autograd::ops::{index_select, linear};
 use planish_autograd::{Param, Var};
 use planish_tensor::rng::{Purpose, Stream};
@@ -196,7 +197,7 @@ fn describe(config: &mut serde_json::Value, kind: RewardKind) {
 
 impl Model {
     /// Rewards at tokens, such as the last one of each segment: W h + b, (rows, 1), or the logits of wrong and right,
-    /// (rows, 2). `hidden`: (tokens, hidden).
+    /// (rows, 2); f32 whatever activations are. `hidden`: (tokens, hidden).
     ///
     /// # Errors
     /// Those of the kernels.
@@ -206,7 +207,9 @@ impl Model {
     pub fn rewards(&self, ctx: &Ctx, hidden: &Var, rows: &[u32]) -> Result<Var> {
         let score = self.score.as_ref().expect("a reward model has a head");
         let bias = self.score_bias.as_ref().map(|bias| bias.var(ctx));
-        Ok(linear::linear(&index_select::index_select(hidden, rows)?, &score.var(ctx), bias.as_ref())?)
+        // A few rows: halves would round what rewards differ by.
+        let hidden = cast(&index_select::index_select(hidden, rows)?, self.dtype())?;
+        Ok(linear::linear(&hidden, &score.var(ctx), bias.as_ref())?)
     }
 
     /// What it judges, if it is a reward model.

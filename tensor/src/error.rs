@@ -165,3 +165,11 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] planish_cuda::Error),
 }
+
+impl Error {
+    /// Whether a device has no room for something: other than after a failure, it can still be used.
+    pub fn is_no_room(&self) -> bool {
+        use planish_cuda::Error as C;
+        matches!(self, Error::Device(C::NoRoom { .. } | C::OutOfMemory { .. }))
+    }
+}

@@ -114,9 +114,17 @@ pub fn stopped_or_not(what: &str, stop: u64, run: impl Fn(&str, &[(&str, &str)],
 /// If it cannot be read.
 pub fn metrics(run: &Path) -> Vec<Map<String, Value>> {
     let timed = ["tokens_per_second", "step_seconds", "peak_memory_bytes", "eval_runtime"];
-    let mut rows = read_metrics(&run.join("metrics.jsonl")).expect("the run has written metrics");
+    let mut rows = metrics_with_clock(run);
     rows.iter_mut().for_each(|row| timed.iter().for_each(|key| drop(row.remove(*key))));
     rows
+}
+
+/// All of metrics.jsonl.
+///
+/// # Panics
+/// If it cannot be read.
+pub fn metrics_with_clock(run: &Path) -> Vec<Map<String, Value>> {
+    read_metrics(&run.join("metrics.jsonl")).expect("the run has written metrics")
 }
 
 /// Names and bytes of the files of a directory.

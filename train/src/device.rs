@@ -9,6 +9,7 @@ use planish_nn::decoder::Model;
 use planish_tensor::{DType, Device};
 
 use crate::config::{BF16_ON_CPU, ConfigError, DeviceChoice, OptimSettings, OptimizerChoice};
+use crate::optim::{OptimArgs, Rounding};
 use crate::{Error, Result};
 
 /// What a command is going to do with the device.
@@ -42,6 +43,8 @@ impl Demands {
     pub fn training(self, optim: &OptimSettings) -> Demands {
         let demands = match optim.optim {
             OptimizerChoice::AdamW => self,
+            OptimizerChoice::AdamW8bit if rounds_by_table(optim) => self.lacks("optim_args rounding=table"),
+            OptimizerChoice::AdamW8bit => self,
             other => self.lacks(format!("the optimizer {other}")),
         };
         match optim.memory_budget {
@@ -75,6 +78,11 @@ impl Demands {
     }
 }
 
+/// Whether 8 bits are to be found by bitsandbytes' table. Arguments that cannot be read are refused elsewhere.
+fn rounds_by_table(optim: &OptimSettings) -> bool {
+    OptimArgs::of(optim).is_ok_and(|args| args.rounding == Rounding::Table)
+}
+
 /// The device that `choice` means, opened.
 ///
 /// # Errors
@@ -106,9 +114,25 @@ pub fn choose(choice: DeviceChoice, demands: &Demands) -> Result<Device> {
 /// As [`choose`]; no room.
 pub fn place(model: &mut Model, choice: DeviceChoice, demands: &Demands) -> Result<()> {
     let device = choose(choice, demands)?;
-    model.to_device(device)?;
+    model.to_device(device).map_err(|e| Error::from(e).advised(|| ROOM_FOR_WEIGHTS))?;
     if !device.is_cpu() && demands.bf16 != Some(false) {
         model.set_activations(DType::BF16)?;
+    }
+    Ok(())
+}
+
+/// What makes room on a device for weights alone.
+const ROOM_FOR_WEIGHTS: &str =
+    "set dtype to bfloat16, quantise them (load_in_4bit; trained are adapters then), or take a smaller model";
+
+/// Moves a model to where `other` is, with the activations that it has there: a reference beside what is trained.
+///
+/// # Errors
+/// A model that devices have no kernels for; no room.
+pub fn beside(model: &mut Model, other: &Model) -> Result<()> {
+    if !other.device().is_cpu() {
+        model.to_device(other.device()).map_err(|e| Error::from(e).advised(|| ROOM_FOR_WEIGHTS))?;
+        model.set_activations(other.activations())?;
     }
     Ok(())
 }

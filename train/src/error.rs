@@ -45,6 +45,26 @@ pub enum Error {
         /// Where to go on from, as a clause.
         hint: String,
     },
+    /// A device failed in the middle of a run.
+    #[error("step {step}: {source}; the program has to be started again to use the device{hint}")]
+    DeviceFailed {
+        /// The optimizer step.
+        step: u64,
+        /// What it said.
+        source: Box<Error>,
+        /// Where to go on from, as a clause.
+        hint: String,
+    },
+    /// A device has no room.
+    #[error("{source}; {advice}{hint}")]
+    DeviceFull {
+        /// For what.
+        source: Box<Error>,
+        /// What to change.
+        advice: &'static str,
+        /// Where to go on from, as a clause.
+        hint: String,
+    },
     /// A weight that was no number when it was read.
     #[error(
         "the weight `{name}` holds {value} (element {at}), so that the loss of the first step is no number: the model's \
@@ -89,17 +109,19 @@ pub enum Error {
     },
     /// The run would need more memory than there is.
     #[error(
-        "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest pass), but the system can give {} MiB; {advice}",
+        "this run needs about {} MiB of memory ({} MiB of it for the {tokens} tokens of its largest pass), but {place} can give {} MiB; {advice}",
         needed >> 20, activations >> 20, available >> 20
     )]
     DoesNotFit {
+        /// What has too little: the system or a device.
+        place: String,
         /// Predicted peak, bytes.
         needed: u64,
         /// Part of it that goes by the micro-batch, bytes.
         activations: u64,
         /// Tokens of the largest micro-batch.
         tokens: u64,
-        /// What the system can give, bytes.
+        /// What it can give, bytes.
         available: u64,
         /// What to change.
         advice: &'static str,
@@ -191,16 +213,31 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error of a kernel or of a device, if it is one.
+    fn of_tensor(&self) -> Option<&planish_tensor::Error> {
+        match self {
+            Error::Tensor(e) | Error::Autograd(planish_autograd::Error::Tensor(e)) => Some(e),
+            Error::Model(e) => e.of_tensor(),
+            Error::Score(crate::score::ScoreError::Model { source, .. }) => source.of_tensor(),
+            Error::DeviceFailed { source, .. } | Error::DeviceFull { source, .. } => source.of_tensor(),
+            _ => None,
+        }
+    }
+
     /// Whether a device failed or has no room: what the user wrote is right.
-    fn of_device(&self) -> bool {
-        use planish_tensor::Error as T;
-        let tensor = match self {
-            Error::Tensor(e) | Error::Autograd(planish_autograd::Error::Tensor(e)) => e,
-            Error::Model(e) => return e.is_of_device(),
-            Error::Score(crate::score::ScoreError::Model { source, .. }) => return source.is_of_device(),
-            _ => return false,
-        };
-        matches!(tensor, T::Device(_))
+    pub(crate) fn of_device(&self) -> bool {
+        matches!(self.of_tensor(), Some(planish_tensor::Error::Device(_)))
+    }
+
+    /// With what to change, if a device has no room.
+    pub(crate) fn advised(self, advice: impl FnOnce() -> &'static str) -> Error {
+        match self {
+            Error::DeviceFull { .. } => self,
+            _ if self.of_tensor().is_some_and(planish_tensor::Error::is_no_room) => {
+                Error::DeviceFull { source: Box::new(self), advice: advice(), hint: String::new() }
+            }
+            other => other,
+        }
     }
 
     /// Whether the user can mend it: bad input or wrong use, as opposed to a failure of the machine or

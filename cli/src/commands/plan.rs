@@ -35,8 +35,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     ] {
         output::line(format_args!("  {name:<12} {}", mib(bytes)))?;
     }
+    let of = if f.device.starts_with("emulator") { " in the emulator, which is no GPU" } else { "" };
     output::line(format_args!(
-        "time           {:.0} s ({:.1} s a step, by what a few of its layers took just now)",
+        "time           {:.0} s ({:.1} s a step, by what a few of its layers took just now{of})",
         f.seconds,
         f.seconds / f.total_steps as f64
     ))?;

@@ -1,10 +1,10 @@
 //! AdamW; see `cuda/kernels/adamw.cu`.
 
-use super::{each, or_null, or_null_mut, same, types};
+use super::{each, or_null, or_null_mut, same, size, types};
 use crate::driver::Arg;
 use crate::kernels::ADAMW;
 use crate::memory::{Slice, SliceMut};
-use crate::{DType, Queue, Result};
+use crate::{DType, Queue, Result, Shape};
 
 const OP: &str = "adamw";
 
@@ -152,4 +152,81 @@ fn launch(queue: Queue<'_>, name: &'static str, of: &Parameter<'_>, update: Arg<
         Arg::U64(g.len() as u64),
     ];
     queue.launch(&ADAMW, name, &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
+}
+
+/// Numbers of a block of a state in 8 bits.
+pub const BLOCK: usize = 256;
+
+/// What an update with state in 8 bits works on, of n numbers: the masters p and the gradient g, (n) f32; the moments, (n) u8,
+/// with the largest magnitudes of their blocks, (⌈n / 256⌉) f32; and the codes of both, (2, 256) f32, sorted. `weight`, if
+/// the model's is narrower, becomes p rounded.
+#[derive(Debug)]
+pub struct Parameter8<'a> {
+    /// Masters.
+    pub p: SliceMut<'a>,
+    /// The model's weight.
+    pub weight: Option<SliceMut<'a>>,
+    /// First moment, and its largest.
+    pub m: [SliceMut<'a>; 2],
+    /// Second moment, and its largest.
+    pub v: [SliceMut<'a>; 2],
+    /// Gradient.
+    pub g: Slice<'a>,
+    /// Codes of the moments.
+    pub codes: Slice<'a>,
+}
+
+impl AdamW {
+    /// The numbers of update t = `step`, from 1, of a state in 8 bits: `struct Coefficients8` of the kernel.
+    pub fn update8(&self, step: u64, grad_scale: f64) -> [u8; 36] {
+        let u = self.update(step, grad_scale, None);
+        let beta1 = self.beta1 as f32;
+        let fields = [u.grad_scale, u.keep, beta1, u.lerp, u.beta2, u.one_minus_beta2, u.root, u.eps, u.step_size];
+        let mut bytes = [0; 36];
+        for (to, field) in bytes.chunks_exact_mut(4).zip(fields) {
+            to.copy_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+/// One update with state in 8 bits; `update` is [`AdamW::update8`].
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn step8(queue: Queue<'_>, of: Parameter8<'_>, update: &[u8; 36]) -> Result<()> {
+    let Parameter8 { p, weight, m, v, g, codes } = of;
+    g.expect_dtype(OP, "the gradient", DType::F32)?;
+    same(OP, g, &[("the masters", *p)])?;
+    for [bytes, largest] in [&m, &v] {
+        bytes.expect(OP, "a moment", g.len())?;
+        bytes.expect_dtype(OP, "a moment", DType::U8)?;
+        largest.expect(OP, "the largest of blocks", g.len().div_ceil(BLOCK))?;
+        largest.expect_dtype(OP, "the largest of blocks", DType::F32)?;
+    }
+    codes.expect(OP, "the codes", 2 * BLOCK)?;
+    codes.expect_dtype(OP, "the codes", DType::F32)?;
+    if let Some(weight) = &weight {
+        weight.expect_compute(OP, "the weight")?;
+        weight.expect(OP, "the weight", g.len())?;
+    }
+    let blocks = g.len().div_ceil(BLOCK);
+    if blocks == 0 {
+        return Ok(());
+    }
+    size(OP, "the blocks", blocks)?;
+    let dtype = weight.as_ref().map_or(DType::F32, |weight| weight.dtype());
+    let args = [
+        p.arg(),
+        or_null_mut(weight.as_ref()),
+        m[0].arg(),
+        m[1].arg(),
+        v[0].arg(),
+        v[1].arg(),
+        g.arg(),
+        codes.arg(),
+        Arg::Bytes(update),
+        Arg::U64(g.len() as u64),
+    ];
+    queue.launch(&ADAMW, "adamw8", &types([("T", dtype)]), Shape::line(blocks, BLOCK as u32), &args)
 }

@@ -244,6 +244,21 @@ pub fn cap(queue: Queue<'_>, logits: SliceMut<'_>, head: &LmHead) -> Result<()> 
     queue.launch(&LM_HEAD, "lm_head_cap", &types([("T", DType::F32)]), each(logits.len()), &args)
 }
 
+/// Rows whose whole logits exist at a time.
+fn whole_rows(rows: usize, vocabulary: usize) -> usize {
+    let most = (WHOLE_BYTES / (4 * vocabulary.max(1))).clamp(1, ROWS).min(rows);
+    // Whole tiles of products, if there are several.
+    if most >= 128 && most < rows { most / 128 * 128 } else { most }
+}
+
+/// Bytes that are alive within [`forward_with_gradient`], and within it where there is no room for these or within
+/// [`backward`], beside arguments and results: of `rows` hidden states of this type.
+pub fn scratch_bytes(rows: usize, vocabulary: usize, hidden: DType) -> [[usize; 2]; 2] {
+    let whole = whole_rows(rows, vocabulary);
+    let (n, tile) = (ROWS.min(rows), TILE.min(vocabulary));
+    [[4 * whole * vocabulary, hidden.size() * whole * tile], [4 * n * tile, hidden.size() * n * tile]]
+}
+
 /// As [`forward`], bit for bit, and ∂logprob_r/∂h_r: (rows, size) f32, of the same logits: two products where
 /// [`forward`] and [`backward`] make three. Without room for whole rows of logits it is these two.
 ///
@@ -262,9 +277,7 @@ pub fn forward_with_gradient(
     if sizes.rows == 0 {
         return forward(queue, out, of, head);
     }
-    let most = (WHOLE_BYTES / (4 * sizes.vocabulary)).clamp(1, ROWS).min(sizes.rows);
-    // Whole tiles of products, if there are several.
-    let most = if most >= 128 && most < sizes.rows { most / 128 * 128 } else { most };
+    let most = whole_rows(sizes.rows, sizes.vocabulary);
     let mut whole = match queue.alloc("the head's logits", most * sizes.vocabulary, DType::F32) {
         Ok(logits) => logits,
         Err(Error::NoRoom { .. }) => return twice(queue, out, gradient, of, head),

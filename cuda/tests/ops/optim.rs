@@ -52,6 +52,68 @@ shapes! {
     }
 }
 
+shapes! {
+    fn adamw_in_8_bits_equals_its_definition(queue; n in 1usize..900, step in 1u64..20, types in 0usize..3; 6 cases) {
+        let (t, f32, s) = (TYPES[types], DType::F32, SETTINGS);
+        let blocks = n.div_ceil(256);
+        let (p, g) = (random(n, f32, 1), random(n, f32, 2));
+        // Of m from -1 to 1, of v from 0 to 1.
+        let codes: Vec<f64> = (0..256).map(|i| 2.0 * i as f64 / 255.0 - 1.0).chain((0..256).map(|i| i as f64 / 255.0)).map(|x| round(x, f32)).collect();
+        let byte = |salt: usize| move |i: usize| (i * 97 + salt * 31 + i / 7) as u8;
+        let bytes = [byte(1), byte(2)].map(|of| (0..n).map(of).collect::<Vec<u8>>());
+        let largest = [3, 4].map(|salt| random(blocks, f32, salt).iter().map(|x| x.abs()).collect::<Vec<f64>>());
+        let wide = |k: usize, i: usize| codes[256 * k + bytes[k][i] as usize] * largest[k][i / 256];
+        let (mut want_p, mut want) = (Vec::new(), [Vec::new(), Vec::new()]);
+        for i in 0..n {
+            let g = 0.25 * g[i];
+            want[0].push(s.beta1 * wide(0, i) + (1.0 - s.beta1) * g);
+            want[1].push(s.beta2 * wide(1, i) + (1.0 - s.beta2) * g * g);
+            let (c1, c2) = (1.0 - s.beta1.powf(step as f64), 1.0 - s.beta2.powf(step as f64));
+            let change = s.learning_rate / c1 * want[0][i] / ((want[1][i] / c2).sqrt() + s.eps);
+            want_p.push(p[i] * (1.0 - s.learning_rate * s.weight_decay) - change);
+        }
+        let update = s.update8(step, 0.25);
+        let (gs, table) = (put(queue, &g, f32), put(queue, &codes, f32));
+        let mut found = Vec::new();
+        for naive in [false, true] {
+            let (mut ps, mut w) = (put(queue, &p, f32), room(queue, n, t));
+            let [mut m, mut v] = [0, 1].map(|k| queue.upload("a test", &bytes[k]).unwrap());
+            let [mut m_largest, mut v_largest] = [0, 1].map(|k| put(queue, &largest[k], f32));
+            if naive {
+                let args = [&ps, &w, &m, &m_largest, &v, &v_largest, &gs, &table].map(|buffer| Arg::Ptr(buffer.ptr()));
+                let args = [&args[..], &[Arg::Bytes(&update), Arg::U64(n as u64)]].concat();
+                queue.launch(&ADAMW, "adamw8_naive", &defines(&[("T", t.name())]), Shape::line(blocks.div_ceil(32), 32), &args).unwrap();
+            } else {
+                let of = adamw::Parameter8 {
+                    p: ps.slice_mut(f32),
+                    weight: Some(w.slice_mut(t)),
+                    m: [m.slice_mut(DType::U8), m_largest.slice_mut(f32)],
+                    v: [v.slice_mut(DType::U8), v_largest.slice_mut(f32)],
+                    g: gs.slice(f32),
+                    codes: table.slice(f32),
+                };
+                adamw::step8(queue, of, &update).unwrap();
+            }
+            close("p", &get(&ps, f32), &want_p, 1e-6);
+            let rounded: Vec<f64> = get(&ps, f32).iter().map(|&p| round(p, t)).collect();
+            assert_eq!(get(&w, t), rounded);
+            for (k, (bytes, largest)) in [(&m, &m_largest), (&v, &v_largest)].into_iter().enumerate() {
+                let (bytes, largest) = (bytes.download::<u8>().unwrap(), get(largest, f32));
+                for i in 0..n {
+                    // The nearest of codes that are 2/255 or 1/255 apart.
+                    let (got, most) = (codes[256 * k + bytes[i] as usize] * largest[i / 256], largest[i / 256]);
+                    let room = most * (1.0 / 255.0 / (1 + k) as f64 + 1e-5);
+                    assert!((got - want[k][i]).abs() <= room, "moment {k} of {i}: {got} for {}", want[k][i]);
+                }
+                let block_of = |b: usize| want[k][256 * b..n.min(256 * b + 256)].iter().fold(0.0f64, |m, x| m.max(x.abs()));
+                close("largest", &largest, &(0..blocks).map(block_of).collect::<Vec<_>>(), 1e-6);
+                found.push(bytes);
+            }
+        }
+        assert!(found[..2] == found[2..], "the naive version rounds otherwise");
+    }
+}
+
 #[test]
 fn squares_add_up_over_stretches_and_tensors() {
     let Some(device) = device() else { return };

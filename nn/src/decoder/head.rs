@@ -4,8 +4,8 @@ use planish_autograd::Var;
 use planish_autograd::ops::index_select;
 use planish_autograd::ops::lm_head_divergence::{Divergence, Divergences, Teacher, lm_head_divergence};
 use planish_tensor::gemm::Store;
-use planish_tensor::ops::linear::matmul_into;
-use planish_tensor::{DType, Tensor};
+use planish_tensor::ops::linear::{matmul, matmul_into};
+use planish_tensor::{DType, Device, Tensor};
 
 use super::Model;
 use crate::{Ctx, Result};
@@ -64,6 +64,14 @@ impl Model {
         let (h, w) = (hidden.value(), head.value());
         let (vocabulary, size, dtype) = (w.dims()[0], w.dims()[1], h.dtype());
         let factor = options.scale / vocabulary as f64;
+        if !h.device().is_cpu() {
+            // Ones are exact in halves, and so the products may be on tensor cores; sums are f32.
+            let ones = Tensor::full(1.0, [1, vocabulary])?.to_dtype(dtype)?.to_device(h.device())?;
+            let sum = matmul(&ones, w, DType::F32)?;
+            let out = matmul(&h.to_dtype(DType::F32)?, &sum.transpose(0, 1)?, DType::F32)?;
+            let out = out.to_device(Device::Cpu)?.to_vec::<f32>()?;
+            return Ok(Some(out.into_iter().map(|x| factor * f64::from(x)).collect()));
+        }
         let ones = Tensor::full(factor, [1, vocabulary])?.to_dtype(dtype)?;
         let mut mean = Tensor::zeros([1, size], dtype)?;
         matmul_into(&ones, w, &mut mean, Store::Set)?;

@@ -164,6 +164,16 @@ impl Context {
 }
 
 impl Device {
+    /// Bytes that a tensor of so many takes here: its allocator hands out 512 at a time, and above 1 MiB eighths of a power
+    /// of two. The processor's takes what is asked for.
+    pub fn taken(self, bytes: u64) -> u64 {
+        if self.is_cpu() || bytes == 0 {
+            return bytes;
+        }
+        let step = if bytes <= 1 << 20 { 512 } else { bytes.next_power_of_two() / 16 };
+        bytes.next_multiple_of(step)
+    }
+
     /// Runs `f`, and says how many bytes of tensors were alive on this device at most during it, beyond those alive
     /// before; of the processor, those of the calling thread, as [`crate::memory::peak_of`].
     ///

@@ -58,3 +58,47 @@ pub fn squares(of_all: &[Tensor]) -> Result<f64> {
     }
     sum.to_device(Device::Cpu)?.item::<f64>()
 }
+
+/// The state of a parameter in 8 bits: bytes, of the parameter's shape, and the largest magnitudes of their blocks of 256.
+#[derive(Debug)]
+pub struct Moment8<'a> {
+    /// Indices of codes.
+    pub bytes: &'a mut Tensor,
+    /// f32.
+    pub largest: &'a mut Tensor,
+}
+
+/// As [`adamw`], with the moments in 8 bits; `codes` are (2, 256) f32: of the first one and of the second. For the format
+/// see `cuda/kernels/adamw.cu`.
+///
+/// # Errors
+/// As [`adamw`].
+pub fn adamw8(
+    p: &mut Tensor,
+    weight: Option<&mut Tensor>,
+    [m, v]: [Moment8<'_>; 2],
+    g: &Tensor,
+    codes: &Tensor,
+    settings: &AdamW,
+    step: u64,
+    grad_scale: f64,
+) -> Result<()> {
+    const OP: &str = "adamw8";
+    for t in [&*p].into_iter().chain(weight.as_deref()) {
+        crate::ops::check::shape(OP, "weight against the gradient", t, g.dims())?;
+    }
+    let all = [&*p, g, codes, m.bytes, m.largest, v.bytes, v.largest];
+    let Some(on) = of(OP, all.into_iter().chain(weight.as_deref()))? else {
+        return Err(Error::OnlyOnDevice { op: OP });
+    };
+    let (g, codes) = (g.contiguous()?, codes.contiguous()?);
+    let parameter = kernel::Parameter8 {
+        p: p.cells_mut()?,
+        weight: weight.map(Tensor::cells_mut).transpose()?,
+        m: [m.bytes.cells_mut()?, m.largest.cells_mut()?],
+        v: [v.bytes.cells_mut()?, v.largest.cells_mut()?],
+        g: g.cells()?,
+        codes: codes.cells()?,
+    };
+    Ok(kernel::step8(on.queue(), parameter, &settings.update8(step, grad_scale))?)
+}

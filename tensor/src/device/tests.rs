@@ -220,3 +220,16 @@ fn weights_are_rounded_once_for_each_version() {
     assert_eq!(casts(), 4);
     assert!(got == want && got != first);
 }
+
+/// What plans count is what the allocator hands out.
+#[test]
+fn tensors_take_what_is_said() {
+    let Some(device) = emulator(19, |e| e) else { return };
+    for bytes in [1u64, 511, 512, 513, 100_000, 1 << 20, (1 << 20) + 1, 3_000_000, (1 << 22) + 1, 9_000_001] {
+        let before = device.memory().unwrap().unwrap().in_use;
+        let tensor = Tensor::zeros_on(device, [bytes as usize], DType::U8).unwrap();
+        assert_eq!(device.memory().unwrap().unwrap().in_use - before, device.taken(bytes), "{bytes}");
+        drop(tensor);
+    }
+    assert_eq!((Device::Cpu.taken(5), device.taken(0)), (5, 0));
+}

@@ -25,7 +25,7 @@ use crate::parallel::Disjoint;
 use crate::scratch;
 use crate::{DType, Element, Error, Real, Result, Tensor, dispatch_real, parallel};
 
-pub use crate::device::ops::lm_head::Correct;
+pub use crate::device::ops::lm_head::{Correct, scratch_bytes};
 
 const OP: &str = "lm_head";
 

@@ -20,7 +20,7 @@ use crate::training::{LORAS, STEPS, step, step_of, trajectory};
 use crate::{emulator, fixture, has_nvrtc, install, law5, load, stir, with_lora};
 
 /// Random weights by name, scaled as trained ones are.
-struct Random;
+pub(crate) struct Random;
 
 impl TensorSource for Random {
     fn tensor(&self, name: &str, shape: &[usize]) -> planish_nn::Result<Option<Tensor>> {
@@ -135,11 +135,14 @@ fn ten_steps_of_lora() {
     }
 }
 
-/// Biases, norms of q and k, norms after the blocks, fused projections, soft-caps, scaled residuals: sizes for plain kernels.
+/// Biases, norms of q and k, norms after the blocks, fused projections, windows, soft-caps, scaled residuals, layers without
+/// rotation: sizes for plain kernels.
 #[test]
 fn other_families() {
     let Some(device) = emulator(34) else { return };
-    for (i, family) in ["qwen2", "gemma2", "phi3", "olmo2", "granite"].iter().enumerate() {
+    for (i, family) in
+        ["qwen2", "gemma2", "phi3", "olmo2", "granite", "qwen3", "gemma3", "mistral", "smollm3"].iter().enumerate()
+    {
         let made = |here: bool| {
             let model = load(family, None, i % 2 == 0);
             let model = if i % 2 == 0 { model } else { with_lora(model, 0.1) };

@@ -3,11 +3,14 @@
 //! Without NVRTC these tests say that they skip; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
 
 mod decoding;
+mod eight_bits;
 mod half;
 mod law5;
 mod ops;
+mod preference;
 mod program;
 mod quantised;
+mod room;
 mod training;
 mod variants;
 

@@ -119,6 +119,15 @@ fn runs_resume_bitwise_and_what_they_save_is_used() {
         &[&["sft", "--model", model, "--dataset", &data, "--load-in-4bit", "--use-bnb-nested-quant"][..], &lora]
             .concat(),
     );
+    let plan = |extra: &[&str]| {
+        let flags = ["plan", "--model", model, "--dataset", &data, "--device", "emulator", "--max-steps", "2"];
+        let done = planish(&[&flags[..], extra].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        done.stdout
+    };
+    assert!(plan(&[]).contains("in the emulator, which is no GPU"));
+    let forecast: Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    assert!(forecast["device"] == "emulator" && forecast["memory"]["activations"].as_u64() > Some(0), "{forecast}");
     let score = |device: &str, bf16: &str| -> Vec<f64> {
         let (out, adapter) = (dir.join(format!("{device}-{bf16}")), adapter.to_str().unwrap());
         let flags = ["score", "--model", model, "--adapter", adapter, "--dataset", &data, "--device", device];
@@ -176,8 +185,12 @@ fn what_devices_do_not_do_is_refused_by_name() {
     let emulator = ["--device", "emulator"];
     refuse("sft", &[&emulator[..], &["--optim", "muon"]].concat(), "the optimizer muon is not supported there yet");
     refuse("sft", &[&emulator[..], &["--memory-budget", "4"]].concat(), "memory_budget");
-    refuse("dpo", &emulator, "--device emulator: preference tuning is not supported there yet; use --device cpu");
-    refuse("plan", &emulator, "a forecast");
+    refuse("dpo", &[&emulator[..], &["--optim", "lion_32bit"]].concat(), "the optimizer lion_32bit is not supported");
+    refuse(
+        "distill",
+        &[&emulator[..], &["--teacher-model", "builtin"]].concat(),
+        "distillation is not supported there yet",
+    );
     refused(&["generate", "--model", "builtin", "--prompt", "x", "--bf16"], "the processor computes in float32");
     for command in ["sft", "dpo", "plan"] {
         refuse(command, &["--bf16", "true"], "the processor computes in float32: leave it out");

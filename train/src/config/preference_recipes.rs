@@ -22,7 +22,7 @@ settings! {
 settings! {
     /// How pairs are computed.
     pub struct PairSettings ("Training") {
-        /// Compute the tokens that both sides of a pair begin with once; changes gradients by rounding only. Without effect where dropout or noise must differ between the sides.
+        /// Compute the tokens that both sides of a pair begin with once; changes gradients by rounding only. Without effect where dropout or noise must differ between the sides, and on a device.
         share_prompts: bool = true, SWITCH;
     }
 }

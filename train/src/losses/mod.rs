@@ -30,8 +30,8 @@ pub use orpo::Orpo;
 pub use pair::{Nll, Pair, PairLoss, PairSlope, Side};
 pub use reward::{BradleyTerry, StepSlope, step_loss};
 pub use router::{LayerLoad, Load, RouterTerms, router_loss};
-pub(crate) use tokens::predicted;
 pub use tokens::{Laid, TokenScores, Want, token_scores};
+pub(crate) use tokens::{numbers, predicted};
 
 #[cfg(test)]
 mod tests;

@@ -240,7 +240,8 @@ impl TokenScores {
     }
 }
 
-fn numbers(t: &Tensor) -> Result<Vec<f64>> {
+/// The elements of a tensor, wherever it is.
+pub(crate) fn numbers(t: &Tensor) -> Result<Vec<f64>> {
     Ok(t.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?)
 }
 

@@ -9,6 +9,7 @@ mod galore;
 mod lion;
 mod muon;
 mod norm;
+mod on_device;
 mod paging;
 mod rates;
 mod rules;
@@ -27,6 +28,7 @@ pub use galore::{GaLore, GaLoreSettings, ProjType};
 pub use lion::Lion;
 pub use muon::Muon;
 pub use norm::grad_norm;
+pub use on_device::AdamW8;
 pub use rates::Rates;
 pub use rules::Rule;
 pub use schedule::learning_rate;
@@ -92,6 +94,10 @@ pub fn optimizer(params: &[Param], o: &OptimSettings, rates: &Rates, scratch: &P
     let args = OptimArgs::of(o)?;
     let adam = adam(o);
     let betas = (o.adam_beta1, o.adam_beta2);
+    let on_device = params.iter().any(|p| p.is_trainable() && !p.value().device().is_cpu());
+    if on_device && o.optim == OptimizerChoice::AdamW8bit {
+        return Ok(Box::new(AdamW8::new(params, adam, rates)?));
+    }
     if let Some(rule) = rule(o) {
         let paged = o.optim.is_paged().then(|| (size::budget(o), scratch));
         let keep = Keep { eight_bits: o.optim.eight_bits(), rounding: args.rounding, paged };

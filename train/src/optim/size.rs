@@ -1,6 +1,7 @@
 //! What an optimizer's state takes, before it is made (law 7).
 
 use planish_autograd::Param;
+use planish_tensor::Device;
 
 use super::args::{OptimArgs, Targets};
 use super::blockwise::{fields, split};
@@ -59,12 +60,20 @@ pub fn state_size(params: &[Param], o: &OptimSettings) -> Result<StateSize> {
             _ => 2 * n,
         };
         let master = if value.dtype() == wide { 0 } else { n };
-        memory += ((numbers + master) * wide.size()) as u64;
+        memory += match value.device() {
+            Device::Cpu => ((numbers + master) * wide.size()) as u64,
+            // Each a tensor as large as the weight.
+            device => ((numbers + master) / n.max(1)) as u64 * device.taken((n * wide.size()) as u64),
+        };
     }
     Ok(StateSize { memory, file: 0, step: args.galore.working(&projected) as u64 })
 }
 
 fn blockwise(trained: &[&Param], rule: &Rule, o: &OptimSettings) -> StateSize {
+    if trained.iter().any(|p| !p.value().device().is_cpu()) {
+        let of = |p: &&Param| super::on_device::bytes(&fields(rule, p, o.optim.eight_bits()), &p.value());
+        return StateSize { memory: trained.iter().map(of).sum(), ..StateSize::default() };
+    }
     let sizes = trained.iter().map(|p| (fields(rule, p, o.optim.eight_bits()), p.value().numel()));
     let (_, memory, file) = split(sizes, if o.optim.is_paged() { budget(o) } else { u64::MAX });
     StateSize { memory, file, step: 0 }

@@ -6,12 +6,13 @@
 
 mod probe;
 
-pub use probe::{Costs, MEMORY_TOKENS, TIMED_TOKENS, Work, measure};
+pub use probe::{Costs, MEMORY_TOKENS, TIMED_ON_DEVICES, TIMED_TOKENS, Work, measure};
 
 use std::collections::HashSet;
 
 use planish_autograd::Param;
 use planish_nn::decoder::Model;
+use planish_tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use crate::config::OptimSettings;
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 /// Memory of a run, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryPlan {
-    /// The program, its tokenizer and its buffers.
+    /// The program, its tokenizer and its buffers; on a device what else is there, such as a reference.
     pub program: u64,
     /// Weights, adapters included.
     pub weights: u64,
@@ -46,6 +47,8 @@ impl MemoryPlan {
 /// What a run would take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Forecast {
+    /// Where it would compute.
+    pub device: String,
     /// Optimizer steps in all.
     pub total_steps: u64,
     /// Optimizer steps of an epoch.
@@ -71,8 +74,14 @@ pub fn available_memory() -> Option<u64> {
 ///
 /// # Errors
 /// [`Error::DoesNotFit`] with the numbers and what to change.
-pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recompute: bool) -> Result<()> {
-    // What the process holds already (the weights) is not asked for again.
+pub fn check_fits(
+    plan: &MemoryPlan,
+    device: Device,
+    in_use: u64,
+    available: Option<u64>,
+    recompute: bool,
+) -> Result<()> {
+    // What is held already (the weights) is not asked for again.
     let needed = plan.total().saturating_sub(in_use);
     match available {
         Some(available) if needed > available => {
@@ -80,20 +89,36 @@ pub fn check_fits(plan: &MemoryPlan, in_use: u64, available: Option<u64>, recomp
                 "set gradient_checkpointing to true"
             } else if plan.activations > plan.optimizer + plan.gradients {
                 "lower tokens_per_pass or max_length"
-            } else {
+            } else if device.is_cpu() {
                 "train a LoRA adapter (use_peft) instead of all weights, keep the optimizer's state in 8 bits or in a file (optim: adamw_8bit, paged_adamw_32bit), or set dtype to bfloat16"
+            } else {
+                ROOM_FOR_STATE
             };
             Err(Error::DoesNotFit {
+                place: if device.is_cpu() { "the system".to_owned() } else { device.to_string() },
                 needed: plan.total(),
                 activations: plan.activations,
                 tokens: plan.tokens,
-                available,
+                available: available + in_use,
                 advice,
             })
         }
         _ => Ok(()),
     }
 }
+
+/// What makes room for a training step on a device.
+pub(crate) fn room_for_step(optim: &OptimSettings) -> &'static str {
+    match optim.recomputes_layers() {
+        false => {
+            "set gradient_checkpointing to true, or lower tokens_per_pass, per_device_train_batch_size or max_length"
+        }
+        true => "lower tokens_per_pass, per_device_train_batch_size or max_length",
+    }
+}
+
+/// What makes room on a device for weights and what is trained of them.
+pub(crate) const ROOM_FOR_STATE: &str = "train a LoRA adapter (use_peft) instead of all weights, on a quantised base (load_in_4bit) if need be, keep the optimizer's state in 8 bits (optim: adamw_8bit), or set dtype to bfloat16";
 
 /// That not even the plan that takes least is within the budget.
 pub fn over_budget(plan: &MemoryPlan, budget: u64) -> Error {
@@ -111,7 +136,9 @@ const PROGRAM: u64 = 24 << 20;
 /// The optimizer gives gradients back, so in a step of one micro-batch they come into being, from the head down
 /// to the first layer, while activations go: the peak is at one end of that, and [`MemoryPlan`] says what is
 /// alive then. `in_use` is what the process has after [`measure`], with the model loaded: what of it is not
-/// weights is the program's, the tokenizer's, the threads' buffers and what the allocator holds back.
+/// weights is the program's, the tokenizer's, the threads' buffers and what the allocator holds back. On a device it is what
+/// tensors had there before: beside the weights a reference, a teacher. Tensors are counted there with the allocator's
+/// rounding, and weights that are wider than activations with the copies that products take.
 ///
 /// # Errors
 /// Arguments of the optimizer that contradict each other.
@@ -123,12 +150,13 @@ pub fn memory(
     accumulation: usize,
     in_use: Option<u64>,
 ) -> Result<MemoryPlan> {
+    let device = model.device();
     let (mut weights, mut all) = (0, 0);
     let size = state_size(&model.params(), optim)?;
     let gradient =
-        |p: &Param| if p.is_trainable() { p.value().numel() as u64 * p.grad_dtype().size() as u64 } else { 0 };
+        |p: &Param| if p.is_trainable() { device.taken((p.value().numel() * p.grad_dtype().size()) as u64) } else { 0 };
     for p in model.params() {
-        weights += p.value().nbytes() as u64;
+        weights += device.taken(p.value().nbytes() as u64);
         all += gradient(&p);
     }
     // Each once: maps of several experts may share a parameter.
@@ -147,8 +175,24 @@ pub fn memory(
     let (gradients, activations) =
         if all + size.step > gradients + activations { (all, size.step) } else { (gradients, activations) };
     let optimizer = size.memory;
-    let program = in_use.unwrap_or(0).saturating_sub(weights).max(PROGRAM);
+    let program = in_use.unwrap_or(0).saturating_sub(weights).max(if device.is_cpu() { PROGRAM } else { 0 });
+    weights += rounded(model);
     Ok(MemoryPlan { program, weights, gradients, optimizer, activations, tokens })
+}
+
+/// Bytes of the copies in the dtype of activations that a device keeps of weights that products take and that are held in
+/// a wider one.
+fn rounded(model: &Model) -> u64 {
+    let (device, dtype) = (model.device(), model.activations());
+    if device.is_cpu() || dtype == DType::F32 {
+        return 0;
+    }
+    let head = model.lm_head.as_ref().unwrap_or(&model.embed_tokens);
+    let linears = model.layers.iter().flat_map(|l| l.linears());
+    let mut seen = HashSet::new();
+    let taken = linears.flat_map(|l| l.params()).chain(head.params()).filter(|p| seen.insert(p.name().to_owned()));
+    let copied = taken.filter(|p| ![dtype, DType::Packed].contains(&p.value().dtype()));
+    copied.map(|p| device.taken((p.value().numel() * dtype.size()) as u64)).sum()
 }
 
 /// Ends of the names of the modules that a lean pass computes again.

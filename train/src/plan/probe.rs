@@ -11,20 +11,30 @@
 //! the embedding and the head keep and what is alive at the worst moment besides, `fixed` what does not go by
 //! tokens (the gradient of an embedding that is built and then added). Three short steps determine the three:
 //! the plan is that of the code that runs, whatever it saves. Time goes by the same formula.
+//!
+//! On a device the head's logits are tensors too, and there is a bound on them, so that a short step says nothing of a
+//! long one. The trial then scores one token of each example, and the peak is the larger one of two: that of the formula,
+//! and at the head what the layers have kept until then, which goes by the formula as well, with what the head takes
+//! ([`lm_head::scratch_bytes`]).
 
 use std::time::Instant;
 
+use planish_autograd::Tape;
+use planish_nn::Ctx;
 use planish_nn::decoder::Model;
 use planish_tensor::ops::lm_head;
+use planish_tensor::{DType, Device};
 
 use crate::Result;
 use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Example, Source, Step};
-use crate::trainer::trial;
+use crate::trainer::{packed, passes, trial};
 
 /// Most tokens of a trial step that is timed, and of one for its memory alone: beyond, everything grows in
 /// proportion.
 pub const TIMED_TOKENS: usize = 512;
+/// The same on a GPU, which is busy only with many, and on the emulator of one, which is slow and whose time means nothing.
+pub const TIMED_ON_DEVICES: [usize; 2] = [4096, 64];
 /// See [`TIMED_TOKENS`].
 pub const MEMORY_TOKENS: usize = 128;
 
@@ -50,6 +60,52 @@ pub struct Costs {
     /// Layers that keep something, and those below, which are only gone through forward.
     layers: f64,
     below: f64,
+    /// On a device.
+    head: Option<Head>,
+    /// What tensors had there before the trial, which leaves copies of a few layers' weights.
+    pub(crate) in_use_before: Option<u64>,
+}
+
+/// What the LM head takes on a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Head {
+    device: Device,
+    /// What is alive before it.
+    kept: Line,
+    /// Share of tokens that it scores.
+    share: f64,
+    vocabulary: usize,
+    size: usize,
+    activations: DType,
+    /// Whether its weight is trained.
+    trained: bool,
+    /// Whether the logits of a frozen head are made once, in a buffer that it does without if need be.
+    at_once: bool,
+}
+
+impl Head {
+    /// The head of this model.
+    fn of(model: &Model, share: f64, kept: Line) -> Head {
+        let weight = model.head(&Ctx::training(&Tape::new(), None));
+        let (vocabulary, size) = (weight.dims()[0], weight.dims()[1]);
+        let (device, activations) = (model.device(), model.activations());
+        Head { device, kept, share, vocabulary, size, activations, trained: weight.is_tracked(), at_once: true }
+    }
+
+    /// Bytes alive at once in the head, forward or backward, beside what was before it.
+    fn bytes(&self, tokens: f64) -> f64 {
+        let rows = (self.share * tokens).ceil().max(1.0) as usize;
+        let taken = |n: usize, size: usize| self.device.taken((n * size) as u64) as f64;
+        let scratch = lm_head::scratch_bytes(self.device, rows, self.vocabulary, self.activations);
+        let [once, tiles] = scratch.expect("activations are of a device's dtype");
+        // The rows of hidden states, and f32: their gradient, and of each four results and four sums.
+        let wide = taken(rows * self.size, 4);
+        let own = taken(rows * self.size, self.activations.size()) + 4.0 * taken(rows, 4) + taken(4 * rows, 4) + wide;
+        let scratch = if self.trained || !self.at_once { tiles } else { once };
+        // The way back of a frozen head: its gradient times the slopes, and put at the places of their tokens.
+        let back = wide + taken(tokens as usize * self.size, 4);
+        own + (scratch as f64).max(if self.trained { 0.0 } else { back })
+    }
 }
 
 /// fixed + tokens · (rest + layers · layer)
@@ -76,12 +132,24 @@ impl Line {
 impl Costs {
     /// Most bytes of tensors alive at once in a micro-batch, beyond weights and gradients.
     pub fn bytes(&self, tokens: u64) -> u64 {
-        self.bytes.at(tokens as f64, self.layers) as u64 + LOGITS
+        let all = self.bytes.at(tokens as f64, self.layers);
+        match &self.head {
+            None => all as u64 + LOGITS,
+            Some(head) => all.max(head.kept.at(tokens as f64, self.layers) + head.bytes(tokens as f64)) as u64,
+        }
     }
 
     /// The same at the end of the backward pass, in the first layer.
     pub fn bytes_below(&self, tokens: u64) -> u64 {
-        self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64 + LOGITS
+        let logits = if self.head.is_some() { 0 } else { LOGITS };
+        self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64 + logits
+    }
+
+    /// The same where memory is short: on a device a frozen head then makes its logits tile by tile.
+    #[must_use]
+    pub(crate) fn at_least(mut self) -> Costs {
+        self.head.iter_mut().for_each(|head| head.at_once = false);
+        self
     }
 
     /// Seconds of a step of `tokens` tokens in `micro_batches` micro-batches; the optimizer's update apart.
@@ -120,19 +188,43 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
     let layers = [1.min(recorded), 3.min(recorded)];
     let most = trial_tokens.min(usize::try_from(work.tokens).unwrap_or(usize::MAX)).max(4);
     let tokens = [most.div_ceil(2), most];
-    let run = |layers: usize, tokens: usize| -> Result<[f64; 2]> {
-        let (model, step) = (few(layers), step(tokens, work, model.config.vocab_size));
+    let device = model.device();
+    let in_use_before = device.memory()?.map(|memory| memory.in_use);
+    let run = |layers: usize, tokens: usize| -> Result<[f64; 3]> {
+        let of_share = |supervised_share| step(tokens, &Work { supervised_share, ..*work }, model.config.vocab_size);
+        let (few, step) = (few(layers), of_share(work.supervised_share));
         let started = Instant::now();
-        let (done, peak) = model.device().peak_of(|| trial(&model, optim, &step))?;
+        let (done, peak) = device.peak_of(|| trial(&few, optim, &step))?;
         done?;
-        Ok([peak as f64, started.elapsed().as_secs_f64()])
+        if device.is_cpu() {
+            return Ok([peak as f64, started.elapsed().as_secs_f64(), 0.0]);
+        }
+        device.synchronize()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let (done, peak) = device.peak_of(|| trial(&few, optim, &of_share(0.0)))?;
+        done?;
+        Ok([peak as f64, seconds, before_head(&few, optim, &step)? as f64])
     };
     // Makes the buffers of gradients, which are counted apart, and warms up.
     run(layers[1], tokens[0])?;
     let found = [run(layers[0], tokens[0])?, run(layers[0], tokens[1])?, run(layers[1], tokens[1])?];
     model.params().iter().for_each(|p| p.clear_grad());
     let line = |i: usize| Line::through(found.map(|f| f[i]), tokens.map(|t| t as f64), layers.map(|l| l as f64));
-    Ok(Costs { bytes: line(0), seconds: line(1), layers: recorded as f64, below: first as f64 })
+    let head = (!device.is_cpu()).then(|| Head::of(model, work.supervised_share, line(2)));
+    Ok(Costs { bytes: line(0), seconds: line(1), layers: recorded as f64, below: first as f64, head, in_use_before })
+}
+
+/// Bytes of tensors that a forward pass of a step has made and kept when it comes to the head.
+fn before_head(model: &Model, optim: &OptimSettings, step: &Step) -> Result<u64> {
+    let in_use = || -> Result<u64> { Ok(model.device().memory()?.map_or(0, |memory| memory.in_use)) };
+    let mut most = 0;
+    for (batch, ctx) in passes(optim, step, 0, false) {
+        let before = in_use()?;
+        let hidden = model.forward(&ctx, &packed(&batch), optim.recomputes_layers())?;
+        most = most.max(in_use()?.saturating_sub(before));
+        drop(hidden);
+    }
+    Ok(most)
 }
 
 /// A micro-batch of examples of the mean length.
@@ -156,5 +248,51 @@ fn step(tokens: usize, work: &Work, vocab_size: usize) -> Step {
         dropped: 0,
         cursor: Cursor::default(),
         epoch: 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a short trial says of the logits goes by the tokens; what the head takes does not.
+    #[test]
+    fn logits_of_a_long_pass_are_bounded() {
+        let nothing = Line { fixed: 0.0, rest: 0.0, layer: 0.0 };
+        let head = Head {
+            device: Device::Emulator(0),
+            kept: nothing,
+            share: 1.0,
+            vocabulary: 151_936,
+            size: 896,
+            activations: DType::BF16,
+            trained: false,
+            at_once: true,
+        };
+        let costs = |head| Costs {
+            bytes: Line { rest: 1e4, ..nothing },
+            seconds: nothing,
+            layers: 1.0,
+            below: 0.0,
+            head: Some(head),
+            in_use_before: None,
+        };
+        // The allocator rounds up, by an eighth at most.
+        let about = |got: f64, want: f64| assert!((0.999..1.13).contains(&(got / want)), "{got} for {want}");
+        let long = costs(head).bytes(16_384) as f64;
+        // 1664 whole rows of logits, a tile of their gradient in bf16, the hidden states and their gradient, and 8 numbers a row.
+        let whole = 1664.0 * (151_936.0 * 4.0 + 8192.0 * 2.0);
+        let own = 16_384.0 * (896.0 * 6.0 + 32.0);
+        about(long, whole + own);
+        // Tile by tile where the head is trained, or there is no room for more.
+        let tiles = own + 4096.0 * 8192.0 * 6.0;
+        for less in [costs(Head { trained: true, ..head }), costs(head).at_least()] {
+            about(less.bytes(16_384) as f64, tiles);
+        }
+        // Of few tokens it is what they make.
+        let row = 151_936.0 * 4.0 + 8192.0 * 2.0 + 896.0 * 6.0 + 32.0;
+        about(costs(head).bytes(64) as f64, 64.0 * row);
+        // And of layers that keep much, what they do.
+        assert_eq!(costs(Head { share: 1e-4, vocabulary: 10, ..head }).bytes(1 << 20), 10_485_760_000);
     }
 }

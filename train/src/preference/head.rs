@@ -3,12 +3,12 @@
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed, Routing};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::Tensor;
 
 use super::{Mode, Part};
 use crate::Result;
 use crate::config::OptimSettings;
-use crate::losses::Laid;
+use crate::losses::{Laid, numbers};
 use crate::trainer::packed;
 use crate::trainer::router::Routers;
 
@@ -39,9 +39,10 @@ pub(super) fn through_head(
     let rows: Vec<u32> = tokens.map(|i| laid.at(i)).collect();
     let said = model.rewards(&ctx, &hidden, &rows)?;
     drop(hidden);
-    let slopes = loss(&said.value().to_dtype(DType::F64)?.to_vec::<f64>()?);
+    let slopes = loss(&numbers(said.value())?);
     if let Some(tape) = &tape {
-        let upstream = Tensor::from_vec(slopes, said.dims())?.to_dtype(said.value().dtype())?;
+        let value = said.value();
+        let upstream = Tensor::from_vec(slopes, said.dims())?.to_dtype(value.dtype())?.to_device(value.device())?;
         tape.backward_from(vec![(said, upstream)])?;
     }
     Ok(())

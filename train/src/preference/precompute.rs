@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use planish_autograd::Param;
 use planish_nn::decoder::Model;
 use planish_nn::weights::{WeightsReader, save_safetensors};
-use planish_tensor::{DType, Tensor, bf16};
+use planish_tensor::{DType, Device, Tensor, bf16};
 use sha2::{Digest, Sha256};
 
 use super::pairs::token_weights;
@@ -51,8 +51,8 @@ pub struct Scoring {
 /// Takes the log-probabilities of all pairs from `dir`, or computes them and leaves them there. `Reference::Base`
 /// is that of `policy`. `note` hears what is done.
 ///
-/// The file's name is the SHA-256 of the weights (with their names and dtypes), of LD-DPO's weight, and of every
-/// pair's token ids and prompt length, so that whatever they depend on, other data or another template among it,
+/// The file's name is the SHA-256 of the weights (with their names and dtypes), of the kind of device and the dtype of
+/// activations if that is not the processor, of LD-DPO's weight, and of every pair's token ids and prompt length, so that whatever they depend on, other data or another template among it,
 /// makes another file.
 ///
 /// # Errors
@@ -65,13 +65,22 @@ pub fn precompute(
     dir: &Path,
     note: &mut dyn FnMut(&str),
 ) -> Result<Known> {
-    let params = match reference {
-        Reference::Model { model, .. } => model.params(),
-        _ => policy.base_params(),
+    let (model, params) = match reference {
+        Reference::Model { model, .. } => (&**model, model.params()),
+        _ => (policy, policy.base_params()),
     };
     let mut weights = Sha256::new();
     for param in &params {
         hash_param(&mut weights, param)?;
+    }
+    // Elsewhere, and in other activations, sums are rounded differently.
+    if let Some(kind) = match model.device() {
+        Device::Cpu => None,
+        Device::Cuda(_) => Some("cuda"),
+        Device::Emulator(_) => Some("emulator"),
+    } {
+        weights.update(kind);
+        weights.update(model.activations().name());
     }
     let weights = weights.finalize();
     let mut known = Known::default();
@@ -166,7 +175,7 @@ fn write(path: &Path, table: &HashMap<usize, [f64; 2]>) -> Result<()> {
 }
 
 fn hash_param(hash: &mut Sha256, param: &Param) -> Result<()> {
-    let value = param.value();
+    let value = param.value().to_device(Device::Cpu)?;
     hash.update(param.name().as_bytes());
     hash.update(value.dtype().name().as_bytes());
     value.dims().iter().for_each(|d| hash.update((*d as u64).to_le_bytes()));

@@ -114,7 +114,8 @@ impl Reference {
             let tensor = fits.filter(|t| t.dims() == param.value().dims() && t.dtype() == param.value().dtype());
             let tensor = tensor.ok_or_else(|| bad(format!("{REFERENCE_FILE} has no `{name}` that fits")))?;
             param.update(|t| -> Result<()> {
-                *t = tensor.copied()?;
+                // Out of the mapped file, so that it can be written.
+                *t = if t.device().is_cpu() { tensor.copied()? } else { tensor.to_device(t.device())? };
                 Ok(())
             })?;
         }

@@ -25,14 +25,15 @@ pub const RANKED: &[DatasetType] = &[DatasetType::Preference, DatasetType::Ranke
 /// As [`super::sft::run`].
 pub fn run(config: &CpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let accepted = if config.cpo.loss_type == CpoLossType::Rrhf { RANKED } else { ACCEPTED };
-    preference::run(config, accepted, observer, |c, ready, _| {
+    preference::run(config, accepted, observer, |c, ready, observer| {
         let router = router::terms(&c.router, &ready.model.config)?;
         let (loss, dropout) = (Box::new(loss(&c.cpo)), !c.dropout.disable_dropout);
+        let share = ready.shares(c.pairs.share_prompts, observer);
         if ready.has(DatasetType::Ranked) {
             let ranked = Ranked::new(Box::new(AllPairs::new(loss)), Reference::Free, dropout);
-            return Ok(Box::new(ranked.sharing(c.pairs.share_prompts).balanced(router)));
+            return Ok(Box::new(ranked.sharing(share).balanced(router)));
         }
-        Ok(Box::new(Pairs::new(loss, Reference::Free, dropout).sharing(c.pairs.share_prompts).balanced(router)))
+        Ok(Box::new(Pairs::new(loss, Reference::Free, dropout).sharing(share).balanced(router)))
     })
 }
 

@@ -34,7 +34,8 @@ pub fn run(config: &DpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
         if ranked.is_some() {
             of_pairs_only(c)?;
         }
-        let (loss, share) = (loss(&c.dpo, c.reference.reference_free), c.pairs.share_prompts);
+        let loss = loss(&c.dpo, c.reference.reference_free);
+        let share = ready.shares(c.pairs.share_prompts, observer);
         let verbose = loss.verbose_weight();
         let router = router::terms(&c.router, &ready.model.config)?;
         let reference = ready.reference(&c.reference, (&c.model, &c.run, &c.optim), verbose, share, observer)?;

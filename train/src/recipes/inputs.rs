@@ -43,9 +43,9 @@ impl Inputs {
         let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
         let tokens = self.pass(worst, optim.tokens_per_pass);
-        // The emulator is slow, and what it would tell of time is of no use.
-        let trial = if matches!(model.device(), Device::Emulator(_)) { EMULATED_TOKENS } else { trial };
-        let costs = plan::measure(model, optim, &Work { tokens, mean_length, supervised_share }, trial)?;
+        let work = Work { tokens, mean_length, supervised_share };
+        let measured = plan::measure(model, optim, &work, trial);
+        let costs = measured.map_err(|e| e.advised(|| plan::room_for_step(optim)))?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
         // program's.
         planish_tensor::pool::clear();
@@ -58,7 +58,7 @@ impl Inputs {
         let tokens = self.pass(worst, limit);
         let parts = usize::try_from(worst.div_ceil(tokens.max(1))).unwrap_or(usize::MAX);
         let passes = optim.gradient_accumulation_steps.saturating_mul(parts);
-        plan::memory(model, optim, costs, tokens, passes, memory_of(model).0)
+        plan::memory(model, optim, costs, tokens, passes, costs.in_use_before.or_else(|| memory_of(model).0))
     }
 
     /// Tokens of the largest micro-batch.
@@ -82,8 +82,10 @@ fn memory_of(model: &Model) -> (Option<u64>, Option<u64>) {
     }
 }
 
-/// Tokens of a trial step on the emulator.
-const EMULATED_TOKENS: usize = 8;
+/// Tokens of the trial steps of the start of a run; the emulator is slow.
+fn trial_tokens(model: &Model) -> usize {
+    if matches!(model.device(), Device::Emulator(_)) { 8 } else { plan::MEMORY_TOKENS }
+}
 
 /// The shortest pass that a memory budget leads to: below, matrix products lose more than memory is won.
 const SHORTEST_PASS: u64 = 256;
@@ -99,8 +101,11 @@ pub(super) fn fit(
     let (in_use, available) = memory_of(model);
     let in_use = in_use.unwrap_or(0);
     let Some(gib) = optim.memory_budget else {
-        let (plan, _) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
-        return plan::check_fits(&plan, in_use, available, optim.recomputes_layers());
+        let (plan, costs) = inputs.memory(model, optim, trial_tokens(model))?;
+        let device = model.device();
+        let check = |plan: &MemoryPlan| plan::check_fits(plan, device, in_use, available, optim.recomputes_layers());
+        return check(&plan)
+            .or_else(|_| check(&inputs.plan(model, optim, &costs.at_least(), optim.tokens_per_pass)?));
     };
     let budget = (gib * (1u64 << 30) as f64) as u64;
     let fixed = match resume {
@@ -120,12 +125,12 @@ pub(super) fn fit(
     // An MLP's products again cost half of what a layer's do.
     for (recompute, what) in [(false, Granularity::Full), (true, Granularity::Selective), (true, Granularity::Full)] {
         (optim.gradient_checkpointing, optim.recompute_granularity) = (recompute, what);
-        let (_, costs) = inputs.memory(model, optim, plan::MEMORY_TOKENS)?;
+        let (_, costs) = inputs.memory(model, optim, trial_tokens(model))?;
         for &limit in &limits {
             let plan = inputs.plan(model, optim, &costs, limit)?;
             if plan.total() <= budget {
                 optim.tokens_per_pass = limit;
-                return plan::check_fits(&plan, in_use, available, optim.recomputes_layers());
+                return plan::check_fits(&plan, model.device(), in_use, available, optim.recomputes_layers());
             }
             least = Some(plan);
         }

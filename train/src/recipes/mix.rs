@@ -40,7 +40,7 @@ pub fn run(config: &MixConfig, observer: &mut dyn Observer) -> Result<Outcome> {
         let (train, held_out) = (origins(&ready.inputs.sampler), ready.inputs.held_out.as_deref().map(origins));
         let dropout = !c.dropout.disable_dropout;
         let mixed = Mixed::new(members, reference, dropout, ready.max_length(), train, held_out);
-        Ok(Box::new(mixed.sharing(c.pairs.share_prompts).balanced(router)))
+        Ok(Box::new(mixed.sharing(ready.shares(c.pairs.share_prompts, observer)).balanced(router)))
     })
 }
 

@@ -81,7 +81,8 @@ fn ready(
     observer: &mut dyn Observer,
     build: Build<'_>,
 ) -> Result<Ready> {
-    device::choose(b.run.device, &Demands::none().lacks("preference tuning").bf16(b.run.bf16))?;
+    let demands = Demands::none().training(b.optim).bf16(b.run.bf16);
+    device::choose(b.run.device, &demands)?;
     let opened = Opened::by(b.model, &mut |p| observer.downloading(&p))?;
     let resume = inputs::checkpoint(b.run)?;
     b.data.template_time = inputs::template_time(&b.data.general(), resume.as_ref())?;
@@ -89,7 +90,9 @@ fn ready(
     let inputs =
         inputs::open(&b.data.general(), b.optim, eval_batch, &opened.tokenizer, &opened.pretrained.config, rows)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
-    let (model, adapter) = build(&opened, &inputs, resume.as_ref())?;
+    let (mut model, adapter) = build(&opened, &inputs, resume.as_ref())?;
+    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
+    device::place(&mut model, b.run.device, &demands)?;
     let rates = adapt::rates(b.lora, b.optim);
     Ok(Ready { opened, model, adapter, rates, inputs, resume })
 }
@@ -129,7 +132,10 @@ impl Ready {
         let follow = settings
             .sync_ref_model
             .then_some(Follow { alpha: settings.ref_model_mixup_alpha, every: settings.ref_model_sync_steps });
-        let own = |model| Reference::Model { model: Box::new(model), follow };
+        let own = |mut model: Model| -> Result<Reference> {
+            device::beside(&mut model, &self.model)?;
+            Ok(Reference::Model { model: Box::new(model), follow })
+        };
         if settings.reference_free {
             return Ok(Reference::Free);
         }
@@ -147,7 +153,7 @@ impl Ready {
                     "the reference {name} is not the model that the run starts from, {start}: at first step the loss already pulls towards {name}"
                 ));
             }
-            return Ok(own(opened.load(model.dtype, false)?));
+            return own(opened.load(model.dtype, false)?);
         }
         match (&self.adapter, &model.adapter) {
             // The base as it is, under the adapter switched off.
@@ -156,10 +162,21 @@ impl Ready {
             (Some(_), Some(dir)) => {
                 let mut reference = self.opened.load(model.dtype, false)?;
                 load_adapter(&mut reference, dir.as_ref())?;
-                Ok(own(reference))
+                own(reference)
             }
-            (None, _) => Ok(own(self.opened.load(model.dtype, false)?)),
+            (None, _) => own(self.opened.load(model.dtype, false)?),
         }
+    }
+
+    /// Whether rows share what they begin with, which the settings want or not: on devices attention has no kernel for it.
+    pub(super) fn shares(&self, wanted: bool, observer: &mut dyn Observer) -> bool {
+        let device = self.model.device();
+        if wanted && !device.is_cpu() {
+            observer.note(&format!(
+                "share_prompts has no effect on {device}: each row's prompt goes through the model with every answer"
+            ));
+        }
+        wanted && device.is_cpu()
     }
 
     /// Whether any file, held out or not, has rows of this type.

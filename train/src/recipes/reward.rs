@@ -42,8 +42,8 @@ pub fn run(config: &RewardConfig, observer: &mut dyn Observer) -> Result<Outcome
         let settings = (&config.model, &config.lora, &config.optim);
         adapt::build_reward(opened, settings, kind(config, inputs)?, steps, resume)
     });
-    preference::run_with(config, rows, observer, build, |c, ready, _| {
-        let (dropout, share) = (!c.dropout.disable_dropout, c.pairs.share_prompts);
+    preference::run_with(config, rows, observer, build, |c, ready, observer| {
+        let (dropout, share) = (!c.dropout.disable_dropout, ready.shares(c.pairs.share_prompts, observer));
         let objective: Box<dyn Objective> = match kind(c, &ready.inputs)? {
             RewardKind::Outcome => Box::new(Rewards::new(loss(&c.reward), dropout).sharing(share)),
             RewardKind::Process => Box::new(StepRewards::new(dropout).sharing(share)),

@@ -8,6 +8,7 @@
 
 use planish_nn::adapters::AdapterConfig;
 use planish_nn::decoder::Model;
+use planish_tensor::Device;
 
 use super::inputs;
 use crate::config::SftConfig;
@@ -102,14 +103,21 @@ pub fn preview(config: &SftConfig) -> Result<Preflight> {
 /// # Errors
 /// As [`run`], but for the run directory, which is not touched.
 pub fn plan(config: &SftConfig) -> Result<Forecast> {
-    let forecast = Demands::none().lacks("a forecast, which times this processor,").bf16(config.run.bf16);
-    device::choose(config.run.device, &forecast)?;
+    let demands = Demands::none().training(&config.optim).bf16(config.run.bf16);
+    device::choose(config.run.device, &demands)?;
     let opened = Opened::by(&config.model, &mut |_| {})?;
     let inputs = read(config, &opened)?;
-    let (model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;
+    let (mut model, adapter) = build(config, &opened, inputs.steps_per_epoch, None)?;
     drop(opened);
+    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
+    device::place(&mut model, config.run.device, &demands)?;
     let o = &config.optim;
-    let (memory, costs) = inputs.memory(&model, o, plan::TIMED_TOKENS)?;
+    let trial = match model.device() {
+        Device::Cpu => plan::TIMED_TOKENS,
+        Device::Cuda(_) => plan::TIMED_ON_DEVICES[0],
+        Device::Emulator(_) => plan::TIMED_ON_DEVICES[1],
+    };
+    let (memory, costs) = inputs.memory(&model, o, trial)?;
     let total_steps = crate::trainer::total_steps(o, inputs.steps_per_epoch);
     let report = &inputs.report;
     let mean = report.tokens as f64 / report.examples.max(1) as f64;
@@ -119,7 +127,8 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let operations_per_step = plan::operations(&model, tokens_per_step as u64, supervised as u64, mean, o);
     let seconds = total_steps as f64 * costs.seconds(tokens_per_step, o.gradient_accumulation_steps as f64);
     let steps_per_epoch = inputs.steps_per_epoch;
-    Ok(Forecast { total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, seconds })
+    let device = model.device().to_string();
+    Ok(Forecast { device, total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, seconds })
 }
 
 /// The model, with a fresh adapter, a given one, or that of the checkpoint.

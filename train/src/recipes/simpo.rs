@@ -19,9 +19,9 @@ pub const ACCEPTED: &[DatasetType] = &[DatasetType::Preference];
 /// # Errors
 /// As [`super::sft::run`].
 pub fn run(config: &SimpoConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    preference::run(config, ACCEPTED, observer, |c, ready, _| {
+    preference::run(config, ACCEPTED, observer, |c, ready, observer| {
         let pairs = Pairs::new(Box::new(loss(&c.simpo)), Reference::Free, !c.dropout.disable_dropout);
-        let pairs = pairs.sharing(c.pairs.share_prompts);
+        let pairs = pairs.sharing(ready.shares(c.pairs.share_prompts, observer));
         Ok(Box::new(pairs.balanced(router::terms(&c.router, &ready.model.config)?)))
     })
 }

@@ -33,6 +33,7 @@ use crate::config::{EvalSettings, Interval, OptimSettings, RunSettings};
 use crate::data::{Batch, Loader, Sampler, Step};
 use crate::losses::{LossSum, Want, cross_entropy_unread};
 use crate::optim::{Optimizer, Rates, Update, grad_norm, learning_rate, optimizer};
+use crate::plan;
 use crate::run::{Checkpoint, Observer, Outcome, RunDir, RunPlan, StepMetrics, memory_use};
 use crate::{Error, Result};
 
@@ -78,9 +79,17 @@ impl Trainer<'_> {
     /// # Errors
     /// Data, disk, numbers that are none any more; the last good checkpoint stays as it is.
     pub fn train(mut self, resume: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Outcome> {
+        let mut step = 0;
+        let done = self.run_steps(resume, observer, &mut step);
+        done.map_err(|error| self.explained(error, step))
+    }
+
+    /// Trains; `at` is the step that is being done.
+    fn run_steps(&mut self, resume: Option<&Checkpoint>, observer: &mut dyn Observer, at: &mut u64) -> Result<Outcome> {
         let o = self.optim;
         let params = self.model.params();
-        let mut optimizer = optimizer(&params, o, &self.rates, self.dir.path())?;
+        let made = optimizer(&params, o, &self.rates, self.dir.path());
+        let mut optimizer = made.map_err(|e| e.advised(|| plan::ROOM_FOR_STATE))?;
         // What the adapter has a say in: its own parameters.
         let own = self.adapter.as_ref().map(|_| adapter_params(&self.model, 0)).unwrap_or_default();
         let mut state = match resume {
@@ -118,6 +127,7 @@ impl Trainer<'_> {
         let mut steps = Loader::new(upcoming, AHEAD);
         let (mut saved, mut checked) = (None, false);
         while state.step < total && !state.stopped_early {
+            *at = state.step + 1;
             let started = Instant::now();
             let Some(step) = steps.next().transpose()? else { break };
             let sum = self.objective.accumulate(&self.model, o, &step, state.step)?;
@@ -216,12 +226,27 @@ impl Trainer<'_> {
     fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
         for (what, value) in [("loss", loss), ("gradient norm", norm)] {
             if !value.is_finite() {
-                let last = self.dir.checkpoints()?.pop();
-                let hint = last.map_or(String::new(), |c| format!(" (the last checkpoint is {})", c.path.display()));
-                return Err(Error::NotFinite { step, what, value, hint });
+                return Err(Error::NotFinite { step, what, value, hint: self.last_good() });
             }
         }
         Ok(())
+    }
+
+    /// Where to go on from, as a clause; nothing where there is no checkpoint.
+    fn last_good(&self) -> String {
+        let last = self.dir.checkpoints().ok().and_then(|mut all| all.pop());
+        last.map_or(String::new(), |c| format!(" (the last checkpoint is {})", c.path.display()))
+    }
+
+    /// An error of the device with the last checkpoint, and what makes room if that is what it lacks.
+    fn explained(&self, error: Error, step: u64) -> Error {
+        match error.advised(|| plan::room_for_step(self.optim)) {
+            Error::DeviceFull { source, advice, .. } => Error::DeviceFull { source, advice, hint: self.last_good() },
+            other if step > 0 && other.of_device() => {
+                Error::DeviceFailed { step, source: Box::new(other), hint: self.last_good() }
+            }
+            other => other,
+        }
     }
 
     fn eval_every(&self) -> u64 {

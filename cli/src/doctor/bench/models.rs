@@ -171,8 +171,8 @@ mod tests {
     #[test]
     fn the_shapes_are_those_of_their_names() {
         let of = |name: &str| shapes(false).into_iter().find(|shape| shape.name == name).unwrap();
-        // 494, 1544 and 8030 million parameters, as their model cards say, but for norms and biases.
-        for (name, millions) in [("0.5b", 494.0), ("1.5b", 1544.0), ("8b", 8030.0)] {
+        // 134.5, 494, 1544 and 8030 million parameters, as their model cards say, but for norms and biases.
+        for (name, millions) in [("smollm2", 134.5), ("0.5b", 494.0), ("1.5b", 1544.0), ("8b", 8030.0)] {
             let got = of(name).parameters() as f64 / 1e6;
             assert!((got / millions - 1.0).abs() < 2e-3, "{name}: {got}");
         }

@@ -20,6 +20,7 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
     all.extend(norm(tokens, hidden));
     all.push(dequantise(pick(1 << 28, 1 << 10)));
     all.push(adam(pick(1 << 27, 1 << 10)));
+    all.push(adam8(pick(1 << 27, 1 << 10)));
     all.push(squares(pick(1 << 28, 1 << 10)));
     all.push(rotation(tokens, pick(32, 2), pick(128, 32)));
     all.extend(table(tokens, hidden, pick(131_072, 100)));
@@ -115,6 +116,45 @@ fn adam(n: usize) -> Entry {
             adamw::step(queue, p, Some(weight.slice_mut(T)), m, v, g.slice(F32), None, &update)
         })
     })
+}
+
+/// AdamW with state in 8 bits and f32 masters of bf16 weights: 2 f32 read, 1 written, 2 bytes read and written, the weight.
+fn adam8(n: usize) -> Entry {
+    let blocks = n.div_ceil(adamw::BLOCK);
+    let needs = [
+        Need::normal(n, F32).times(0.02),
+        Need::zeros(n, T),
+        Need::bytes(n),
+        Need::zeros(blocks, F32),
+        Need::bytes(n),
+        Need::zeros(blocks, F32),
+        Need::normal(n, F32).times(1e-3),
+        // Codes that are all alike cost what others do.
+        Need::zeros(2 * adamw::BLOCK, F32),
+    ];
+    let shape = format!("{n} elements, f32 masters of bf16");
+    let work = Work::Bytes(18.0 * n as f64);
+    item(
+        "adamw8",
+        shape,
+        work,
+        needs,
+        |_, [mut p, mut weight, mut m, mut m_largest, mut v, mut v_largest, g, codes]| {
+            let settings =
+                adamw::AdamW { learning_rate: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+            launch(move |queue| {
+                let of = adamw::Parameter8 {
+                    p: p.slice_mut(F32),
+                    weight: Some(weight.slice_mut(T)),
+                    m: [m.slice_mut(DType::U8), m_largest.slice_mut(F32)],
+                    v: [v.slice_mut(DType::U8), v_largest.slice_mut(F32)],
+                    g: g.slice(F32),
+                    codes: codes.slice(F32),
+                };
+                adamw::step8(queue, of, &settings.update8(10, 1.0))
+            })
+        },
+    )
 }
 
 /// Σ g² of f32 gradients.

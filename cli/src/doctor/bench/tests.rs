@@ -27,7 +27,7 @@ fn emulator(number: u32) -> Option<Device> {
 }
 
 /// Names of the table, and of whole steps.
-const NAMED: [&str; 25] = [
+const NAMED: [&str; 26] = [
     "card/copy",
     "card/product",
     "card/launch",
@@ -47,6 +47,7 @@ const NAMED: [&str; 25] = [
     "rms_norm/backward",
     "nf4/dequantise",
     "adamw",
+    "adamw8",
     "rope",
     "embedding/forward",
     "step/tiny/lora/16",
@@ -161,7 +162,7 @@ fn names_choose() {
         let only: Vec<String> = only.iter().map(|prefix| prefix.to_string()).collect();
         chosen(false, &only).map(|all| all.into_iter().map(|entry| entry.name).collect::<Vec<_>>())
     };
-    assert_eq!(names(&["swiglu/b", "adamw"]).unwrap(), ["swiglu/backward", "swiglu/both", "adamw"]);
+    assert_eq!(names(&["swiglu/b", "adamw"]).unwrap(), ["swiglu/backward", "swiglu/both", "adamw", "adamw8"]);
     assert_eq!(names(&["card/copy"]).unwrap(), Vec::<String>::new());
     assert!(names(&[]).unwrap().len() > 50);
     let refused = names(&["adamw", "flash"]).unwrap_err().to_string();

@@ -3,6 +3,7 @@
 use planish_cuda::DType as Type;
 use planish_cuda::ops::lm_head::{self as kernel, Output, Rows};
 
+use super::super::memory::type_of;
 use super::On;
 use crate::ops::linear::matmul;
 use crate::ops::lm_head::{LmHead, LmHeadOutput};
@@ -12,6 +13,16 @@ const OP: &str = "lm_head";
 
 fn options(of: &LmHead) -> kernel::LmHead {
     kernel::LmHead { scale: of.scale as f32, softcap: of.softcap.map(|c| c as f32) }
+}
+
+/// Bytes that the head takes on a device beside its arguments and results, for so many rows of this dtype: where the
+/// logits are made once, and where they are made tile by tile, in the backward pass or for want of room.
+///
+/// # Errors
+/// A dtype that devices do not have.
+pub fn scratch_bytes(device: Device, rows: usize, vocabulary: usize, hidden: DType) -> Result<[u64; 2]> {
+    let all = kernel::scratch_bytes(rows, vocabulary, type_of(OP, hidden)?);
+    Ok(all.map(|buffers| buffers.into_iter().map(|bytes| device.taken(bytes as u64)).sum()))
 }
 
 /// Both without gaps; the weight in the type of half hidden states, for tensor cores.
