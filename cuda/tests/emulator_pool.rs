@@ -122,6 +122,9 @@ fn use_after_it_was_given_back() {
 
 type Again<'a> = &'a dyn Fn(&Work, DeviceBuffer, Stream) -> Result<()>;
 
+/// Whether a fault is the one to be found.
+type Is = fn(&FaultKind) -> bool;
+
 /// Records that a block is lent and written, and what comes then.
 fn record(work: &Work, again: Again<'_>) -> (Stream, Graph) {
     let stream = work.emulator.create_stream().unwrap();
@@ -155,7 +158,7 @@ fn recorded_work_lends_and_reclaims_each_time() {
 
 #[test]
 fn recorded_work_is_checked_when_it_runs() {
-    let wrong: [(Again<'_>, fn(&FaultKind) -> bool); 3] = [
+    let wrong: [(Again<'_>, Is); 3] = [
         // After it was given back.
         (
             &|work, x, stream| {
