@@ -205,6 +205,58 @@ fn what_devices_do_not_do_is_refused_by_name() {
     }
 }
 
+#[test]
+fn kernels_are_compiled_and_looked_at() {
+    refused(&["kernels", "compile", "--arch", "sm_80", "cost"], "there is no kernel file `cost`; did you mean `cast`?");
+    refused(
+        &["kernels", "compile", "--arch", "sm_80", "matmul_hopper"],
+        "matmul_hopper is for sm_90a only, not for sm_80",
+    );
+    refused(&["kernels", "compile", "--arch", "pentium"], "--arch");
+    if !has_nvrtc() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("cache");
+    let cache = ["--cache-dir", dir.to_str().unwrap(), "--json"];
+    let json = |flags: &[&str]| -> Value {
+        let done = planish(&[&["kernels"][..], flags, &cache[..]].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        serde_json::from_str(&done.stdout).unwrap()
+    };
+    let done = json(&["compile", "--arch", "sm_80", "cast", "embedding"]);
+    assert_eq!((done["arch"].as_str(), done["files"].as_u64()), (Some("sm_80"), Some(8)));
+    assert!(done["kernels"].as_u64().unwrap() >= 8);
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 8);
+    // What was compiled is found again.
+    let before: Vec<_> =
+        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().metadata().unwrap().modified().unwrap()).collect();
+    let seen = json(&["inspect", "cast", "--arch", "sm_80"]);
+    let after: Vec<_> =
+        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().metadata().unwrap().modified().unwrap()).collect();
+    assert_eq!(before, after);
+    assert_eq!(seen["usage"].as_array().unwrap().len(), 4);
+    let run = &seen["emulated"][0];
+    assert!(run["classes"]["global"].as_u64().unwrap() > 0 && run["waste"].is_array(), "{run}");
+    assert!(run["global_requests"].as_u64() <= run["global_sectors"].as_u64());
+}
+
+#[test]
+fn doctor_compares_instructions() {
+    refused(&["doctor", "--conformance"], "give one with --device");
+    refused(&["doctor", "--conformance", "--bench", "--device", "emulator"], "--bench");
+    if !has_nvrtc() {
+        return;
+    }
+    let done = planish(&["doctor", "--device", "emulator", "--conformance", "--json"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let report: Value = serde_json::from_str(&done.stdout).unwrap();
+    let rows = report["conformance"].as_array().unwrap();
+    assert!(report["passed"] == true && rows.len() > 200);
+    let of = |name: &str| rows.iter().find(|row| row["instruction"] == name).unwrap();
+    assert!(of("fma.rn.f32")["held_against_host"] == true && of("ex2.approx.f32")["approximate"] == true);
+}
+
 /// The benchmark of a device: what is asked for by name, on stderr line by line, and as JSON.
 #[test]
 fn doctor_measures_what_is_asked_for() {

@@ -50,7 +50,7 @@ fn is_listed(name: &str, defines: &Defines) -> bool {
     let owned = |variant: &&[kernels::Define]| -> Defines {
         variant.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
     };
-    kernel.variants.iter().map(|variant| owned(variant)).any(|of| but_widths(name, &of) == but_widths(name, defines))
+    kernel.variants.iter().map(owned).any(|of| but_widths(name, &of) == but_widths(name, defines))
 }
 
 #[test]
