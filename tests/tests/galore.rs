@@ -46,6 +46,11 @@ static HEAP: Counting = Counting;
 /// The plan says what a step takes beside the state: no less, and not half as much again as there is.
 #[test]
 fn the_plan_counts_what_projections_take() {
+    // What threads keep for products, each from its first one on, is not of the projection: one thread, and a step before.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(projections_take_what_is_planned);
+}
+
+fn projections_take_what_is_planned() {
     // Wide, high and square.
     for shape in [[96usize, 700], [700, 96], [300, 300]] {
         let name = "model.layers.0.mlp.up_proj.weight";
@@ -68,7 +73,10 @@ fn the_plan_counts_what_projections_take() {
         let params = [param];
         let planned = state_size(&params, &o).unwrap().step as usize;
         let dir = tempfile::tempdir().unwrap();
-        let mut optimizer = optimizer(&params, &o, &Rates::default(), dir.path()).unwrap();
+        let made = || optimizer(&params, &o, &Rates::default(), dir.path()).unwrap();
+        params[0].set_grad(Some(weight.copied().unwrap()));
+        made().step(Update { learning_rate: 0.0, grad_scale: 1.0 }).unwrap();
+        let mut optimizer = made();
         let mut step = || {
             params[0].set_grad(Some(weight.copied().unwrap()));
             let before = LIVE.load(Relaxed);

@@ -59,7 +59,7 @@ fn what_training_and_decoding_ask_for_is_compiled_ahead() {
         return;
     }
     let mut missing = BTreeSet::new();
-    for (number, capability) in [(71, (9, 0)), (72, (8, 0))] {
+    for (number, capability) in [(101, (9, 0)), (102, (8, 0))] {
         let (device, cache) = noted(number, capability);
         for head in [64, 128] {
             // All weights, with f32 masters.

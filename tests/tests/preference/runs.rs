@@ -171,7 +171,7 @@ fn passes_change_no_dropout() {
     let dir = place.path();
     write_data(dir);
     let first = |out: &str, more: &[(&str, &str)]| {
-        let extra = [&LORA[..], &[("loss_type", "aot"), ("adapter", "from"), ("max_steps", "2")], more].concat();
+        let extra = [&[("loss_type", "aot"), ("adapter", "from"), ("max_steps", "2")], more].concat();
         let adapter = dir.join("start/final").to_string_lossy().into_owned();
         let extra: Vec<_> =
             extra.iter().map(|&(k, v)| (k, if k == "adapter" { adapter.as_str() } else { v })).collect();
