@@ -207,7 +207,7 @@ kernels! {
         // Heads of 64, 128 and 256; widths from 576 to 8192; the widest.
         norm!(bf16, bf16, "2", "4"), norm!(bf16, bf16, "4", "4"), norm!(bf16, bf16, "8", "4"),
         norm!(bf16, bf16, "32", "4"), norm!(bf16, bf16, "64", "4"), norm!(bf16, bf16, "96", "4"),
-        norm!(bf16, bf16, "128", "4"), norm!(bf16, bf16, "160", "4"), norm!(bf16, bf16, "192", "4"),
+        norm!(bf16, bf16, "128", "4"), norm!(bf16, bf16, "192", "4"),
         norm!(bf16, bf16, "224", "4"), norm!(bf16, bf16, "256", "4"), norm!(bf16, bf16, "512", "4"),
         norm!(f16, f16, "128", "4"),
     ];

@@ -80,13 +80,13 @@ const WORKSPACE: usize = 256 << 20;
 
 impl GaLoreSettings {
     /// Bytes of making the projection of a matrix of this shape, all in f64: the gradient thrice (as read, as the matrix,
-    /// transposed), and beside it four squares of the shorter side while the eigenvectors are found, or one, and the
+    /// transposed), and beside it five squares of the shorter side while the eigenvectors are found, or one, and the
     /// vectors of both sides on their way.
     fn workspace(&self, shape: &[usize]) -> usize {
         let (m, n) = (shape[0], shape[1]);
         let (square, vectors) = (m.min(n) * m.min(n), self.rank.min(m).min(n) * (m + n));
         // And a few rows and columns.
-        8 * (3 * m * n + (4 * square).max(square + 3 * vectors) + 8 * (m + n))
+        8 * (3 * m * n + (5 * square).max(square + 3 * vectors) + 8 * (m + n))
     }
 
     /// The most bytes that projections of matrices of these shapes take while they are made.
