@@ -142,18 +142,24 @@ fn builtin() -> String {
     fixture("../../train/builtin").to_string_lossy().into_owned()
 }
 
+fn write_rows(path: &str) {
+    let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" is a number\"}}\n")).collect();
+    fs::write(path, rows).unwrap();
+}
+
+/// Runs the program, which must succeed; what it printed.
+fn ok(arguments: &[&str]) -> String {
+    let done = planish(arguments);
+    assert_eq!(done.code, 0, "{arguments:?}: {done:?}");
+    done.stdout
+}
+
 #[test]
 fn the_program_quantises_merges_and_refuses() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let (small, data) = (path("nf4"), path("data.jsonl"));
-    let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" is a number\"}}\n")).collect();
-    fs::write(&data, rows).unwrap();
-    let ok = |arguments: &[&str]| {
-        let done = planish(arguments);
-        assert_eq!(done.code, 0, "{arguments:?}: {done:?}");
-        done.stdout
-    };
+    write_rows(&data);
     let told = ok(&["quantize", "--model", &builtin(), "-o", &small, "--double-quant", "--json"]);
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
     let weights = told["weights"].as_array().unwrap();
@@ -293,13 +299,7 @@ fn a_gguf_file_is_trained_on_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let (base, data) = (path("base.gguf"), path("data.jsonl"));
-    let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \" is a number\"}}\n")).collect();
-    fs::write(&data, rows).unwrap();
-    let ok = |arguments: &[&str]| {
-        let done = planish(arguments);
-        assert_eq!(done.code, 0, "{arguments:?}: {done:?}");
-        done.stdout
-    };
+    write_rows(&data);
     for quant in ["q4_0", "q4_k_m", "q8_0"] {
         ok(&["export", "--model", "builtin", "--quant", quant, "-o", &base, "--overwrite"]);
         let trained = ["auto", "float32"].map(|dtype| {
