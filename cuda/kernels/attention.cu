@@ -23,21 +23,21 @@
 #include "running.cuh"
 #endif
 
-// The block's segment; of caches, k and v are the one that it has.
+// Segment `number`; of caches, k and v are the one that it has.
 __device__ __forceinline__ Segment found(
     const T*& k, const T*& v, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages,
-    const Cache* caches, u32 layer, const Options& o) {
-    if (!caches) return segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
-    const Cache& own = caches[blockIdx.z];
+    const Cache* caches, u32 layer, u32 number, const Options& o) {
+    if (!caches) return segment(number, cu_q, k_start, k_len, pages, o);
+    const Cache& own = caches[number];
     k = v = (const T*)own.rows;
-    return segment(blockIdx.z, cu_q, k_len, own, layer);
+    return segment(number, cu_q, k_len, own, layer);
 }
 
 // Rung 0: a warp a query and head; a lane has every 32nd element, each score is a sum over the warp. Also what does f32.
 extern "C" __global__ void attention_forward_naive(
     T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
     const u32* pages, const Cache* caches, u32 layer, Options o) {
-    const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, o);
+    const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, blockIdx.z, o);
     const u32 i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, h = blockIdx.y, lane = threadIdx.x % 32;
     if (i >= s.queries) return;
     const u64 row = (u64)(s.q_start + i) * o.heads + h;
@@ -68,14 +68,15 @@ const u32 THREADS = 128;
 const u32 TILE_BYTES = TILE * D * 2;
 
 // Rung 1: tensor cores; the next tile of k and v comes while this one is multiplied.
-// Grid: (blocks of rows, key/value heads, segments). Shared memory: 5 tiles.
+// Shared memory: 5 tiles.
 extern "C" __global__ void __launch_bounds__(128) attention_forward(
     T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
     const u32* pages, const Cache* caches, u32 layer, Options o) {
     extern __shared__ __align__(128) u8 memory[];
     const u32 tq = shared_address(memory), tk = tq + TILE_BYTES, tv = tk + 2 * TILE_BYTES;
-    const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, o);
-    const u32 group = o.heads / o.kv_heads, g = blockIdx.y, rows = s.queries * group, row0 = blockIdx.x * ROWS;
+    const Piece piece = piece_of_rows();
+    const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, piece.segment, o);
+    const u32 group = o.heads / o.kv_heads, g = piece.head, rows = s.queries * group, row0 = piece.number * ROWS;
     if (row0 >= rows) return;
     // Element 0 of row r: query r / group, head g * group + r % group.
     auto place = [&](u32 r) { return (u64)(s.q_start + r / group) * o.heads + g * group + r % group; };

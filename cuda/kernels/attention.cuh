@@ -64,6 +64,17 @@ __device__ __forceinline__ Span visible(const Segment& s, const Options& o, u32 
     return {min(first, last), last};
 }
 
+// A block on tensor cores. Its grid is (key/value heads, segments, pieces of rows or keys), and blocks begin in the order of
+// their numbers: with a causal mask pieces differ in their work, and the longest of all heads and segments begin first, so
+// that the last to begin are short. `head` is one of the heads of keys and values.
+struct Piece {
+    u32 head, segment, number;
+};
+// The last rows see the most keys.
+__device__ __forceinline__ Piece piece_of_rows() { return {blockIdx.x, blockIdx.y, gridDim.z - 1 - blockIdx.z}; }
+// The first keys are seen by the most rows.
+__device__ __forceinline__ Piece piece_of_keys() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
+
 const f32 LOG2_E = 1.4426950408889634f;
 
 // 2^x as the hardware makes it, to 2 ulp. What is below the least normal number becomes 0.

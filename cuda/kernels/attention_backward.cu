@@ -122,15 +122,16 @@ __device__ __forceinline__ void fetch_keys(u32 to, const T* from, u32 tile, cons
     }
 }
 
-// Rung 1 of dQ. Grid: (blocks of 64 rows, key/value heads, segments). Shared memory: 6 tiles.
+// Rung 1 of dQ, 64 rows a block. Shared memory: 6 tiles.
 extern "C" __global__ void __launch_bounds__(128) attention_dq(
     T* dq, const T* dout, const T* q, const T* k, const T* v, const f32* lse, const f32* delta, const u32* cu_q,
     const u32* k_start, const u32* k_len, Options o) {
     extern __shared__ __align__(128) u8 memory[];
     const u32 bytes = TILE * D * 2, tq = shared_address(memory), to = tq + bytes, tk = to + bytes, tv = tk + 2 * bytes;
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, 0, o);
-    const Rows all = {s, o.heads / o.kv_heads, blockIdx.y, o.heads};
-    const u32 row0 = blockIdx.x * 64, rows = all.count();
+    const Piece piece = piece_of_rows();
+    const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
+    const Rows all = {s, o.heads / o.kv_heads, piece.head, o.heads};
+    const u32 row0 = piece.number * 64, rows = all.count();
     if (row0 >= rows) return;
     const u32 first = visible(s, o, row0 / all.group).first / TILE;
     const u32 tiles = (visible(s, o, (min(row0 + 64, rows) - 1) / all.group).last + TILE - 1) / TILE;
@@ -211,16 +212,17 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq(
 }
 
 // Rung 1 of dK and dV: everything transposed, so that a warp owns 16 keys and no sum crosses warps.
-// Grid: (tiles of keys, key/value heads, segments). Shared memory: 2 tiles of keys, 4 of QB rows.
+// A block has a tile of keys. Shared memory: 2 tiles of keys, 4 of QB rows.
 extern "C" __global__ void __launch_bounds__(128) attention_dkv(
     T* dk, T* dv, const T* dout, const T* q, const T* k, const T* v, const f32* lse, const f32* delta, const u32* cu_q,
     const u32* k_start, const u32* k_len, Options o) {
     extern __shared__ __align__(128) u8 memory[];
     const u32 bytes = TILE * D * 2, part = QB * D * 2;
     const u32 tk = shared_address(memory), tv = tk + bytes, tq = tv + bytes, to = tq + 2 * part;
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, 0, o);
-    const Rows all = {s, o.heads / o.kv_heads, blockIdx.y, o.heads};
-    const u32 tile = blockIdx.x, rows = all.count();
+    const Piece piece = piece_of_keys();
+    const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
+    const Rows all = {s, o.heads / o.kv_heads, piece.head, o.heads};
+    const u32 tile = piece.number, rows = all.count();
     if (tile * TILE >= s.keys) return;
     // Rows that see a key of this tile: a query's span moves to the right with the query.
     const u32 behind = s.keys - min(s.keys, s.queries);

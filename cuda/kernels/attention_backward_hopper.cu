@@ -66,7 +66,7 @@ __device__ __forceinline__ void score_gradient(f32& ds, f32 p, f32 shift, f32 le
     if (CAP) ds *= p > 0.0f ? capped_slope((log2f(p) + shift) / LOG2_E, o) : 0.0f;
 }
 
-// dQ. Grid: (blocks of rows, key/value heads, segments), a row being a query and a head of the group that shares keys.
+// dQ, 64 GROUPS rows a block, a row being a query and a head of the group that shares keys.
 // Shared memory: STAGES tiles of k and of v, and 8 (2 STAGES + 1) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_dq_hopper(
     T* dq, const T* dout, const T* q, const f32* lse, const f32* delta, const __grid_constant__ TensorMap map_k,
@@ -74,10 +74,10 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory), full = shared + 2 * STAGES * TILE_BYTES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES;
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, 0, o);
-    const u32 share = o.heads / o.kv_heads, g = blockIdx.y, rows = s.queries * share;
-    // The last rows see most keys: they begin first.
-    const u32 row0 = (gridDim.x - 1 - blockIdx.x) * 64 * GROUPS;
+    const Piece piece = piece_of_rows();
+    const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
+    const u32 share = o.heads / o.kv_heads, g = piece.head, rows = s.queries * share;
+    const u32 row0 = piece.number * 64 * GROUPS;
     if (row0 >= rows) return;
     const u32 last_row = min(row0 + 64 * GROUPS, rows) - 1;
     const u32 first = visible(s, o, row0 / share).first / TILE, last = visible(s, o, last_row / share).last;
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
 }
 
 // dK and dV: everything transposed, so that a lane owns two keys.
-// Grid: (blocks of 64 GROUPS keys, key/value heads, segments). Shared memory: GROUPS tiles of k and of v, STAGES tiles of q
+// 64 GROUPS keys a block. Shared memory: GROUPS tiles of k and of v, STAGES tiles of q
 // and of dout, 512 bytes for each stage (LOG2_E lse and delta of its queries), and 8 (2 STAGES + 2) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_dkv_hopper(
     T* dk, T* dv, const f32* lse, const f32* delta, const __grid_constant__ TensorMap map_q,
@@ -208,8 +208,9 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 shared = shared_address(memory), ring = shared + 2 * GROUPS * TILE_BYTES;
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, 0, o);
-    const u32 share = o.heads / o.kv_heads, g = blockIdx.y, key0 = blockIdx.x * TILE * GROUPS;
+    const Piece piece = piece_of_keys();
+    const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
+    const u32 share = o.heads / o.kv_heads, g = piece.head, key0 = piece.number * TILE * GROUPS;
     if (key0 >= s.keys) return;
     // Queries that see a key of this block: a query's span moves to the right with the query.
     const u32 behind = s.keys - min(s.keys, s.queries);

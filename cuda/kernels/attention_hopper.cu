@@ -62,7 +62,7 @@ __device__ __forceinline__ void add_values(f32 (&sums)[D / 8][4], u32 (&fp)[STEP
     products_commit();
 }
 
-// Grid: (blocks of rows, key/value heads, segments). A row is a query and a head of the group that shares keys.
+// 64 GROUPS rows a block. A row is a query and a head of the group that shares keys.
 // Shared memory: STAGES stages, and 8 (2 STAGES + 1) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_hopper(
     T* out, f32* lse, const T* q,
@@ -76,18 +76,18 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory), full = shared + STAGES * STAGE, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES;
+    const Piece piece = piece_of_rows();
 #ifdef CACHED
-    const Cache& own = caches[blockIdx.z];
+    const Cache& own = caches[piece.segment];
     const TensorMap &map_k = *(const TensorMap*)own.map, &map_v = map_k;
-    const Segment s = segment(blockIdx.z, cu_q, k_len, own, layer);
+    const Segment s = segment(piece.segment, cu_q, k_len, own, layer);
     const bool paged = false;
 #else
-    const Segment s = segment(blockIdx.z, cu_q, k_start, k_len, pages, o);
+    const Segment s = segment(piece.segment, cu_q, k_start, k_len, pages, o);
     const bool paged = pages;
 #endif
-    const u32 share = o.heads / o.kv_heads, g = blockIdx.y, rows = s.queries * share;
-    // The last rows see most keys: they begin first.
-    const u32 row0 = (gridDim.x - 1 - blockIdx.x) * 64 * GROUPS;
+    const u32 share = o.heads / o.kv_heads, g = piece.head, rows = s.queries * share;
+    const u32 row0 = piece.number * 64 * GROUPS;
     if (row0 >= rows) return;
     const u32 last_row = min(row0 + 64 * GROUPS, rows) - 1;
     const u32 first = visible(s, o, row0 / share).first / STEP, last = visible(s, o, last_row / share).last;

@@ -82,7 +82,7 @@ fn launch(queue: Queue<'_>, defines: Defines, args: &[Arg<'_>], of: &Segments, a
     let room = STAGES * (4 * TILE * attention.size * 2 + 16) + 8;
     let capped = attention.softcap.is_some() || attention.scale <= 0.0;
     let defines = with(defines, "CAP", usize::from(capped));
-    let shape = Shape::grid([rows.div_ceil(64 * groups), attention.kv_heads, of.len()], 128 * (groups as u32 + 1));
+    let shape = Shape::grid([attention.kv_heads, of.len(), rows.div_ceil(64 * groups)], 128 * (groups as u32 + 1));
     queue.launch(&ATTENTION_HOPPER, "attention_hopper", &with(defines, "GROUPS", groups), shape.shared(room), args)
 }
 
@@ -106,7 +106,7 @@ pub(super) fn backward(
     let defines = with(attention.defines(q.dtype()), "CAP", usize::from(attention.softcap.is_some()));
     let tile = TILE * attention.size * 2;
     let launch = |name, blocks: usize, groups: usize, room: usize, args: &[Arg<'_>]| {
-        let shape = Shape::grid([blocks, attention.kv_heads, of.len()], 128 * (groups as u32 + 1)).shared(room);
+        let shape = Shape::grid([attention.kv_heads, of.len(), blocks], 128 * (groups as u32 + 1)).shared(room);
         queue.launch(&ATTENTION_BACKWARD_HOPPER, name, &with(defines.clone(), "GROUPS", groups), shape, args)
     };
 

@@ -209,7 +209,7 @@ fn launch(
     if attention.tensor_cores(q.dtype()) {
         defines = with(defines, "TENSOR_CORES", 1);
         let blocks = (of.max_queries() * attention.group()).div_ceil(64);
-        let shape = Shape::grid([blocks, attention.kv_heads, of.len()], 128).shared(5 * TILE * attention.size * 2);
+        let shape = Shape::grid([attention.kv_heads, of.len(), blocks], 128).shared(5 * TILE * attention.size * 2);
         return queue.launch(&ATTENTION, "attention_forward", &defines, shape, &args);
     }
     let shape = Shape::grid([of.max_queries().div_ceil(4), attention.heads, of.len()], 128);
