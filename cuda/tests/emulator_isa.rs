@@ -57,6 +57,9 @@ fn whole_numbers() {
     });
     check("or.b32 %b, %b, 1; div.s32 %o, %a, %b;", |a, b| (a as i32).wrapping_div((b | 1) as i32) as u32);
     check("or.b32 %b, %b, 1; rem.u32 %o, %a, %b;", |a, b| a % (b | 1));
+    // As cards do where PTX leaves it open.
+    check("rem.u32 %o, %a, 0;", |_, _| u32::MAX);
+    check("rem.s32 %o, %a, 0;", |_, _| u32::MAX);
     check("abs.s32 %o, %a;", |a, _| (a as i32).wrapping_abs() as u32);
     check("min.s32 %o, %a, %b;", |a, b| (a as i32).min(b as i32) as u32);
     check("max.u32 %o, %a, %b;", u32::max);
@@ -143,6 +146,21 @@ fn floats() {
     float("cvt.rn.bf16.f32 %h0, %a; cvt.f32.bf16 %o, %h0;", &|a, _| from_bf16(to_bf16(a)));
     float("cvt.rn.bf16x2.f32 %r1, %a, %b; and.b32 %o, %r1, 0xffff0000;", &|a, _| from_bf16(to_bf16(a)));
     float("cvt.rzi.s32.f32 %r1, %a; cvt.rn.f32.s32 %o, %r1;", &|a, _| a.trunc() + 0.0);
+    // A NaN is 0 or the highest bit alone, as the widths have it.
+    let nan = "mov.f32 %r1, 0f7FC00000; cvt.f64.f32 %d1, %r1;";
+    check(&format!("{nan} cvt.rzi.s32.f32 %o, %r1;"), |_, _| 0);
+    check(&format!("{nan} cvt.rmi.s32.f64 %o, %d1;"), |_, _| 1 << 31);
+    check(&format!("{nan} cvt.rzi.u64.f32 %d2, %r1; shr.u64 %d2, %d2, 32; cvt.u32.u64 %o, %d2;"), |_, _| 1 << 31);
+    // Subnormal before it is rounded: 2^-126 (1 - 2^-24), which is 2^-126 to the nearest; and less than half of the least.
+    for (product, rounded) in [("mul.rn", 0x0080_0000), ("mul.rn.ftz", 0)] {
+        check(&format!("{product}.f32 %o, 0f3F7FFFFF, 0f00800000;"), |_, _| rounded);
+    }
+    for (sum, rounded) in [("fma.rn", 0x0080_0000), ("fma.rn.ftz", 0)] {
+        check(&format!("{sum}.f32 %o, 0f3F7FFFFF, 0f00800000, 0f00000000;"), |_, _| rounded);
+    }
+    for (round, rounded) in [("rz", 0), ("rm", 0), ("rp", 1)] {
+        check(&format!("mul.{round}.f32 %o, 0f00000001, 0f00000001;"), |_, _| rounded);
+    }
     float("mul.f32 %r1, %a, 0f42C80000; cvt.rni.f32.f32 %o, %r1;", &|a, _| (a * 100.0).round_ties_even());
     float("cvt.rna.tf32.f32 %o, %a;", &|a, _| f32::from_bits((a.to_bits() + 0x1000) & !0x1fff));
     float("ex2.approx.f32 %o, %a;", &|a, _| f64::from(a).exp2() as f32);

@@ -20,13 +20,15 @@ pub(super) struct Case {
     pub(super) since: u32,
     /// PTX bounds its error only.
     pub(super) approximate: bool,
+    /// The operands behind the first are below this; 0 if they may be anything.
+    pub(super) below: u64,
     pub(super) host: Option<Host>,
 }
 
 impl Case {
     fn new(name: impl Into<String>, to: &str, from: &[&str], host: Option<Host>) -> Case {
         let from = from.iter().map(|suffix| Ty::of(suffix)).collect();
-        Case { name: name.into(), to: Ty::of(to), from, rest: "", since: 80, approximate: false, host }
+        Case { name: name.into(), to: Ty::of(to), from, rest: "", since: 80, approximate: false, below: 0, host }
     }
 }
 
@@ -54,9 +56,9 @@ macro_rules! whole {
         add("mad.lo", 3, |[a, b, c]| bits!($t, (a as $t).wrapping_mul(b as $t).wrapping_add(c as $t)));
         add("min", 2, |[a, b, _]| bits!($t, (a as $t).min(b as $t)));
         add("max", 2, |[a, b, _]| bits!($t, (a as $t).max(b as $t)));
-        // PTX leaves division by zero open; cards give ones and the dividend, and overflow wraps.
+        // PTX leaves division by zero open; cards give ones, quotient and remainder, and overflow wraps.
         add("div", 2, |[a, b, _]| bits!($t, if b as $t == 0 { !0 } else { (a as $t).wrapping_div(b as $t) }));
-        add("rem", 2, |[a, b, _]| bits!($t, if b as $t == 0 { a as $t } else { (a as $t).wrapping_rem(b as $t) }));
+        add("rem", 2, |[a, b, _]| bits!($t, if b as $t == 0 { !0 } else { (a as $t).wrapping_rem(b as $t) }));
         // Beyond the number's bits, its sign.
         let shift: Host = |[a, b, _]| bits!($t, ((a as $t as i128) >> b.min(127)) as $t);
         $all.push(Case::new(format!("shr.{own}"), own, &[own, "u32"], Some(shift)));
@@ -161,8 +163,11 @@ fn whole(all: &mut Vec<Case>) {
     add("shf.r.wrap.b32", "b32", &["b32", "b32", "u32"], |[a, b, by]| ((b << 32 | a) >> (by & 31)) & 0xffff_ffff);
     add("shf.r.clamp.b32", "b32", &["b32", "b32", "u32"], |[a, b, by]| ((b << 32 | a) >> by.min(32)) & 0xffff_ffff);
     // Without a host's word.
-    for (name, own) in [("bfe.s32", "s32"), ("bfe.u64", "u64"), ("bfe.s64", "s64")] {
-        all.push(Case::new(name, own, &[own, "u32", "u32"], None));
+    all.push(Case::new("bfe.s32", "s32", &["s32", "u32", "u32"], None));
+    // Of 64 bits a card makes it of several instructions that do not take the low byte of place and length, as PTX says and
+    // as those of 32 bits do.
+    for (name, own) in [("bfe.u64", "u64"), ("bfe.s64", "s64")] {
+        all.push(Case { below: 256, ..Case::new(name, own, &[own, "u32", "u32"], None) });
     }
     all.push(Case::new("prmt.b32", "b32", &["b32"; 3], None));
     all.push(Case::new("bfind.s32", "u32", &["s32"], None));

@@ -78,7 +78,10 @@ pub fn run(device: &dyn Driver) -> Result<Vec<Outcome>> {
 }
 
 fn compare(case: &Case, device: &dyn Driver, emulator: &Emulator) -> Result<Outcome> {
-    let operands = inputs(&case.from);
+    let mut operands = inputs(&case.from);
+    if case.below > 0 {
+        operands[1..].iter_mut().flatten().for_each(|value| *value %= case.below);
+    }
     let mut outcome = Outcome {
         instruction: case.name.clone(),
         inputs: operands[0].len(),

@@ -127,6 +127,8 @@ fn directed(nearest: f32, beyond: f64, round: Round) -> f32 {
     let down = match round {
         Round::Down => true,
         Round::Up => false,
+        // Zero is nearest to what lies between it and the least number, and on the way to it.
+        Round::Zero if nearest == 0.0 => return nearest,
         Round::Zero => nearest > 0.0,
         Round::Nearest | Round::NearestAway => return nearest,
     };
@@ -216,6 +218,13 @@ fn toward(x: f64, above: bool, exact: bool) -> f64 {
 #[inline(always)]
 pub(crate) fn flush(x: f32) -> f32 {
     if x.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
+}
+
+/// The result of an instruction that takes subnormal results for zero, of which `exact` is the exact value or as small: a
+/// number is subnormal or not before it is rounded, so what would be rounded up to the least normal number is zero too.
+#[inline(always)]
+pub(crate) fn flush_exact(x: f32, exact: f64) -> f32 {
+    if exact.abs() < f64::from(f32::MIN_POSITIVE) { 0.0_f32.copysign(x) } else { flush(x) }
 }
 
 /// 2^x: the whole part by the exponent, the fraction by Taylor's series (error below 1e-12).

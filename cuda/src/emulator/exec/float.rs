@@ -54,11 +54,11 @@ fn plain(r: &mut Registers, op: FloatOp, s: &[u16], mask: u32) {
 #[inline(always)]
 fn single(r: &mut Registers, op: FloatOp, m: FloatMods, s: &[u16], mask: u32) {
     let input = |x: f32| if m.ftz { f::flush(x) } else { x };
-    let output = |x: f32| {
-        let x = if m.ftz { f::flush(x) } else { x };
-        // A NaN saturates to 0.
-        if m.sat { if x > 0.0 { x.min(1.0) } else { 0.0 } } else { x }
-    };
+    // A NaN saturates to 0.
+    let saturated = |x: f32| if m.sat { if x > 0.0 { x.min(1.0) } else { 0.0 } } else { x };
+    let output = |x: f32| saturated(if m.ftz { f::flush(x) } else { x });
+    // Where rounding may make a normal number of one that is not.
+    let output_of = |x: f32, exact: f64| saturated(if m.ftz { f::flush_exact(x, exact) } else { x });
     let round = m.round;
     macro_rules! one {
         ($f:expr) => {
@@ -73,10 +73,14 @@ fn single(r: &mut Registers, op: FloatOp, m: FloatMods, s: &[u16], mask: u32) {
     match op {
         FloatOp::Add => two!(|a, b| f::add_f32(a, b, round)),
         FloatOp::Sub => two!(|a, b: f32| f::add_f32(a, -b, round)),
-        FloatOp::Mul => two!(|a, b| f::mul_f32(a, b, round)),
-        FloatOp::Fma => {
-            r.ternary(s, mask, |a: f32, b: f32, c: f32| output(f::fma_f32(input(a), input(b), input(c), round)))
-        }
+        FloatOp::Mul => r.binary(s, mask, |a: f32, b: f32| {
+            let (a, b) = (input(a), input(b));
+            output_of(f::mul_f32(a, b, round), f64::from(a) * f64::from(b))
+        }),
+        FloatOp::Fma => r.ternary(s, mask, |a: f32, b: f32, c: f32| {
+            let (a, b, c) = (input(a), input(b), input(c));
+            output_of(f::fma_f32(a, b, c, round), f::odd_sum(f64::from(a) * f64::from(b), c.into()))
+        }),
         FloatOp::Div | FloatOp::DivApprox => two!(|a, b| f::div_f32(a, b, round)),
         FloatOp::Rcp | FloatOp::RcpApprox => one!(|a| f::div_f32(1.0, a, round)),
         FloatOp::Sqrt | FloatOp::SqrtApprox => one!(|a| f::sqrt_f32(a, round)),
@@ -316,7 +320,18 @@ fn convert_lanes(
             Ty::F64 => Value::Real(f64::from_bits(wide(r))),
             _ => Value::Whole(i128::from(word(r))),
         };
-        let bits = if to.is_float() { to_float(to, value, m, integral) } else { to_whole(to, value, m) };
+        let bits = match value {
+            // To whole numbers of at most 32 bits from floats of at most 32 a NaN is 0, else the highest bit alone.
+            Value::Real(x) if x.is_nan() && !to.is_float() => {
+                if from == Ty::F64 || to.bits() == 64 {
+                    1 << (to.bits() - 1)
+                } else {
+                    0
+                }
+            }
+            _ if to.is_float() => to_float(to, value, m, integral),
+            _ => to_whole(to, value, m),
+        };
         // Signed results fill a wider register with their sign.
         let bits = if to.is_signed() && to.bits() < 64 {
             ((bits << (64 - to.bits())) as i64 >> (64 - to.bits())) as u64
@@ -348,8 +363,7 @@ fn to_whole(to: Ty, value: Value, m: FloatMods) -> u64 {
     match value {
         Value::Whole(x) if m.sat => x.clamp(least, most) as u64,
         Value::Whole(x) => x as u64 & (u64::MAX >> (64 - bits)),
-        // Floats always saturate; a NaN becomes 0.
-        Value::Real(x) if x.is_nan() => 0,
+        // Floats always saturate.
         Value::Real(x) => (rounded(x, m.round) as i128).clamp(least, most) as u64 & (u64::MAX >> (64 - bits)),
     }
 }

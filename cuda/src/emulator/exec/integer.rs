@@ -17,7 +17,8 @@ pub(crate) fn run(r: &mut Registers, op: IntOp, ty: Ty, s: &[u16], mask: u32) {
     }
 }
 
-/// What is the same for every type. Division by zero gives ones, as NVIDIA's do; the remainder is the dividend.
+/// What is the same for every type. Division by zero, which PTX leaves open, gives ones, quotient
+/// and remainder, as NVIDIA's cards do.
 macro_rules! common {
     ($r:ident, $op:ident, $s:ident, $mask:ident, $t:ty, $unsigned:ty, $wide:ty, $wide_arg:ty) => {{
         const BITS: u32 = <$t>::BITS;
@@ -33,7 +34,7 @@ macro_rules! common {
                 $r.ternary($s, $mask, |a: $t, b: $t, c: $t| (((a as $wide * b as $wide) >> BITS) as $t).wrapping_add(c))
             }
             IntOp::Div => $r.binary($s, $mask, |a: $t, b: $t| if b == 0 { !0 } else { a.wrapping_div(b) }),
-            IntOp::Rem => $r.binary($s, $mask, |a: $t, b: $t| if b == 0 { a } else { a.wrapping_rem(b) }),
+            IntOp::Rem => $r.binary($s, $mask, |a: $t, b: $t| if b == 0 { !0 } else { a.wrapping_rem(b) }),
             IntOp::Neg => $r.unary($s, $mask, |a: $t| (0 as $t).wrapping_sub(a)),
             IntOp::Min => $r.binary($s, $mask, |a: $t, b: $t| a.min(b)),
             IntOp::Max => $r.binary($s, $mask, |a: $t, b: $t| a.max(b)),
