@@ -253,6 +253,12 @@ kernels! {
     DROPOUT = "dropout", T;
     MATMUL = "matmul", MATMULS;
     MATMUL_HOPPER = "matmul_hopper", HOPPER_MATMULS, only Arch::specific(9, 0);
+    MATMUL_ROWS_HOPPER = "matmul_rows_hopper", &[
+        &[("T", "bf16"), ("O", "bf16"), ("ADD", "0"), ("BN", "64"), ("STAGES", "8")],
+        &[("T", "bf16"), ("O", "bf16"), ("ADD", "0"), ("BN", "32"), ("STAGES", "16")],
+        &[("T", "bf16"), ("O", "f32"), ("ADD", "0"), ("BN", "64"), ("STAGES", "8")],
+        &[("T", "bf16"), ("O", "f32"), ("ADD", "0"), ("BN", "32"), ("STAGES", "16")],
+    ], only Arch::specific(9, 0);
     MATMUL_NF4_HOPPER = "matmul_nf4_hopper", &[
         &[("T", "bf16"), ("O", "bf16"), ("NESTED", "0"), ("STAGES", "6")],
         &[("T", "bf16"), ("O", "bf16"), ("NESTED", "1"), ("STAGES", "6")],

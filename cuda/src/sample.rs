@@ -180,7 +180,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             ggml::take(queue, y.slice_mut(T), blocks.slice(DType::U8), index.slice(U32), kind, HIDDEN)?;
         }
         // The launcher chooses the file by the device.
-        "matmul" | "matmul_hopper" => {
+        "matmul" | "matmul_hopper" | "matmul_rows_hopper" => {
             let square = numbers(queue, HIDDEN * HIDDEN, T)?;
             let mut dw = zeros(HIDDEN * HIDDEN)?;
             let once = |c: SliceMut<'_>, m, layout, a: Slice<'_>, b: Slice<'_>, depth, add| {

@@ -2,7 +2,7 @@
 //! belongs there.
 
 use super::matmul::{Layout, Term};
-use super::{each, size, with};
+use super::{each, matmul_rows_hopper, size, with};
 use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::kernels::MATMUL_HOPPER;
@@ -115,6 +115,9 @@ pub(super) fn launch(
 ) -> Result<()> {
     if m == 0 || n == 0 {
         return Ok(());
+    }
+    if matmul_rows_hopper::takes(m, layout) {
+        return matmul_rows_hopper::launch(queue, c, [m, n], [first, second], (alpha, bias), &defines);
     }
     let multiprocessors = queue.device.driver().properties().multiprocessors.max(1) as usize;
     let parts = if second.is_none() { parts([m, n], layout, first.map_or(0, |term| term.depth)) } else { 1 };

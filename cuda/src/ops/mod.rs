@@ -27,6 +27,7 @@ pub mod lora_linear;
 pub mod matmul;
 mod matmul_hopper;
 pub mod matmul_nf4;
+mod matmul_rows_hopper;
 pub mod nf4;
 mod norm;
 pub mod reduction;

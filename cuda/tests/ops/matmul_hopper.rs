@@ -238,3 +238,33 @@ fn broken_rings_are_caught() {
         }
     }
 }
+
+/// Up to eight rows have a kernel of their own: rows of a product of many have the same bits. Depths below a chunk of sixteen
+/// steps, of several chunks, with what begins in the middle of one; both widths of a block.
+#[test]
+fn few_rows_have_the_bits_of_many() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    for ([m, n, k, k2], to, add) in [
+        ([1, 40, 8, 0], DType::F32, false),
+        ([3, 72, 1096, 16], DType::BF16, true),
+        ([8, 100, 2120, 200], DType::F32, true),
+        ([1, 264 * 64 + 8, 200, 0], DType::BF16, false),
+    ] {
+        let most = 70;
+        let [a, b, a2, b2, bias, _] = inputs(queue, [most, n, k, k2], t, to);
+        let before = random(most * n, to, 9);
+        let of = |rows: usize| {
+            let mut out = put(queue, &before[..rows * n], to);
+            let terms = [
+                Term { a: a.slice(t).part(0, rows * k).unwrap(), b: b.slice(t), depth: k },
+                Term { a: a2.slice(t).part(0, rows * k2).unwrap(), b: b2.slice(t), depth: k2 },
+            ];
+            let epilogue = Epilogue { alpha: 0.5, bias: Some(bias.slice(t)), add };
+            matmul(queue, out.slice_mut(to), [rows, n], Layout::FORWARD, &terms, epilogue).unwrap();
+            get(&out, to)
+        };
+        let (few, many) = (of(m), of(most));
+        assert!(few[..] == many[..m * n], "{m} of {n} x {k} + {k2}");
+    }
+}

@@ -54,7 +54,7 @@ fn a_step_of_many_sequences_asks_for_no_more_than_one_of_one() {
         // The new tokens, with their log-probabilities.
         assert_eq!(downloads, 1);
         for (kernel, a_layer, besides) in [
-            ("matmul_hopper", 7, 1),
+            ("matmul_rows_hopper", 7, 1),
             ("rms_norm_forward", 2, 1),
             ("attention_hopper", 1, 0),
             ("rope_append", 1, 0),
