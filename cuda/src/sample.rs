@@ -9,7 +9,7 @@ use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::dropout::{self, Dropout};
 use crate::ops::elementwise::{self, Binary};
 use crate::ops::glu::{self, Act};
-use crate::ops::lm_head::{self, LmHead, Output, Rows};
+use crate::ops::lm_head::{self, Gradients, LmHead, Output, Rows};
 use crate::ops::matmul::{Epilogue, Layout, Term, matmul};
 use crate::ops::rms_norm::{self, RmsNorm};
 use crate::ops::rope::{self, Heads};
@@ -252,6 +252,6 @@ fn head(queue: Queue<'_>) -> Result<()> {
     };
     lm_head::forward(queue, out, of, &LmHead::default())?;
     let mut dhidden = queue.alloc("a sample", ROWS * HIDDEN, F32)?;
-    let (dhidden, dlogprobs, lse) = (dhidden.slice_mut(F32), logprobs.slice(F32), lse.slice(F32));
-    lm_head::backward(queue, dhidden, None, dlogprobs, lse, of, &LmHead::default())
+    let to = Gradients { dlogprobs: Some(logprobs.slice(F32)), dhidden: dhidden.slice_mut(F32), dweight: None };
+    lm_head::backward(queue, to, lse.slice(F32), of, &LmHead::default())
 }

@@ -1,8 +1,12 @@
 //! Log-probabilities of target tokens, without the logits.
 
-use planish_tensor::Tensor;
+use std::cell::OnceCell;
+use std::rc::Rc;
+
+use planish_tensor::ops::lm_head::LmHeadOutput;
 pub use planish_tensor::ops::lm_head::{Correct, LmHead};
 use planish_tensor::ops::{elementwise, lm_head as kernel};
+use planish_tensor::{DType, Tensor};
 
 use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
@@ -11,6 +15,68 @@ use crate::{Result, Var, record1};
 /// Registry entry.
 pub static OP: Op =
     Op { name: "lm_head", backward: Backward::Rule, cuda: Cuda::Kernel("lm_head"), fixture: Fixture::Torch("lm_head") };
+
+/// What [`lm_head_later`] gives: scores whose numbers are made together with their gradient.
+pub struct Later {
+    /// As [`Scores::logprobs`], but its value is NaN: it is there to be gone back from.
+    pub logprobs: Var,
+    made: Rc<OnceCell<LmHeadOutput>>,
+    again: Box<dyn FnOnce() -> Result<LmHeadOutput>>,
+}
+
+impl Later {
+    /// The numbers, no longer tracked: those that the backward pass made, or made now if there was none.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn scores(self) -> Result<Scores> {
+        let out = match self.made.get() {
+            Some(out) => out.clone(),
+            None => (self.again)()?,
+        };
+        Ok(Scores { logprobs: Var::constant(out.logprobs), entropy: out.entropy, correct: out.correct })
+    }
+}
+
+/// [`lm_head`] for a loss whose slope by each log-probability is known before the log-probabilities are, as that of
+/// cross-entropy is: the head does nothing until its backward pass, which makes the logits once for both. With W tracked
+/// that is three products instead of four; the numbers have the bits of [`lm_head`].
+///
+/// # Errors
+/// As [`lm_head`].
+pub fn lm_head_later(hidden: &Var, weight: &Var, targets: &[u32], options: &LmHead) -> Result<Later> {
+    kernel::validate(hidden.value(), weight.value(), targets, options)?;
+    let made = Rc::new(OnceCell::new());
+    // On a device numbers of halves are f32.
+    let on_cpu = hidden.value().device().is_cpu();
+    let dtype = if on_cpu { hidden.value().dtype() } else { DType::F32 };
+    let nothing = Tensor::full(f32::NAN, [targets.len()])?.to_dtype(dtype)?;
+    let of = (hidden.value().clone(), weight.value().clone(), targets.to_vec(), *options);
+    let logprobs = record1(&OP, &[hidden, weight], nothing.to_device(hidden.value().device())?, || {
+        let ((hidden, weight, targets, options), made) = (of.clone(), made.clone());
+        move |grads: &mut Grads<'_>| {
+            let (g, mut dhidden) = (grads.upstream().clone(), None);
+            if grads.wants(1) {
+                grads.add_with(1, |dweight| {
+                    let (out, d) = kernel::forward_and_backward(&g, &hidden, &weight, &targets, &options, dweight)?;
+                    dhidden = Some(d);
+                    let _ = made.set(out);
+                    Ok(())
+                })?;
+            } else {
+                let (out, d) = kernel::forward_with_gradient(&hidden, &weight, &targets, &options)?;
+                dhidden = Some(elementwise::mul(&d, &g.unsqueeze(1)?)?);
+                let _ = made.set(out);
+            }
+            dhidden.map_or(Ok(()), |dhidden| grads.add(0, dhidden))
+        }
+    })?;
+    let again = move || {
+        let (hidden, weight, targets, options) = of;
+        Ok(kernel::forward(&hidden, &weight, &targets, &options)?)
+    };
+    Ok(Later { logprobs, made, again: Box::new(again) })
+}
 
 /// What the head gives for each row.
 pub struct Scores {
@@ -64,4 +130,63 @@ pub fn lm_head(hidden: &Var, weight: &Var, targets: &[u32], options: &LmHead) ->
         }
     })?;
     Ok(Scores { logprobs, entropy: out.entropy, correct: out.correct })
+}
+
+#[cfg(test)]
+mod tests {
+    use planish_tensor::rng::{Purpose, Stream};
+
+    use super::*;
+    use crate::Tape;
+
+    fn random(shape: [usize; 2], salt: u64) -> Tensor {
+        let s = Stream::new(3, Purpose::Data, salt);
+        let values = (0..shape[0] * shape[1]).map(|i| s.normal(i as u64)).collect::<Vec<f64>>();
+        Tensor::from_vec(values, shape).unwrap()
+    }
+
+    /// The numbers to the bit and the gradients but for rounding, whichever of hidden and W are tracked.
+    #[test]
+    fn later_is_the_same() {
+        let (h, w, g) = (random([6, 5], 1), random([40, 5], 2), random([1, 6], 3).reshape([6]).unwrap());
+        let (targets, options) = ([1, 0, 39, 7, 7, 2], LmHead { scale: 0.5, softcap: Some(2.0) });
+        let numbers = |t: &Tensor| t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
+        for (of_hidden, of_weight) in [(true, true), (true, false), (false, true)] {
+            let run = |later: bool| {
+                let tape = Tape::new();
+                let var = |tracked, t: &Tensor| if tracked { tape.leaf(t.clone()) } else { Var::constant(t.clone()) };
+                let (hidden, weight) = (var(of_hidden, &h), var(of_weight, &w));
+                let (gradients, scores) = if later {
+                    let later = lm_head_later(&hidden, &weight, &targets, &options).unwrap();
+                    assert!(later.logprobs.is_tracked() && numbers(later.logprobs.value()).iter().all(|x| x.is_nan()));
+                    let back = tape.backward_from(vec![(later.logprobs.clone(), g.clone())]).unwrap();
+                    (back, later.scores().unwrap())
+                } else {
+                    let scores = lm_head(&hidden, &weight, &targets, &options).unwrap();
+                    (tape.backward_from(vec![(scores.logprobs.clone(), g.clone())]).unwrap(), scores)
+                };
+                let correct = scores.correct.read().unwrap();
+                let back = [&hidden, &weight].map(|v| gradients.get(v).map(&numbers));
+                (numbers(scores.logprobs.value()), numbers(&scores.entropy), correct, back)
+            };
+            let ((logprobs, entropy, correct, back), later) = (run(false), run(true));
+            assert!(later.0 == logprobs && later.1 == entropy && later.2 == correct);
+            for (a, b, tracked) in [(&back[0], &later.3[0], of_hidden), (&back[1], &later.3[1], of_weight)] {
+                assert_eq!((a.is_some(), b.is_some()), (tracked, tracked));
+                let (a, b) = (a.iter().flatten(), b.iter().flatten());
+                assert!(a.zip(b).all(|(a, b)| (a - b).abs() < 1e-13));
+            }
+        }
+    }
+
+    /// Without a backward pass the numbers are made when they are asked for; wrong targets are named at once.
+    #[test]
+    fn later_without_a_backward_pass() {
+        let (h, w) = (Var::constant(random([3, 5], 1)), Var::constant(random([9, 5], 2)));
+        let options = LmHead::default();
+        let later = lm_head_later(&h, &w, &[0, 8, 3], &options).unwrap().scores().unwrap();
+        let plain = lm_head(&h, &w, &[0, 8, 3], &options).unwrap();
+        assert_eq!(later.logprobs.value().to_vec::<f64>().unwrap(), plain.logprobs.value().to_vec::<f64>().unwrap());
+        assert!(lm_head_later(&h, &w, &[0, 9, 3], &options).is_err());
+    }
 }

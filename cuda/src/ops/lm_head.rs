@@ -1,7 +1,7 @@
 //! The language-model head; see `cuda/kernels/lm_head.cu`.
 //!
 //! Logits exist for [`ROWS`] rows and [`TILE`] tokens of the vocabulary at a time, in f32; where they are wanted twice, by
-//! [`forward_with_gradient`], for as many rows as have room in [`WHOLE_BYTES`].
+//! [`forward_with_gradients`], for as many rows as have room in [`WHOLE_BYTES`].
 
 use super::matmul::{Epilogue, Layout, Term, matmul};
 use super::{NULL, each, row_threads, rows, size, types};
@@ -251,7 +251,7 @@ fn whole_rows(rows: usize, vocabulary: usize) -> usize {
     if most >= 128 && most < rows { most / 128 * 128 } else { most }
 }
 
-/// Bytes that are alive within [`forward_with_gradient`], and within it where there is no room for these or within
+/// Bytes that are alive within [`forward_with_gradients`], and within it where there is no room for these or within
 /// [`backward`], beside arguments and results: of `rows` hidden states of this type.
 pub fn scratch_bytes(rows: usize, vocabulary: usize, hidden: DType) -> [[usize; 2]; 2] {
     let whole = whole_rows(rows, vocabulary);
@@ -259,28 +259,73 @@ pub fn scratch_bytes(rows: usize, vocabulary: usize, hidden: DType) -> [[usize; 
     [[4 * whole * vocabulary, hidden.size() * whole * tile], [4 * n * tile, hidden.size() * n * tile]]
 }
 
-/// As [`forward`], bit for bit, and ∂logprob_r/∂h_r: (rows, size) f32, of the same logits: two products where
-/// [`forward`] and [`backward`] make three. Without room for whole rows of logits it is these two.
+/// Where gradients of log-probabilities go, and what they are multiplied with.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// Upstream, ∂loss/∂logprob_r: (rows) f32; ones if not given.
+    pub dlogprobs: Option<Slice<'a>>,
+    /// (rows, size) f32, written.
+    pub dhidden: SliceMut<'a>,
+    /// (vocabulary, size) f32, added to; none for a frozen head.
+    pub dweight: Option<SliceMut<'a>>,
+}
+
+impl Gradients<'_> {
+    fn check(&self, of: &Rows<'_>, sizes: &Sizes) -> Result<()> {
+        let d = self.dlogprobs.map(|d| ("dlogprobs", d, sizes.rows));
+        let w = self.dweight.as_deref().map(|w| ("the weight's gradient", *w, of.weight.len()));
+        for (what, slice, len) in [("dhidden", *self.dhidden, sizes.rows * sizes.size)].into_iter().chain(d).chain(w) {
+            slice.expect(OP, what, len)?;
+            slice.expect_dtype(OP, what, DType::F32)?;
+        }
+        Ok(())
+    }
+
+    /// What the gradient of a tile of logits of rows `r0..r0 + n`, of `width` tokens from `v0`, adds.
+    fn take(
+        &mut self,
+        queue: Queue<'_>,
+        dz: Slice<'_>,
+        of: &Rows<'_>,
+        sizes: &Sizes,
+        (r0, n): (usize, usize),
+        (v0, width): (usize, usize),
+    ) -> Result<()> {
+        let size = sizes.size;
+        // The first tile writes, the others add.
+        let rows = self.dhidden.reborrow().part(r0 * size, n * size)?;
+        let term = Term { a: dz, b: of.weight.part(v0 * size, width * size)?, depth: width };
+        let add = |add| Epilogue { add, ..Epilogue::default() };
+        matmul(queue, rows, [n, size], Layout::INPUT_GRADIENT, &[term], add(v0 > 0))?;
+        let Some(dweight) = &mut self.dweight else { return Ok(()) };
+        let tile = dweight.reborrow().part(v0 * size, width * size)?;
+        let term = Term { a: dz, b: of.hidden.part(r0 * size, n * size)?, depth: n };
+        matmul(queue, tile, [width, size], Layout::WEIGHT_GRADIENT, &[term], add(true))
+    }
+}
+
+/// As [`forward`], bit for bit, and the gradients, of the same logits: two products where [`forward`] and [`backward`] make
+/// three, and with a gradient of the weight three where they make four. Without room for whole rows of logits it is
+/// these two, with the same bits.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn forward_with_gradient(
+pub fn forward_with_gradients(
     queue: Queue<'_>,
     out: Output<'_>,
-    mut gradient: SliceMut<'_>,
+    mut to: Gradients<'_>,
     of: Rows<'_>,
     head: &LmHead,
 ) -> Result<()> {
     let sizes = of.check()?;
-    gradient.expect(OP, "the gradient", sizes.rows * sizes.size)?;
-    gradient.expect_dtype(OP, "the gradient", DType::F32)?;
+    to.check(&of, &sizes)?;
     if sizes.rows == 0 {
         return forward(queue, out, of, head);
     }
     let most = whole_rows(sizes.rows, sizes.vocabulary);
     let mut whole = match queue.alloc("the head's logits", most * sizes.vocabulary, DType::F32) {
         Ok(logits) => logits,
-        Err(Error::NoRoom { .. }) => return twice(queue, out, gradient, of, head),
+        Err(Error::NoRoom { .. }) => return twice(queue, out, to, of, head, most),
         Err(error) => return Err(error),
     };
     let mut dz = Dz::new(queue, &of, most, sizes.vocabulary, head)?;
@@ -298,20 +343,21 @@ pub fn forward_with_gradient(
         }
         running.finish_rows((r0, n))?;
         let lse = (*running.out.lse).part(r0, n)?;
-        let mut to = gradient.reborrow().part(r0 * sizes.size, n * sizes.size)?;
+        let d = to.dlogprobs.map(|d| d.part(r0, n)).transpose()?;
         for (v0, width) in tiles {
-            let dz = dz.of((from(v0)?, sizes.vocabulary), of.targets.part(r0, n)?, lse, None, (v0, width))?;
-            into_hidden(queue, to.reborrow(), dz, &of, &sizes, (n, v0, width))?;
+            let dz = dz.of((from(v0)?, sizes.vocabulary), of.targets.part(r0, n)?, lse, d, (v0, width))?;
+            to.take(queue, dz, &of, &sizes, (r0, n), (v0, width))?;
         }
     }
     Ok(())
 }
 
-/// [`forward_with_gradient`] tile by tile, with the logits made twice.
-fn twice(queue: Queue<'_>, out: Output<'_>, gradient: SliceMut<'_>, of: Rows<'_>, head: &LmHead) -> Result<()> {
+/// [`forward_with_gradients`] tile by tile, with the logits made twice; `most` rows at a time, as the sums of a weight's
+/// gradient depend on it.
+fn twice(queue: Queue<'_>, out: Output<'_>, to: Gradients<'_>, of: Rows<'_>, head: &LmHead, most: usize) -> Result<()> {
     let Output { logprobs, entropy, mut lse, best } = out;
     forward(queue, Output { logprobs, entropy, lse: lse.reborrow(), best }, of, head)?;
-    gradients(queue, gradient, None, None, *lse, of, head)
+    gradients(queue, to, *lse, of, head, most)
 }
 
 /// The gradient of a tile of logits, in the type of the hidden states.
@@ -351,77 +397,39 @@ impl<'a> Dz<'a> {
     }
 }
 
-/// dhidden of `n` rows from the gradient of a tile: the first tile writes, the others add.
-fn into_hidden(
-    queue: Queue<'_>,
-    to: SliceMut<'_>,
-    dz: Slice<'_>,
-    of: &Rows<'_>,
-    sizes: &Sizes,
-    (n, v0, width): (usize, usize, usize),
-) -> Result<()> {
-    let term = Term { a: dz, b: of.weight.part(v0 * sizes.size, width * sizes.size)?, depth: width };
-    let add = Epilogue { add: v0 > 0, ..Epilogue::default() };
-    matmul(queue, to, [n, sizes.size], Layout::INPUT_GRADIENT, &[term], add)
-}
-
 /// dhidden: (rows, size) f32, and dW: (vocabulary, size) f32 added to if given, from `dlogprobs` and the forward
 /// pass's `lse`, both (rows) f32. The logits are made again.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward(
-    queue: Queue<'_>,
-    dhidden: SliceMut<'_>,
-    dweight: Option<SliceMut<'_>>,
-    dlogprobs: Slice<'_>,
-    lse: Slice<'_>,
-    of: Rows<'_>,
-    head: &LmHead,
-) -> Result<()> {
-    gradients(queue, dhidden, dweight, Some(dlogprobs), lse, of, head)
+pub fn backward(queue: Queue<'_>, to: Gradients<'_>, lse: Slice<'_>, of: Rows<'_>, head: &LmHead) -> Result<()> {
+    gradients(queue, to, lse, of, head, ROWS)
 }
 
 fn gradients(
     queue: Queue<'_>,
-    mut dhidden: SliceMut<'_>,
-    mut dweight: Option<SliceMut<'_>>,
-    dlogprobs: Option<Slice<'_>>,
+    mut to: Gradients<'_>,
     lse: Slice<'_>,
     of: Rows<'_>,
     head: &LmHead,
+    most: usize,
 ) -> Result<()> {
     let sizes = of.check()?;
-    let d = dlogprobs.map(|d| ("dlogprobs", d, sizes.rows));
-    for (what, slice, len) in
-        [("dhidden", *dhidden, sizes.rows * sizes.size), ("lse", lse, sizes.rows)].into_iter().chain(d)
-    {
-        slice.expect(OP, what, len)?;
-        slice.expect_dtype(OP, what, DType::F32)?;
-    }
-    if let Some(dweight) = &dweight {
-        dweight.expect(OP, "the weight's gradient", of.weight.len())?;
-        dweight.expect_dtype(OP, "the weight's gradient", DType::F32)?;
-    }
+    to.check(&of, &sizes)?;
+    lse.expect(OP, "lse", sizes.rows)?;
+    lse.expect_dtype(OP, "lse", DType::F32)?;
     if sizes.rows == 0 {
         return Ok(());
     }
     let mut logits = of.logits(queue, &sizes)?;
-    let mut dz = Dz::new(queue, &of, ROWS.min(sizes.rows), sizes.vocabulary, head)?;
-    for r0 in (0..sizes.rows).step_by(ROWS) {
-        let n = ROWS.min(sizes.rows - r0);
+    let mut dz = Dz::new(queue, &of, most.min(sizes.rows), sizes.vocabulary, head)?;
+    for r0 in (0..sizes.rows).step_by(most) {
+        let n = most.min(sizes.rows - r0);
         let (targets, lse) = (of.targets.part(r0, n)?, lse.part(r0, n)?);
-        let dlogprobs = dlogprobs.map(|d| d.part(r0, n)).transpose()?;
-        let hidden = of.hidden.part(r0 * sizes.size, n * sizes.size)?;
+        let d = to.dlogprobs.map(|d| d.part(r0, n)).transpose()?;
         of.tiles(queue, &sizes, (r0, n), &mut logits, |logits, v0, width| {
-            let dz = dz.of((logits, width), targets, lse, dlogprobs, (v0, width))?;
-            let rows = dhidden.reborrow().part(r0 * sizes.size, n * sizes.size)?;
-            into_hidden(queue, rows, dz, &of, &sizes, (n, v0, width))?;
-            let Some(dweight) = &mut dweight else { return Ok(()) };
-            let tile = dweight.reborrow().part(v0 * sizes.size, width * sizes.size)?;
-            let term = Term { a: dz, b: hidden, depth: n };
-            let add = Epilogue { add: true, ..Epilogue::default() };
-            matmul(queue, tile, [width, sizes.size], Layout::WEIGHT_GRADIENT, &[term], add)
+            let dz = dz.of((logits, width), targets, lse, d, (v0, width))?;
+            to.take(queue, dz, &of, &sizes, (r0, n), (v0, width))
         })?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use planish_cuda::driver::Arg;
 use planish_cuda::kernels::LM_HEAD;
 use planish_cuda::ops::linear;
-use planish_cuda::ops::lm_head::{self, LmHead, Output, Rows, TILE};
+use planish_cuda::ops::lm_head::{self, Gradients, LmHead, Output, Rows, TILE};
 use planish_cuda::{DType, Device, Shape};
 
 use crate::shapes;
@@ -70,27 +70,38 @@ fn check(device: &Device, rows: usize, size: usize, vocabulary: usize, head: LmH
         lse: c.slice_mut(f32),
         best: e.slice_mut(DType::U32),
     };
-    lm_head::forward_with_gradient(queue, out, unit.slice_mut(f32), of, &head).unwrap();
+    let to = Gradients { dlogprobs: None, dhidden: unit.slice_mut(f32), dweight: None };
+    lm_head::forward_with_gradients(queue, out, to, of, &head).unwrap();
     assert!([&a, &b, &c].map(|x| get(x, f32)) == before && e.download::<u32>().unwrap() == best);
     // ∂logprob/∂h, of which the upstream gradient makes dhidden.
     let scaled: Vec<f64> = get(&unit, f32).iter().enumerate().map(|(i, u)| u * d[i / size]).collect();
     close("the gradient", &scaled, &dh, if t == f32 { 1e-5 } else { tolerance(t) });
     let mut dhidden = room(queue, rows * size, f32);
     let mut dweight = queue.zeros("a test", vocabulary * size, f32).unwrap();
-    lm_head::backward(
-        queue,
-        dhidden.slice_mut(f32),
-        Some(dweight.slice_mut(f32)),
-        ds.slice(f32),
-        c.slice(f32),
-        of,
-        &head,
-    )
-    .unwrap();
+    let dlogprobs = Some(ds.slice(f32));
+    let to = Gradients { dlogprobs, dhidden: dhidden.slice_mut(f32), dweight: Some(dweight.slice_mut(f32)) };
+    lm_head::backward(queue, to, c.slice(f32), of, &head).unwrap();
     // dz is rounded to t.
     let most = if t == f32 { 1e-5 } else { tolerance(t) };
     close("dhidden", &get(&dhidden, f32), &dh, most);
     close("dweight", &get(&dweight, f32), &dw, most);
+
+    // All in one pass: the same, added to a gradient that is there.
+    let (again, back) = (get(&dhidden, f32), get(&dweight, f32));
+    let first = random(vocabulary * size, f32, 4);
+    let (mut dhidden, mut dweight) = (room(queue, rows * size, f32), put(queue, &first, f32));
+    let to = Gradients { dlogprobs, dhidden: dhidden.slice_mut(f32), dweight: Some(dweight.slice_mut(f32)) };
+    let out = Output {
+        logprobs: a.slice_mut(f32),
+        entropy: Some(b.slice_mut(f32)),
+        lse: c.slice_mut(f32),
+        best: e.slice_mut(DType::U32),
+    };
+    lm_head::forward_with_gradients(queue, out, to, of, &head).unwrap();
+    assert!([&a, &b, &c].map(|x| get(x, f32)) == before && e.download::<u32>().unwrap() == best);
+    assert!(get(&dhidden, f32) == again);
+    let added: Vec<f64> = back.iter().zip(&first).map(|(x, y)| x + y).collect();
+    close("dweight added", &get(&dweight, f32), &added, 1e-6);
 }
 
 shapes! {

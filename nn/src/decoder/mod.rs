@@ -21,7 +21,7 @@ pub use routing::{LayerRouting, Routing};
 use std::sync::Arc;
 
 use planish_autograd::ops::attention::Stem;
-use planish_autograd::ops::lm_head::{LmHead, Scores, lm_head};
+use planish_autograd::ops::lm_head::{Later, LmHead, Scores, lm_head, lm_head_later};
 use planish_autograd::ops::{cast, elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
 use planish_tensor::ops::attention::CachedPass;
@@ -224,15 +224,22 @@ impl Model {
     /// # Errors
     /// A row or a target out of range.
     pub fn scores(&self, ctx: &Ctx, hidden: &Var, rows: &[u32], targets: &[u32]) -> Result<Scores> {
-        let selected = index_select::index_select(hidden, rows)?;
-        let head = self.head(ctx);
-        match self.head_lora.active(ctx) {
-            None => Ok(lm_head(&selected, &head, targets, &self.head_options())?),
-            Some(lora) => {
-                let (wide, head) = lora.widen(ctx, &selected, &head, Some(rows))?;
-                Ok(lm_head(&wide, &head, targets, &self.head_options())?)
-            }
+        let (hidden, head) = self.head_inputs(ctx, hidden, rows)?;
+        Ok(lm_head(&hidden, &head, targets, &self.head_options())?)
+    }
+
+    /// The same for a loss whose slopes are known before, made in its backward pass ([`lm_head_later`]). `None` where that
+    /// saves nothing, as the head is frozen.
+    ///
+    /// # Errors
+    /// As [`Model::scores`].
+    pub fn scores_later(&self, ctx: &Ctx, hidden: &Var, rows: &[u32], targets: &[u32]) -> Result<Option<Later>> {
+        if self.head_lora.active(ctx).is_none() && !self.head(ctx).is_tracked() {
+            return Ok(None);
         }
+        let (hidden, head) = self.head_inputs(ctx, hidden, rows)?;
+        let later = || lm_head_later(&hidden, &head, targets, &self.head_options());
+        Ok(head.is_tracked().then(later).transpose()?)
     }
 
     /// Logits of every token at the given hidden states, (rows, vocabulary): for sampling.

@@ -15,7 +15,8 @@
 //!
 //! Memory: [`ROWS`] × [`TILE`] logits. Bound by arithmetic: 2 V size operations a row forward. Where W is
 //! frozen, [`forward_with_gradient`] makes the gradient of h in the same pass, 2 V size more; where it is
-//! trained, [`backward`] recomputes the logits: 6 V size.
+//! trained, [`backward`] recomputes the logits: 6 V size. Where the gradient of the loss by each log-probability is known
+//! beforehand, [`forward_and_backward`] does both for 6 V size, with whole rows of logits in [`WHOLE_BYTES`].
 
 use super::check;
 use crate::device::{self, ops::lm_head as on_device};
@@ -34,6 +35,10 @@ pub const TILE: usize = 3072;
 
 /// Rows taken at a time.
 pub const ROWS: usize = 512;
+
+/// Bytes of the whole rows of logits that [`forward_and_backward`] has at a time, at most. Part of the arithmetic: the
+/// gradient of W is a sum over these blocks of rows. The larger, the fewer times it is read and written.
+pub const WHOLE_BYTES: usize = 64 << 20;
 
 /// Options of the head.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,7 +72,11 @@ pub struct LmHeadOutput {
 #[derive(Default)]
 struct Logits<R>(Vec<R>, Vec<Running<R>>);
 
-pub(super) fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
+/// That hidden (rows, size), W (vocabulary, size) and (rows) targets agree.
+///
+/// # Errors
+/// That they do not; options out of range.
+pub fn validate(hidden: &Tensor, weight: &Tensor, targets: &[u32], options: &LmHead) -> Result<()> {
     for t in [hidden, weight] {
         if t.rank() != 2 {
             return Err(Error::Rank { op: OP, expected: 2, shape: t.dims().to_vec() });
@@ -274,7 +283,12 @@ fn forward_typed<R: Real, W: Right<R>>(
             }
         });
     }
-    let column = || Tensor::zeros([rows], hidden.dtype());
+    results(states, targets, hidden.dtype())
+}
+
+/// What the states of all rows make.
+fn results<R: Real>(states: &[Running<R>], targets: &[u32], dtype: DType) -> Result<LmHeadOutput> {
+    let column = || Tensor::zeros([states.len()], dtype);
     let (mut logprobs, mut entropy, mut lse) = (column()?, column()?, column()?);
     let outputs =
         logprobs.as_slice_mut::<R>()?.iter_mut().zip(entropy.as_slice_mut::<R>()?).zip(lse.as_slice_mut::<R>()?);
@@ -451,7 +465,7 @@ fn backward_typed<R: Real, W: Right<R>>(
             parallel::chunks(logits, width, |start, logits| {
                 for (i, z) in logits.chunks_exact_mut(width).enumerate() {
                     let r = r0 + start / width + i;
-                    tile_gradient(z, v0, targets[r] as usize, lse[r], g[r], scale, softcap);
+                    tile_gradient(z, v0, targets[r] as usize, lse[r], g[r], scale, softcap, true);
                 }
             });
             let dz = Mat::new(&*logits, n, width);
@@ -465,15 +479,103 @@ fn backward_typed<R: Real, W: Right<R>>(
     Ok(dhidden)
 }
 
-crate::simd::simd_fn! {
-    /// From raw logits of tokens `v0..` to their gradient, in place.
-    fn tile_gradient<R: Real>(z: &mut [R], v0: usize, target: usize, lse: R, g: R, scale: R, softcap: Option<R>) {
-        let slope = |z: R| slope(z, scale, softcap);
-        let at_target = target.checked_sub(v0).and_then(|i| z.get(i)).map(|&raw| {
-            g * slope(super::attention::cap(raw, scale, softcap))
+/// [`forward`], bit for bit, and [`backward`] of the same logits: three products of 2 V size operations a row instead of
+/// four. (What the head gives, dhidden); dW is added to `dweight`.
+///
+/// # Errors
+/// As [`backward`].
+pub fn forward_and_backward(
+    dlogprobs: &Tensor,
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    options: &LmHead,
+    dweight: &mut Tensor,
+) -> Result<(LmHeadOutput, Tensor)> {
+    validate(hidden, weight, targets, options)?;
+    if dlogprobs.dims() != [targets.len()] {
+        let (lhs, rhs) = (dlogprobs.dims().to_vec(), vec![targets.len()]);
+        return Err(Error::ShapeMismatch { op: OP, what: "gradient of the log-probabilities", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, [dlogprobs, hidden, weight, &*dweight])? {
+        return on_device::forward_and_backward(&on, dlogprobs, hidden, weight, targets, options, dweight);
+    }
+    let (hidden, g) = (hidden.contiguous()?, dlogprobs.contiguous()?);
+    match hidden.dtype() {
+        DType::F32 => with_right!(OP, weight, w => {
+            scratch::with(|b| at_once::<f32, _>(&g, &hidden, w, targets, options, dweight, b))
+        }),
+        DType::F64 => {
+            let weight = weight.to_dtype(DType::F64)?;
+            scratch::with(|b| at_once::<f64, _>(&g, &hidden, matrix::<f64>(&weight), targets, options, dweight, b))
+        }
+        dtype => Err(Error::UnsupportedDType { op: OP, dtype }),
+    }
+}
+
+/// Rows whose whole logits exist at a time, of so many bytes each element.
+fn whole_rows(rows: usize, vocabulary: usize, element: usize) -> usize {
+    let most = (WHOLE_BYTES / (element * vocabulary.max(1))).clamp(1, ROWS);
+    // Whole tiles of products, if there are several.
+    (if most >= 64 { most / 64 * 64 } else { most }).min(rows.max(1))
+}
+
+/// Bytes of logits of [`forward_and_backward`] on the processor, in f32.
+pub fn whole_bytes(rows: usize, vocabulary: usize) -> u64 {
+    (4 * whole_rows(rows, vocabulary, 4) * vocabulary) as u64
+}
+
+fn at_once<R: Real, W: Right<R>>(
+    dlogprobs: &Tensor,
+    hidden: &Tensor,
+    w: W,
+    targets: &[u32],
+    options: &LmHead,
+    dweight: &mut Tensor,
+    buffer: &mut Logits<R>,
+) -> Result<(LmHeadOutput, Tensor)> {
+    let (rows, size, vocabulary) = (hidden.dims()[0], hidden.dims()[1], w.rows());
+    let (x, g) = (hidden.as_slice::<R>()?, dlogprobs.as_slice::<R>()?);
+    let mut dhidden = Tensor::zeros(hidden.shape(), R::DTYPE)?;
+    let (dx, dw) = (dhidden.as_slice_mut::<R>()?, dweight.as_slice_mut::<R>()?);
+    let Logits(logits, states) = buffer;
+    let most = whole_rows(rows, vocabulary, size_of::<R>());
+    scratch::fill(states, rows, Running::NEW);
+    logits.resize(most * vocabulary, R::ZERO);
+    let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
+    for (r0, states) in (0..rows).step_by(most).zip(states.chunks_mut(most)) {
+        let n = states.len();
+        let block = Mat::new(&x[r0 * size..(r0 + n) * size], n, size);
+        let logits = &mut logits[..n * vocabulary];
+        gemm(block, w.t(), logits, Store::Set);
+        parallel::chunks2(logits, vocabulary, states, 1, |start, logits, states| {
+            for (i, (state, row)) in states.iter_mut().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
+                let r = r0 + start + i;
+                let target = targets[r] as usize;
+                for (tile, z) in row.chunks_mut(TILE).enumerate() {
+                    take_tile(state, z, tile * TILE, target, scale, softcap);
+                }
+                let (_, _, lse) = state.finish();
+                tile_gradient(row, 0, target, lse, g[r], scale, softcap, false);
+            }
         });
+        let dz = Mat::new(&*logits, n, vocabulary);
+        gemm(dz, w, &mut dx[r0 * size..(r0 + n) * size], Store::Set);
+        gemm(dz.t(), block, dw, Store::Add);
+    }
+    Ok((results(states, targets, hidden.dtype())?, dhidden))
+}
+
+crate::simd::simd_fn! {
+    /// From logits of tokens `v0..` to their gradient, in place; `raw` if they are not yet capped and scaled.
+    fn tile_gradient<R: Real>(
+        z: &mut [R], v0: usize, target: usize, lse: R, g: R, scale: R, softcap: Option<R>, raw: bool
+    ) {
+        let slope = |z: R| slope(z, scale, softcap);
+        let capped = |z: R| if raw { super::attention::cap(z, scale, softcap) } else { z };
+        let at_target = target.checked_sub(v0).and_then(|i| z.get(i)).map(|&z| g * slope(capped(z)));
         for z in z.iter_mut() {
-            let capped = super::attention::cap(*z, scale, softcap);
+            let capped = capped(*z);
             *z = -(g * (capped - lse).exp() * slope(capped));
         }
         if let Some(add) = at_target {
@@ -536,6 +638,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// All in one pass: the log-probabilities of the forward pass to the bit, and the gradients of the backward pass, added to
+    /// what is there; in blocks of whole rows and with one that is not whole.
+    #[test]
+    fn at_once_is_forward_and_backward() {
+        let in_two_blocks = (WHOLE_BYTES / 8 / (TILE * 8)).min(ROWS) + 5;
+        for (rows, vocabulary) in [(0, 5), (1, 3), (9, TILE + 321), (in_two_blocks, TILE * 8)] {
+            let (h, w) = (random([rows, 3], 0), random([vocabulary, 3], 1));
+            let g = random([1, rows], 2).reshape([rows]).unwrap();
+            let targets: Vec<u32> = (0..rows as u32).map(|r| r * 31 % vocabulary as u32).collect();
+            for o in [LmHead::default(), LmHead { scale: 0.5, softcap: Some(3.0) }] {
+                let plain = forward(&h, &w, &targets, &o).unwrap();
+                let (mut want, mut got) = (random([vocabulary, 3], 4), random([vocabulary, 3], 4));
+                let back = backward(&g, &h, &w, &targets, &plain.lse, &o, Some(&mut want)).unwrap();
+                let (out, dhidden) = forward_and_backward(&g, &h, &w, &targets, &o, &mut got).unwrap();
+                let numbers = |t: &Tensor| t.as_slice::<f64>().unwrap().to_vec();
+                assert_eq!(numbers(&out.logprobs), numbers(&plain.logprobs));
+                assert_eq!(numbers(&out.entropy), numbers(&plain.entropy));
+                assert_eq!(out.correct.read().unwrap(), plain.correct.read().unwrap());
+                for (got, want) in [(&dhidden, &back), (&got, &want)] {
+                    // Orders of sums of a few thousand terms below 1 in f64.
+                    assert!(numbers(got).iter().zip(numbers(want)).all(|(g, w)| (g - w).abs() <= 1e-11));
+                }
+            }
+        }
+        let (h, w) = (random([2, 3], 0), random([4, 3], 1));
+        let (g, mut dw) = (Tensor::full(1.0f64, [3]).unwrap(), random([4, 3], 2));
+        assert!(forward_and_backward(&g, &h, &w, &[0, 1], &LmHead::default(), &mut dw).is_err());
     }
 
     /// Law 5: a row's bits do not depend on its company, on threads, or on being computed from logits.

@@ -115,7 +115,10 @@ fn ten_steps_on_tensor_cores() {
         );
         let seen = kernels_of(&emulator);
         let of = |stem: &str| seen.iter().filter(|k| k.starts_with(stem)).map(String::as_str).collect::<BTreeSet<_>>();
-        assert_eq!(of("matmul"), BTreeSet::from([product]));
+        // At the head of a micro-batch there may be but few rows.
+        let rows = of("matmul_rows_hopper");
+        assert_eq!(&of("matmul") - &rows, BTreeSet::from([product]));
+        assert!(rows.is_empty() || product == "matmul_hopper", "{rows:?}");
         assert_eq!(of("attention"), attention.into_iter().chain(["attention_delta"]).collect());
     }
 }

@@ -112,7 +112,11 @@ fn nothing_is_computed_of_nothing() {
             let dx = linear::backward_input(&y, &w)?;
             let logits = lm_head::logits(&a, &w, &options)?;
             let again = lm_head::logprobs_of_logits(&logits, &targets)?;
-            Ok(vec![y, dw, dx, out.logprobs, out.entropy, gradient, logits, again])
+            let (g, mut all) = (put(random(&[dims[0]], 5)), vec![y, dw, dx]);
+            let mut dw = put(random(&[9, dims[1]], 6));
+            let (scores, dh) = lm_head::forward_and_backward(&g, &a, &w, &targets, &options, &mut dw)?;
+            all.extend([out.logprobs, out.entropy, gradient, logits, again, scores.logprobs, scores.entropy, dw, dh]);
+            Ok(all)
         });
     }
 }

@@ -83,10 +83,10 @@ pub fn cross_entropy_beside(
     want: Want,
     beside: impl FnOnce() -> Result<Option<(Var, f64)>>,
 ) -> Result<UnreadLoss> {
-    let unread = unread_scores(model, ctx, batch, mask, want)?;
-    let Ok(mut unread) = unread else { return Ok(UnreadLoss(None)) };
-    unread.backward(-1.0, beside()?)?;
-    Ok(UnreadLoss(Some(unread)))
+    match unread_scores(model, ctx, batch, mask, want, true)? {
+        Ok(unread) => Ok(UnreadLoss(Some(unread.backward(-1.0, beside()?)?))),
+        Err(_) => Ok(UnreadLoss(None)),
+    }
 }
 
 impl UnreadLoss {
@@ -96,8 +96,8 @@ impl UnreadLoss {
     /// A kernel that failed.
     pub fn read(self) -> Result<LossSum> {
         let Some(unread) = self.0 else { return Ok(LossSum::default()) };
-        let count = unread.len();
         let scores = unread.read()?;
+        let count = scores.logprobs.len();
         Ok(LossSum {
             loss: -scores.logprobs.iter().sum::<f64>(),
             count: count as u64,

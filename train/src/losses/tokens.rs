@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use planish_autograd::Var;
 use planish_autograd::ops::index_select::index_select;
-use planish_autograd::ops::lm_head::Scores;
+use planish_autograd::ops::lm_head::{Later, Scores};
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
 use planish_tensor::{DType, Device, Tensor};
@@ -106,7 +106,7 @@ pub struct TokenScores {
 /// # Errors
 /// A token id outside the vocabulary; those of the kernels.
 pub fn token_scores(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], want: Want) -> Result<TokenScores> {
-    match unread_scores(model, ctx, batch, mask, want)? {
+    match unread_scores(model, ctx, batch, mask, want, false)? {
         Ok(unread) => unread.read(),
         Err(starts) => {
             let (log_collision, mean_logits) = (want.log_collision.then(Vec::new), None);
@@ -118,19 +118,43 @@ pub fn token_scores(model: &Model, ctx: &Ctx, batch: &Packed, mask: &[bool], wan
 
 /// Scores that may still be on a device, so that nothing has to wait for them.
 pub(super) struct Unread {
-    scores: Scores,
+    scores: Head,
     log_collision: Option<Vec<f64>>,
     mean_logits: Option<Vec<f64>>,
     starts: Vec<usize>,
 }
 
-/// As [`token_scores`], not yet read; where no token is chosen, the starts of the segments alone.
+/// What the head has given, or will in the backward pass.
+enum Head {
+    Made(Scores),
+    Later(Later),
+}
+
+impl Head {
+    fn logprobs(&mut self) -> &mut Var {
+        match self {
+            Head::Made(scores) => &mut scores.logprobs,
+            Head::Later(later) => &mut later.logprobs,
+        }
+    }
+
+    fn made(self) -> Result<Scores> {
+        match self {
+            Head::Made(scores) => Ok(scores),
+            Head::Later(later) => Ok(later.scores()?),
+        }
+    }
+}
+
+/// As [`token_scores`], not yet read; where no token is chosen, the starts of the segments alone. With `later` the numbers
+/// may not be there before [`Unread::backward`].
 pub(super) fn unread_scores(
     model: &Model,
     ctx: &Ctx,
     batch: &Packed,
     mask: &[bool],
     want: Want,
+    later: bool,
 ) -> Result<std::result::Result<Unread, Vec<usize>>> {
     let (mut rows, targets, starts) = predicted(batch, mask);
     if rows.is_empty() {
@@ -147,32 +171,34 @@ pub(super) fn unread_scores(
         false => None,
     };
     let mean_logits = if want.mean_logits { model.mean_logits(ctx, &hidden, &rows)? } else { None };
-    let scores = model.scores(ctx, &hidden, &rows, &targets)?;
+    let later = if later { model.scores_later(ctx, &hidden, &rows, &targets)? } else { None };
+    let scores = match later {
+        Some(later) => Head::Later(later),
+        None => Head::Made(model.scores(ctx, &hidden, &rows, &targets)?),
+    };
     drop(hidden);
     Ok(Ok(Unread { scores, log_collision, mean_logits, starts }))
 }
 
 impl Unread {
-    /// Number of chosen tokens.
-    pub(super) fn len(&self) -> usize {
-        self.scores.logprobs.dims()[0]
-    }
-
     /// Adds `slope` times the gradient of the sum of log-probabilities to the parameters, and that of a number
-    /// `beside` them times its own; the scores stay.
-    pub(super) fn backward(&mut self, slope: f64, beside: Option<(Var, f64)>) -> Result<()> {
-        let untracked = self.scores.logprobs.detach();
-        let logprobs = std::mem::replace(&mut self.scores.logprobs, untracked);
-        if !logprobs.is_tracked() {
-            return Ok(());
+    /// `beside` them times its own; the scores stay, and nothing else.
+    pub(super) fn backward(mut self, slope: f64, beside: Option<(Var, f64)>) -> Result<Unread> {
+        let logprobs = self.scores.logprobs();
+        let untracked = logprobs.detach();
+        let logprobs = std::mem::replace(logprobs, untracked);
+        if logprobs.is_tracked() {
+            let slopes = vec![slope; logprobs.dims()[0]];
+            go_back(logprobs, &slopes, beside)?;
         }
-        let slopes = vec![slope; self.len()];
-        go_back(logprobs, &slopes, beside)
+        let scores = Head::Made(self.scores.made()?);
+        Ok(Unread { scores, ..self })
     }
 
     /// The numbers, copied from the device if they are there.
     pub(super) fn read(self) -> Result<TokenScores> {
         let Unread { scores, log_collision, mean_logits, starts } = self;
+        let scores = scores.made()?;
         Ok(TokenScores {
             logprobs: numbers(scores.logprobs.value())?,
             entropy: numbers(&scores.entropy)?,

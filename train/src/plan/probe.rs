@@ -38,7 +38,7 @@ pub const TIMED_ON_DEVICES: [usize; 2] = [4096, 64];
 /// See [`TIMED_TOKENS`].
 pub const MEMORY_TOKENS: usize = 128;
 
-/// The head's logits, one block of them at a time, are no tensors.
+/// On the processor the head's logits, one block of them at a time, are no tensors.
 const LOGITS: u64 = (lm_head::ROWS * lm_head::TILE * 4) as u64;
 
 /// The steps that are to be foreseen.
@@ -62,6 +62,8 @@ pub struct Costs {
     below: f64,
     /// On a device.
     head: Option<Head>,
+    /// On the processor: the share of tokens that a trained head scores, of how large a vocabulary.
+    whole_rows: Option<(f64, usize)>,
     /// What tensors had there before the trial, which leaves copies of a few layers' weights.
     pub(crate) in_use_before: Option<u64>,
 }
@@ -79,7 +81,7 @@ struct Head {
     activations: DType,
     /// Whether its weight is trained.
     trained: bool,
-    /// Whether the logits of a frozen head are made once, in a buffer that it does without if need be.
+    /// Whether logits are made once, in a buffer that it does without if need be.
     at_once: bool,
 }
 
@@ -101,7 +103,7 @@ impl Head {
         // The rows of hidden states, and f32: their gradient, and of each four results and four sums.
         let wide = taken(rows * self.size, 4);
         let own = taken(rows * self.size, self.activations.size()) + 4.0 * taken(rows, 4) + taken(4 * rows, 4) + wide;
-        let scratch = if self.trained || !self.at_once { tiles } else { once };
+        let scratch = if self.at_once { once } else { tiles };
         // The way back of a frozen head: its gradient times the slopes, and put at the places of their tokens.
         let back = wide + taken(tokens as usize * self.size, 4);
         own + (scratch as f64).max(if self.trained { 0.0 } else { back })
@@ -134,18 +136,27 @@ impl Costs {
     pub fn bytes(&self, tokens: u64) -> u64 {
         let all = self.bytes.at(tokens as f64, self.layers);
         match &self.head {
-            None => all as u64 + LOGITS,
+            None => all as u64 + self.logits(tokens),
             Some(head) => all.max(head.kept.at(tokens as f64, self.layers) + head.bytes(tokens as f64)) as u64,
         }
     }
 
+    /// Of the processor's head: as cross-entropy has them, which makes those of a trained head in whole rows.
+    fn logits(&self, tokens: u64) -> u64 {
+        let whole = self.whole_rows.map_or(0, |(share, vocabulary)| {
+            let rows = (share * tokens as f64).ceil().max(1.0) as usize;
+            lm_head::whole_bytes(rows, vocabulary)
+        });
+        whole.max(LOGITS)
+    }
+
     /// The same at the end of the backward pass, in the first layer.
     pub fn bytes_below(&self, tokens: u64) -> u64 {
-        let logits = if self.head.is_some() { 0 } else { LOGITS };
+        let logits = if self.head.is_some() { 0 } else { self.logits(tokens) };
         self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64 + logits
     }
 
-    /// The same where memory is short: on a device a frozen head then makes its logits tile by tile.
+    /// The same where memory is short: on a device the head then makes its logits tile by tile.
     #[must_use]
     pub(crate) fn at_least(mut self) -> Costs {
         self.head.iter_mut().for_each(|head| head.at_once = false);
@@ -210,8 +221,11 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
     let found = [run(layers[0], tokens[0])?, run(layers[0], tokens[1])?, run(layers[1], tokens[1])?];
     model.params().iter().for_each(|p| p.clear_grad());
     let line = |i: usize| Line::through(found.map(|f| f[i]), tokens.map(|t| t as f64), layers.map(|l| l as f64));
-    let head = (!device.is_cpu()).then(|| Head::of(model, work.supervised_share, line(2)));
-    Ok(Costs { bytes: line(0), seconds: line(1), layers: recorded as f64, below: first as f64, head, in_use_before })
+    let of = Head::of(model, work.supervised_share, line(2));
+    let whole_rows = (model.device().is_cpu() && of.trained).then_some((of.share, of.vocabulary));
+    let head = (!device.is_cpu()).then_some(of);
+    let (layers, below) = (recorded as f64, first as f64);
+    Ok(Costs { bytes: line(0), seconds: line(1), layers, below, head, whole_rows, in_use_before })
 }
 
 /// Bytes of tensors that a forward pass of a step has made and kept when it comes to the head.
@@ -275,6 +289,7 @@ mod tests {
             layers: 1.0,
             below: 0.0,
             head: Some(head),
+            whole_rows: None,
             in_use_before: None,
         };
         // The allocator rounds up, by an eighth at most.
@@ -284,11 +299,12 @@ mod tests {
         let whole = 1664.0 * (151_936.0 * 4.0 + 8192.0 * 2.0);
         let own = 16_384.0 * (896.0 * 6.0 + 32.0);
         about(long, whole + own);
-        // Tile by tile where the head is trained, or there is no room for more.
-        let tiles = own + 4096.0 * 8192.0 * 6.0;
-        for less in [costs(Head { trained: true, ..head }), costs(head).at_least()] {
-            about(less.bytes(16_384) as f64, tiles);
-        }
+        about(costs(Head { trained: true, ..head }).bytes(16_384) as f64, whole + own);
+        // Tile by tile where there is no room for more.
+        about(costs(head).at_least().bytes(16_384) as f64, own + 4096.0 * 8192.0 * 6.0);
+        // On the processor a trained head takes 64 whole rows, a frozen one a tile of 512.
+        let on_cpu = |whole_rows| Costs { head: None, whole_rows, ..costs(head) }.bytes(100) as f64;
+        assert_eq!(on_cpu(Some((1.0, 151_936))) - on_cpu(None), 4.0 * (64.0 * 151_936.0 - 512.0 * 3072.0));
         // Of few tokens it is what they make.
         let row = 151_936.0 * 4.0 + 8192.0 * 2.0 + 896.0 * 6.0 + 32.0;
         about(costs(head).bytes(64) as f64, 64.0 * row);

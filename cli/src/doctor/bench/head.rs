@@ -1,6 +1,6 @@
 //! The LM head: loss and gradient of many tokens, with the head trained and frozen, and sampling from its logits.
 
-use planish_cuda::ops::lm_head::{self, LmHead, Output, Rows};
+use planish_cuda::ops::lm_head::{self, Gradients, LmHead, Output, Rows};
 use planish_cuda::ops::sampling::{self, Draw, Sampling};
 use planish_cuda::{DType, Result};
 
@@ -17,8 +17,7 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
     vec![loss(sizes, false), loss(sizes, true), sampled(rows, vocabulary)]
 }
 
-/// Log-probabilities of the targets, and the gradients of their sum; of the products the logits count once. With the head
-/// frozen they are made once, with it trained twice.
+/// Log-probabilities of the targets, and the gradients of their sum, in one pass as in training.
 fn loss([rows, size, vocabulary]: [usize; 3], frozen: bool) -> Entry {
     let name = if frozen { "lm_head/frozen" } else { "lm_head/loss_and_gradient" };
     let shape =
@@ -48,12 +47,12 @@ fn loss([rows, size, vocabulary]: [usize; 3], frozen: bool) -> Entry {
                 best: best.slice_mut(U32),
             };
             let head = LmHead::default();
-            if frozen {
-                return lm_head::forward_with_gradient(queue, out, dhidden.slice_mut(F32), of, &head);
-            }
-            lm_head::forward(queue, out, of, &head)?;
-            let (dhidden, dweight) = (dhidden.slice_mut(F32), Some(dweight.slice_mut(F32)));
-            lm_head::backward(queue, dhidden, dweight, upstream.slice(F32), lse.slice(F32), of, &head)
+            let to = Gradients {
+                dlogprobs: (!frozen).then(|| upstream.slice(F32)),
+                dhidden: dhidden.slice_mut(F32),
+                dweight: (!frozen).then(|| dweight.slice_mut(F32)),
+            };
+            lm_head::forward_with_gradients(queue, out, to, of, &head)
         })
     })
 }

@@ -63,6 +63,8 @@ impl Shape {
             Held::Frozen => 2.0 * all,
             // f32 masters, both moments and gradients.
             Held::Trained => 18.0 * all,
+            // A byte for each moment in place of four, and a scale for each 256.
+            Held::Trained8bit => 12.0 * all + 2.0 * 4.0 / 256.0 * all,
             Held::Nf4 => 2.0 * (all - layers) + NF4_BYTES * layers + (2.0 + 4.0 / 64.0) * largest,
         }
     }
@@ -88,6 +90,13 @@ impl Shape {
     }
 }
 
+impl Held {
+    /// Whether all weights are trained.
+    pub(super) fn is_trained(self) -> bool {
+        matches!(self, Held::Trained | Held::Trained8bit)
+    }
+}
+
 /// How weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
@@ -95,6 +104,8 @@ pub(super) enum Held {
     Frozen,
     /// bf16, to be trained.
     Trained,
+    /// The same, with the optimizer's state in 8 bits.
+    Trained8bit,
     /// The linear modules of the layers as NF4, the others as bf16; all frozen.
     Nf4,
 }
@@ -106,7 +117,7 @@ const NF4_BYTES: f64 = 0.5 + 1.0 / 64.0 + 4.0 / (64.0 * 256.0);
 pub(super) fn model(ground: &Ground<'_>, shape: &Shape, held: Held) -> Result<Model, Trouble> {
     let block = normals(if ground.emulated { 1 << 12 } else { (1 << 22) - 3 })?;
     let source = Random { device: ground.device, block, nf4: (held == Held::Nf4).then(RefCell::default) };
-    let options = LoadOptions { dtype: Some(DType::BF16), trainable: held == Held::Trained };
+    let options = LoadOptions { dtype: Some(DType::BF16), trainable: held.is_trained() };
     let model = Model::load(shape.config.clone(), &source, options)?;
     model.to_device(ground.device)?;
     Ok(model)

@@ -1,6 +1,6 @@
 //! Whole steps of training: data, forward, backward, clipping and AdamW, as the trainer does them.
 //!
-//! A step is one micro-batch of rows of one length, all of whose tokens are supervised, without recomputation. Its share of
+//! A step is one pass (of `full_8bit` four) over rows of one length, all of whose tokens are supervised, without recomputation. Its share of
 //! the product's rate is the MFU: 6 operations for each weight that a token is multiplied with, or 4 where weights are frozen
 //! and need no gradient, and three times those of attention; an adapter's own do not count.
 
@@ -11,7 +11,7 @@ use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
 use planish_nn::decoder::Model;
 use planish_tensor::DType;
 use planish_tensor::rng::{Purpose, Stream};
-use planish_train::config::OptimSettings;
+use planish_train::config::{OptimSettings, OptimizerChoice};
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::optim::{Optimizer, Rates, Update, grad_norm, optimizer};
 use planish_train::trainer::accumulate;
@@ -28,19 +28,23 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
     let mut all = Vec::new();
     for shape in shapes(emulated) {
         for (training, held) in [("lora", Held::Frozen), ("full", Held::Trained), ("qlora", Held::Nf4)] {
-            all.extend(lengths.iter().map(|&length| step(&shape, training, held, length)));
+            all.extend(lengths.iter().map(|&length| step(&shape, training, held, length, 1)));
+        }
+        // What a card of 141 GB has room for; four passes a step, as its optimizer goes over all weights once for them.
+        if emulated || shape.name == "8b" {
+            all.push(step(&shape, "full_8bit", Held::Trained8bit, lengths[0], 4));
         }
     }
     all
 }
 
-fn step(shape: &Shape, training: &str, held: Held, length: usize) -> Entry {
+fn step(shape: &Shape, training: &str, held: Held, length: usize, passes: usize) -> Entry {
     let of = shape.clone();
-    let rows = shape.tokens / length;
+    let rows = passes * shape.tokens / length;
     Entry {
         name: format!("step/{}/{training}/{length}", shape.name),
         shape: format!("{rows} x {length} tokens, {training}, bf16"),
-        run: Box::new(move |ground| run(ground, &of, held, length)),
+        run: Box::new(move |ground| run(ground, &of, held, rows, length)),
     }
 }
 
@@ -49,21 +53,21 @@ fn needs(shape: &Shape, held: Held) -> u64 {
     shape.weight_bytes(held) as u64 + (shape.tokens * shape.activation_bytes()) as u64
 }
 
-fn run(ground: &Ground<'_>, shape: &Shape, held: Held, length: usize) -> Result<Figures, Trouble> {
+fn run(ground: &Ground<'_>, shape: &Shape, held: Held, rows: usize, length: usize) -> Result<Figures, Trouble> {
     ground.room(needs(shape, held))?;
     let (measured, peak) = ground.device.peak_of(|| {
         let mut model = model(ground, shape, held)?;
-        if held != Held::Trained {
+        if !held.is_trained() {
             let config = LoraConfig { r: RANK, target_modules: Targets::AllLinear, ..LoraConfig::default() };
             attach_lora(&mut model, &config, 0)?;
             model.to_device(ground.device)?;
         }
         model.set_activations(DType::BF16)?;
-        timed(ground, &model, shape, length)
+        timed(ground, &model, shape, held, [rows, length])
     })?;
     let (timing, loss, kernels) = measured?;
-    let rate = shape.tokens as f64 / timing.seconds;
-    let per_weight = if held == Held::Trained { 6.0 } else { 4.0 };
+    let rate = (rows * length) as f64 / timing.seconds;
+    let per_weight = if held.is_trained() { 6.0 } else { 4.0 };
     let flops = per_weight * shape.multiplied() as f64 + 3.0 * shape.attention_flops(length);
     Ok(Figures {
         share: ground.product_tflops.map(|tflops| rate * flops / (tflops * 1e12)),
@@ -79,12 +83,14 @@ fn timed(
     ground: &Ground<'_>,
     model: &Model,
     shape: &Shape,
-    length: usize,
+    held: Held,
+    size: [usize; 2],
 ) -> Result<(Timing, f64, Option<Vec<Spent>>), Trouble> {
     let settings = OptimSettings {
         gradient_checkpointing: false,
         tokens_per_pass: shape.tokens as u64,
         learning_rate: 1e-5,
+        optim: if held == Held::Trained8bit { OptimizerChoice::AdamW8bit } else { OptimizerChoice::AdamW },
         ..OptimSettings::default()
     };
     let mut optimizer = optimizer(&model.params(), &settings, &Rates::default(), &std::env::temp_dir())?;
@@ -94,7 +100,7 @@ fn timed(
         if number == before {
             began = Instant::now();
         }
-        let data = data(shape, length, number);
+        let data = data(shape, size, number);
         let start = Instant::now();
         loss = one(model, &settings, &mut *optimizer, &data, number)?;
         if number >= before {
@@ -104,7 +110,7 @@ fn timed(
             break;
         }
     }
-    let kernels = ground.spent(|| one(model, &settings, &mut *optimizer, &data(shape, length, 0), 0).map(drop))?;
+    let kernels = ground.spent(|| one(model, &settings, &mut *optimizer, &data(shape, size, 0), 0).map(drop))?;
     match loss.is_finite() {
         true => Ok((Timing::of(samples, 1), loss, kernels)),
         false => Err(Trouble::Failed(format!("the loss is {loss}"))),
@@ -129,7 +135,7 @@ fn one(
 }
 
 /// Rows of random tokens.
-fn data(shape: &Shape, length: usize, number: u64) -> Step {
+fn data(shape: &Shape, [rows, length]: [usize; 2], number: u64) -> Step {
     let vocabulary = shape.config.vocab_size as u64;
     let example = |row: usize| {
         let stream = Stream::new(number, Purpose::Data, row as u64);
@@ -140,7 +146,7 @@ fn data(shape: &Shape, length: usize, number: u64) -> Step {
             source: Source { file: PathBuf::new().into(), line: 0, row: row as u64 },
         }
     };
-    let rows: Vec<Example> = (0..shape.tokens / length).map(example).collect();
+    let rows: Vec<Example> = (0..rows).map(example).collect();
     let batch = Batch::from_examples(rows.iter().enumerate());
     Step {
         supervised: batch.supervised(),

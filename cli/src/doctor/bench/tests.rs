@@ -53,6 +53,7 @@ const NAMED: [&str; 26] = [
     "step/tiny/lora/16",
     "step/tiny/full/16",
     "step/tiny/qlora/16",
+    "step/tiny/full_8bit/16",
     "decode/tiny/2",
 ];
 

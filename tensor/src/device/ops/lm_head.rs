@@ -1,7 +1,7 @@
 //! The language-model head.
 
 use planish_cuda::DType as Type;
-use planish_cuda::ops::lm_head::{self as kernel, Output, Rows};
+use planish_cuda::ops::lm_head::{self as kernel, Gradients, Output, Rows};
 
 use super::super::memory::type_of;
 use super::On;
@@ -88,9 +88,12 @@ pub(crate) fn backward(
     if !targets.is_empty() {
         let words = on.words(targets)?;
         let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
-        let dweight = dweight.map(Tensor::cells_mut).transpose()?;
-        let (to, g, lse) = (dhidden.cells_mut()?, dlogprobs.cells()?, lse.cells()?);
-        kernel::backward(on.queue(), to, dweight, g, lse, rows, &options(of))?;
+        let to = Gradients {
+            dlogprobs: Some(dlogprobs.cells()?),
+            dhidden: dhidden.cells_mut()?,
+            dweight: dweight.map(Tensor::cells_mut).transpose()?,
+        };
+        kernel::backward(on.queue(), to, lse.cells()?, rows, &options(of))?;
     }
     Ok(dhidden)
 }
@@ -109,10 +112,39 @@ pub(crate) fn forward_with_gradient(
     if !targets.is_empty() {
         let words = on.words(targets)?;
         let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
-        kernel::forward_with_gradient(on.queue(), out.places()?, gradient.cells_mut()?, rows, &options(of))?;
+        let to = Gradients { dlogprobs: None, dhidden: gradient.cells_mut()?, dweight: None };
+        kernel::forward_with_gradients(on.queue(), out.places()?, to, rows, &options(of))?;
     }
     let Results { logprobs, entropy, lse, best } = out;
     Ok((LmHeadOutput { logprobs, entropy, lse, correct: Correct::new(best, targets) }, gradient))
+}
+
+/// [`forward`] and [`backward`] of the same logits.
+pub(crate) fn forward_and_backward(
+    on: &On,
+    dlogprobs: &Tensor,
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    of: &LmHead,
+    dweight: &mut Tensor,
+) -> Result<(LmHeadOutput, Tensor)> {
+    let (hidden, weight) = dense(hidden, weight)?;
+    let dlogprobs = dlogprobs.contiguous()?;
+    let mut out = Results::new(on, targets.len())?;
+    let mut dhidden = on.scratch(OP, hidden.shape(), DType::F32)?;
+    if !targets.is_empty() {
+        let words = on.words(targets)?;
+        let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
+        let to = Gradients {
+            dlogprobs: Some(dlogprobs.cells()?),
+            dhidden: dhidden.cells_mut()?,
+            dweight: Some(dweight.cells_mut()?),
+        };
+        kernel::forward_with_gradients(on.queue(), out.places()?, to, rows, &options(of))?;
+    }
+    let Results { logprobs, entropy, lse, best } = out;
+    Ok((LmHeadOutput { logprobs, entropy, lse, correct: Correct::new(best, targets) }, dhidden))
 }
 
 /// W h of a few rows, f32 whatever h is: the sums that [`forward`] computes within.
