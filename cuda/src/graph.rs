@@ -4,9 +4,144 @@
 //! step launches the same kernels at the same addresses, the driver can be given all of them at once. What changes from
 //! step to step (token ids, lengths, places in a cache) then lies in device memory and is uploaded between the steps.
 
+use std::ops::Deref;
+
 use crate::device::{Device, Queue};
 use crate::driver::{DevicePtr, Driver, Graph, Stream};
 use crate::error::Result;
+
+/// Recorded work of several kinds, such as steps with so many sequences, of which one runs at a time: what they use
+/// between their launches they share, and nobody else gets it as long as this lives. `D` is whatever keeps the device.
+#[derive(Debug)]
+pub struct Recorder<D: Deref<Target = Device>> {
+    device: D,
+    /// The stream that work is recorded on.
+    own: Stream,
+    /// The stream that some of it last ran on.
+    last: Stream,
+    /// What the work takes and gives back meanwhile.
+    blocks: Vec<(DevicePtr, u64)>,
+    graphs: Vec<Graph>,
+}
+
+/// Later work of `to` waits for what `from` has by now.
+fn after(driver: &dyn Driver, from: Stream, to: Stream) -> Result<()> {
+    if from == to {
+        return Ok(());
+    }
+    let event = driver.record(from)?;
+    let done = driver.wait(to, event);
+    driver.destroy_event(event)?;
+    done
+}
+
+impl<D: Deref<Target = Device>> Recorder<D> {
+    /// Nothing is recorded yet.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn new(device: D) -> Result<Recorder<D>> {
+        let own = device.driver().create_stream()?;
+        Ok(Recorder { device, own, last: own, blocks: Vec::new(), graphs: Vec::new() })
+    }
+
+    /// Does `work` after what `queue` has by now, then records it to be done again; later work of `queue` comes after it.
+    ///
+    /// `work` runs twice, once for good, which also compiles its kernels and takes its memory, and once to be recorded. It
+    /// must launch the same both times, on the queue that it is given, and keep nothing that it allocates there. It can
+    /// neither upload nor download: what the host says or learns does not happen again when the recording is replayed.
+    ///
+    /// # Errors
+    /// Those of the driver, also for what cannot be recorded; within, those of `work`. Both times `work` may have been done
+    /// for good.
+    pub fn record<E>(
+        &mut self,
+        queue: Queue<'_>,
+        work: impl FnMut(Queue<'_>) -> Result<(), E>,
+    ) -> Result<Result<Graph, E>> {
+        let (device, own) = (&*self.device, self.own);
+        let (driver, pool) = (device.driver().as_ref(), device.pool());
+        after(driver, self.last, own)?;
+        after(driver, queue.stream, own)?;
+        let before = std::mem::take(&mut self.blocks);
+        pool.hand_back(&before, own);
+        let made = twice(device.queue_on(own), work);
+        self.blocks = pool.withhold(own);
+        if !before.iter().all(|block| self.blocks.contains(block)) {
+            // For want of room some was given back to the driver, or somebody kept it: what worked with it is no more.
+            self.graphs.drain(..).for_each(|graph| drop(driver.destroy_graph(graph)));
+        }
+        let ordered = after(driver, own, queue.stream);
+        self.last = queue.stream;
+        if let Ok(Ok(graph)) = &made {
+            self.graphs.push(*graph);
+        }
+        ordered.and(made)
+    }
+
+    /// Whether it is recorded here, and can still be replayed.
+    pub fn has(&self, graph: Graph) -> bool {
+        self.graphs.contains(&graph)
+    }
+
+    /// Does recorded work again, after what the queue has by now.
+    ///
+    /// # Errors
+    /// [`Error::Handle`](crate::Error::Handle) for work that is not recorded here; those of the driver.
+    pub fn replay(&mut self, graph: Graph, queue: Queue<'_>) -> Result<()> {
+        if !self.has(graph) {
+            return Err(crate::Error::Handle { what: "recording", handle: graph.0 });
+        }
+        let driver = self.device.driver();
+        // Two runs at once would share the memory in between.
+        after(driver.as_ref(), self.last, queue.stream)?;
+        self.last = queue.stream;
+        driver.launch_graph(graph, queue.stream)
+    }
+
+    /// Forgets recorded work.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn forget(&mut self, graph: Graph) -> Result<()> {
+        match self.graphs.iter().position(|known| *known == graph) {
+            Some(at) => self.device.driver().destroy_graph(self.graphs.remove(at)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Does `work` on a queue, then records it there.
+fn twice<E>(queue: Queue<'_>, mut work: impl FnMut(Queue<'_>) -> Result<(), E>) -> Result<Result<Graph, E>> {
+    if let Err(error) = work(queue) {
+        return Ok(Err(error));
+    }
+    // All that the work took is given back now, and is there when the same is asked for again.
+    let driver = queue.device.driver();
+    driver.begin_capture(queue.stream)?;
+    let recorded = work(queue);
+    let graph = driver.end_capture(queue.stream);
+    match (recorded, graph) {
+        (Ok(()), graph) => graph.map(Ok),
+        (Err(error), graph) => {
+            let _ = graph.map(|graph| driver.destroy_graph(graph));
+            Ok(Err(error))
+        }
+    }
+}
+
+impl<D: Deref<Target = Device>> Drop for Recorder<D> {
+    fn drop(&mut self) {
+        let driver = self.device.driver();
+        // A device that has failed has nothing left to give back.
+        let _ = after(driver.as_ref(), self.last, self.own);
+        for graph in self.graphs.drain(..) {
+            let _ = driver.destroy_graph(graph);
+        }
+        self.device.pool().retire(std::mem::take(&mut self.blocks), self.own);
+        let _ = driver.destroy_stream(self.own);
+    }
+}
 
 /// A recorded sequence of work and everything that it works on.
 ///
@@ -30,57 +165,23 @@ use crate::error::Result;
 /// ```
 #[derive(Debug)]
 pub struct Recording<'a, W> {
-    device: &'a Device,
-    graph: Option<Graph>,
-    /// The stream that it was recorded on.
-    own: Stream,
-    /// The stream that it last ran on.
-    last: Stream,
-    /// What the work takes and gives back meanwhile.
-    blocks: Vec<(DevicePtr, u64)>,
+    recorder: Recorder<&'a Device>,
+    graph: Graph,
     held: W,
 }
 
-/// Later work of `to` waits for what `from` has by now.
-fn after(driver: &dyn Driver, from: Stream, to: Stream) -> Result<()> {
-    if from == to {
-        return Ok(());
-    }
-    let event = driver.record(from)?;
-    let done = driver.wait(to, event);
-    driver.destroy_event(event)?;
-    done
-}
-
 impl<'a> Queue<'a> {
-    /// Does `work`, then records it to be done again. `held` is all that it works on: buffers that may not be
-    /// exchanged for others later, and whatever else it needs to know.
+    /// Does `work`, then records it to be done again, as [`Recorder::record`] does. `held` is all that it works on: buffers
+    /// that may not be exchanged for others later, and whatever else it needs to know.
     ///
-    /// `work` runs twice, once for good, which also compiles its kernels and takes its memory, and once to be recorded.
-    /// It must launch the same both times. It can neither upload nor download: what the host says or learns does
-    /// not happen again when the recording is replayed. (What it uploads to a buffer of another stream is not seen to be
-    /// wrong, and happens twice and no more.)
+    /// (What `work` uploads to a buffer of another stream is not seen to be wrong, and happens twice and no more.)
     ///
     /// # Errors
     /// Those of `work`, and of the driver for what cannot be recorded.
-    pub fn record<W>(self, held: W, work: impl Fn(Queue<'_>, &mut W) -> Result<()>) -> Result<Recording<'a, W>> {
-        let driver = self.device.driver();
-        let own = driver.create_stream()?;
-        let mut made = Recording { device: self.device, graph: None, own, last: self.stream, blocks: Vec::new(), held };
-        let queue = self.device.queue_on(own);
-        after(driver.as_ref(), self.stream, own)?;
-        work(queue, &mut made.held)?;
-        // All that the work took is given back now, and is there when the same is asked for again.
-        driver.begin_capture(own)?;
-        let recorded = work(queue, &mut made.held);
-        let graph = driver.end_capture(own);
-        made.blocks = self.device.pool().withhold(own);
-        if let Ok(graph) = &graph {
-            made.graph = Some(*graph);
-        }
-        recorded.and(graph)?;
-        after(driver.as_ref(), own, self.stream)?;
-        Ok(made)
+    pub fn record<W>(self, mut held: W, work: impl Fn(Queue<'_>, &mut W) -> Result<()>) -> Result<Recording<'a, W>> {
+        let mut recorder = Recorder::new(self.device)?;
+        let graph = recorder.record(self, |queue| work(queue, &mut held))??;
+        Ok(Recording { recorder, graph, held })
     }
 }
 
@@ -90,11 +191,7 @@ impl<W> Recording<'_, W> {
     /// # Errors
     /// Those of the driver.
     pub fn replay(&mut self, queue: Queue<'_>) -> Result<()> {
-        let driver = self.device.driver();
-        // Two runs at once would share the memory in between.
-        after(driver.as_ref(), self.last, queue.stream)?;
-        self.last = queue.stream;
-        self.graph.map_or(Ok(()), |graph| driver.launch_graph(graph, queue.stream))
+        self.recorder.replay(self.graph, queue)
     }
 
     /// What it works on.
@@ -105,18 +202,5 @@ impl<W> Recording<'_, W> {
     /// What it works on, to be uploaded to. A buffer that is put in the place of another is not noticed.
     pub fn held_mut(&mut self) -> &mut W {
         &mut self.held
-    }
-}
-
-impl<W> Drop for Recording<'_, W> {
-    fn drop(&mut self) {
-        let driver = self.device.driver();
-        // A device that has failed has nothing left to give back.
-        let _ = after(driver.as_ref(), self.last, self.own);
-        if let Some(graph) = self.graph {
-            let _ = driver.destroy_graph(graph);
-        }
-        self.device.pool().let_go(std::mem::take(&mut self.blocks), self.own);
-        let _ = driver.destroy_stream(self.own);
     }
 }

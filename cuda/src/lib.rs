@@ -27,7 +27,7 @@ pub mod sample;
 pub use device::{Device, Queue, Shape};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use graph::Recording;
+pub use graph::{Recorder, Recording};
 pub use nvrtc::{Nvrtc, find_nvrtc};
 pub use probe::{CudaReport, DeviceInfo, Driver, probe};
 pub use profile::KernelTime;

@@ -33,6 +33,11 @@ pub(crate) struct Seen {
 }
 
 impl Device {
+    /// Whether launches are being measured one by one, as recorded ones cannot be.
+    pub fn is_profiled(&self) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Runs `work` and says which kernels it launched, those that took most first.
     ///
     /// # Errors

@@ -147,6 +147,12 @@ pub enum Error {
         /// What was called.
         op: &'static str,
     },
+    /// Recorded work asks for something that does not happen again when it is replayed.
+    #[error("{what} cannot be recorded")]
+    NotRecorded {
+        /// What was asked for.
+        what: &'static str,
+    },
     /// A device that is open already, so that none can be put in its place.
     #[error("{device} is open already")]
     DeviceOpen {

@@ -28,7 +28,7 @@ mod storage;
 mod team;
 mod tensor;
 
-pub use device::{Device, MemoryUse, Transfers, optim};
+pub use device::{Device, MemoryUse, Transfers, optim, replay};
 pub use dtype::{Bool, DType, Element, Float, Real, ViaF32, bf16, f16};
 pub use error::{Error, Result};
 pub use shape::{Shape, broadcast_shapes};

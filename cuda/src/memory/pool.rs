@@ -10,7 +10,7 @@
 //!
 //! While a stream's work is recorded for a graph, what is asked for should be there already: run the work once before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::DeviceBuffer;
@@ -41,6 +41,8 @@ pub struct Pool {
 struct State {
     usage: Usage,
     kept: HashMap<(Stream, u64), Vec<DevicePtr>>,
+    /// Streams that are no more; a number is never given to another.
+    retired: HashSet<Stream>,
 }
 
 /// What `bytes` are rounded up to.
@@ -153,10 +155,21 @@ impl Pool {
         taken
     }
 
-    /// Gives blocks that were withheld, and all that is kept for the stream, back to the driver.
-    pub(crate) fn let_go(&self, blocks: Vec<(DevicePtr, u64)>, stream: Stream) {
+    /// Keeps blocks that were withheld for the stream again.
+    pub(crate) fn hand_back(&self, blocks: &[(DevicePtr, u64)], stream: Stream) {
+        let mut state = self.state();
+        for &(ptr, size) in blocks {
+            state.usage.in_use -= size;
+            state.kept.entry((stream, size)).or_default().push(ptr);
+        }
+    }
+
+    /// Gives blocks that were withheld, and all that is kept for the stream, back to the driver: the stream is about to be
+    /// no more. What is still lent for it will be kept for the stream that is always there.
+    pub(crate) fn retire(&self, blocks: Vec<(DevicePtr, u64)>, stream: Stream) {
         let kept = self.withhold(stream);
         let mut state = self.state();
+        state.retired.insert(stream);
         for (ptr, size) in blocks.into_iter().chain(kept) {
             // A device that has failed has nothing left to free.
             let _ = self.driver.free(ptr, stream);
@@ -167,9 +180,10 @@ impl Pool {
 
     /// Takes a block back.
     pub(super) fn give_back(&self, ptr: DevicePtr, size: u64, stream: Stream) {
+        let mut state = self.state();
+        let stream = if state.retired.contains(&stream) { Stream::default() } else { stream };
         // Before anybody can be given it again.
         self.driver.reclaim(ptr, stream);
-        let mut state = self.state();
         state.usage.in_use -= size;
         state.kept.entry((stream, size)).or_default().push(ptr);
     }

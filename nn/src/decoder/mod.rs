@@ -11,12 +11,14 @@ mod load;
 mod mlp;
 mod rotary;
 mod routing;
+mod steady;
 
 pub use cache::SequenceCache;
 pub use layer::Layer;
 pub use lead::{Place, VirtualTokens};
 pub use load::{LoadOptions, TensorSource};
 pub use routing::{LayerRouting, Routing};
+pub(crate) use steady::Steady;
 
 use std::sync::Arc;
 
@@ -206,16 +208,27 @@ impl Model {
     /// # Errors
     /// [`Error::TokenId`].
     pub fn embed(&self, ctx: &Ctx, ids: &[u32]) -> Result<Var> {
-        if let Some(position) = ids.iter().position(|&id| id as usize >= self.config.vocab_size) {
-            let (id, vocab_size) = (ids[position], self.config.vocab_size);
-            return Err(Error::TokenId { id, position, vocab_size });
-        }
+        self.check_ids(ids)?;
         let weight = self.embed_tokens.var(ctx);
         let x = match self.embed_lora.active(ctx) {
             None => embedding::embedding(&weight, ids)?,
             Some(lora) => lora.forward(ctx, &weight, ids)?,
         };
-        self.activation(scale(x, self.config.embedding_scale)?)
+        self.embedded(x)
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().position(|&id| id as usize >= self.config.vocab_size) {
+            None => Ok(()),
+            Some(position) => {
+                Err(Error::TokenId { id: ids[position], position, vocab_size: self.config.vocab_size })
+            }
+        }
+    }
+
+    /// Rows of the embedding as they go into the first layer.
+    fn embedded(&self, rows: Var) -> Result<Var> {
+        self.activation(scale(rows, self.config.embedding_scale)?)
     }
 
     /// Per-token log-probabilities of `targets` at the given rows of `hidden`. Only these rows are
@@ -312,12 +325,7 @@ impl Model {
         let held = caches.iter().map(|cache| cache.rows()).collect();
         let memory = caches.iter_mut().map(|cache| cache.memory()).collect();
         let mut pass = CachedPass::new(memory, held, &cu, prefixes.first().map_or(&cu, |p| &p.cu))?;
-        let mut added = None;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let mixing = Mixing::Cached { layer: i, pass: &mut pass, prefix: prefixes.get(i) };
-            let (stream, last, _) = layer.forward_open(&ctx, &x, added.as_ref(), &rotations, mixing)?;
-            (x, added) = (stream, Some(last));
-        }
+        let (stream, added) = self.through_layers(&ctx, x, &rotations, &mut pass, &prefixes)?;
         for ((new, cache), fresh) in tokens.iter().zip(caches.iter_mut()).zip(&fresh) {
             let lead = if *fresh { count } else { 0 };
             cache.advance(lead + new.as_ref().len());
@@ -325,17 +333,40 @@ impl Model {
                 cache.set_lead(lead);
             }
         }
+        self.normed(&ctx, stream, added, kept.as_deref())
+    }
+
+    /// The stream behind the layers, and what is still to be added to it.
+    fn through_layers(
+        &self,
+        ctx: &Ctx,
+        mut x: Var,
+        rotations: &Rotations,
+        pass: &mut CachedPass<'_>,
+        prefixes: &[Prefix],
+    ) -> Result<(Var, Option<Var>)> {
+        let mut added = None;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mixing = Mixing::Cached { layer: i, pass: &mut *pass, prefix: prefixes.get(i) };
+            let (stream, last, _) = layer.forward_open(ctx, &x, added.as_ref(), rotations, mixing)?;
+            (x, added) = (stream, Some(last));
+        }
+        Ok((x, added))
+    }
+
+    /// The final norm of x + `added`, at rows `kept` if not at all.
+    fn normed(&self, ctx: &Ctx, mut x: Var, added: Option<Var>, kept: Option<&[u32]>) -> Result<Tensor> {
         let whole = kept.is_none() && self.config.residual_scale == 1.0;
         if let Some(added) = added.as_ref().filter(|_| whole) {
-            return Ok(self.norm.forward_added(&ctx, &x, added)?.1.into_value());
+            return Ok(self.norm.forward_added(ctx, &x, added)?.1.into_value());
         }
         if let (Some(added), Some(layer)) = (&added, self.layers.last()) {
             x = layer.residual(&x, added)?;
         }
         if let Some(kept) = kept {
-            x = index_select::index_select(&x, &kept)?;
+            x = index_select::index_select(&x, kept)?;
         }
-        Ok(self.norm.forward(&ctx, &x)?.into_value())
+        Ok(self.norm.forward(ctx, &x)?.into_value())
     }
 
     /// An empty cache for one sequence.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use planish_autograd::ops::rope::rope;
 use planish_autograd::{Result, Var};
+use planish_tensor::replay::Table;
 use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
 
 use crate::config::{ModelConfig, Rope};
@@ -27,12 +28,16 @@ impl Rotations {
     ) -> Result<Rotations> {
         let tables = config.ropes.iter().map(|rope| {
             // One copy for both.
-            let both = table(rope, positions, cu, dtype)?.to_device(device)?;
-            let part = |i| both.narrow(0, i, 1)?.reshape(&both.dims()[1..]);
-            Ok((part(0)?, part(1)?))
+            halves(&table(rope, positions, cu, dtype)?.to_device(device)?)
         });
         let tables = tables.collect::<planish_tensor::Result<_>>()?;
         Ok(Rotations { tables })
+    }
+
+    /// In tables that are told later.
+    pub(super) fn standing(told: &[Table]) -> Result<Rotations> {
+        let tables = told.iter().map(|table| halves(table.tensor()));
+        Ok(Rotations { tables: tables.collect::<planish_tensor::Result<_>>()? })
     }
 
     /// cos and sin of rotation `which`.
@@ -49,8 +54,14 @@ impl Rotations {
     }
 }
 
+/// cos and sin of (2, tokens, m).
+fn halves(both: &Tensor) -> planish_tensor::Result<(Tensor, Tensor)> {
+    let part = |i| both.narrow(0, i, 1)?.reshape(&both.dims()[1..]);
+    Ok((part(0)?, part(1)?))
+}
+
 /// (2, tokens, m): cos, then sin.
-fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<Tensor> {
+pub(super) fn table(rope: &Rope, positions: &[u32], cu: &[u32], dtype: DType) -> planish_tensor::Result<Tensor> {
     let half = rope.rotary_dim / 2;
     let mut both = Tensor::zeros([2, positions.len(), half], dtype)?;
     dispatch_real!("rope", dtype, R => {

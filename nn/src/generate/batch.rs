@@ -9,6 +9,7 @@ use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{Device, Real, Tensor, dispatch_real};
 use rayon::prelude::*;
 
+use super::steady::Recordings;
 use super::{Completion, FinishReason, Generator, SamplingParams, StopMatcher, TextStream, TokenEvent, sampler};
 use crate::decoder::SequenceCache;
 use crate::{Error, Result};
@@ -58,12 +59,15 @@ pub(super) struct Batch<'a, 'b, S> {
     /// (prompt, sample) of the next to enter.
     next: (usize, usize),
     done: Vec<Vec<Option<Completion>>>,
+    recordings: Recordings<'b>,
 }
 
 impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
     pub(super) fn new(generator: &'b Generator<'a>, prompts: &'b [S], params: &'b SamplingParams) -> Self {
         let done = prompts.iter().map(|_| Vec::new()).collect();
-        Batch { generator, prompts, params, running: vec![], prefixes: BTreeMap::new(), next: (0, 0), done }
+        let recordings = Recordings::new(generator.model, generator.graphs);
+        let (running, prefixes) = (vec![], BTreeMap::new());
+        Batch { generator, prompts, params, running, prefixes, next: (0, 0), done, recordings }
     }
 
     pub(super) fn run(mut self, on_token: &mut dyn FnMut(&TokenEvent<'_>) -> bool) -> Result<Vec<Vec<Completion>>> {
@@ -130,7 +134,10 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
         for (slot, mut part) in parts {
             let ctx = generator.ctx.clone();
             let ctx = if let Some(slot) = slot { ctx.with_adapter(slot) } else { ctx.without_adapters() };
-            let hidden = generator.model.decode(&ctx, &part.tokens, &mut part.caches)?;
+            let hidden = match self.recordings.decode(&ctx, &part.tokens, &mut part.caches)? {
+                Some(hidden) => hidden,
+                None => generator.model.decode(&ctx, &part.tokens, &mut part.caches)?,
+            };
             if !part.rows.is_empty() {
                 // In a step of decoding every row is a sequence's last.
                 let all = part.rows.len() == hidden.dims()[0];

@@ -12,6 +12,7 @@
 mod batch;
 mod params;
 mod sampler;
+mod steady;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -91,6 +92,7 @@ pub struct Generator<'a> {
     max_batch: usize,
     tokens_per_pass: usize,
     first_prompt: u64,
+    graphs: bool,
     adapter_of: Option<AdapterOf<'a>>,
     text: Option<MakeText<'a>>,
 }
@@ -98,8 +100,8 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// With adapters on, up to 32 sequences at a time and 512 tokens a pass.
     pub fn new(model: &'a Model) -> Generator<'a> {
-        let ctx = Ctx::inference();
-        Generator { model, ctx, max_batch: 32, tokens_per_pass: 512, first_prompt: 0, adapter_of: None, text: None }
+        let (ctx, adapter_of, text) = (Ctx::inference(), None, None);
+        Generator { model, ctx, max_batch: 32, tokens_per_pass: 512, first_prompt: 0, graphs: true, adapter_of, text }
     }
 
     /// Runs the model in this context, e.g. without its adapters. Nothing is recorded.
@@ -126,6 +128,13 @@ impl<'a> Generator<'a> {
     /// calls and shall give what one call would.
     pub fn first_prompt(mut self, number: u64) -> Self {
         self.first_prompt = number;
+        self
+    }
+
+    /// Whether a device records the steps of a steady batch as graphs and does them by one call each, as it does unless told.
+    /// Tokens and log-probabilities are the same without; a step takes longer, and less memory is taken.
+    pub fn cuda_graphs(mut self, on: bool) -> Self {
+        self.graphs = on;
         self
     }
 

@@ -1,12 +1,13 @@
 //! What a device is made of: driver, memory, compiled kernels, one stream. One of each device in a process.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use planish_cuda::Queue;
 use planish_cuda::cache::KernelCache;
-use planish_cuda::driver::{Driver, Nvidia};
+use planish_cuda::driver::{Driver, Nvidia, Stream};
 use planish_cuda::emulator::Emulator;
 
 use super::Device;
@@ -19,10 +20,31 @@ const EMULATED: (u32, u32) = (9, 0);
 /// An open device.
 pub(crate) struct Context {
     device: Device,
-    gpu: planish_cuda::Device,
+    gpu: Arc<planish_cuda::Device>,
     kept: Mutex<Kept>,
     uploads: [AtomicU64; 2],
     downloads: [AtomicU64; 2],
+    replays: AtomicU64,
+}
+
+thread_local! {
+    /// The device whose work this thread records, and the stream that it goes to meanwhile.
+    static RECORDING: Cell<Option<(Device, Stream)>> = const { Cell::new(None) };
+}
+
+/// Sends this thread's work for a device to a stream until it is dropped.
+pub(super) struct Recording(Option<(Device, Stream)>);
+
+impl Recording {
+    pub(super) fn to(device: Device, stream: Stream) -> Recording {
+        Recording(RECORDING.replace(Some((device, stream))))
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        RECORDING.set(self.0);
+    }
 }
 
 /// Copies between the host and a device.
@@ -111,7 +133,8 @@ pub(crate) fn of<'a>(op: &'static str, tensors: impl IntoIterator<Item = &'a Ten
 
 impl Context {
     fn new(device: Device, gpu: planish_cuda::Device) -> Context {
-        Context { device, gpu, kept: Mutex::default(), uploads: Default::default(), downloads: Default::default() }
+        let (uploads, downloads) = Default::default();
+        Context { device, gpu: Arc::new(gpu), kept: Mutex::default(), uploads, downloads, replays: AtomicU64::new(0) }
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -120,10 +143,23 @@ impl Context {
 
     /// Where kernels go.
     pub(crate) fn queue(&self) -> Queue<'_> {
-        self.gpu.queue()
+        match self.recorded_on() {
+            Some(stream) => self.gpu.queue_on(stream),
+            None => self.gpu.queue(),
+        }
     }
 
-    pub(super) fn gpu(&self) -> &planish_cuda::Device {
+    /// The stream that this thread's work is recorded on, if it is.
+    fn recorded_on(&self) -> Option<Stream> {
+        RECORDING.get().filter(|(device, _)| *device == self.device).map(|(_, stream)| stream)
+    }
+
+    /// Refuses what would happen once, and not again when recorded work is replayed.
+    pub(crate) fn not_recorded(&self, what: &'static str) -> Result<()> {
+        if self.recorded_on().is_some() { Err(Error::NotRecorded { what }) } else { Ok(()) }
+    }
+
+    pub(super) fn gpu(&self) -> &Arc<planish_cuda::Device> {
         &self.gpu
     }
 
@@ -154,6 +190,14 @@ impl Context {
     pub(super) fn downloaded(&self, bytes: usize) {
         self.downloads[0].fetch_add(1, Relaxed);
         self.downloads[1].fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(super) fn replayed(&self) {
+        self.replays.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn replays(&self) -> u64 {
+        self.replays.load(Relaxed)
     }
 
     pub(super) fn transfers(&self) -> Transfers {

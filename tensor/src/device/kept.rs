@@ -17,6 +17,9 @@ use crate::{Result, Tensor};
 /// Tables of each kind: those of a micro-batch (ids, targets, rows of the head, keys), and of batches that are decoded.
 const MOST: usize = 64;
 
+/// In recorded work even one that is found is refused: the next step's is another.
+const WHAT: &str = "a table of the host";
+
 #[derive(Default)]
 pub(super) struct Kept {
     words: List<DeviceBuffer>,
@@ -54,6 +57,7 @@ impl<T> List<T> {
 impl Context {
     /// `words` on the device.
     pub(crate) fn words(&self, words: &[u32]) -> Result<Arc<DeviceBuffer>> {
+        self.not_recorded(WHAT)?;
         let mut kept = self.kept();
         if let Some(found) = kept.words.find(words) {
             return Ok(found);
@@ -65,6 +69,7 @@ impl Context {
 
     /// Positions sorted by index, for sums by index.
     pub(crate) fn runs(&self, index: &[u32]) -> Result<Arc<Runs>> {
+        self.not_recorded(WHAT)?;
         let mut kept = self.kept();
         if let Some(found) = kept.runs.find(index) {
             return Ok(found);
@@ -76,6 +81,7 @@ impl Context {
 
     /// A segment table.
     pub(crate) fn segments(&self, cu_q: &[u32], cu_k: &[u32]) -> Result<Arc<Segments>> {
+        self.not_recorded(WHAT)?;
         let key: Vec<u32> = [cu_q, cu_k].concat();
         let mut kept = self.kept();
         // Both tables have one length: the caller has checked.
@@ -90,6 +96,7 @@ impl Context {
     /// Where caches of sequences are: in a steady batch the same at each step. Which they are is where they begin, how long
     /// they are and what they hold.
     pub(crate) fn caches(&self, caches: &[&Tensor], sizes: CacheSizes) -> Result<Arc<Caches>> {
+        self.not_recorded(WHAT)?;
         let slices = caches.iter().map(|cache| cache.cells()).collect::<Result<Vec<_>>>()?;
         let kind = [sizes.layers, sizes.kv_heads, sizes.size, caches.first().map_or(0, |cache| cache.dtype() as usize)];
         let places = slices.iter().flat_map(|slice| [slice.address(), slice.len() as u64]);

@@ -132,6 +132,7 @@ impl Tensor {
             return self.download()?.to_device(device);
         }
         let on = context::get(device)?;
+        on.not_recorded("an upload")?;
         let host = self.contiguous()?;
         let mut out = on.scratch("a tensor", host.shape(), host.dtype())?;
         let bytes = host.host_bytes();
@@ -145,6 +146,7 @@ impl Tensor {
     fn download(&self) -> Result<Tensor> {
         let dense = self.contiguous()?;
         let memory = dense.memory().expect("only tensors of devices are downloaded");
+        memory.on.not_recorded("a download")?;
         let mut host = Buffer::scratch(dense.shape().bytes(dense.dtype())?)?;
         let bytes = host.bytes_mut();
         if !bytes.is_empty() {
@@ -204,6 +206,20 @@ impl Tensor {
     /// A view without elements may point anywhere.
     fn offset_or_0(&self) -> usize {
         if self.numel() == 0 { 0 } else { self.offset() }
+    }
+
+    /// Where a contiguous tensor of a device is: its address, and its bytes.
+    pub(super) fn place(&self) -> Result<(&Context, DevicePtr, usize)> {
+        let memory = self.memory().expect("only what lies on a device has a place");
+        let at = (self.offset_or_0() * self.dtype().size()) as u64;
+        Ok((&memory.on, DevicePtr(memory.buffer.ptr().0 + at), self.shape().bytes(self.dtype())?))
+    }
+
+    /// Somebody writes where it is, whoever else looks.
+    pub(super) fn written_in_place(&self) {
+        if let Some(memory) = self.memory() {
+            *memory.rounded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Copies `from`, of the same shape and device, into the part `start..` along `axis` of this tensor.
@@ -293,7 +309,7 @@ pub(crate) fn add_into(on: &Context, dy: &Tensor, axis: usize, start: usize, dx:
 }
 
 /// Bytes of a contiguous tensor of the processor.
-trait HostBytes {
+pub(super) trait HostBytes {
     fn host_bytes(&self) -> &[u8];
 }
 

@@ -19,6 +19,7 @@ mod kept;
 mod memory;
 pub(crate) mod ops;
 pub mod optim;
+pub mod replay;
 #[cfg(test)]
 mod tests;
 
@@ -125,6 +126,22 @@ impl Device {
     /// As [`Device::open`].
     pub fn transfers(self) -> Result<Transfers> {
         if self.is_cpu() { Ok(Transfers::default()) } else { Ok(context::get(self)?.transfers()) }
+    }
+
+    /// How often recorded work of this device was done again so far ([`replay`]). 0 for the processor.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn replays(self) -> Result<u64> {
+        if self.is_cpu() { Ok(0) } else { Ok(context::get(self)?.replays()) }
+    }
+
+    /// Whether its launches are being measured one by one.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn is_profiled(self) -> Result<bool> {
+        if self.is_cpu() { Ok(false) } else { Ok(context::get(self)?.gpu().is_profiled()) }
     }
 
     /// Gives `f` what is beneath tensors: driver, memory and compiled kernels. For what launches kernels itself, such as a

@@ -36,6 +36,22 @@ pub fn forward(weight: &Tensor, ids: &[u32]) -> Result<Tensor> {
     Ok(out)
 }
 
+/// As [`forward`] with ids that are on the weight's device, (tokens) u32, where nothing checks that they are rows of it.
+///
+/// # Errors
+/// [`Error::OnlyOnDevice`]; as [`forward`] but for the ids.
+pub fn forward_at(weight: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let Some(on) = device::of(OP, [weight, ids])? else { return Err(Error::OnlyOnDevice { op: OP }) };
+    width(weight, &[])?;
+    if ids.dtype() != DType::U32 {
+        return Err(Error::DTypeMismatch { op: OP, expected: DType::U32, got: ids.dtype() });
+    }
+    if ids.rank() != 1 {
+        return Err(Error::Rank { op: OP, expected: 1, shape: ids.dims().to_vec() });
+    }
+    device::ops::rows::embedding_at(&on, weight, ids.contiguous()?.cells()?)
+}
+
 /// dweight row ids\[t\] += dy row t, for each row of the table in order of t.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Caches of sequences that are decoded; see `cuda/kernels/cache.cuh`.
 
 use super::{Segments, hopper};
-use crate::driver::Arg;
+use crate::driver::{Arg, DevicePtr};
 use crate::memory::{DeviceBuffer, Slice};
 use crate::{DType, Error, Queue, Result};
 
@@ -33,6 +33,42 @@ pub struct Caches {
     dtype: DType,
     /// Keys that there is room for in each.
     capacities: Vec<usize>,
+    /// Where each begins, and how long it is.
+    places: Vec<(DevicePtr, usize)>,
+}
+
+fn places(caches: &[Slice<'_>]) -> Vec<(DevicePtr, usize)> {
+    caches.iter().map(|cache| (cache.ptr(), cache.len())).collect()
+}
+
+/// The table's words, and the keys that there is room for in each cache.
+fn entries(
+    queue: Queue<'_>,
+    caches: &[Slice<'_>],
+    sizes: CacheSizes,
+    dtype: DType,
+) -> Result<(Vec<u64>, Vec<usize>)> {
+    let key = 2 * sizes.layers * sizes.kv_heads * sizes.size;
+    let (mut words, mut capacities) = (vec![0u64; ENTRY * caches.len()], Vec::with_capacity(caches.len()));
+    for (cache, entry) in caches.iter().zip(words.chunks_exact_mut(ENTRY)) {
+        cache.expect_compute(OP, "a cache")?;
+        cache.expect_dtype(OP, "a cache", dtype)?;
+        cache.expect_aligned(OP, "a cache")?;
+        let capacity = cache.len() / key.max(1);
+        if capacity == 0 || cache.len() != capacity * key {
+            let expected = "a positive multiple of what a key and a value take in all layers";
+            return Err(Error::Size { op: OP, what: "the length of a cache", expected, got: cache.len() });
+        }
+        if hopper::takes(queue, dtype, sizes.size) {
+            let map = hopper::map(queue, *cache, sizes.kv_heads, sizes.size)?;
+            for (word, bytes) in entry.iter_mut().zip(map.as_chunks().0) {
+                *word = u64::from_le_bytes(*bytes);
+            }
+        }
+        (entry[MAP], entry[MAP + 1]) = (cache.ptr().0, capacity as u64);
+        capacities.push(capacity);
+    }
+    Ok((words, capacities))
 }
 
 impl Caches {
@@ -41,28 +77,30 @@ impl Caches {
     /// # Errors
     /// A length that is no whole number of keys in every layer; types that differ; no room.
     pub fn new(queue: Queue<'_>, caches: &[Slice<'_>], sizes: CacheSizes) -> Result<Caches> {
-        let key = 2 * sizes.layers * sizes.kv_heads * sizes.size;
         let dtype = caches.first().map_or(DType::F32, |cache| cache.dtype());
-        let (mut words, mut capacities) = (vec![0u64; ENTRY * caches.len()], Vec::with_capacity(caches.len()));
-        for (cache, entry) in caches.iter().zip(words.chunks_exact_mut(ENTRY)) {
-            cache.expect_compute(OP, "a cache")?;
-            cache.expect_dtype(OP, "a cache", dtype)?;
-            cache.expect_aligned(OP, "a cache")?;
-            let capacity = cache.len() / key.max(1);
-            if capacity == 0 || cache.len() != capacity * key {
-                let expected = "a positive multiple of what a key and a value take in all layers";
-                return Err(Error::Size { op: OP, what: "the length of a cache", expected, got: cache.len() });
-            }
-            if hopper::takes(queue, dtype, sizes.size) {
-                let map = hopper::map(queue, *cache, sizes.kv_heads, sizes.size)?;
-                for (word, bytes) in entry.iter_mut().zip(map.as_chunks().0) {
-                    *word = u64::from_le_bytes(*bytes);
-                }
-            }
-            (entry[MAP], entry[MAP + 1]) = (cache.ptr().0, capacity as u64);
-            capacities.push(capacity);
+        let (words, capacities) = entries(queue, caches, sizes, dtype)?;
+        let table = queue.upload("a table of caches", &words)?;
+        Ok(Caches { table, sizes, dtype, capacities, places: places(caches) })
+    }
+
+    /// Puts other caches, as many and of the same kind, in the places of these: recorded work goes on with them. Whether any
+    /// is another, and so the table was uploaded anew.
+    ///
+    /// # Errors
+    /// As [`new`](Caches::new); another number of caches.
+    pub fn exchange(&mut self, queue: Queue<'_>, caches: &[Slice<'_>]) -> Result<bool> {
+        if caches.len() != self.capacities.len() {
+            let (expected, got) = (self.capacities.len(), caches.len());
+            return Err(Error::Length { op: OP, what: "the number of caches", expected, got });
         }
-        Ok(Caches { table: queue.upload("a table of caches", &words)?, sizes, dtype, capacities })
+        let places = places(caches);
+        if places == self.places {
+            return Ok(false);
+        }
+        let (words, capacities) = entries(queue, caches, self.sizes, self.dtype)?;
+        self.table.upload(&words)?;
+        (self.capacities, self.places) = (capacities, places);
+        Ok(true)
     }
 
     /// Bytes of the table.

@@ -102,6 +102,33 @@ impl Step {
         Ok(Step { on, caches: table, segments })
     }
 
+    /// One whose caches and numbers of keys may be told anew: each segment has a query and a new key.
+    pub(crate) fn standing(on: On, caches: &[&Tensor], sizes: [usize; 3]) -> Result<Step> {
+        on.not_recorded("a table of caches")?;
+        let [layers, kv_heads, size] = sizes;
+        let slices = caches.iter().map(|cache| cache.cells()).collect::<Result<Vec<_>>>()?;
+        let table = kernel::Caches::new(on.queue(), &slices, kernel::CacheSizes { layers, kv_heads, size })?;
+        let count = u32::try_from(caches.len()).unwrap_or(u32::MAX);
+        let (cu, keys): (Vec<u32>, Vec<u32>) = ((0..=count).collect(), vec![1; caches.len()]);
+        let segments = kernel::Segments::cached(on.queue(), &cu, &cu, &keys)?;
+        on.uploaded(table.bytes());
+        on.uploaded(size_of_val(&*keys) + 2 * size_of_val(&*cu));
+        Ok(Step { on, caches: Arc::new(table), segments })
+    }
+
+    /// These caches, with so many keys each, the new one included. Of a standing step.
+    pub(crate) fn tell(&mut self, caches: &[&Tensor], keys: &[u32]) -> Result<()> {
+        self.on.not_recorded("a table of caches")?;
+        let slices = caches.iter().map(|cache| cache.cells()).collect::<Result<Vec<_>>>()?;
+        let table = Arc::get_mut(&mut self.caches).expect("a standing step shares its table with nobody");
+        if table.exchange(self.on.queue(), &slices)? {
+            self.on.uploaded(table.bytes());
+        }
+        self.segments.set_keys(keys)?;
+        self.on.uploaded(size_of_val(keys));
+        Ok(())
+    }
+
     /// q turned, if there is one; k turned and v to their places.
     pub(crate) fn append(
         &self,

@@ -4,7 +4,7 @@
 //! it takes any weight, and gives their memory back: one weight at a time is there as numbers. Values are those of the
 //! processor, bit for bit, and so a product has the bits of the product with these values.
 
-use planish_cuda::DType as Type;
+use planish_cuda::memory::Slice;
 use planish_cuda::ops::matmul::Term;
 use planish_cuda::ops::{dequantise, ggml, matmul_nf4, nf4};
 
@@ -96,17 +96,16 @@ pub(crate) fn few_rows(
 }
 
 /// Rows `ids` of a view of whole rows of a quantised table, in f32.
-pub(crate) fn rows(on: &On, view: &Tensor, table: &Quantized, ids: &[u32]) -> Result<Tensor> {
+pub(crate) fn rows(on: &On, view: &Tensor, table: &Quantized, ids: Slice<'_>) -> Result<Tensor> {
     let width = table.shape()[1];
     let of = match table.layout() {
         Layout::Ggml(of) if view.is_contiguous() && view.dims() == table.shape() => of,
         // What no file has: embeddings in bitsandbytes' formats, parts of one.
-        _ => return super::rows::take(on, &values(on, view, table, DType::F32)?, ids),
+        _ => return super::rows::take_at(on, &values(on, view, table, DType::F32)?, ids),
     };
     let mut out = on.scratch("embedding", [ids.len(), width], DType::F32)?;
     if out.numel() > 0 {
-        let index = on.words(ids)?;
-        ggml::take(on.queue(), out.cells_mut()?, of.bytes().cells()?, index.slice(Type::U32), of.kind().into(), width)?;
+        ggml::take(on.queue(), out.cells_mut()?, of.bytes().cells()?, ids, of.kind().into(), width)?;
     }
     Ok(out)
 }

@@ -76,6 +76,10 @@ impl KeyValues {
         Ok(())
     }
 
+    fn kind(&self) -> Kind {
+        Kind { layers: self.layers, kv_heads: self.kv_heads, size: self.size, width: self.width, dtype: self.dtype }
+    }
+
     fn data(&self) -> &Tensor {
         self.data.as_ref().expect("a pass makes room")
     }
@@ -98,6 +102,52 @@ impl KeyValues {
     }
 }
 
+/// What caches of one batch have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    layers: usize,
+    kv_heads: usize,
+    size: usize,
+    width: usize,
+    dtype: DType,
+}
+
+impl Kind {
+    fn in_memory(self) -> [usize; 3] {
+        [self.layers, self.kv_heads, self.width]
+    }
+}
+
+/// The kind of all of them; `None` without any.
+fn common<'c>(caches: impl IntoIterator<Item = &'c KeyValues>) -> Result<Option<Kind>> {
+    let mut kinds = caches.into_iter().map(KeyValues::kind);
+    let Some(first) = kinds.next() else { return Ok(None) };
+    match kinds.find(|kind| *kind != first) {
+        None => Ok(Some(first)),
+        Some(other) => {
+            let dims = |c: Kind| vec![c.layers, c.kv_heads, c.size];
+            let (lhs, rhs) = (dims(other), dims(first));
+            Err(Error::ShapeMismatch { op: OP, what: "caches of one batch", lhs, rhs })
+        }
+    }
+}
+
+/// What a device was told of the caches of a pass.
+#[derive(Debug)]
+enum Told<'a> {
+    Once(Step),
+    Standing(&'a Step),
+}
+
+impl Told<'_> {
+    fn step(&self) -> &Step {
+        match self {
+            Told::Once(step) => step,
+            Told::Standing(step) => step,
+        }
+    }
+}
+
 /// New tokens of several sequences on their way through the layers.
 #[derive(Debug)]
 pub struct CachedPass<'a> {
@@ -105,7 +155,8 @@ pub struct CachedPass<'a> {
     held: Vec<usize>,
     cu_q: Vec<u32>,
     cu_k: Vec<u32>,
-    step: Option<Step>,
+    kind: Option<Kind>,
+    step: Option<Told<'a>>,
 }
 
 impl<'a> CachedPass<'a> {
@@ -132,21 +183,15 @@ impl<'a> CachedPass<'a> {
         for (s, cache) in caches.iter_mut().enumerate() {
             cache.make_room(held[s], keys[s].max(1))?;
         }
-        let kind = |c: &KeyValues| (c.layers, c.kv_heads, c.size, c.dtype);
-        if let Some(other) = caches.iter().find(|cache| kind(cache) != kind(caches[0])) {
-            let dims = |c: &KeyValues| vec![c.layers, c.kv_heads, c.size];
-            let (lhs, rhs) = (dims(other), dims(caches[0]));
-            return Err(Error::ShapeMismatch { op: OP, what: "caches of one batch", lhs, rhs });
-        }
-        let step = match device::of(OP, caches.iter().map(|cache| cache.data()))? {
-            None => None,
-            Some(on) => {
+        let kind = common(caches.iter().map(|cache| &**cache))?;
+        let step = match (device::of(OP, caches.iter().map(|cache| cache.data()))?, kind) {
+            (Some(on), Some(kind)) => {
                 let data: Vec<&Tensor> = caches.iter().map(|cache| cache.data()).collect();
-                let first = &caches[0];
-                Some(Step::new(on, &data, [first.layers, first.kv_heads, first.width], [cu_q, cu_k], &keys)?)
+                Some(Told::Once(Step::new(on, &data, kind.in_memory(), [cu_q, cu_k], &keys)?))
             }
+            _ => None,
         };
-        Ok(CachedPass { caches, held, cu_q: cu_q.to_vec(), cu_k: cu_k.to_vec(), step })
+        Ok(CachedPass { caches, held, cu_q: cu_q.to_vec(), cu_k: cu_k.to_vec(), kind, step })
     }
 
     /// Turns q, if it is given, and returns it; puts k, turned alike, and v in their places; `tables`: cos and sin as
@@ -161,7 +206,7 @@ impl<'a> CachedPass<'a> {
         [k, v]: [&Tensor; 2],
         tables: Option<[&Tensor; 2]>,
     ) -> Result<Option<Tensor>> {
-        let Some(first) = self.caches.first() else { return Ok(q.cloned()) };
+        let Some(first) = self.kind else { return Ok(q.cloned()) };
         let new = self.cu_k[self.cu_k.len() - 1] as usize;
         for (what, x) in [("new keys", k), ("new values", v)] {
             let rhs = [new, first.kv_heads, first.size];
@@ -172,8 +217,8 @@ impl<'a> CachedPass<'a> {
                 return Err(Error::DTypeMismatch { op: OP, expected: first.dtype, got: x.dtype() });
             }
         }
-        if let Some(step) = &self.step {
-            return step.append(layer, q, [k, v], tables);
+        if let Some(told) = &self.step {
+            return told.step().append(layer, q, [k, v], tables);
         }
         let turn = |x: &Tensor| match tables {
             Some([cos, sin]) => rope::forward(x, cos, sin),
@@ -194,17 +239,77 @@ impl<'a> CachedPass<'a> {
     /// As [`forward`](super::forward).
     pub fn attend(&self, layer: usize, q: &Tensor, options: &Attention) -> Result<Tensor> {
         let keys = |s: usize| self.held[s] + (self.cu_k[s + 1] - self.cu_k[s]) as usize;
-        if let Some(step) = &self.step {
-            let first = &self.caches[0];
+        if let (Some(told), Some(first)) = (&self.step, self.kind) {
             let sizes = super::over_caches(q, [first.kv_heads, first.size], first.dtype, &self.cu_q, options)?;
             for (s, q) in self.cu_q.windows(2).enumerate() {
                 super::fewer_queries((q[1] - q[0]) as usize, keys(s), options)?;
             }
-            return step.attend(layer, q, sizes, options);
+            return told.step().attend(layer, q, sizes, options);
         }
         let parts = self.caches.iter().map(|cache| Ok([cache.part(layer, 0)?, cache.part(layer, 1)?]));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let views: Vec<_> = parts.iter().enumerate().map(|(s, [k, v])| (k, v, keys(s))).collect();
         Ok(forward_segments(q, &views, &self.cu_q, options)?.0)
+    }
+}
+
+/// What a recorded step of decoding knows of caches: each of so many sequences gets a new key, which its one new query sees
+/// with those before. Which caches they are, and how much they hold, is told before each step.
+#[derive(Debug)]
+pub struct Standing {
+    step: Step,
+    kind: Kind,
+    rows: usize,
+    held: Vec<usize>,
+    /// Where rows that no sequence has taken put their keys: row r becomes key r.
+    spare: KeyValues,
+}
+
+impl Standing {
+    /// For up to `rows` sequences with caches like this one.
+    ///
+    /// # Errors
+    /// [`Error::OnlyOnDevice`]; no room.
+    pub fn new(like: &KeyValues, rows: usize) -> Result<Standing> {
+        let (kind, rows) = (like.kind(), rows.max(1));
+        let mut spare = KeyValues { data: None, ..like.clone() };
+        spare.make_room(0, rows)?;
+        let Some(on) = device::of(OP, [spare.data()])? else { return Err(Error::OnlyOnDevice { op: OP }) };
+        let step = Step::standing(on, &vec![spare.data(); rows], kind.in_memory())?;
+        Ok(Standing { step, kind, rows, held: (0..rows).collect(), spare })
+    }
+
+    /// The caches of the next step, and how many keys each holds before it. Rows beyond them are taken by nobody: they
+    /// compute with a cache of their own, where the first of them is at position 0, the second at 1 and so on.
+    ///
+    /// # Errors
+    /// Caches of another kind, or more than there are rows; no room.
+    pub fn tell(&mut self, mut caches: Vec<&mut KeyValues>, held: &[usize]) -> Result<()> {
+        if caches.len() != held.len() || caches.len() > self.rows {
+            let (lhs, rhs) = (vec![caches.len()], vec![held.len(), self.rows]);
+            return Err(Error::ShapeMismatch { op: OP, what: "caches against numbers of keys and rows", lhs, rhs });
+        }
+        common(std::iter::once(&self.spare).chain(caches.iter().map(|cache| &**cache)))?;
+        for (cache, held) in caches.iter_mut().zip(held) {
+            cache.make_room(*held, held + 1)?;
+        }
+        let free = self.rows - caches.len();
+        let data: Vec<&Tensor> =
+            caches.iter().map(|cache| cache.data()).chain((0..free).map(|_| self.spare.data())).collect();
+        self.held = held.iter().copied().chain(0..free).collect();
+        let keys: Vec<u32> = self.held.iter().map(|held| u32::try_from(held + 1).unwrap_or(u32::MAX)).collect();
+        self.step.tell(&data, &keys)
+    }
+
+    /// Keys that each row's cache holds before the step, and so the position of its token.
+    pub fn held(&self) -> &[usize] {
+        &self.held
+    }
+
+    /// The step on its way through the layers.
+    pub fn pass(&self) -> CachedPass<'_> {
+        let cu: Vec<u32> = (0..=self.rows as u32).collect();
+        let (held, step) = (self.held.clone(), Some(Told::Standing(&self.step)));
+        CachedPass { caches: vec![], held, cu_q: cu.clone(), cu_k: cu, kind: Some(self.kind), step }
     }
 }

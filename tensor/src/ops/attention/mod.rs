@@ -31,7 +31,7 @@ mod cached;
 mod forward;
 
 pub use backward::{backward, backward_branched};
-pub use cached::{CachedPass, KeyValues};
+pub use cached::{CachedPass, KeyValues, Standing};
 use forward::forward_segments;
 pub use forward::{forward, forward_branched};
 
