@@ -11,7 +11,7 @@
 // Bound by memory: 16 bytes read and 12 written an element, 2 more for a bf16 weight.
 //
 // Macros: T.  Source: Loshchilov, Hutter, arXiv:1711.05101, algorithm 2; torch.optim.AdamW.
-#include "common.cuh"
+#include "pack.cuh"
 
 struct Coefficients {
     f32 grad_scale, keep, lerp, beta2, one_minus_beta2, root, eps, step_size;
@@ -135,35 +135,84 @@ extern "C" __global__ void adamw8_naive(
     v_largest[block] = largest[1];
 }
 
-// Rung 1: a block of numbers a block of threads, with the codes in shared memory.
-extern "C" __global__ void adamw8(
+// 8 bytes, or the first `count` of them and zeros.
+template <bool WHOLE> __device__ __forceinline__ void fetch_bytes(u8 (&bytes)[8], const u8* from, i32 count) {
+    uint2 words = make_uint2(0, 0);
+    if (WHOLE && count > 0) words = *(const uint2*)from;
+#pragma unroll
+    for (i32 k = 0; k < 8; ++k) {
+        if (WHOLE) bytes[k] = (u8)((k < 4 ? words.x : words.y) >> 8 * (k % 4));
+        else bytes[k] = k < count ? from[k] : 0;
+    }
+}
+template <bool WHOLE> __device__ __forceinline__ void put_bytes(u8* to, const u8 (&bytes)[8], i32 count) {
+    if (WHOLE && count > 0) {
+        u32 words[2] = {0, 0};
+#pragma unroll
+        for (i32 k = 0; k < 8; ++k) words[k / 4] |= (u32)bytes[k] << 8 * (k % 4);
+        *(uint2*)to = make_uint2(words[0], words[1]);
+    }
+    if (!WHOLE)
+#pragma unroll
+        for (i32 k = 0; k < 8; ++k)
+            if (k < count) to[k] = bytes[k];
+}
+
+// The blocks of numbers of a warp, a block at a time, 8 numbers a lane: the largest needs no other warp, and 8 lookups are on
+// their way at a time.
+template <bool WHOLE> __device__ __forceinline__ void warp8(
+    f32* p, T* weight, u8* m, f32* m_largest, u8* v, f32* v_largest, const f32* g, const f32* table, const Coefficients8& c,
+    u64 n) {
+    const u32 warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    const u64 blocks = (n + BLOCK8 - 1) / BLOCK8;
+    for (u64 block = (u64)blockIdx.x * warps + threadIdx.x / 32; block < blocks; block += (u64)gridDim.x * warps) {
+        const u64 i = block * BLOCK8 + 8 * lane;
+        const i32 count = i < n ? (i32)min(n - i, (u64)8) : 0;
+        const Pack<f32> gradient = fetch<WHOLE>(g + i, count);
+        Pack<f32> master = fetch<WHOLE>(p + i, count);
+        u8 code_m[8], code_v[8];
+        fetch_bytes<WHOLE>(code_m, m + i, count);
+        fetch_bytes<WHOLE>(code_v, v + i, count);
+        f32 largest[2] = {m_largest[block], v_largest[block]}, m1[8], v1[8], most[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (i32 k = 0; k < 8; ++k) {
+            m1[k] = table[code_m[k]] * largest[0];
+            v1[k] = table[BLOCK8 + code_v[k]] * largest[1];
+            step8(master.at[k], m1[k], v1[k], gradient.at[k], c);
+            if (k >= count) continue;
+            most[0] = fmaxf(most[0], fabsf(m1[k]));
+            most[1] = fmaxf(most[1], fabsf(v1[k]));
+        }
+        // All lanes have read the old largest by then.
+#pragma unroll
+        for (i32 k = 0; k < 2; ++k) {
+            largest[k] = warp_max(most[k]);
+            if (largest[k] == 0.0f) largest[k] = 1.0f;
+        }
+        if (lane == 0) {
+            m_largest[block] = largest[0];
+            v_largest[block] = largest[1];
+        }
+#pragma unroll
+        for (i32 k = 0; k < 8; ++k) {
+            code_m[k] = nearest_code(table, __fdiv_rn(m1[k], largest[0]));
+            code_v[k] = nearest_code(table + BLOCK8, __fdiv_rn(v1[k], largest[1]));
+        }
+        put<WHOLE>(p + i, master, count);
+        if (weight) put<WHOLE>(weight + i, rounded<T>(master.at), count);
+        put_bytes<WHOLE>(m + i, code_m, count);
+        put_bytes<WHOLE>(v + i, code_v, count);
+    }
+}
+
+// Rung 1: a block of numbers a warp, with the codes in shared memory for as many blocks as come.
+extern "C" __global__ void __launch_bounds__(256) adamw8(
     f32* p, T* weight, u8* m, f32* m_largest, u8* v, f32* v_largest, const f32* g, const f32* codes, Coefficients8 c,
     u64 n) {
-    __shared__ f32 table[2 * BLOCK8], scratch[32];
-    const u32 t = threadIdx.x;
-    table[t] = codes[t];
-    table[BLOCK8 + t] = codes[BLOCK8 + t];
+    __shared__ f32 table[2 * BLOCK8];
+    for (u32 t = threadIdx.x; t < 2 * BLOCK8; t += blockDim.x) table[t] = codes[t];
     __syncthreads();
-    const u64 i = (u64)blockIdx.x * BLOCK8 + t;
-    f32 x = 0.0f, m1 = 0.0f, v1 = 0.0f;
-    if (i < n) {
-        x = p[i];
-        m1 = table[m[i]] * m_largest[blockIdx.x];
-        v1 = table[BLOCK8 + v[i]] * v_largest[blockIdx.x];
-        step8(x, m1, v1, g[i], c);
-    }
-    // The old ones are read by all threads before the new ones are written: block_max waits.
-    f32 largest[2] = {block_max(fabsf(m1), scratch), block_max(fabsf(v1), scratch)};
-#pragma unroll
-    for (int k = 0; k < 2; ++k)
-        if (largest[k] == 0.0f) largest[k] = 1.0f;
-    if (t == 0) {
-        m_largest[blockIdx.x] = largest[0];
-        v_largest[blockIdx.x] = largest[1];
-    }
-    if (i >= n) return;
-    p[i] = x;
-    if (weight) weight[i] = narrow<T>(x);
-    m[i] = nearest_code(table, __fdiv_rn(m1, largest[0]));
-    v[i] = nearest_code(table + BLOCK8, __fdiv_rn(v1, largest[1]));
+    const bool aligned = (((u64)p | (u64)weight | (u64)g | (u64)m << 1 | (u64)v << 1) & 15) == 0;
+    if (aligned && n % PACK == 0) warp8<true>(p, weight, m, m_largest, v, v_largest, g, table, c, n);
+    else warp8<false>(p, weight, m, m_largest, v, v_largest, g, table, c, n);
 }

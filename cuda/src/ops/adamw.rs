@@ -154,6 +154,9 @@ fn launch(queue: Queue<'_>, name: &'static str, of: &Parameter<'_>, update: Arg<
     queue.launch(&ADAMW, name, &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
 }
 
+/// Warps of a block of threads where state is in 8 bits.
+const WARPS: usize = 8;
+
 /// Numbers of a block of a state in 8 bits.
 pub const BLOCK: usize = 256;
 
@@ -228,5 +231,9 @@ pub fn step8(queue: Queue<'_>, of: Parameter8<'_>, update: &[u8; 36]) -> Result<
         Arg::Bytes(update),
         Arg::U64(g.len() as u64),
     ];
-    queue.launch(&ADAMW, "adamw8", &types([("T", dtype)]), Shape::line(blocks, BLOCK as u32), &args)
+    // A warp a block of numbers; so many blocks of threads that each fills its table of codes for many.
+    let properties = queue.device.driver().properties();
+    let most = 8 * properties.multiprocessors.max(1) as usize;
+    let shape = Shape::line(blocks.div_ceil(WARPS).min(most), 32 * WARPS as u32);
+    queue.launch(&ADAMW, "adamw8", &types([("T", dtype)]), shape, &args)
 }
