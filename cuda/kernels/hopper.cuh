@@ -46,6 +46,31 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
     } while (!over);
 }
 
+// Blocks of a cluster run at the same time and reach into one another's shared memory: a copy may bring a box to several of
+// them, and threads of one may arrive at mbarriers of another. All have begun, and their mbarriers are there, once all threads
+// have met; none may end before the others have done with it.
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_meet() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Barriers that this thread initialised are there for the copies of other blocks, once it has met them.
+__device__ __forceinline__ void fence_barriers_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// The same place in shared memory of block `rank`, for the functions below.
+__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+// Arrives at an mbarrier of any block: what products read before may be overwritten by copies of those that wait. For that no
+// fence is needed, as for what threads load and store it would be; so this has no scope, and costs none.
+__device__ __forceinline__ void barrier_arrive_in_cluster(u32 there) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+
 // What this thread stored to shared memory is seen by copies and products that come after a barrier from here.
 __device__ __forceinline__ void fence_asynchronous() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -56,7 +81,15 @@ __device__ __forceinline__ void load_box(u32 to, const TensorMap* map, u32 barri
         "l"(map), "r"(barrier), "r"(x), "r"(y)
         : "memory");
 }
-// The same of a tensor of three dimensions.
+// The same to each block of the cluster that `blocks` has a bit of, and told to its mbarrier: places are those of this block.
+__device__ __forceinline__ void load_box_to(u32 to, const TensorMap* map, u32 barrier, u32 x, u32 y, u16 blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(x), "r"(y), "h"(blocks)
+        : "memory");
+}
+// A box of a tensor of three dimensions, as load_box().
 __device__ __forceinline__ void load_box(u32 to, const TensorMap* map, u32 barrier, u32 x, u32 y, u32 z) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(

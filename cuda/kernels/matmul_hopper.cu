@@ -17,8 +17,9 @@
 // Bound by arithmetic, 2 m n k, if m and n are hundreds; by reading B if m is small (decoding): hence several tiles.
 //
 // Macros: T (bf16 or f16), O (type of C), A_T, B_T, ADD; GROUPS of four warps that multiply, each 64 rows; BN columns of a
-// block (64, 128 or 256; 32 too where B is not transposed, as a row of a box is 128 bytes), STAGES tiles in the ring. Rows of
-// A, B, A2 and B2 are multiples of 8 elements, all begin at multiples of 16 bytes, and k is not 0.
+// block (64, 128 or 256; 32 too where B is not transposed, as a row of a box is 128 bytes), STAGES tiles in the ring, CLUSTER
+// blocks that share B (1; 2 of 128 columns or more). Rows of A, B, A2 and B2 are multiples of 8 elements, all begin at multiples
+// of 16 bytes, and k is not 0.
 // Source: PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.25 (bulk copies), 9.7.13.15 (mbarrier).
 #include "hopper.cuh"
 #include "product.cuh"
@@ -35,6 +36,18 @@ template <bool TRANSPOSED, u32 COUNT> __device__ __forceinline__ void fetch(
     for (u32 i = 0; i < COUNT; ++i) {
         if (TRANSPOSED) load_box(to + i * BOX, map, barrier, row + 64 * i, depth);
         else load_box(to + i * BOX, map, barrier, depth, row + 64 * i);
+    }
+}
+
+// Of the boxes of B that the blocks of a cluster share, this one's part, to all of them.
+template <bool TRANSPOSED, u32 COUNT> __device__ __forceinline__ void fetch_shared(
+    u32 to, const TensorMap* map, u32 barrier, u32 row, u32 depth, u32 rank) {
+    const u32 part = COUNT / CLUSTER;
+#pragma unroll
+    for (u32 i = 0; i < part; ++i) {
+        const u32 box = rank * part + i;
+        const u32 x = TRANSPOSED ? row + 64 * box : depth, y = TRANSPOSED ? depth : row + 64 * box;
+        load_box_to(to + box * BOX, map, barrier, x, y, (1 << CLUSTER) - 1);
     }
 }
 
@@ -69,7 +82,7 @@ __device__ __forceinline__ void fetch_ahead(const O* c, u32 row, u32 column, u32
     }
 }
 
-// Tiles of C, and the first row and column of one. Blocks that run at the same time should share tiles of A and B: bands of 8
+// Tiles of C of so many rows, and the first row and column of one. Blocks that run at the same time should share tiles of A and B: bands of 8
 // tiles of rows, columns within.
 __device__ __forceinline__ u32 tiles_of(u32 m, u32 n, u32 rows) { return (m + rows - 1) / rows * ((n + BN - 1) / BN); }
 __device__ __forceinline__ void place(u32 tile, u32 m, u32 n, u32 rows, u32& row, u32& column) {
@@ -111,10 +124,19 @@ extern "C" __global__ void __launch_bounds__(128) matmul_hopper_by_turns(
     finish(c, sums, row, column, m, n, ldc, bias, alpha);
 }
 
+// A stage is free: told to this block, or to the one of the cluster that the address is of.
+__device__ __forceinline__ void release(u32 empty) {
+    if (CLUSTER > 1) barrier_arrive_in_cluster(empty);
+    else barrier_arrive(empty);
+}
+
 // Rung 1: a ring of STAGES tiles. The last group is the producer, of which one thread works: it fills each stage as soon as
 // nobody multiplies what was there. The others multiply: two groups of 64 rows with the same tile of B between them.
 // The products of a stage run while the next one's are asked for; when they are done the stage is free. A block takes every
 // gridDim.x-th tile of C: while one is written, the factors of the next come.
+// Rung 2: CLUSTER blocks with tiles one under the other need the same columns of B. Each fetches its part of them for all: B is
+// read from the second-level cache once a cluster. So a stage is free when all blocks have multiplied what was there. Of an odd
+// number of tiles of rows the last one's neighbour lies outside of the matrix: zeros come, and nothing is written.
 // Shared memory: STAGES tiles, and 16 bytes for each.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hopper(
     O* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a2,
@@ -124,37 +146,46 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
     const u32 shared = shared_address(memory), full = shared + STAGES * bytes, empty = full + 8 * STAGES;
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; ++s) {
-            barrier_init(full + 8 * s, 1);             // the producer arrives, and then the bytes
-            barrier_init(empty + 8 * s, 4 * GROUPS);   // each warp that multiplies
+            barrier_init(full + 8 * s, 1);                       // the producer arrives, and then the bytes
+            barrier_init(empty + 8 * s, 4 * GROUPS * CLUSTER);   // each warp that multiplies, of all blocks
         }
         fence_asynchronous();
+        if (CLUSTER > 1) fence_barriers_made();
     }
-    __syncthreads();
+    if (CLUSTER > 1) cluster_meet();
+    else __syncthreads();
     // Steps of this part; all of them, if there is but one. A part that is not the first has a C of its own.
     const u32 begin = blockIdx.y * part, all = (k + BK - 1) / BK, first = part ? min(part, all - begin) : all;
     const u32 steps = first + (k2 + BK - 1) / BK, group = threadIdx.x / GROUP;
     c += (u64)blockIdx.y * m * ldc;
-    const u32 tiles = tiles_of(m, n, 64 * GROUPS);
+    // Blocks of a cluster take tiles one under the other: here they count as one.
+    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0, own = rank * 64 * GROUPS, rows = 64 * GROUPS * CLUSTER;
+    const u32 tiles = tiles_of(m, n, rows);
     u32 taken = 0, row, column;  // stages, of all tiles
     if (group == GROUPS) {
         if (GROUPS == 2) release_registers<40>();
         if (threadIdx.x == GROUP * GROUPS)
-            for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-                place(tile, m, n, 64 * GROUPS, row, column);
+            for (u32 tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+                place(tile, m, n, rows, row, column);
                 for (u32 step = 0; step < steps; ++step, ++taken) {
                     const u32 s = taken % STAGES, to = shared + s * bytes;
                     const bool main = step < first;
                     const u32 depth = (main ? begin + step : step - first) * BK;
                     barrier_wait(empty + 8 * s, taken / STAGES & 1 ^ 1);  // at first at once
                     barrier_expect(full + 8 * s, bytes);
-                    fetch<A_T, GROUPS>(to, main ? &a : &a2, full + 8 * s, row, depth);
-                    fetch<B_T, BOXES_B>(to + bytes_a, main ? &b : &b2, full + 8 * s, column, depth);
+                    fetch<A_T, GROUPS>(to, main ? &a : &a2, full + 8 * s, row + own, depth);
+                    const TensorMap* of_b = main ? &b : &b2;
+                    if (CLUSTER > 1) fetch_shared<B_T, BOXES_B>(to + bytes_a, of_b, full + 8 * s, column, depth, rank);
+                    else fetch<B_T, BOXES_B>(to + bytes_a, of_b, full + 8 * s, column, depth);
                 }
             }
     } else {
         if (GROUPS == 2) claim_registers<232>();
-        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            place(tile, m, n, 64 * GROUPS, row, column);
+        // Lane r tells block r of the cluster that a stage is free.
+        const u32 lane = threadIdx.x % 32, freed = CLUSTER > 1 ? in_block(empty, lane % CLUSTER) : empty;
+        for (u32 tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+            place(tile, m, n, rows, row, column);
+            row += own;
             if (ADD) fetch_ahead(c, row + group * 64, column, m, n, ldc);
             f32 sums[COLUMNS][4] = {};
             // There is a step. A loop that might have none would leave a path from the zeros above to the wait below, and the
@@ -165,15 +196,16 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) matmul_hop
                 barrier_wait(full + 8 * s, taken / STAGES & 1);
                 multiply_tile(sums, from + group * BOX, from + bytes_a);
                 products_wait<1>();  // those of the step before
-                if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((taken - 1) % STAGES));
+                if (step > 0 && lane < CLUSTER) release(freed + 8 * ((taken - 1) % STAGES));
                 ++taken;
             } while (++step < steps);
             products_wait<0>();
             settle(sums);
-            if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((taken - 1) % STAGES));
+            if (lane < CLUSTER) release(freed + 8 * ((taken - 1) % STAGES));
             finish(c, sums, row + group * 64, column, m, n, ldc, bias, alpha);
         }
     }
+    if (CLUSTER > 1) cluster_meet();  // the other block may still arrive here
 }
 
 // C = or += alpha (the sum of parts) + bias; parts (count, m n) f32. An element a thread, parts in order.

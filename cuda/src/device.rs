@@ -189,8 +189,8 @@ impl Queue<'_> {
             return Ok(());
         }
         let function = self.device.function(kernel, name, defines)?;
-        let Shape { grid, block, shared_bytes } = shape;
-        let launch = Launch { grid, block: [block, 1, 1], cluster: [1; 3], shared_bytes };
+        let Shape { grid, block, cluster, shared_bytes } = shape;
+        let launch = Launch { grid, block: [block, 1, 1], cluster: [cluster, 1, 1], shared_bytes };
         let driver = &self.device.driver;
         let seen = || self.device.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen().is_none() {
@@ -206,13 +206,15 @@ impl Queue<'_> {
     }
 }
 
-/// The shape of a launch of blocks in one dimension, without clusters.
+/// The shape of a launch of blocks in one dimension.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Blocks along x, y, z.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
+    /// Blocks of a cluster along x; 1 for none.
+    pub cluster: u32,
     /// Dynamic shared memory, bytes.
     pub shared_bytes: u32,
 }
@@ -227,7 +229,12 @@ impl Shape {
     ///
     /// More of them than a device takes is for the driver to refuse: it names the launch.
     pub fn grid(blocks: [usize; 3], block: u32) -> Shape {
-        Shape { grid: blocks.map(|n| u32::try_from(n).unwrap_or(u32::MAX)), block, shared_bytes: 0 }
+        Shape { grid: blocks.map(|n| u32::try_from(n).unwrap_or(u32::MAX)), block, cluster: 1, shared_bytes: 0 }
+    }
+
+    /// The same in clusters of so many blocks along x, of which the grid must be made.
+    pub fn clusters(self, blocks: usize) -> Shape {
+        Shape { cluster: u32::try_from(blocks).unwrap_or(u32::MAX), ..self }
     }
 
     /// The same with this much dynamic shared memory.

@@ -89,17 +89,17 @@ macro_rules! matmul {
         matmul!($t -> $o, $a_t, $b_t, $add;
             ("BM", "16"), ("BN", "64"), ("BK", "64"), ("WM", "1"), ("WN", "4"), ("STAGES", "6"))
     };
-    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; wide) => {
-        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "256"), ("STAGES", "4"))
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; wide, $cluster:literal) => {
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "256"), ("STAGES", "4"), ("CLUSTER", stringify!($cluster)))
     };
-    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; two_groups) => {
-        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "128"), ("STAGES", "6"))
+    ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; two_groups, $cluster:literal) => {
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "2"), ("BN", "128"), ("STAGES", "6"), ("CLUSTER", stringify!($cluster)))
     };
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; one_group) => {
-        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "64"), ("STAGES", "6"))
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "64"), ("STAGES", "6"), ("CLUSTER", "1"))
     };
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; tiny) => {
-        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "32"), ("STAGES", "8"))
+        matmul!($t -> $o, $a_t, $b_t, $add; ("GROUPS", "1"), ("BN", "32"), ("STAGES", "8"), ("CLUSTER", "1"))
     };
     ($t:ident -> $o:ident, $a_t:literal, $b_t:literal, $add:literal; $($tile:expr),+) => {
         &[
@@ -150,28 +150,41 @@ const MATMULS: &[&[Define]] = &[
 
 /// Layouts of forward, input gradient and weight gradient, in the tiles that they take.
 const HOPPER_MATMULS: &[&[Define]] = &[
-    matmul!(bf16 -> bf16, 0, 0, 0; wide),
-    matmul!(bf16 -> bf16, 0, 0, 0; two_groups),
+    matmul!(bf16 -> bf16, 0, 0, 0; wide, 2),
+    matmul!(bf16 -> bf16, 0, 0, 0; wide, 1),
+    matmul!(bf16 -> bf16, 0, 0, 0; two_groups, 2),
+    matmul!(bf16 -> bf16, 0, 0, 0; two_groups, 1),
     matmul!(bf16 -> bf16, 0, 0, 0; one_group),
     matmul!(bf16 -> bf16, 0, 0, 0; tiny),
-    matmul!(bf16 -> bf16, 0, 1, 0; wide),
-    matmul!(bf16 -> bf16, 0, 1, 0; two_groups),
+    matmul!(bf16 -> bf16, 0, 1, 0; wide, 2),
+    matmul!(bf16 -> bf16, 0, 1, 0; wide, 1),
+    matmul!(bf16 -> bf16, 0, 1, 0; two_groups, 2),
+    matmul!(bf16 -> bf16, 0, 1, 0; two_groups, 1),
     matmul!(bf16 -> bf16, 0, 1, 0; one_group),
-    matmul!(bf16 -> f32, 1, 1, 1; wide),
-    matmul!(bf16 -> f32, 1, 1, 1; two_groups),
+    matmul!(bf16 -> f32, 1, 1, 1; wide, 2),
+    matmul!(bf16 -> f32, 1, 1, 1; wide, 1),
+    matmul!(bf16 -> f32, 1, 1, 1; two_groups, 2),
+    matmul!(bf16 -> f32, 1, 1, 1; two_groups, 1),
     // That of a small matrix, and what joins parts of one that is made in parts, as the next three make them.
     matmul!(bf16 -> f32, 1, 1, 1; one_group),
-    matmul!(bf16 -> f32, 1, 1, 0; wide),
-    matmul!(bf16 -> f32, 1, 1, 0; two_groups),
+    matmul!(bf16 -> f32, 1, 1, 0; wide, 2),
+    matmul!(bf16 -> f32, 1, 1, 0; wide, 1),
+    matmul!(bf16 -> f32, 1, 1, 0; two_groups, 2),
+    matmul!(bf16 -> f32, 1, 1, 0; two_groups, 1),
     matmul!(bf16 -> f32, 1, 1, 0; one_group),
-    matmul!(bf16 -> f32, 0, 0, 0; wide),
-    matmul!(bf16 -> f32, 0, 0, 0; two_groups),
+    matmul!(bf16 -> f32, 0, 0, 0; wide, 2),
+    matmul!(bf16 -> f32, 0, 0, 0; wide, 1),
+    matmul!(bf16 -> f32, 0, 0, 0; two_groups, 2),
+    matmul!(bf16 -> f32, 0, 0, 0; two_groups, 1),
     matmul!(bf16 -> f32, 0, 0, 0; one_group),
     matmul!(bf16 -> f32, 0, 0, 0; tiny),
-    matmul!(bf16 -> f32, 0, 1, 0; wide),
+    matmul!(bf16 -> f32, 0, 1, 0; wide, 2),
+    matmul!(bf16 -> f32, 0, 1, 0; wide, 1),
     matmul!(bf16 -> f32, 0, 1, 0; one_group),
-    matmul!(bf16 -> f32, 0, 1, 1; wide),
-    matmul!(f16 -> f16, 0, 0, 0; wide),
+    matmul!(bf16 -> f32, 0, 1, 1; wide, 2),
+    matmul!(bf16 -> f32, 0, 1, 1; wide, 1),
+    matmul!(f16 -> f16, 0, 0, 0; wide, 2),
+    matmul!(f16 -> f16, 0, 0, 0; wide, 1),
 ];
 
 /// The definitions of a norm: types of activations and weight, threads that take a row, packs of it that each keeps.

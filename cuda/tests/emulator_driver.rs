@@ -125,7 +125,7 @@ fn launches_are_checked() {
     refuses(Launch { block: [0, 1, 1], ..good }, &args, "without threads");
     refuses(Launch { block: [u32::MAX; 3], ..good }, &args, "1024 threads");
     refuses(Launch { grid: [1, 65536, 1], ..good }, &args, "too large");
-    refuses(Launch { cluster: [2, 1, 1], ..good }, &args, "clusters");
+    refuses(Launch { cluster: [2, 1, 1], ..good }, &args, "no clusters");
     // 163 KiB, of which the kernel itself takes one.
     refuses(Launch { shared_bytes: 162 * 1024 + 1, ..good }, &args, "166913 bytes of shared memory, of which 1024");
     e.launch(function, &Launch { shared_bytes: 162 * 1024, ..good }, &args, STREAM).unwrap();

@@ -45,7 +45,7 @@ impl Block<'_> {
         let own_clocks = &mut self.common.clocks[at];
         meeting.clocks.resize(own_clocks.len(), 0);
         meeting.clocks.iter_mut().zip(own_clocks.iter()).for_each(|(all, own)| *all = (*all).max(*own));
-        own_clocks[at] += 1;
+        own_clocks[warp.overall as usize] += 1;
         if meeting.needed != 0 && meeting.needed != needed {
             return Err((lane, pc, bad));
         }

@@ -4,22 +4,21 @@
 //! together again as soon as they can. A group that turns in a loop while others wait hands over after a while, so
 //! that a lane may wait for another of its warp, as PTX promises since sm_70.
 
-use std::collections::HashMap;
-
 use super::barrier::Meeting;
-use super::exec::bulk::Bulk;
+use super::cluster::{Gathering, Near};
 use super::exec::{Arithmetic, Group, Origin, State, Warp};
 use super::fault::{Fault, FaultKind, Line};
 use super::isa::{Inst, Kernel, Op};
-use super::mbarrier::Mbarrier;
 use super::memory::Memory;
 use super::report::Stats;
-use super::shared::{Checks, Shared};
+use super::shared::Checks;
 use super::together::members;
 use super::trace::{Step, Watch};
 
 /// Instructions that a warp runs before the next has its turn.
 const TURN: u64 = 1024;
+/// Instructions of a warp that tests a barrier in vain.
+const LOOKS: u64 = 8;
 /// Turns of a loop after which a group lets others of its warp run.
 const PATIENCE: u32 = 64;
 
@@ -29,6 +28,8 @@ pub(crate) struct Grid<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) arguments: &'a [u8],
     pub(crate) blocks: [u32; 3],
+    /// Blocks of a cluster.
+    pub(crate) cluster: [u32; 3],
     pub(crate) threads: [u32; 3],
     pub(crate) dynamic_shared: u32,
     pub(crate) multiprocessors: u32,
@@ -46,11 +47,17 @@ pub(crate) struct Common<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) arguments: &'a [u8],
     pub(crate) checks: Checks,
-    pub(crate) shared: Shared,
-    /// For each warp, what it knows of the clocks of all.
+    /// What other blocks of the cluster may reach.
+    pub(crate) near: Near,
+    /// The block's number in its cluster, and what it may reach of the others, by their numbers; its own place is empty.
+    pub(crate) rank: u32,
+    pub(crate) others: Vec<Near>,
+    /// `barrier.cluster`, while this block has its turn.
+    pub(crate) gathering: Gathering,
+    /// For each warp, what it knows of the clocks of all warps of the cluster.
     pub(crate) clocks: Vec<Vec<u32>>,
-    pub(crate) mbarriers: HashMap<u64, Mbarrier>,
-    pub(crate) bulks: Vec<Bulk>,
+    /// The same of products' reads only, which copies of the warp come after: mbarriers tell more of them.
+    pub(crate) for_copies: Vec<Vec<u32>>,
     pub(crate) stats: Stats,
     pub(crate) meetings: Vec<Meeting>,
     /// What the watched warp did, and how much of that is kept; in the watched block only.
@@ -110,10 +117,12 @@ impl<'a> Block<'a> {
                 memory: grid.memory,
                 arguments: grid.arguments,
                 checks: grid.checks,
-                shared: Shared::default(),
+                near: Near::default(),
+                rank: 0,
+                others: Vec::new(),
+                gathering: Gathering::default(),
                 clocks: Vec::new(),
-                mbarriers: HashMap::new(),
-                bulks: Vec::new(),
+                for_copies: Vec::new(),
                 stats: Stats::new(grid.kernel.code.len()),
                 meetings: Vec::new(),
                 watched: None,
@@ -125,15 +134,17 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Begins block number `number`, x fastest.
-    pub(crate) fn begin(&mut self, number: u64) {
-        let [x, y, _] = self.grid.blocks.map(u64::from);
-        self.index = [(number % x) as u32, (number / x % y) as u32, (number / x / y) as u32];
+    /// Begins the block of this index, which is number `rank` of its cluster.
+    pub(crate) fn begin(&mut self, index: [u32; 3], rank: u32) {
+        self.index = index;
+        let blocks = self.grid.cluster.iter().product::<u32>();
         let static_shared = self.grid.kernel.static_shared;
         let total_shared = static_shared + self.grid.dynamic_shared;
         let origin = Origin {
             block: self.index,
             blocks: self.grid.blocks,
+            cluster: self.grid.cluster,
+            rank,
             threads: self.grid.threads,
             dynamic_shared: self.grid.dynamic_shared,
             total_shared,
@@ -144,12 +155,14 @@ impl<'a> Block<'a> {
             warp.begin(number as u32, self.grid.kernel, &origin);
         }
         let common = &mut self.common;
-        let threads = self.grid.threads.iter().product();
-        common.shared.reset(total_shared, self.grid.kernel.granule, threads, self.grid.checks);
-        let warps = self.warps.len();
-        common.clocks = (0..warps).map(|own| (0..warps).map(|warp| u32::from(warp == own)).collect()).collect();
-        common.mbarriers.clear();
-        common.bulks.clear();
+        let (own, warps) = (self.warps.len() as u32, self.warps.len() as u32 * blocks);
+        common.near.begin(self.grid.threads.iter().product());
+        common.near.shared.reset(total_shared, self.grid.kernel.granule, warps * 32, self.grid.checks);
+        common.rank = rank;
+        common.others.resize_with(blocks as usize, Near::default);
+        let clocks = |own: u32| (0..warps).map(|warp| u32::from(warp == own)).collect();
+        common.clocks = (rank * own..(rank + 1) * own).map(clocks).collect();
+        common.for_copies = vec![vec![0; warps as usize]; own as usize];
         common.meetings = vec![Meeting::default(); 16];
         common.instructions = 0;
         common.watched_warp = usize::MAX;
@@ -163,6 +176,8 @@ impl<'a> Block<'a> {
     /// Runs for about so many warp instructions; whether the block has finished.
     pub(crate) fn run(&mut self, instructions: u64) -> Result<bool, Box<Fault>> {
         let until = self.common.instructions.saturating_add(instructions);
+        let alone = self.common.others.len() == 1;
+        self.resume();
         loop {
             let before = self.common.instructions;
             let mut alive = false;
@@ -173,18 +188,34 @@ impl<'a> Block<'a> {
             if !alive {
                 return Ok(true);
             }
-            if self.common.instructions == before && !self.let_finished_pass() {
-                return Err(self.stall());
+            let ran = self.common.instructions - before;
+            if ran == 0 && !self.let_finished_pass() {
+                // Another block may be what is waited for.
+                return if self.awaits_cluster() { Ok(false) } else { Err(self.stall()) };
             }
             if self.common.instructions > self.grid.budget {
                 let (warp, group) = self.first(|_| true);
                 let kind = FaultKind::OutOfBudget { instructions: self.common.instructions };
                 return Err(self.fault(warp, group.mask.trailing_zeros(), group.pc, kind));
             }
-            if self.common.instructions >= until {
+            // Warps that did nothing but look may wait for another block.
+            let looked = !alone && ran > 0 && ran <= LOOKS * self.warps.len() as u64;
+            if looked || self.common.instructions >= until {
                 return Ok(false);
             }
         }
+    }
+
+    /// Warp instructions that it has run.
+    pub(crate) fn instructions(&self) -> u64 {
+        self.common.instructions
+    }
+
+    /// The fault of a cluster of which no thread can go on, and some of this block wait at `barrier.cluster`.
+    pub(crate) fn stranded(&self, arrived: u32, threads: u32, finished: u32) -> Box<Fault> {
+        let (at, group) = self.first(|group| group.state == State::Cluster);
+        let kind = FaultKind::ClusterNotGathered { arrived, threads, finished };
+        self.fault(at, group.mask.trailing_zeros(), group.pc, kind)
     }
 
     fn fault(&self, warp: usize, lane: u32, pc: u32, kind: FaultKind) -> Box<Fault> {
@@ -385,6 +416,7 @@ impl<'a> Block<'a> {
                 }
                 self.common.await_stores(warp, mask, None)?;
                 warp.alive &= !mask;
+                self.common.threads_end(warp, mask).map_err(|(lane, kind)| (lane, pc, kind))?;
                 for group in &mut warp.groups {
                     if group.state == State::Warp {
                         group.state = State::Ready;
@@ -396,6 +428,7 @@ impl<'a> Block<'a> {
                     warp.groups[own].mask = lanes & !mask;
                     warp.groups[own].pc = pc + 1;
                 }
+                self.resume();
                 return Ok(After::Choose);
             }
             _ if mask == 0 => return Ok(After::Next),
@@ -419,6 +452,9 @@ impl<'a> Block<'a> {
             | Op::GroupCommit
             | Op::GroupWait => return self.together(at, own, pc, inst, mask),
             Op::Barrier { .. } => return self.barrier(at, own, pc, inst, mask),
+            Op::ClusterArrive { .. } | Op::ClusterWait { .. } => {
+                return self.gather(at, own, pc, inst, mask).map_err(|(lane, kind)| (lane, pc, kind));
+            }
             _ => {}
         }
         let common = &mut self.common;
@@ -444,7 +480,7 @@ impl<'a> Block<'a> {
                 common.await_copies(warp, mask, None);
                 Ok(())
             }
-            Op::BulkLoad => common.bulk_load(warp, inst, mask, pc),
+            Op::BulkLoad { multicast } => common.bulk_load(warp, inst, multicast, mask, pc),
             Op::BulkStore => common.bulk_store(warp, inst, mask, pc),
             Op::BulkCommit => {
                 super::exec::memory::lanes(mask).for_each(|lane| warp.leaving_groups[lane] += 1);
@@ -454,11 +490,13 @@ impl<'a> Block<'a> {
                 common.await_stores(warp, mask, Some(inst.imm.try_into().unwrap_or(u32::MAX)))?;
                 Ok(())
             }
-            Op::TensorLoad => common.tensor_load(warp, inst, mask, pc),
+            Op::TensorLoad { multicast } => common.tensor_load(warp, inst, multicast, mask, pc),
             Op::TensorStore => common.tensor_store(warp, inst, mask, pc),
+            Op::MapAddress { wide } => common.map_address(warp, inst, wide, mask),
             Op::MapPrefetch => common.map_prefetch(warp, inst, mask),
             Op::ProxyFence => {
-                super::exec::memory::lanes(mask).for_each(|lane| common.shared.fence(warp.number * 32 + lane as u32));
+                super::exec::memory::lanes(mask)
+                    .for_each(|lane| common.near.shared.fence(warp.overall * 32 + lane as u32));
                 Ok(())
             }
             _ => common.mbarrier(warp, inst, mask, pc),

@@ -76,9 +76,9 @@ impl Op {
             Self::Param(_) => Class::Local,
             Self::Atomic { .. } => Class::Atomic,
             Self::CopyAsync { .. }
-            | Self::BulkLoad
+            | Self::BulkLoad { .. }
             | Self::BulkStore
-            | Self::TensorLoad
+            | Self::TensorLoad { .. }
             | Self::TensorStore
             | Self::MapPrefetch => Class::Global,
             Self::LoadMatrix { .. } | Self::StoreMatrix { .. } => Class::Shared,
@@ -90,6 +90,8 @@ impl Op {
             | Self::ActiveMask => Class::Warp,
             Self::WarpSync
             | Self::Barrier { .. }
+            | Self::ClusterArrive { .. }
+            | Self::ClusterWait { .. }
             | Self::CopyCommit
             | Self::BulkCommit
             | Self::BulkWait
@@ -101,7 +103,7 @@ impl Op {
             | Self::CopyWaitAll
             | Self::MbarrierInit
             | Self::MbarrierInvalidate
-            | Self::MbarrierExpect
+            | Self::MbarrierExpect { .. }
             | Self::MbarrierArrive { .. }
             | Self::MbarrierArriveCopies { .. }
             | Self::MbarrierTest { .. } => Class::Barrier,

@@ -79,6 +79,27 @@ fn model(compute_capability: (u32, u32)) -> Option<(u32, u32, u32, &'static str)
     })
 }
 
+/// Blocks of a cluster that every device with clusters takes.
+const MOST_OF_CLUSTER: u32 = 8;
+
+/// What is against the rules of clusters.
+fn wrong_cluster(launch: &Launch, capability: (u32, u32)) -> Option<String> {
+    let [x, y, z] = launch.cluster;
+    if launch.cluster == [1; 3] {
+        return None;
+    }
+    if capability < (9, 0) {
+        return Some(format!("a device of compute capability {}.{} has no clusters", capability.0, capability.1));
+    }
+    let blocks = launch.cluster.iter().fold(1_u32, |all, size| all.saturating_mul(*size));
+    if blocks == 0 || blocks > MOST_OF_CLUSTER {
+        return Some(format!("a cluster has 1 to {MOST_OF_CLUSTER} blocks, and {x} x {y} x {z} were asked for"));
+    }
+    let fits = launch.grid.iter().zip(launch.cluster).all(|(grid, cluster)| grid.is_multiple_of(cluster));
+    let [gx, gy, gz] = launch.grid;
+    (!fits).then(|| format!("a grid of {gx} x {gy} x {gz} blocks is not made of clusters of {x} x {y} x {z}"))
+}
+
 impl Emulator {
     /// A device of compute capability (8, 0), (8, 6), (8, 9) or (9, 0), with all checks on.
     ///
@@ -230,6 +251,7 @@ impl Emulator {
                     memory: &state.memory,
                     arguments,
                     blocks: launch.grid,
+                    cluster: launch.cluster,
                     threads: launch.block,
                     dynamic_shared: launch.shared_bytes,
                     multiprocessors: self.properties.multiprocessors,
@@ -322,8 +344,8 @@ impl Emulator {
                 launch.block
             ));
         }
-        if launch.cluster != [1; 3] {
-            return wrong("clusters are not emulated".to_owned());
+        if let Some(problem) = wrong_cluster(launch, self.properties.compute_capability) {
+            return wrong(problem);
         }
         if kernel.required_threads.is_some_and(|required| required != launch.block) {
             return wrong(format!("it needs blocks of {:?} threads", kernel.required_threads.unwrap_or_default()));

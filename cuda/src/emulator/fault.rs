@@ -125,7 +125,7 @@ pub enum FaultKind {
         access: AccessKind,
         /// What the other did before.
         other: AccessKind,
-        /// The other thread's number in the block.
+        /// The other thread's number in the block, counted on in whole warps through the blocks of a cluster.
         other_thread: u32,
         /// The other's instruction.
         other_at: Line,
@@ -251,6 +251,56 @@ pub enum FaultKind {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A rank that the cluster has not.
+    NoSuchRank {
+        /// The rank.
+        rank: u32,
+        /// Blocks of the cluster.
+        blocks: u32,
+    },
+    /// A multicast whose mask names no block, or one that the cluster has not.
+    BadMulticast {
+        /// The mask, a bit for each block.
+        mask: u32,
+        /// Blocks of the cluster.
+        blocks: u32,
+    },
+    /// A load, store or atomic with an address of another block of the cluster: only arrivals and bulk copies are emulated
+    /// there.
+    OtherBlock {
+        /// What it does.
+        access: AccessKind,
+        /// The address in that block.
+        address: u64,
+        /// The block's rank.
+        rank: u32,
+    },
+    /// Shared memory of a block of the cluster that has ended.
+    BlockHasEnded {
+        /// The block's rank.
+        rank: u32,
+    },
+    /// A block ends, and nothing says that what another of the cluster does to its shared memory is over.
+    EndsTooEarly {
+        /// The other block's rank.
+        rank: u32,
+        /// Its arrival or copy.
+        reach: Line,
+    },
+    /// `barrier.cluster` used against its rules.
+    BadClusterBarrier {
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// `barrier.cluster` that not every thread of the cluster arrives at, where no thread can go on.
+    ClusterNotGathered {
+        /// Threads that have arrived.
+        arrived: u32,
+        /// Threads of the cluster.
+        threads: u32,
+        /// Of them, those that have finished.
+        finished: u32,
+    },
     /// An mbarrier that was not initialised, or used against its count.
     BadMbarrier {
         /// Its address in shared memory.
@@ -355,6 +405,31 @@ impl fmt::Display for FaultKind {
                 f,
                 "shared memory at {address:#x} was overwritten by thread {writer}, {write}, before the product or copy that \
                  reads it was waited for"
+            ),
+            Self::NoSuchRank { rank, blocks } => write!(f, "the cluster has {blocks} blocks, and none of rank {rank}"),
+            Self::BadMulticast { mask, blocks } => {
+                write!(
+                    f,
+                    "the mask {mask:#06x} of the multicast names no block or others than the {blocks} of the cluster"
+                )
+            }
+            Self::OtherBlock { access, address, rank } => write!(
+                f,
+                "{access} at {address:#x} of the shared memory of block {rank} of the cluster: the emulator knows only \
+                 arrivals and bulk copies there"
+            ),
+            Self::BlockHasEnded { rank } => {
+                write!(f, "the shared memory of block {rank} of the cluster, which has ended")
+            }
+            Self::EndsTooEarly { rank, reach } => write!(
+                f,
+                "the block ends, and has not waited for what block {rank} of the cluster does to its shared memory, {reach}"
+            ),
+            Self::BadClusterBarrier { problem } => write!(f, "barrier.cluster {problem}"),
+            Self::ClusterNotGathered { arrived, threads, finished } => write!(
+                f,
+                "barrier.cluster was arrived at by {arrived} threads of {threads}, of which {finished} have finished, and \
+                 the others cannot go on"
             ),
             Self::BadDescriptor { descriptor, problem } => write!(f, "the descriptor {descriptor:#018x} {problem}"),
             Self::BadTensorMap { address, problem } => write!(f, "the tensor map at {address:#x} {problem}"),

@@ -386,13 +386,18 @@ pub(crate) enum Op {
         transpose_a: bool,
         transpose_b: bool,
     },
-    BulkLoad,
+    /// `multicast`: to all blocks of a mask, the source behind the mbarrier.
+    BulkLoad {
+        multicast: bool,
+    },
     BulkStore,
     /// `cp.async.bulk.commit_group`, `.wait_group`; of the latter the number is how many may be left.
     BulkCommit,
     BulkWait,
     /// `cp.async.bulk.tensor`; coordinates are the last sources.
-    TensorLoad,
+    TensorLoad {
+        multicast: bool,
+    },
     TensorStore,
     MapPrefetch,
     /// `wgmma.fence`, `.commit_group`, `.wait_group`; of the last the instruction's number is how many may be left.
@@ -420,21 +425,41 @@ pub(crate) enum Op {
         counted: bool,
     },
 
+    /// `mapa`
+    MapAddress {
+        wide: bool,
+    },
+    /// `barrier.cluster`
+    ClusterArrive {
+        aligned: bool,
+        release: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
+
     MbarrierInit,
     MbarrierInvalidate,
-    MbarrierExpect,
-    /// `count`: how many arrivals is an operand; `expect`: so many bytes are awaited besides.
+    /// `remote`: the mbarrier may lie in another block of the cluster.
+    MbarrierExpect {
+        remote: bool,
+    },
+    /// `count`: how many arrivals is an operand; `expect`: so many bytes are awaited besides. `orders`: what came before is
+    /// in order for other blocks too.
     MbarrierArrive {
         count: bool,
         expect: bool,
         returns: bool,
+        remote: bool,
+        orders: bool,
     },
     MbarrierArriveCopies {
         noinc: bool,
     },
-    /// `parity`: the phase is named by its parity, not by a state.
+    /// `parity`: the phase is named by its parity, not by a state. `orders`: what came before arrivals of other blocks too.
     MbarrierTest {
         parity: bool,
+        orders: bool,
     },
 
     Branch,
@@ -481,8 +506,12 @@ pub(crate) enum Special {
     MaskGe,
     DynamicShared,
     TotalShared,
-    Zero,
-    One,
+    Clusterid(u8),
+    Nclusterid(u8),
+    ClusterCtaid(u8),
+    ClusterNctaid(u8),
+    ClusterCtarank,
+    ClusterNctarank,
 }
 
 /// What a register holds when a warp begins.

@@ -3,7 +3,7 @@
 //! Blocks run on all of rayon's threads, in no order, if the kernel can only tell by a race of its own: results are the
 //! same each time. A kernel whose result may depend on the order of blocks (atomics on global memory that return the
 //! old value, sums of floats, volatile accesses) runs its blocks on one thread, by number, and a block that has run long
-//! gives its turn to the next, so that blocks may wait for one another.
+//! gives its turn to the next, so that blocks may wait for one another. Blocks of a cluster always do so among themselves.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::block::{Block, Grid};
+use super::cluster::Cluster;
 use super::fault::Fault;
 use super::report::Stats;
 use super::trace::Step;
@@ -20,16 +21,16 @@ const SLICE: u64 = 1 << 14;
 /// Blocks that take turns.
 const RESIDENT: usize = 256;
 
-/// A worker's block, whose counts go into the total when it is done.
+/// A worker's cluster, whose counts go into the total when it is done.
 struct Worker<'a, 's> {
-    block: Block<'a>,
+    cluster: Cluster<'a>,
     total: &'s Mutex<Stats>,
 }
 
 impl Drop for Worker<'_, '_> {
     fn drop(&mut self) {
         if let Ok(mut total) = self.total.lock() {
-            total.add(&self.block.common.stats);
+            self.cluster.blocks.iter().for_each(|block| total.add(&block.common.stats));
         }
     }
 }
@@ -41,29 +42,32 @@ pub(crate) struct Done {
     pub(crate) watched: Option<(Vec<Step>, bool)>,
 }
 
-/// The steps of a block's watched warp, if it has one.
-fn steps(block: &mut Block<'_>) -> Option<(Vec<Step>, bool)> {
-    block.common.watched.take().map(|(steps, _)| (steps, block.common.cut))
+/// The steps of a cluster's watched warp, if it has one.
+fn steps(cluster: &mut Cluster<'_>) -> Option<(Vec<Step>, bool)> {
+    let of = |block: &mut Block<'_>| block.common.watched.take().map(|(steps, _)| (steps, block.common.cut));
+    cluster.blocks.iter_mut().find_map(of)
 }
 
-/// Runs all blocks; the first fault, by the number of the block.
+/// Runs all clusters, each of one block where there are none; the first fault, by the number of the cluster.
 pub(crate) fn run(grid: &Grid<'_>) -> Result<Done, Box<Fault>> {
-    let blocks = grid.blocks.iter().map(|size| u64::from(*size)).product::<u64>();
+    let clusters = Cluster::count(grid);
     if grid.kernel.ordered {
-        return in_turns(grid, blocks);
+        return in_turns(grid, clusters);
     }
+    // Blocks of a cluster wait for one another.
+    let slice = if grid.cluster == [1; 3] { u64::MAX } else { SLICE };
     let total = Mutex::new(Stats::new(grid.kernel.code.len()));
     let watched = Mutex::new(None);
-    let fault = (0..blocks)
+    let fault = (0..clusters)
         .into_par_iter()
         .map_init(
-            || Worker { block: Block::new(grid), total: &total },
+            || Worker { cluster: Cluster::new(grid), total: &total },
             |worker, number| {
-                worker.block.begin(number);
+                worker.cluster.begin(number);
                 loop {
-                    match worker.block.run(u64::MAX) {
+                    match worker.cluster.run(slice) {
                         Ok(true) => {
-                            if let Some(found) = steps(&mut worker.block) {
+                            if let Some(found) = steps(&mut worker.cluster) {
                                 *watched.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(found);
                             }
                             return None;
@@ -84,32 +88,33 @@ pub(crate) fn run(grid: &Grid<'_>) -> Result<Done, Box<Fault>> {
     }
 }
 
-fn in_turns(grid: &Grid<'_>, blocks: u64) -> Result<Done, Box<Fault>> {
+fn in_turns(grid: &Grid<'_>, clusters: u64) -> Result<Done, Box<Fault>> {
     let mut total = Stats::new(grid.kernel.code.len());
+    let resident = RESIDENT / grid.cluster.iter().product::<u32>() as usize;
     let (mut next, mut watched) = (0, None);
-    let mut active: VecDeque<Block<'_>> = VecDeque::new();
-    let mut spare: Vec<Block<'_>> = Vec::new();
-    while next < blocks || !active.is_empty() {
-        // A block that is new has its first turn before an old one has another.
-        let mut block = if next < blocks && active.len() < RESIDENT {
-            let mut block = spare.pop().unwrap_or_else(|| Block::new(grid));
-            block.begin(next);
+    let mut active: VecDeque<Cluster<'_>> = VecDeque::new();
+    let mut spare: Vec<Cluster<'_>> = Vec::new();
+    while next < clusters || !active.is_empty() {
+        // What is new has its first turn before an old one has another.
+        let mut cluster = if next < clusters && active.len() < resident {
+            let mut cluster = spare.pop().unwrap_or_else(|| Cluster::new(grid));
+            cluster.begin(next);
             next += 1;
-            block
+            cluster
         } else {
             match active.pop_front() {
-                Some(block) => block,
+                Some(cluster) => cluster,
                 None => break,
             }
         };
-        if block.run(SLICE)? {
-            watched = steps(&mut block).or(watched);
-            spare.push(block);
+        if cluster.run(SLICE)? {
+            watched = steps(&mut cluster).or(watched);
+            spare.push(cluster);
         } else {
-            active.push_back(block);
+            active.push_back(cluster);
         }
     }
-    for block in &spare {
+    for block in spare.iter().flat_map(|cluster| &cluster.blocks) {
         total.add(&block.common.stats);
     }
     Ok(Done { stats: total, watched })

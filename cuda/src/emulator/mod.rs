@@ -50,6 +50,7 @@
 mod barrier;
 mod block;
 mod class;
+mod cluster;
 mod decode;
 mod device;
 mod driver;

@@ -8,14 +8,16 @@
 //! of other lanes of the warp lies between.
 
 use super::fault::{AccessKind, FaultKind, Line};
-use super::window::SHARED_BEGIN;
+use super::window::{self, SHARED_BEGIN};
 
-/// An access, packed: pending copy, strong, thread, clock, instruction.
+/// An access, packed: pending copy, strong; 14 bits of thread; read by a product; 23 of clock, 24 of instruction. Threads are counted through the
+/// blocks of a cluster, in whole warps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 struct Record(u64);
 
 const PENDING: u64 = 1 << 63;
 const STRONG: u64 = 1 << 62;
+const PRODUCT: u64 = 1 << 47;
 /// Of a cell's stamp: written by the asynchronous proxy, which needs no fence to be read by it.
 const ASYNCHRONOUS: u32 = 1 << 31;
 
@@ -31,16 +33,16 @@ pub(crate) enum Proxy {
 impl Record {
     fn new(by: &Accessor<'_>, flags: u64) -> Self {
         let strong = if by.strong { STRONG } else { 0 };
-        let own = by.clocks[by.thread as usize / 32] & 0x0fff_ffff;
-        Self(flags | strong | u64::from(by.thread) << 52 | u64::from(own) << 24 | u64::from(by.pc & 0xff_ffff))
+        let own = by.clocks[by.thread as usize / 32] & 0x7f_ffff;
+        Self(flags | strong | u64::from(by.thread) << 48 | u64::from(own) << 24 | u64::from(by.pc & 0xff_ffff))
     }
 
     fn thread(self) -> u32 {
-        (self.0 >> 52) as u32 & 0x3ff
+        (self.0 >> 48) as u32 & 0x3fff
     }
 
     fn clock(self) -> u32 {
-        (self.0 >> 24) as u32 & 0x0fff_ffff
+        (self.0 >> 24) as u32 & 0x7f_ffff
     }
 
     fn pc(self) -> u32 {
@@ -162,6 +164,13 @@ impl Shared {
     fn place(&self, address: u64, bytes: u64, access: AccessKind) -> Result<usize, SharedFault> {
         let at = address.wrapping_sub(SHARED_BEGIN);
         if at.checked_add(bytes).is_none_or(|end| end > self.bytes.len() as u64) {
+            if let Some(rank) = window::rank(address) {
+                return Err(SharedFault::Plain(FaultKind::OtherBlock {
+                    access,
+                    address: window::within(address),
+                    rank,
+                }));
+            }
             let near = Some((SHARED_BEGIN, self.bytes.len() as u64)).filter(|_| address >= SHARED_BEGIN);
             return Err(SharedFault::Plain(FaultKind::OutOfBounds { space: "shared", access, address, bytes, near }));
         }
@@ -224,6 +233,10 @@ impl Shared {
     ) -> Result<&[u8], SharedFault> {
         self.read(address, bytes, by)?;
         let at = (address - SHARED_BEGIN) as usize;
+        let own = Record::new(by, 0);
+        for cell in &mut self.cells[at >> self.shift..=(at + bytes as usize - 1) >> self.shift] {
+            cell.reads.iter_mut().filter(|read| **read == own).for_each(|read| read.0 |= PRODUCT);
+        }
         let fence = |thread: u32| self.fences.get(thread as usize).copied().unwrap_or(0);
         for cell in &self.cells[at >> self.shift..=(at + bytes as usize - 1) >> self.shift] {
             let (thread, pc, stamp) = (cell.write.thread(), cell.write.pc(), cell.stamp & !ASYNCHRONOUS);
@@ -242,18 +255,30 @@ impl Shared {
         Ok(&self.bytes[at..at + bytes as usize])
     }
 
-    fn claim(&mut self, at: usize, address: u64, bytes: u64, by: &Accessor<'_>, flags: u64) -> Result<(), SharedFault> {
+    /// `for_copies`: of a bulk copy, what its warp knows of products' reads besides.
+    fn claim(
+        &mut self,
+        at: usize,
+        address: u64,
+        bytes: u64,
+        by: &Accessor<'_>,
+        (flags, for_copies): (u64, &[u32]),
+    ) -> Result<(), SharedFault> {
         let (first, last) = (at >> self.shift, (at + bytes as usize - 1) >> self.shift);
         for cell in &mut self.cells[first..=last] {
             let write = cell.write;
             if write.0 & PENDING != 0 {
                 return Err(SharedFault::Pending { address, thread: write.thread(), pc: write.pc() });
             }
+            let before = |record: Record| {
+                let known = for_copies.get(record.thread() as usize / 32);
+                record.0 & PRODUCT != 0 && known.is_some_and(|known| record.clock() <= *known)
+            };
             if self.checks.races {
                 let others =
                     [(write, AccessKind::Write), (cell.reads[0], AccessKind::Read), (cell.reads[1], AccessKind::Read)];
                 for (record, other) in others {
-                    if !record.ordered(by) {
+                    if !record.ordered(by) && !before(record) {
                         let (thread, pc) = (record.thread(), record.pc());
                         return Err(SharedFault::Race { address, access: AccessKind::Write, other, thread, pc });
                     }
@@ -277,7 +302,7 @@ impl Shared {
         if same && write.thread() != by.thread && write.clock() == by.clocks[by.thread as usize / 32] {
             return Ok(());
         }
-        self.claim(at, address, bytes, by, 0)?;
+        self.claim(at, address, bytes, by, (0, &[]))?;
         self.bytes[at..at + value.len()].copy_from_slice(value);
         Ok(())
     }
@@ -295,15 +320,21 @@ impl Shared {
         let old = u64::from_le_bytes(word);
         let at = (address - SHARED_BEGIN) as usize;
         // The read that it just made is its own.
-        self.claim(at, address, bytes, by, 0)?;
+        self.claim(at, address, bytes, by, (0, &[]))?;
         self.bytes[at..at + bytes as usize].copy_from_slice(&f(old).to_le_bytes()[..bytes as usize]);
         Ok(old)
     }
 
-    /// A copy begins: its bytes are nobody's until `arrive`.
-    pub(crate) fn begin_copy(&mut self, address: u64, bytes: u64, by: &Accessor<'_>) -> Result<(), SharedFault> {
+    /// A copy begins: its bytes are nobody's until `end_copy`. `for_copies` as in `claim`.
+    pub(crate) fn begin_copy(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        by: &Accessor<'_>,
+        for_copies: &[u32],
+    ) -> Result<(), SharedFault> {
         let at = self.place(address, bytes, AccessKind::Write)?;
-        self.claim(at, address, bytes, by, PENDING)
+        self.claim(at, address, bytes, by, (PENDING, for_copies))
     }
 
     /// A copy's bytes arrive, as a write of the thread that asked for it, now.

@@ -72,7 +72,7 @@ impl Block<'_> {
                     Ok(())
                 }
                 Op::WarpSync => {
-                    common.clocks[at][at] += 1;
+                    common.clocks[at][warp.overall as usize] += 1;
                     for group in &mut warp.groups {
                         let there = &kernel.code[group.pc as usize];
                         if group.state == State::Warp && there.op == Op::WarpSync && group.mask & !named == 0 {

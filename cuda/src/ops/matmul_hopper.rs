@@ -23,17 +23,20 @@ struct Tile {
     groups: usize,
     columns: usize,
     stages: usize,
+    /// Blocks that share B, their tiles one under the other.
+    cluster: usize,
 }
 
-/// Hundreds of rows: training, prefill. 192 KiB of tiles. The wider a tile, the less often the second-level cache is asked.
-const LARGE: Tile = Tile { groups: 2, columns: 256, stages: 4 };
+/// Hundreds of rows: training, prefill. 192 KiB of tiles. The wider a tile, and the more blocks share it, the less often the
+/// second-level cache is asked.
+const LARGE: Tile = Tile { groups: 2, columns: 256, stages: 4, cluster: 2 };
 /// The same where tiles of [`LARGE`] would leave multiprocessors without work. 192 KiB.
-const MIDDLE: Tile = Tile { groups: 2, columns: 128, stages: 6 };
+const MIDDLE: Tile = Tile { groups: 2, columns: 128, stages: 6, cluster: 2 };
 /// A few rows: decoding, where reading B is all. 96 KiB, so that two blocks share a multiprocessor.
-const SMALL: Tile = Tile { groups: 1, columns: 64, stages: 6 };
+const SMALL: Tile = Tile { groups: 1, columns: 64, stages: 6, cluster: 1 };
 
 /// Where tiles of [`SMALL`] would leave multiprocessors without work: twice as many read B. 96 KiB.
-const TINY: Tile = Tile { groups: 1, columns: 32, stages: 8 };
+const TINY: Tile = Tile { groups: 1, columns: 32, stages: 8, cluster: 1 };
 
 /// Depth of a part. Part of the arithmetic.
 const PART: usize = 1024;
@@ -42,26 +45,43 @@ const FEW_TILES: usize = 256;
 
 impl Tile {
     fn defines(self, mut defines: Defines) -> Defines {
-        for (name, value) in [("GROUPS", self.groups), ("BN", self.columns), ("STAGES", self.stages)] {
+        for (name, value) in
+            [("GROUPS", self.groups), ("BN", self.columns), ("STAGES", self.stages), ("CLUSTER", self.cluster)]
+        {
             defines = with(defines, name, value);
         }
         defines
     }
 
+    /// Blocks that take a tile each, in whole clusters.
     fn count(self, [m, n]: [usize; 2]) -> usize {
-        m.div_ceil(BOX * self.groups) * n.div_ceil(self.columns)
+        m.div_ceil(BOX * self.groups).next_multiple_of(self.cluster) * n.div_ceil(self.columns)
+    }
+
+    /// Blocks that run at a time, one on a multiprocessor, in whole clusters.
+    fn room(self, multiprocessors: usize) -> usize {
+        (multiprocessors - multiprocessors % self.cluster).max(self.cluster)
     }
 
     /// Time of a product on this many multiprocessors, in 64 rows and columns of each step.
     fn turns(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> usize {
-        (self.count(size) * parts).div_ceil(multiprocessors) * self.groups * self.columns / BOX
+        (self.count(size) * parts).div_ceil(self.room(multiprocessors)) * self.groups * self.columns / BOX
+    }
+
+    /// The same without clusters, where these would leave multiprocessors without work: a row of tiles, or an odd one.
+    fn alone(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> Tile {
+        let alone = Tile { cluster: 1, ..self };
+        let slower = self.turns(size, parts, multiprocessors) > alone.turns(size, parts, multiprocessors);
+        if slower || size[0] <= BOX * self.groups { alone } else { self }
     }
 
     fn shape(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> Shape {
         let tiles = self.stages * (self.groups * BOX + self.columns) * BOX_BYTES / BOX;
         // One group takes a tile and ends: several blocks share a multiprocessor.
-        let blocks = if self.groups == 1 { self.count(size) } else { self.count(size).min(multiprocessors) };
-        Shape::grid([blocks, parts, 1], 128 * (self.groups as u32 + 1)).shared(tiles + 16 * self.stages)
+        let blocks = if self.groups == 1 { self.count(size) } else { self.count(size).min(self.room(multiprocessors)) };
+        Shape::grid([blocks, parts, 1], 128 * (self.groups as u32 + 1))
+            .shared(tiles + 16 * self.stages)
+            .clusters(self.cluster)
     }
 
     /// The tile of a product.
@@ -73,8 +93,9 @@ impl Tile {
             return if idle && !layout.b_transposed { TINY } else { SMALL };
         }
         // A little more for the smaller tile, which the second-level cache cannot feed at full speed.
-        let [large, middle] = [LARGE, MIDDLE].map(|tile| tile.turns(size, parts, multiprocessors));
-        if 9 * large <= 10 * middle { LARGE } else { MIDDLE }
+        let [large, middle] = [LARGE, MIDDLE].map(|tile| tile.alone(size, parts, multiprocessors));
+        let turns = |tile: Tile| tile.turns(size, parts, multiprocessors);
+        if 9 * turns(large) <= 10 * turns(middle) { large } else { middle }
     }
 }
 
@@ -178,6 +199,26 @@ mod tests {
         flags
             .into_iter()
             .fold(types([("T", DType::BF16), ("O", to)]), |all, (name, flag)| with(all, name, u8::from(flag)))
+    }
+
+    /// Two blocks share B where there are two rows of tiles, and no multiprocessor is left without work for it.
+    #[test]
+    fn clusters_are_for_rows_of_tiles() {
+        let of = |m, n, multiprocessors| Tile::of([m, n], Layout::FORWARD, 1, multiprocessors);
+        let shape = |m, n| of(m, n, 132).shape([m, n], 1, 132);
+        for (size, cluster, blocks) in [
+            ([8192, 8192], 2, 132),
+            ([256, 256 * 66], 2, 132),
+            ([128, 256 * 66], 1, 66),
+            // Three rows of 44 tiles are a turn; four would be two.
+            ([384, 256 * 44], 1, 132),
+            ([640, 256 * 20], 2, 120),
+        ] {
+            let shape = shape(size[0], size[1]);
+            assert_eq!((shape.cluster, shape.grid), (cluster, [blocks, 1, 1]), "{size:?}");
+        }
+        // Half a cluster has no place.
+        assert_eq!(of(8192, 8192, 113).shape([8192; 2], 1, 113).grid, [112, 1, 1]);
     }
 
     /// The products of models from 0.1B to 8B and of adapters, of any number of rows, on the cards that there are.

@@ -58,74 +58,135 @@ fn hopper_and_ampere_add_in_one_order() {
     }
 }
 
-/// Rung 0 and rung 1, and both tiles: the same chains, the same bits.
+/// A kernel of the file, its tile, and how many blocks take part at most.
+#[derive(Clone, Copy, Debug)]
+struct Rung {
+    name: &'static str,
+    groups: usize,
+    columns: usize,
+    stages: usize,
+    cluster: usize,
+    most: usize,
+}
+
+const fn ring(groups: usize, columns: usize, stages: usize, cluster: usize, most: usize) -> Rung {
+    Rung { name: "matmul_hopper", groups, columns, stages, cluster, most }
+}
+
+const fn turns(columns: usize) -> Rung {
+    Rung { name: "matmul_hopper_by_turns", ..ring(1, columns, 3, 1, usize::MAX) }
+}
+
+/// A, B, A2 and B2 as maps.
+fn maps(device: &Device, [m, n, k, k2]: [usize; 4], layout: Layout, of: [&DeviceBuffer; 4]) -> [[u8; 128]; 4] {
+    let [a, b] = [(layout.a_transposed, m), (layout.b_transposed, n)];
+    let of = of.into_iter().zip([(a, k), (b, k), (a, k2), (b, k2)]);
+    let map = |(x, ((transposed, rows), depth)): (&DeviceBuffer, ((bool, usize), usize))| {
+        let (along, across) = if transposed { (rows, depth) } else { (depth, rows) };
+        let map = TensorMap {
+            base: x.ptr(),
+            dtype: DType::BF16,
+            sizes: &[along as u64, across as u64],
+            strides: &[2 * along as u64],
+            tile: &[64, 64],
+            swizzle: Swizzle::Bytes128,
+            fill: Fill::Zeros,
+        };
+        device.driver().tensor_map(&map).unwrap()
+    };
+    of.map(map).collect::<Vec<_>>().try_into().unwrap()
+}
+
+/// The same products as `product` makes of bf16, added to C in f32.
+fn product_by(device: &Device, sizes: [usize; 4], layout: Layout, rung: Rung) -> Vec<f64> {
+    let (queue, [m, n, k, k2]) = (device.queue(), sizes);
+    let [a, b, a2, b2, bias, c] = inputs(queue, sizes, DType::BF16, DType::F32);
+    let maps = maps(device, sizes, layout, [&a, &b, &a2, &b2]);
+    let Rung { name, groups, columns, stages, cluster, most } = rung;
+    let of = [
+        ("T", "bf16".to_owned()),
+        ("O", "f32".to_owned()),
+        ("A_T", u8::from(layout.a_transposed).to_string()),
+        ("B_T", u8::from(layout.b_transposed).to_string()),
+        ("ADD", "1".to_owned()),
+        ("GROUPS", groups.to_string()),
+        ("BN", columns.to_string()),
+        ("STAGES", stages.to_string()),
+        ("CLUSTER", cluster.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
+    let mut args = vec![Arg::Ptr(c.ptr())];
+    args.extend(maps.iter().map(|map| Arg::Bytes(map)));
+    args.extend([Arg::Ptr(bias.ptr()), Arg::F32(0.5)]);
+    args.extend([m, n, k, k2, n].map(|x| Arg::U32(x as u32)));
+    args.extend((name == "matmul_hopper").then_some(Arg::U32(0)));
+    // One group without a ring, or as many as there are and the producer.
+    let (working, threads, room) = match name {
+        "matmul_hopper" => (groups, 128 * (groups as u32 + 1), stages * (groups + columns / 64) * 8192 + 16 * stages),
+        _ => (1, 128, (1 + columns / 64) * 8192 + 8),
+    };
+    let blocks = most.min(m.div_ceil(64 * working).next_multiple_of(cluster) * n.div_ceil(columns));
+    let shape = Shape::line(blocks, threads).shared(room).clusters(cluster);
+    queue.launch(&MATMUL_HOPPER, name, &of.to_vec(), shape, &args).unwrap();
+    get(&c, DType::F32)
+}
+
+/// Rung 0 and rung 1, and all tiles: the same chains, the same bits.
 #[test]
 fn turns_and_ring_give_the_same_bits() {
     let Some(device) = device_of((9, 0)) else { return };
-    let (queue, t) = (device.queue(), DType::BF16);
     for layout in [Layout::FORWARD, Layout::WEIGHT_GRADIENT] {
-        let sizes @ [m, n, k, k2] = [72, 136, 136, 24];
-        let want = product(&device, sizes, layout, t, DType::F32, true);
-        let [a, b, a2, b2, bias, _] = inputs(queue, sizes, t, DType::F32);
-        let map = |x: &DeviceBuffer, transposed: bool, rows: usize, depth: usize| {
-            let (along, across) = if transposed { (rows, depth) } else { (depth, rows) };
-            let map = TensorMap {
-                base: x.ptr(),
-                dtype: t,
-                sizes: &[along as u64, across as u64],
-                strides: &[2 * along as u64],
-                tile: &[64, 64],
-                swizzle: Swizzle::Bytes128,
-                fill: Fill::Zeros,
-            };
-            device.driver().tensor_map(&map).unwrap()
-        };
-        let maps = [
-            map(&a, layout.a_transposed, m, k),
-            map(&b, layout.b_transposed, n, k),
-            map(&a2, layout.a_transposed, m, k2),
-            map(&b2, layout.b_transposed, n, k2),
-        ];
+        let sizes = [72, 136, 136, 24];
+        let want = product(&device, sizes, layout, DType::BF16, DType::F32, true);
         // Blocks that take one tile each, and fewer that take several.
-        for (name, groups, columns, stages, most) in [
-            ("matmul_hopper", 2, 64, 4, 99),
-            ("matmul_hopper_by_turns", 2, 64, 4, 99),
-            ("matmul_hopper", 1, 128, 3, 99),
-            ("matmul_hopper", 1, 128, 3, 3),
-            ("matmul_hopper", 2, 64, 2, 1),
-            ("matmul_hopper", 2, 256, 4, 99),
-            ("matmul_hopper_by_turns", 1, 128, 3, 99),
-            ("matmul_hopper_by_turns", 1, 256, 3, 99),
+        for rung in [
+            ring(2, 64, 4, 1, 99),
+            ring(1, 128, 3, 1, 99),
+            ring(1, 128, 3, 1, 3),
+            ring(2, 64, 2, 1, 1),
+            ring(2, 256, 4, 1, 99),
+            turns(64),
+            turns(128),
+            turns(256),
         ] {
-            let of = [
-                ("T", "bf16".to_owned()),
-                ("O", "f32".to_owned()),
-                ("A_T", u8::from(layout.a_transposed).to_string()),
-                ("B_T", u8::from(layout.b_transposed).to_string()),
-                ("ADD", "1".to_owned()),
-                ("GROUPS", groups.to_string()),
-                ("BN", columns.to_string()),
-                ("STAGES", stages.to_string()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value));
-            let c = put(queue, &random(m * n, DType::F32, 6), DType::F32);
-            let mut args = vec![Arg::Ptr(c.ptr())];
-            args.extend(maps.iter().map(|map| Arg::Bytes(map)));
-            args.extend([Arg::Ptr(bias.ptr()), Arg::F32(0.5)]);
-            args.extend([m, n, k, k2, n].map(|x| Arg::U32(x as u32)));
-            args.extend((name == "matmul_hopper").then_some(Arg::U32(0)));
-            // One group without a ring, or as many as there are and the producer.
-            let (working, threads, room) = match name {
-                "matmul_hopper" => {
-                    (groups, 128 * (groups as u32 + 1), stages * (groups + columns / 64) * 8192 + 16 * stages)
-                }
-                _ => (1, 128, (1 + columns / 64) * 8192 + 8),
-            };
-            let blocks = most.min(m.div_ceil(64 * working) * n.div_ceil(columns));
-            let shape = Shape::line(blocks, threads).shared(room);
-            queue.launch(&MATMUL_HOPPER, name, &of.to_vec(), shape, &args).unwrap();
-            assert!(get(&c, DType::F32) == want, "{name} {groups} {columns} {layout:?}");
+            assert!(product_by(&device, sizes, layout, rung) == want, "{rung:?} {layout:?}");
         }
+    }
+}
+
+/// Blocks that share B give the bits of those that do not: rows of tiles that are even and odd in number, only one, tiles that
+/// blocks take one after another, edges in every direction, and more steps than stages.
+#[test]
+fn clusters_give_the_same_bits() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let check = |sizes, layout, rungs: &[Rung]| {
+        let want = product_by(&device, sizes, layout, ring(1, 64, 3, 1, 99));
+        for rung in rungs {
+            assert!(product_by(&device, sizes, layout, *rung) == want, "{sizes:?} {rung:?} {layout:?}");
+        }
+    };
+    for layout in LAYOUTS {
+        // Three tiles of 64 rows: the last has no neighbour. One cluster takes four tiles.
+        check([136, 200, 136, 24], layout, &[ring(1, 128, 3, 2, 99), ring(1, 128, 2, 2, 2)]);
+    }
+    // The tiles that ship: a pair of which the second is not whole, and one that has no second.
+    let shipped = [ring(2, 256, 4, 2, 99), ring(2, 128, 6, 2, 99)];
+    check([200, 264, 456, 8], Layout::FORWARD, &shipped);
+    check([72, 136, 72, 8], Layout::INPUT_GRADIENT, &shipped);
+    check([264, 136, 72, 16], Layout::WEIGHT_GRADIENT, &[ring(2, 128, 2, 2, 2)]);
+}
+
+/// What the launcher makes of products of more rows than a tile: clusters, in the order of other cards.
+#[test]
+fn many_rows_go_to_clusters() {
+    let Some(cache) = cache() else { return };
+    let emulator = Arc::new(Emulator::new((9, 0)).unwrap().with_reports());
+    let hopper = Device::new(emulator.clone(), cache);
+    let Some(ampere) = device_of((8, 0)) else { return };
+    for (sizes, blocks) in [([136, 72, 72, 8], 2), ([264, 72, 72, 0], 4), ([128, 72, 72, 0], 1)] {
+        let of = |device| product(device, sizes, Layout::FORWARD, DType::BF16, DType::BF16, false);
+        assert!(of(&hopper) == of(&ampere), "{sizes:?}");
+        assert_eq!(emulator.take_reports().pop().unwrap().blocks, blocks, "{sizes:?}");
     }
 }
 
@@ -174,8 +235,9 @@ fn gradients_of_small_weights_are_made_in_parts() {
     assert!(get(&c, f32) == first);
 }
 
-/// The kernel with a piece of its text replaced, on a product of two stages more than the ring has.
-fn broken(device: &Device, change: &[(&str, &str)]) -> planish_cuda::Result<()> {
+/// The kernel with a piece of its text replaced, on a product of two stages more than the ring has, by a cluster of so many
+/// blocks.
+fn broken(device: &Device, cluster: usize, change: &[(&str, &str)]) -> planish_cuda::Result<()> {
     let mut text = MATMUL_HOPPER.text.to_owned();
     for (old, new) in change {
         assert!(text.contains(old), "{old} is not there");
@@ -183,30 +245,37 @@ fn broken(device: &Device, change: &[(&str, &str)]) -> planish_cuda::Result<()> 
     }
     let kernel = Kernel { text: text.leak(), ..MATMUL_HOPPER };
     let (queue, t) = (device.queue(), DType::BF16);
-    let [m, n, k] = [64, 64, 256];
-    let [a, b, _, _, _, c] = inputs(queue, [m, n, k, 0], t, t);
-    let map = |x: &DeviceBuffer| {
-        let (base, sizes, strides) = (x.ptr(), &[k as u64, 64], &[2 * k as u64]);
-        let (tile, swizzle, fill) = (&[64, 64], Swizzle::Bytes128, Fill::Zeros);
-        device.driver().tensor_map(&TensorMap { base, dtype: t, sizes, strides, tile, swizzle, fill }).unwrap()
-    };
-    let (map_a, map_b) = (map(&a), map(&b));
-    let of = [("T", "bf16"), ("O", "bf16"), ("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("GROUPS", "1"), ("BN", "64")];
-    let of = defines(&[&of[..], &[("STAGES", "2")]].concat());
+    let (columns, cluster_of) = (64 * cluster, cluster.to_string());
+    let sizes @ [m, n, k, _] = [64 * cluster, columns, 256, 0];
+    let [a, b, _, _, _, c] = inputs(queue, sizes, t, t);
+    let maps = maps(device, [m, n, k, k], Layout::FORWARD, [&a, &b, &a, &b]);
+    let (columns_of, add) = (columns.to_string(), [("A_T", "0"), ("B_T", "0"), ("ADD", "0"), ("STAGES", "2")]);
+    let of = [("T", "bf16"), ("O", "bf16"), ("GROUPS", "1"), ("BN", &columns_of), ("CLUSTER", &cluster_of)];
     let mut args = vec![Arg::Ptr(c.ptr())];
-    args.extend([&map_a, &map_b, &map_a, &map_b].map(|map| Arg::Bytes(map)));
+    args.extend(maps.iter().map(|map| Arg::Bytes(map)));
     args.extend([Arg::U64(0), Arg::F32(1.0)]);
     args.extend([m, n, k, 0, n, 0].map(|x| Arg::U32(x as u32)));
-    let shape = Shape::line(1, 256).shared(2 * 2 * 8192 + 32);
-    queue.launch(&kernel, "matmul_hopper", &of, shape, &args)
+    let shape = Shape::line(cluster, 256).shared(2 * (1 + cluster) * 8192 + 32).clusters(cluster);
+    queue.launch(&kernel, "matmul_hopper", &defines(&[&of[..], &add].concat()), shape, &args)
+}
+
+fn is_caught(cluster: usize, change: &[(&str, &str)], words: &str) {
+    let Some(cache) = cache() else { return };
+    let emulator = Emulator::new((9, 0)).unwrap().with_budget(1_000_000);
+    let device = Device::new(Arc::new(emulator), cache);
+    match (words, broken(&device, cluster, change)) {
+        ("", result) => result.unwrap(),
+        (words, Err(error)) => assert!(error.to_string().contains(words), "{change:?}: {error}"),
+        (_, Ok(())) => panic!("nothing was seen of {change:?}"),
+    }
 }
 
 /// Each way of being careless with copies and products, in the kernel that ships.
 #[test]
 fn broken_rings_are_caught() {
-    let arrive = "if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * ((taken - 1) % STAGES));";
+    let arrive = "if (step > 0 && lane < CLUSTER) release(freed + 8 * ((taken - 1) % STAGES));";
     let wait = "products_wait<1>();  // those of the step before";
-    let early = format!("if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);\n                {wait}");
+    let early = format!("if (lane < CLUSTER) release(freed + 8 * s);\n                {wait}");
     let cases: [(&[(&str, &str)], &str); 7] = [
         (&[], ""),
         (&[("barrier_wait(full + 8 * s, taken / STAGES & 1);", "")], "shared memory"),
@@ -217,25 +286,43 @@ fn broken_rings_are_caught() {
         ),
         // The stage is given back before the products have read it.
         (&[(arrive, ""), (wait, &early)], "shared memory"),
-        (&[("barrier_init(empty + 8 * s, 4 * GROUPS);", "barrier_init(empty + 8 * s, 1);")], "hangs"),
+        (&[("barrier_init(empty + 8 * s, 4 * GROUPS * CLUSTER);", "barrier_init(empty + 8 * s, 1);")], "hangs"),
+        (&[("else fetch<B_T", "else if (step == 9) fetch<B_T")], "hangs"),
+    ];
+    for (change, words) in cases {
+        is_caught(1, change, words);
+    }
+}
+
+/// And with the other block of the cluster.
+#[test]
+fn broken_clusters_are_caught() {
+    let count = "barrier_init(empty + 8 * s, 4 * GROUPS * CLUSTER);";
+    let (free, last) = ("if (step > 0 && lane < CLUSTER)", "if (lane < CLUSTER)");
+    let cases: [(&[(&str, &str)], &str); 7] = [
+        (&[], ""),
+        // Barriers that may not be there yet, a block that may be gone.
+        (&[("    if (CLUSTER > 1) cluster_meet();\n    else __syncthreads();", "    __syncthreads();")], "initialised"),
+        (&[("    if (CLUSTER > 1) cluster_meet();  // the other block", "//")], "has ended"),
+        // A stage that this block has done with, and the other has not.
         (
-            &[(
-                "row, depth);\n                    fetch<B_T",
-                "row, depth);\n                    if (step == 9) fetch<B_T",
-            )],
-            "hangs",
+            &[
+                (count, "barrier_init(empty + 8 * s, 4);"),
+                (free, "if (step > 0 && lane == rank)"),
+                (last, "if (lane == rank)"),
+            ],
+            "shared memory",
+        ),
+        (&[(free, "if (step > 0 && lane == rank)")], "hangs"),
+        (&[("(1 << CLUSTER) - 1", "7")], "the mask 0x0007 of the multicast"),
+        // The half that the other fetches is not waited for.
+        (
+            &[("barrier_expect(full + 8 * s, bytes);", "barrier_expect(full + 8 * s, bytes - BYTES_B / 2);")],
+            "shared memory",
         ),
     ];
     for (change, words) in cases {
-        let Some(cache) = cache() else { return };
-        let emulator = Emulator::new((9, 0)).unwrap().with_budget(1_000_000);
-        let device = Device::new(Arc::new(emulator), cache);
-        let result = broken(&device, change);
-        match (words, result) {
-            ("", result) => result.unwrap(),
-            (words, Err(error)) => assert!(error.to_string().contains(words), "{change:?}: {error}"),
-            (_, Ok(())) => panic!("nothing was seen of {change:?}"),
-        }
+        is_caught(2, change, words);
     }
 }
 

@@ -55,11 +55,12 @@ pub(super) fn copy<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [
     }
     // The hint's policy is an operand more.
     let hinted = usize::from(mods.take("L2::cache_hint"));
+    let multicast = inward && mods.take("multicast::cluster");
     let ends = if inward { mods.take("mbarrier::complete_tx::bytes") } else { mods.take("bulk_group") };
     if !ends {
         return d.problem("a bulk copy that says not how it completes");
     }
-    let wanted = if inward { 4 } else { 3 };
+    let wanted = if inward { 4 + usize::from(multicast) } else { 3 };
     if operands.len() != wanted + hinted {
         return d.problem("a wrong number of operands");
     }
@@ -68,8 +69,11 @@ pub(super) fn copy<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [
     if inward {
         uses.push(whole_address(d, &operands[3])?);
     }
+    if multicast {
+        uses.push(d.read(&operands[4], Ty::U16)?);
+    }
     d.shared_granule(16);
-    d.emit(if inward { Op::BulkLoad } else { Op::BulkStore }, vec![], uses);
+    d.emit(if inward { Op::BulkLoad { multicast } } else { Op::BulkStore }, vec![], uses);
     Ok(())
 }
 
@@ -91,7 +95,8 @@ fn tensor<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'
     if !mods.take(if inward { "mbarrier::complete_tx::bytes" } else { "bulk_group" }) {
         return d.problem("a bulk copy that says not how it completes");
     }
-    if operands.len() != if inward { 3 } else { 2 } + hinted {
+    let multicast = inward && mods.take("multicast::cluster");
+    if operands.len() != if inward { 3 + usize::from(multicast) } else { 2 } + hinted {
         return d.problem("a wrong number of operands");
     }
     let (shared, there) = if inward { (&operands[0], &operands[1]) } else { (&operands[1], &operands[0]) };
@@ -105,11 +110,14 @@ fn tensor<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'
     if inward {
         uses.push(whole_address(d, &operands[2])?);
     }
+    if multicast {
+        uses.push(d.read(&operands[3], Ty::U16)?);
+    }
     for coordinate in coordinates {
         uses.push(d.read(coordinate, Ty::S32)?);
     }
     d.shared_granule(16);
-    d.emit(if inward { Op::TensorLoad } else { Op::TensorStore }, vec![], uses);
+    d.emit(if inward { Op::TensorLoad { multicast } } else { Op::TensorStore }, vec![], uses);
     Ok(())
 }
 

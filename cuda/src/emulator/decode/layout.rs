@@ -103,11 +103,12 @@ pub(super) fn special(name: &str) -> Option<Special> {
         return Some(match register {
             "%tid" => Special::Tid(axis),
             "%ntid" => Special::Ntid(axis),
-            "%ctaid" | "%clusterid" => Special::Ctaid(axis),
-            "%nctaid" | "%nclusterid" => Special::Nctaid(axis),
-            // Clusters are of one block.
-            "%cluster_ctaid" => Special::Zero,
-            "%cluster_nctaid" => Special::One,
+            "%ctaid" => Special::Ctaid(axis),
+            "%nctaid" => Special::Nctaid(axis),
+            "%clusterid" => Special::Clusterid(axis),
+            "%nclusterid" => Special::Nclusterid(axis),
+            "%cluster_ctaid" => Special::ClusterCtaid(axis),
+            "%cluster_nctaid" => Special::ClusterNctaid(axis),
             _ => return None,
         });
     }
@@ -125,8 +126,8 @@ pub(super) fn special(name: &str) -> Option<Special> {
         "%lanemask_ge" => Special::MaskGe,
         "%dynamic_smem_size" => Special::DynamicShared,
         "%total_smem_size" | "%aggr_smem_size" => Special::TotalShared,
-        "%cluster_ctarank" => Special::Zero,
-        "%cluster_nctarank" => Special::One,
+        "%cluster_ctarank" => Special::ClusterCtarank,
+        "%cluster_nctarank" => Special::ClusterNctarank,
         _ => return None,
     })
 }

@@ -30,13 +30,12 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
             d.emit(Op::IsSpace(space), vec![to], vec![from]);
         }
         "mapa" => {
-            // Clusters are of one block, so every address maps to itself.
             mods.take("shared::cluster");
             let Some(ty) = mods.ty() else { return d.problem("mapa without a type") };
-            let [to, from, _] = d.operands(operands)?;
-            let from = d.read(from, ty)?;
+            let [to, from, rank] = d.operands(operands)?;
+            let uses = vec![d.read(from, ty)?, d.read(rank, Ty::U32)?];
             let to = d.write(to, ty)?;
-            d.emit(if ty.bits() == 64 { Op::MovWide } else { Op::Mov }, vec![to], vec![from]);
+            d.emit(Op::MapAddress { wide: ty.bits() == 64 }, vec![to], uses);
         }
         "prefetch" if mods.rest.last() == Some(&"tensormap") => bulk::prefetch(d, mods, operands)?,
         "prefetch" | "prefetchu" | "discard" | "applypriority" => {

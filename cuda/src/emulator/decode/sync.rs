@@ -165,17 +165,18 @@ fn barrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<
     }
     mods.take("cta");
     if mods.take("cluster") {
-        // Clusters are of one block: arriving does nothing, and waiting is a barrier of the block.
-        let wait = mods.take("wait");
-        for word in ["arrive", "release", "acquire", "relaxed", "aligned"] {
-            mods.take(word);
-        }
-        if wait {
-            let id = d.value(Ty::U32, 0);
-            d.emit(Op::Barrier { kind: Barrier::Sync, aligned: false, counted: false }, vec![], vec![id]);
+        let aligned = mods.take("aligned");
+        let op = if mods.take("arrive") {
+            mods.take("release");
+            Op::ClusterArrive { aligned, release: !mods.take("relaxed") }
+        } else if mods.take("wait") {
+            mods.take("acquire");
+            Op::ClusterWait { aligned }
         } else {
-            d.emit(Op::Nothing, vec![], vec![]);
-        }
+            return d.problem("a barrier of this kind is not supported");
+        };
+        d.operands::<0>(operands)?;
+        d.emit(op, vec![], vec![]);
         return Ok(());
     }
     let aligned = mods.take("aligned") || mods.name == "bar";
@@ -213,7 +214,9 @@ fn barrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<
 }
 
 fn mbarrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand<'a>]) -> Result<()> {
-    for word in ["shared", "shared::cta", "shared::cluster", "b64", "release", "acquire", "relaxed", "cta", "cluster"] {
+    let remote = mods.take("shared::cluster");
+    let orders = mods.take("cluster") && !mods.take("relaxed");
+    for word in ["shared", "shared::cta", "b64", "release", "acquire", "relaxed", "cta"] {
         mods.take(word);
     }
     d.shared_granule(8);
@@ -248,13 +251,17 @@ fn mbarrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand
         {
             defs.push(d.write(state, Ty::B64)?);
         }
-        let op = Op::MbarrierArrive { count: !expect && !extra.is_empty(), expect, returns: !defs.is_empty() };
+        let (count, returns) = (!expect && !extra.is_empty(), !defs.is_empty());
+        if remote && returns {
+            return d.problem("an arrival at another block's mbarrier gives no state");
+        }
+        let op = Op::MbarrierArrive { count, expect, returns, remote, orders };
         d.emit_at(op, defs, uses, offset, wide);
     } else if mods.take("expect_tx") {
         let [at, bytes] = d.operands(operands)?;
         let (base, offset, wide) = d.address(at)?;
         let uses = vec![base, d.read(bytes, Ty::U32)?];
-        d.emit_at(Op::MbarrierExpect, vec![], uses, offset, wide);
+        d.emit_at(Op::MbarrierExpect { remote }, vec![], uses, offset, wide);
     } else if mods.take("test_wait") || mods.take("try_wait") {
         let parity = mods.take("parity");
         let (to, at, state) = match operands {
@@ -265,7 +272,7 @@ fn mbarrier<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a [Operand
         let (base, offset, wide) = d.address(at)?;
         let uses = vec![base, d.read(state, if parity { Ty::U32 } else { Ty::B64 })?];
         let to = d.write(to, Ty::Pred)?;
-        d.emit_at(Op::MbarrierTest { parity }, vec![to], uses, offset, wide);
+        d.emit_at(Op::MbarrierTest { parity, orders }, vec![to], uses, offset, wide);
     } else {
         return d.problem("an mbarrier of this kind is not supported");
     }

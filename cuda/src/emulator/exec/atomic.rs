@@ -50,8 +50,8 @@ impl Common<'_> {
                         }
                         Space::Shared => {
                             let clocks = &self.clocks[warp.number as usize];
-                            let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: true, clocks };
-                            let old = self.shared.update(address, bytes, &by, change);
+                            let by = Accessor { thread: warp.overall * 32 + lane as u32, pc, strong: true, clocks };
+                            let old = self.near.shared.update(address, bytes, &by, change);
                             old.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?
                         }
                         _ => return Err((lane as u32, outside("global", AccessKind::Write, address, bytes))),

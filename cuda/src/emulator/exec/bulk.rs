@@ -7,6 +7,7 @@ use crate::emulator::fault::{AccessKind, FaultKind};
 use crate::emulator::isa::Inst;
 use crate::emulator::shared::{Accessor, Proxy};
 use crate::emulator::tensor_map::{Map, place};
+use crate::emulator::window;
 
 /// A bulk copy that has not arrived.
 #[derive(Clone, Debug)]
@@ -55,9 +56,8 @@ fn checked(lane: usize, address: u64) -> Result<()> {
 
 impl Common<'_> {
     /// Reads the source now; the bytes arrive when somebody asks the mbarrier.
-    pub(crate) fn bulk_load(&mut self, warp: &Warp, inst: &Inst, mask: u32, pc: u32) -> Result<()> {
-        let kernel = self.kernel;
-        let uses = &kernel.pool[inst.at as usize..];
+    pub(crate) fn bulk_load(&mut self, warp: &Warp, inst: &Inst, multicast: bool, mask: u32, pc: u32) -> Result<()> {
+        let uses = &self.kernel.pool[inst.at as usize..];
         for lane in lanes(mask) {
             let wide = |at: usize| warp.registers.wides[usize::from(uses[at])][lane];
             let (to, from, barrier) = (wide(0) & 0xffff_ffff, wide(1), wide(3) & 0xffff_ffff);
@@ -65,9 +65,7 @@ impl Common<'_> {
             for address in [to, from, bytes] {
                 checked(lane, address)?;
             }
-            let thread = warp.number * 32 + lane as u32;
-            let clocks = self.clocks[warp.number as usize].clone();
-            let by = Accessor { thread, pc, strong: false, clocks: &clocks };
+            let multicast = multicast.then(|| warp.registers.words[usize::from(uses[4])][lane]);
             let mut data = Vec::new();
             let mut cached = None;
             for at in (0..bytes).step_by(8) {
@@ -77,30 +75,44 @@ impl Common<'_> {
                     return Err((lane as u32, FaultKind::Unwritten { space: "global", address, bytes: 8 }));
                 }
                 data.extend_from_slice(&allocation.load(place, 8).to_le_bytes());
-                if at.is_multiple_of(PIECE) {
-                    let begun = self.shared.begin_copy(to.wrapping_add(at), PIECE, &by);
-                    begun.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
-                }
             }
-            if !self.mbarriers.contains_key(&barrier) {
-                let problem = "was not initialised";
-                return Err((lane as u32, FaultKind::BadMbarrier { address: barrier, problem }));
+            let targets = self.targets(multicast, to, barrier, lane)?;
+            let clocks = self.clocks[warp.number as usize].clone();
+            let (thread, barrier, to) = (warp.overall * 32 + lane as u32, window::within(barrier), window::within(to));
+            self.come(warp, &Bulk { barrier, to, data, exchange: 0, thread, pc, clocks }, &targets)?;
+        }
+        Ok(())
+    }
+
+    /// A copy begins, to the same place of each of these blocks.
+    pub(super) fn come(&mut self, warp: &Warp, bulk: &Bulk, targets: &[u32]) -> Result<()> {
+        let for_copies = self.for_copies[warp.number as usize].clone();
+        let (kernel, own, lane) = (self.kernel, self.rank, bulk.thread % 32);
+        let by = Accessor { thread: bulk.thread, pc: bulk.pc, strong: false, clocks: &bulk.clocks };
+        for rank in targets {
+            let near = self.reach(*rank, &by, lane as usize)?;
+            let known = near.mbarrier(bulk.barrier, &by, *rank == own).map(drop);
+            known.map_err(|problem| (lane, FaultKind::BadMbarrier { address: bulk.barrier, problem }))?;
+            for at in (0..bulk.data.len() as u64).step_by(PIECE as usize) {
+                let begun = near.shared.begin_copy(place(bulk.exchange, bulk.to, at), PIECE, &by, &for_copies);
+                begun.map_err(|fault| (lane, fault.resolve(|pc| kernel.line(pc))))?;
             }
-            self.bulks.push(Bulk { barrier, to, data, exchange: 0, thread, pc, clocks });
+            near.bulks.push(bulk.clone());
         }
         Ok(())
     }
 
     /// Lets the copies of an mbarrier arrive; their bytes, and what their warps knew.
     pub(crate) fn await_bulks(&mut self, barrier: u64) -> Vec<(i64, Vec<u32>)> {
-        let (due, rest) = std::mem::take(&mut self.bulks).into_iter().partition(|bulk: &Bulk| bulk.barrier == barrier);
-        self.bulks = rest;
+        let (due, rest) =
+            std::mem::take(&mut self.near.bulks).into_iter().partition(|bulk: &Bulk| bulk.barrier == barrier);
+        self.near.bulks = rest;
         let due: Vec<Bulk> = due;
         due.into_iter()
             .map(|bulk| {
                 let by = Accessor { thread: bulk.thread, pc: bulk.pc, strong: false, clocks: &bulk.clocks };
                 for (piece, at) in bulk.data.chunks(PIECE as usize).zip((0..).step_by(PIECE as usize)) {
-                    self.shared.end_copy(place(bulk.exchange, bulk.to, at), piece, &by, Proxy::Asynchronous);
+                    self.near.shared.end_copy(place(bulk.exchange, bulk.to, at), piece, &by, Proxy::Asynchronous);
                 }
                 (bulk.data.len() as i64, bulk.clocks)
             })
@@ -123,7 +135,7 @@ impl Common<'_> {
     }
 
     pub(super) fn leave(&mut self, warp: &mut Warp, lane: usize, pc: u32, from: u64, target: Target) {
-        let (group, begun) = (warp.leaving_groups[lane], self.shared.begin_reading());
+        let (group, begun) = (warp.leaving_groups[lane], self.near.shared.begin_reading());
         warp.leaving.push(Leaving { lane: lane as u8, group, pc, begun, from, target });
     }
 
@@ -155,10 +167,10 @@ impl Common<'_> {
     fn store_bytes(&mut self, warp: &Warp, store: &Leaving, to: u64, bytes: u64) -> Result<()> {
         let (kernel, lane) = (self.kernel, usize::from(store.lane));
         let clocks = &self.clocks[warp.number as usize];
-        let by = Accessor { thread: warp.number * 32 + lane as u32, pc: store.pc, strong: false, clocks };
+        let by = Accessor { thread: warp.overall * 32 + lane as u32, pc: store.pc, strong: false, clocks };
         let mut cached = None;
         for at in (0..bytes).step_by(8) {
-            let read = self.shared.read_asynchronously(store.from.wrapping_add(at), 8, &by, Some(store.begun));
+            let read = self.near.shared.read_asynchronously(store.from.wrapping_add(at), 8, &by, Some(store.begun));
             let read = read.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
             let value = u64::from_le_bytes(read.try_into().unwrap_or_default());
             let address = to.wrapping_add(at);

@@ -50,8 +50,8 @@ impl Common<'_> {
                 data[at as usize..(at + step) as usize].copy_from_slice(&value[..step as usize]);
             }
             let clocks = &self.clocks[warp.number as usize];
-            let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: false, clocks };
-            let begun = self.shared.begin_copy(to[lane], bytes.into(), &by);
+            let by = Accessor { thread: warp.overall * 32 + lane as u32, pc, strong: false, clocks };
+            let begun = self.near.shared.begin_copy(to[lane], bytes.into(), &by, &[]);
             begun.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
             warp.copies.push(Copy { lane: lane as u8, bytes, group: warp.committed[lane], pc, to: to[lane], data });
         }
@@ -61,7 +61,7 @@ impl Common<'_> {
     /// Lets the copies of `mask`'s lanes arrive, all but the last `left` groups of each; `None` for all.
     pub(crate) fn await_copies(&mut self, warp: &mut Warp, mask: u32, left: Option<u32>) {
         let clocks = &self.clocks[warp.number as usize];
-        let (number, committed, shared) = (warp.number, &warp.committed, &mut self.shared);
+        let (number, committed, shared) = (warp.overall, &warp.committed, &mut self.near.shared);
         warp.copies.retain(|copy| {
             let lane = usize::from(copy.lane);
             let due = left.is_none_or(|left| copy.group < committed[lane].saturating_sub(left));

@@ -205,7 +205,7 @@ impl Common<'_> {
             a: if operands.in_registers { 0 } else { wide(operands.a[0]) },
             b: wide(operands.b),
             keep: warp.registers.preds[usize::from(operands.scale)] & 1 == 1,
-            begun: self.shared.begin_reading(),
+            begun: self.near.shared.begin_reading(),
         };
         if !operands.in_registers {
             Descriptor::new(product.a).map_err(|kind| (0, kind))?;
@@ -283,14 +283,14 @@ impl Common<'_> {
     ) -> Result<()> {
         let kernel = self.kernel;
         let clocks = &self.clocks[warp.number as usize];
-        let by = Accessor { thread: warp.number * 32, pc: product.pc, strong: false, clocks };
+        let by = Accessor { thread: warp.overall * 32, pc: product.pc, strong: false, clocks };
         let per_chunk = if element == Element::Tf32 { 4 } else { 8 };
         let (lines, chunks) =
             if transposed { (0..16, first / 8..(first + count) / 8) } else { (first..first + count, 0..2) };
         for line in lines {
             for chunk in chunks.clone() {
                 let address = descriptor.address(line as u64, chunk as u64, transposed);
-                let bytes = self.shared.read_asynchronously(address, 16, &by, Some(product.begun));
+                let bytes = self.near.shared.read_asynchronously(address, 16, &by, Some(product.begun));
                 let bytes = bytes.map_err(|fault| (0, fault.resolve(|pc| kernel.line(pc))))?;
                 for at in 0..per_chunk {
                     let value = match element {

@@ -30,8 +30,8 @@ impl Common<'_> {
             for (row, values) in rows.iter_mut().enumerate() {
                 let lane = matrix * 8 + row;
                 let clocks = &self.clocks[warp.number as usize];
-                let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: false, clocks };
-                match self.shared.read(from[lane], 16, &by) {
+                let by = Accessor { thread: warp.overall * 32 + lane as u32, pc, strong: false, clocks };
+                match self.near.shared.read(from[lane], 16, &by) {
                     Ok(bytes) => {
                         for (value, pair) in values.iter_mut().zip(bytes.chunks_exact(2)) {
                             *value = u16::from_le_bytes([pair[0], pair[1]]);
@@ -80,8 +80,8 @@ impl Common<'_> {
             for (row, bytes) in rows.iter().enumerate() {
                 let lane = matrix * 8 + row;
                 let clocks = &self.clocks[warp.number as usize];
-                let by = Accessor { thread: warp.number * 32 + lane as u32, pc, strong: false, clocks };
-                let written = self.shared.write(to[lane], bytes, &by);
+                let by = Accessor { thread: warp.overall * 32 + lane as u32, pc, strong: false, clocks };
+                let written = self.near.shared.write(to[lane], bytes, &by);
                 written.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
             }
         }

@@ -165,7 +165,7 @@ impl Common<'_> {
     }
 
     fn thread(&self, warp: &Warp, lane: usize) -> u32 {
-        warp.number * 32 + lane as u32
+        warp.overall * 32 + lane as u32
     }
 
     /// Reads shared, local or argument memory.
@@ -189,7 +189,7 @@ impl Common<'_> {
                     strong,
                     clocks: &self.clocks[warp.number as usize],
                 };
-                match self.shared.read(address, bytes, &by) {
+                match self.near.shared.read(address, bytes, &by) {
                     Ok(from) => value.copy_from_slice(from),
                     Err(fault) => return Err((lane as u32, fault.resolve(|pc| self.kernel.line(pc)))),
                 }
@@ -230,7 +230,8 @@ impl Common<'_> {
                     strong,
                     clocks: &self.clocks[warp.number as usize],
                 };
-                self.shared
+                self.near
+                    .shared
                     .write(address, value, &by)
                     .map_err(|fault| (lane as u32, fault.resolve(|pc| self.kernel.line(pc))))
             }

@@ -14,6 +14,7 @@ pub(crate) mod warp;
 
 use registers::{LANES, Registers};
 
+use super::cluster::NOT_ARRIVED;
 use super::isa::{Bank, IntOp, Kernel, Logic, Op, Special};
 
 /// Lanes that are at the same instruction.
@@ -31,6 +32,8 @@ pub(crate) enum State {
     Warp,
     /// Waits at a barrier of the block.
     Block(u32),
+    /// Waits for the other blocks of its cluster.
+    Cluster,
 }
 
 /// A copy that has not arrived.
@@ -47,7 +50,9 @@ pub(crate) struct Copy {
 /// 32 threads.
 #[derive(Debug, Default)]
 pub(crate) struct Warp {
+    /// In its block, and counted on through the blocks of a cluster.
     pub(crate) number: u32,
+    pub(crate) overall: u32,
     pub(crate) registers: Registers,
     /// Lanes that have not finished.
     pub(crate) alive: u32,
@@ -66,12 +71,17 @@ pub(crate) struct Warp {
     pub(crate) product_groups: u32,
     /// The word registers at the last `wgmma.fence`; empty before it.
     pub(crate) fenced: Vec<[u32; LANES]>,
+    /// The meeting of the cluster that each lane has arrived at and not waited for, or `NOT_ARRIVED`.
+    pub(crate) gathered: [u64; LANES],
 }
 
 /// Where a warp stands in its grid.
 pub(crate) struct Origin {
     pub(crate) block: [u32; 3],
     pub(crate) blocks: [u32; 3],
+    pub(crate) cluster: [u32; 3],
+    /// The block's number in its cluster.
+    pub(crate) rank: u32,
     pub(crate) threads: [u32; 3],
     pub(crate) dynamic_shared: u32,
     pub(crate) total_shared: u32,
@@ -85,6 +95,8 @@ impl Warp {
         let threads = origin.threads.iter().product::<u32>();
         let lanes = (threads - number * 32).min(32);
         self.number = number;
+        self.overall = origin.rank * threads.div_ceil(32) + number;
+        self.gathered = [NOT_ARRIVED; LANES];
         self.alive = if lanes == 32 { u32::MAX } else { (1 << lanes) - 1 };
         self.groups.clear();
         self.groups.push(Group { pc: 0, mask: self.alive, state: State::Ready });
@@ -130,6 +142,7 @@ impl Origin {
         let thread = warp * 32 + lane;
         let [x, y, _] = self.threads;
         let bit = 1_u64 << lane;
+        let of = |axis: u8, value: &dyn Fn(usize) -> u32| u64::from(value(usize::from(axis)));
         match special {
             Special::Tid(0) => (thread % x).into(),
             Special::Tid(1) => (thread / x % y).into(),
@@ -150,8 +163,12 @@ impl Origin {
             Special::MaskGe => !(bit - 1) & 0xffff_ffff,
             Special::DynamicShared => self.dynamic_shared.into(),
             Special::TotalShared => self.total_shared.into(),
-            Special::Zero => 0,
-            Special::One => 1,
+            Special::Clusterid(axis) => of(axis, &|axis| self.block[axis] / self.cluster[axis]),
+            Special::Nclusterid(axis) => of(axis, &|axis| self.blocks[axis] / self.cluster[axis]),
+            Special::ClusterCtaid(axis) => of(axis, &|axis| self.block[axis] % self.cluster[axis]),
+            Special::ClusterNctaid(axis) => of(axis, &|axis| self.cluster[axis]),
+            Special::ClusterCtarank => self.rank.into(),
+            Special::ClusterNctarank => self.cluster.iter().product::<u32>().into(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! to transfer multi-dimensional arrays", for the places of swizzled chunks.
 
 use super::Warp;
-use super::bulk::{Bulk, Leaving, PIECE, Target};
+use super::bulk::{Bulk, Leaving, Target};
 use super::memory::{Result, global, lanes};
 use crate::driver::TENSOR_MAP_BYTES;
 use crate::emulator::block::Common;
@@ -70,19 +70,15 @@ impl Common<'_> {
     }
 
     /// Reads the box now; its bytes arrive when somebody asks the mbarrier.
-    pub(crate) fn tensor_load(&mut self, warp: &Warp, inst: &Inst, mask: u32, pc: u32) -> Result<()> {
-        let kernel = self.kernel;
-        let uses = &kernel.pool[inst.at as usize..][..usize::from(inst.uses)];
+    pub(crate) fn tensor_load(&mut self, warp: &Warp, inst: &Inst, multicast: bool, mask: u32, pc: u32) -> Result<()> {
+        let uses = &self.kernel.pool[inst.at as usize..][..usize::from(inst.uses)];
         for lane in lanes(mask) {
             let wide = |at: usize| warp.registers.wides[usize::from(uses[at])][lane];
             let (to, barrier) = (wide(0) & 0xffff_ffff, wide(2) & 0xffff_ffff);
-            let (map, first) = self.tensor(warp, uses[1], &uses[3..], lane)?;
+            let (map, first) = self.tensor(warp, uses[1], &uses[3 + usize::from(multicast)..], lane)?;
+            let multicast = multicast.then(|| warp.registers.words[usize::from(uses[3])][lane]);
             if !to.is_multiple_of(BOX) {
                 return Err((lane as u32, FaultKind::Misaligned { address: to, bytes: BOX }));
-            }
-            if !self.mbarriers.contains_key(&barrier) {
-                let problem = "was not initialised";
-                return Err((lane as u32, FaultKind::BadMbarrier { address: barrier, problem }));
             }
             let mut data = vec![0; map.bytes() as usize];
             let mut cached = None;
@@ -90,14 +86,10 @@ impl Common<'_> {
                 let to = &mut data[at as usize..][..(map.tile[0] * map.element) as usize];
                 self.load_row(&map, row, first[0], to, &mut cached, lane)?;
             }
-            let thread = warp.number * 32 + lane as u32;
+            let targets = self.targets(multicast, to, barrier, lane)?;
             let clocks = self.clocks[warp.number as usize].clone();
-            let by = Accessor { thread, pc, strong: false, clocks: &clocks };
-            for at in (0..data.len() as u64).step_by(PIECE as usize) {
-                let begun = self.shared.begin_copy(map.place(to, at), PIECE, &by);
-                begun.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
-            }
-            self.bulks.push(Bulk { barrier, to, data, exchange: map.exchange, thread, pc, clocks });
+            let (thread, barrier, to) = (warp.overall * 32 + lane as u32, window::within(barrier), window::within(to));
+            self.come(warp, &Bulk { barrier, to, data, exchange: map.exchange, thread, pc, clocks }, &targets)?;
         }
         Ok(())
     }
@@ -153,13 +145,13 @@ impl Common<'_> {
     pub(super) fn store_box(&mut self, warp: &Warp, store: &Leaving, map: &Map, first: [i64; 5]) -> Result<()> {
         let (kernel, lane) = (self.kernel, usize::from(store.lane));
         let clocks = &self.clocks[warp.number as usize];
-        let by = Accessor { thread: warp.number * 32 + lane as u32, pc: store.pc, strong: false, clocks };
+        let by = Accessor { thread: warp.overall * 32 + lane as u32, pc: store.pc, strong: false, clocks };
         let mut cached = None;
         for (at, row) in map.rows(first) {
             let Some(row) = row else { continue };
             for i in inner(map, first[0]) {
                 let from = map.place(store.from, at + i * map.element);
-                let value = self.shared.read_asynchronously(from, map.element, &by, Some(store.begun));
+                let value = self.near.shared.read_asynchronously(from, map.element, &by, Some(store.begun));
                 let value = value.map_err(|fault| (lane as u32, fault.resolve(|pc| kernel.line(pc))))?;
                 let value = value.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
                 let address = row.wrapping_add_signed((first[0] + i as i64).wrapping_mul(map.element as i64));
