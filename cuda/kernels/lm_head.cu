@@ -52,59 +52,69 @@ extern "C" __global__ void lm_head_take_naive(
     states[4 * r + 2] = weighted;
 }
 
-// Rung 1: a block a row, whose share of the tile is in the registers of its threads: at most 16 tokens each.
+// Rung 1: a block a row, whose share of a tile is in the registers of its threads: at most 16 tokens each. Of rows that are
+// there as a whole it takes tile after tile, `tile` tokens each.
 extern "C" __global__ void lm_head_take(
-    f32* states, u32* best, const f32* logits, u64 stride, const u32* targets, u32 first, u32 width, f32 scale,
+    f32* states, u32* best, const f32* logits, u64 stride, const u32* targets, u32 first, u32 width, u32 tile, f32 scale,
     f32 softcap) {
     __shared__ f32 scratch[32];
     __shared__ u32 places[32];
     const f32* row = logits + blockIdx.x * stride;
     f32* state = states + 4 * blockIdx.x;
-    f32 top = -INFINITY_F32, kept[2][8];
-    u32 at = 0xffffffffu;
+    f32 before = state[0], total = state[1], spread = state[2];
+    for (u32 from = 0; from < width; from += tile) {
+        const u32 here = min(tile, width - from);
+        f32 top = -INFINITY_F32, kept[2][8];
+        u32 at = 0xffffffffu;
 #pragma unroll
-    for (u32 p = 0; p < 2; ++p) {
-        const u32 i = PACK * (threadIdx.x + p * blockDim.x);
-        load8(kept[p], row + i, (i64)width - i);
+        for (u32 p = 0; p < 2; ++p) {
+            const u32 i = PACK * (threadIdx.x + p * blockDim.x);
+            load8(kept[p], row + from + i, (i64)here - i);
+        }
+#pragma unroll
+        for (u32 p = 0; p < 2; ++p)
+#pragma unroll
+            for (u32 k = 0; k < 8; ++k) {
+                const u32 i = PACK * (threadIdx.x + p * blockDim.x) + k;
+                const f32 z = i < here ? capped(kept[p][k], scale, softcap) : -INFINITY_F32;
+                if (z > top) top = z, at = i;
+                kept[p][k] = z;
+            }
+        const f32 highest = block_max(top, scratch);
+        // The first of equals.
+        at = top == highest ? at : 0xffffffffu;
+        for (int step = 16; step > 0; step /= 2) at = min(at, __shfl_xor_sync(ALL_LANES, at, step));
+        if (threadIdx.x % 32 == 0) places[threadIdx.x / 32] = at;
+        const f32 next = fmaxf(before, highest);
+        f32 sum = 0.0f, weighted = 0.0f;
+#pragma unroll
+        for (u32 p = 0; p < 2; ++p)
+#pragma unroll
+            for (u32 k = 0; k < 8; ++k) {
+                if (PACK * (threadIdx.x + p * blockDim.x) + k >= here) break;
+                const f32 z = kept[p][k], e = expf(z - next);
+                sum += e;
+                weighted += z * e;
+            }
+        sum = block_sum(sum, scratch);
+        weighted = block_sum(weighted, scratch);
+        if (threadIdx.x == 0) {
+            const f32 shrink = expf(before - next);
+            total = total * shrink + sum;
+            spread = spread * shrink + weighted;
+            if (highest > before) {
+                for (u32 w = 1; w < blockDim.x / 32; ++w) at = min(at, places[w]);
+                best[blockIdx.x] = first + from + at;
+            }
+        }
+        before = next;
     }
-#pragma unroll
-    for (u32 p = 0; p < 2; ++p)
-#pragma unroll
-        for (u32 k = 0; k < 8; ++k) {
-            const u32 i = PACK * (threadIdx.x + p * blockDim.x) + k;
-            const f32 z = i < width ? capped(kept[p][k], scale, softcap) : -INFINITY_F32;
-            if (z > top) top = z, at = i;
-            kept[p][k] = z;
-        }
-    const f32 highest = block_max(top, scratch);
-    // The first of equals.
-    at = top == highest ? at : 0xffffffffu;
-    for (int step = 16; step > 0; step /= 2) at = min(at, __shfl_xor_sync(ALL_LANES, at, step));
-    if (threadIdx.x % 32 == 0) places[threadIdx.x / 32] = at;
-    const f32 before = state[0], next = fmaxf(before, highest);
-    f32 sum = 0.0f, weighted = 0.0f;
-#pragma unroll
-    for (u32 p = 0; p < 2; ++p)
-#pragma unroll
-        for (u32 k = 0; k < 8; ++k) {
-            if (PACK * (threadIdx.x + p * blockDim.x) + k >= width) break;
-            const f32 z = kept[p][k], e = expf(z - next);
-            sum += e;
-            weighted += z * e;
-        }
-    sum = block_sum(sum, scratch);
-    weighted = block_sum(weighted, scratch);
     if (threadIdx.x > 0) return;
-    const f32 shrink = expf(before - next);
-    state[0] = next;
-    state[1] = state[1] * shrink + sum;
-    state[2] = state[2] * shrink + weighted;
+    state[0] = before;
+    state[1] = total;
+    state[2] = spread;
     const u32 target = targets[blockIdx.x];
     if (target >= first && target - first < width) state[3] = capped(row[target - first], scale, softcap);
-    if (highest > before) {
-        for (u32 w = 1; w < blockDim.x / 32; ++w) at = min(at, places[w]);
-        best[blockIdx.x] = first + at;
-    }
 }
 
 extern "C" __global__ void lm_head_finish(f32* logprobs, f32* entropy, f32* lse, const f32* states, u32 rows) {

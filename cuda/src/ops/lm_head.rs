@@ -156,7 +156,7 @@ impl<'a> Running<'a> {
         self.queue.launch(&LM_HEAD, name, &types([("T", DType::F32)]), shape, args)
     }
 
-    /// Takes in the logits of `width` tokens from `v0` for rows `r0..r0 + n`, `stride` apart.
+    /// Takes in the logits of `width` tokens from `v0`, tile by tile, for rows `r0..r0 + n`, `stride` apart.
     fn take(
         &self,
         (logits, stride): (Slice<'_>, usize),
@@ -166,10 +166,10 @@ impl<'a> Running<'a> {
     ) -> Result<()> {
         let (states, best) = (self.states.slice(DType::F32).part(4 * r0, 4 * n)?, (*self.out.best).part(r0, n)?);
         let [scale, softcap] = self.head.args();
-        let (first, width) = (Arg::U32(v0 as u32), Arg::U32(width as u32));
+        let [first, width, tile] = [v0, width, TILE].map(|n| Arg::U32(n as u32));
         let targets = targets.part(r0, n)?.arg();
         let stride = Arg::U64(stride as u64);
-        let args = [states.arg(), best.arg(), logits.arg(), stride, targets, first, width, scale, softcap];
+        let args = [states.arg(), best.arg(), logits.arg(), stride, targets, first, width, tile, scale, softcap];
         self.launch("lm_head_take", Shape::line(n, row_threads(TILE)), &args)
     }
 
@@ -226,9 +226,8 @@ pub fn from_logits(
     targets.expect(OP, "targets", count)?;
     size(OP, "the vocabulary", vocabulary)?;
     let running = Running::begin(queue, out, count, head)?;
-    for v0 in (0..if count > 0 { vocabulary } else { 0 }).step_by(TILE) {
-        let tile = logits.part(v0, logits.len() - v0)?;
-        running.take((tile, vocabulary), targets, (0, count), (v0, TILE.min(vocabulary - v0)))?;
+    if count > 0 {
+        running.take((logits, vocabulary), targets, (0, count), (0, vocabulary))?;
     }
     running.finish()
 }
@@ -338,9 +337,7 @@ pub fn forward_with_gradients(
         matmul(queue, logits.reborrow(), shape, Layout::FORWARD, &[term], Epilogue::default())?;
         let tiles = (0..sizes.vocabulary).step_by(TILE).map(|v0| (v0, TILE.min(sizes.vocabulary - v0)));
         let from = |v0: usize| (*logits).part(v0, logits.len() - v0);
-        for (v0, width) in tiles.clone() {
-            running.take((from(v0)?, sizes.vocabulary), of.targets, (r0, n), (v0, width))?;
-        }
+        running.take((from(0)?, sizes.vocabulary), of.targets, (r0, n), (0, sizes.vocabulary))?;
         running.finish_rows((r0, n))?;
         let lse = (*running.out.lse).part(r0, n)?;
         let d = to.dlogprobs.map(|d| d.part(r0, n)).transpose()?;

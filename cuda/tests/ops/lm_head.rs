@@ -147,7 +147,9 @@ fn the_naive_kernel_agrees() {
                 Arg::U32((i * width) as u32),
             ];
             args.extend(naive.then_some(Arg::U32(rows as u32)));
-            args.extend([Arg::U32(width as u32), Arg::F32(1.0), Arg::F32(0.0)]);
+            args.push(Arg::U32(width as u32));
+            args.extend((!naive).then_some(Arg::U32(width as u32)));
+            args.extend([Arg::F32(1.0), Arg::F32(0.0)]);
             queue.launch(&LM_HEAD, name, &d, shape, &args).unwrap();
         }
         (get(&states, f32), best.download::<u32>().unwrap())
