@@ -165,7 +165,7 @@ const HOPPER_MATMULS: &[&[Define]] = &[
     matmul!(bf16 -> f32, 1, 1, 1; wide, 1),
     matmul!(bf16 -> f32, 1, 1, 1; two_groups, 2),
     matmul!(bf16 -> f32, 1, 1, 1; two_groups, 1),
-    // That of a small matrix, and what joins parts of one that is made in parts, as the next three make them.
+    // That of a small matrix, and what joins parts of one that is made in parts, as the next five make them.
     matmul!(bf16 -> f32, 1, 1, 1; one_group),
     matmul!(bf16 -> f32, 1, 1, 0; wide, 2),
     matmul!(bf16 -> f32, 1, 1, 0; wide, 1),

@@ -219,6 +219,8 @@ fn inspect(matches: &ArgMatches) -> anyhow::Result<u8> {
 struct Emulated {
     kernel: String,
     blocks: u64,
+    /// Blocks of a cluster; 1 where there are none.
+    cluster: u32,
     threads: u32,
     warp_instructions: u64,
     active_lanes: f64,
@@ -263,6 +265,7 @@ impl From<Report> for Emulated {
         });
         Emulated {
             blocks: report.blocks,
+            cluster: report.cluster,
             threads: report.threads,
             warp_instructions: report.warp_instructions,
             active_lanes: report.active_lanes(),

@@ -266,9 +266,9 @@ impl Emulator {
                         if let Some((steps, cut)) = watched {
                             state.traces.push(Trace { kernel: kernel.name.clone(), steps, cut });
                         }
-                        let blocks = launch.grid.iter().map(|size| u64::from(*size)).product();
-                        let threads = launch.block.iter().product();
-                        let report = Report::new(kernel, &stats, blocks, threads, begin.elapsed().as_secs_f64());
+                        let count = |sizes: [u32; 3]| sizes.iter().map(|size| u64::from(*size)).product();
+                        let sizes = [launch.grid, launch.cluster, launch.block].map(count);
+                        let report = Report::new(kernel, &stats, sizes, begin.elapsed().as_secs_f64());
                         if self.keep_reports {
                             state.reports.push(report.clone());
                         }

@@ -84,6 +84,8 @@ pub struct Report {
     pub kernel: String,
     /// Blocks.
     pub blocks: u64,
+    /// Blocks of a cluster; 1 where there are none.
+    pub cluster: u32,
     /// Threads of a block.
     pub threads: u32,
     /// Instructions, each counted once a warp.
@@ -105,11 +107,12 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(kernel: &Kernel, stats: &Stats, blocks: u64, threads: u32, seconds: f64) -> Self {
+    pub(crate) fn new(kernel: &Kernel, stats: &Stats, [blocks, cluster, threads]: [u64; 3], seconds: f64) -> Self {
         let mut report = Self {
             kernel: kernel.name.clone(),
             blocks,
-            threads,
+            cluster: cluster as u32,
+            threads: threads as u32,
             warp_instructions: 0,
             thread_instructions: 0,
             classes: BTreeMap::new(),
@@ -154,9 +157,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clusters = if self.cluster > 1 { format!(" in clusters of {}", self.cluster) } else { String::new() };
         writeln!(
             f,
-            "{}: {} blocks of {} threads, {} warp instructions with {:.1} of 32 lanes active, {:.3} s",
+            "{}: {} blocks of {} threads{clusters}, {} warp instructions with {:.1} of 32 lanes active, {:.3} s",
             self.kernel,
             self.blocks,
             self.threads,

@@ -209,7 +209,8 @@ mod tests {
         for (size, cluster, blocks) in [
             ([8192, 8192], 2, 132),
             ([256, 256 * 66], 2, 132),
-            ([128, 256 * 66], 1, 66),
+            // A row of tiles: narrower ones, as many as there are multiprocessors.
+            ([128, 256 * 66], 1, 132),
             // Three rows of 44 tiles are a turn; four would be two.
             ([384, 256 * 44], 1, 132),
             ([640, 256 * 20], 2, 120),

@@ -28,10 +28,21 @@ fn inputs(queue: Queue<'_>, [m, n, k, k2]: [usize; 4], t: DType, to: DType) -> [
 }
 
 fn product(device: &Device, sizes: [usize; 4], layout: Layout, t: DType, to: DType, add: bool) -> Vec<f64> {
-    let [m, n, k, k2] = sizes;
-    let [a, b, a2, b2, bias, mut c] = inputs(device.queue(), sizes, t, to);
-    let terms = [Term { a: a.slice(t), b: b.slice(t), depth: k }, Term { a: a2.slice(t), b: b2.slice(t), depth: k2 }];
+    let [a, b, a2, b2, bias, c] = inputs(device.queue(), sizes, t, to);
     let epilogue = Epilogue { alpha: 0.5, bias: Some(bias.slice(t)), add };
+    product_of(device, sizes, layout, (t, to), [a, b, a2, b2], c, epilogue)
+}
+
+fn product_of(
+    device: &Device,
+    [m, n, k, k2]: [usize; 4],
+    layout: Layout,
+    (t, to): (DType, DType),
+    [a, b, a2, b2]: [DeviceBuffer; 4],
+    mut c: DeviceBuffer,
+    epilogue: Epilogue<'_>,
+) -> Vec<f64> {
+    let terms = [Term { a: a.slice(t), b: b.slice(t), depth: k }, Term { a: a2.slice(t), b: b2.slice(t), depth: k2 }];
     matmul(device.queue(), c.slice_mut(to), [m, n], layout, &terms, epilogue).unwrap();
     get(&c, to)
 }
@@ -56,6 +67,30 @@ fn hopper_and_ampere_add_in_one_order() {
     for sizes in [[1, 24, 40, 0], [131, 33, 64, 24]] {
         same(sizes, Layout::FORWARD, half, half, false);
     }
+}
+
+/// Tiles that lie wholly within C and have no bias are stored in another way: the same bits, beside tiles that do not.
+#[test]
+fn whole_tiles_have_the_bits_of_others() {
+    let (Some(hopper), Some(ampere)) = (device_of((9, 0)), device_of((8, 0))) else { return };
+    let same = |sizes, layout, t, to, add| {
+        let of = |device: &Device| {
+            let [a, b, a2, b2, _, c] = inputs(device.queue(), sizes, t, to);
+            product_of(device, sizes, layout, (t, to), [a, b, a2, b2], c, Epilogue { alpha: 0.3, bias: None, add })
+        };
+        assert!(of(&hopper) == of(&ampere), "{sizes:?} {layout:?} {t} {to} {add}");
+    };
+    let (half, f32) = (DType::BF16, DType::F32);
+    for sizes in [[64, 64, 72, 8], [200, 264, 72, 0]] {
+        same(sizes, Layout::FORWARD, half, half, false);
+        same(sizes, Layout::FORWARD, half, half, true);
+        same(sizes, Layout::FORWARD, DType::F16, DType::F16, false);
+        same(sizes, Layout::WEIGHT_GRADIENT, half, f32, true);
+        same(sizes, Layout::INPUT_GRADIENT, half, f32, false);
+    }
+    // The narrowest tile, and rows that are no words of 16 bytes.
+    same([64, 32, 72, 0], Layout::FORWARD, half, half, false);
+    same([64, 130, 72, 0], Layout::FORWARD, half, half, false);
 }
 
 /// A kernel of the file, its tile, and how many blocks take part at most.
@@ -186,7 +221,9 @@ fn many_rows_go_to_clusters() {
     for (sizes, blocks) in [([136, 72, 72, 8], 2), ([264, 72, 72, 0], 4), ([128, 72, 72, 0], 1)] {
         let of = |device| product(device, sizes, Layout::FORWARD, DType::BF16, DType::BF16, false);
         assert!(of(&hopper) == of(&ampere), "{sizes:?}");
-        assert_eq!(emulator.take_reports().pop().unwrap().blocks, blocks, "{sizes:?}");
+        let report = emulator.take_reports().pop().unwrap();
+        assert_eq!((report.blocks, report.cluster), (blocks, if blocks > 1 { 2 } else { 1 }), "{sizes:?}");
+        assert_eq!(report.to_string().contains("blocks of 384 threads in clusters of 2"), blocks > 1, "{report}");
     }
 }
 
