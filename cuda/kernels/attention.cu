@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
     const u32* pages, const Cache* caches, u32 layer, Options o) {
     extern __shared__ __align__(128) u8 memory[];
     const u32 tq = shared_address(memory), tk = tq + TILE_BYTES, tv = tk + 2 * TILE_BYTES;
-    const Piece piece = piece_of_rows();
+    const Piece piece = piece_of_rows(o);
     const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, piece.segment, o);
     const u32 group = o.heads / o.kv_heads, g = piece.head, rows = s.queries * group, row0 = piece.number * ROWS;
     if (row0 >= rows) return;

@@ -64,16 +64,22 @@ __device__ __forceinline__ Span visible(const Segment& s, const Options& o, u32 
     return {min(first, last), last};
 }
 
-// A block on tensor cores. Its grid is (key/value heads, segments, pieces of rows or keys), and blocks begin in the order of
-// their numbers: with a causal mask pieces differ in their work, and the longest of all heads and segments begin first, so
-// that the last to begin are short. `head` is one of the heads of keys and values.
+// A block on tensor cores. Blocks begin in the order of their numbers, and with a causal mask they differ in their work. So a
+// section of heads of keys and values goes through its pieces of rows or keys together, the longest of all its heads first,
+// and then the next section of the segment, or the first of the next segment, begins: few multiprocessors wait for a long one at
+// the end. A section is no larger than what its blocks read again and again has room for in the second-level cache.
+// Grid: (heads of a section, pieces, segments times sections).
 struct Piece {
     u32 head, segment, number;
 };
+__device__ __forceinline__ Piece piece_of(const Options& o, u32 number) {
+    const u32 sections = o.kv_heads / gridDim.x;
+    return {blockIdx.z % sections * gridDim.x + blockIdx.x, blockIdx.z / sections, number};
+}
 // The last rows see the most keys.
-__device__ __forceinline__ Piece piece_of_rows() { return {blockIdx.x, blockIdx.y, gridDim.z - 1 - blockIdx.z}; }
+__device__ __forceinline__ Piece piece_of_rows(const Options& o) { return piece_of(o, gridDim.y - 1 - blockIdx.y); }
 // The first keys are seen by the most rows.
-__device__ __forceinline__ Piece piece_of_keys() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
+__device__ __forceinline__ Piece piece_of_keys(const Options& o) { return piece_of(o, blockIdx.y); }
 
 const f32 LOG2_E = 1.4426950408889634f;
 

@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq(
     const u32* k_start, const u32* k_len, Options o) {
     extern __shared__ __align__(128) u8 memory[];
     const u32 bytes = TILE * D * 2, tq = shared_address(memory), to = tq + bytes, tk = to + bytes, tv = tk + 2 * bytes;
-    const Piece piece = piece_of_rows();
+    const Piece piece = piece_of_rows(o);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const Rows all = {s, o.heads / o.kv_heads, piece.head, o.heads};
     const u32 row0 = piece.number * 64, rows = all.count();
@@ -219,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_dkv(
     extern __shared__ __align__(128) u8 memory[];
     const u32 bytes = TILE * D * 2, part = QB * D * 2;
     const u32 tk = shared_address(memory), tv = tk + bytes, tq = tv + bytes, to = tq + 2 * part;
-    const Piece piece = piece_of_keys();
+    const Piece piece = piece_of_keys(o);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const Rows all = {s, o.heads / o.kv_heads, piece.head, o.heads};
     const u32 tile = piece.number, rows = all.count();

@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory), full = shared + 2 * STAGES * TILE_BYTES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES;
-    const Piece piece = piece_of_rows();
+    const Piece piece = piece_of_rows(o);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const u32 share = o.heads / o.kv_heads, g = piece.head, rows = s.queries * share;
     const u32 row0 = piece.number * 64 * GROUPS;
@@ -208,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 shared = shared_address(memory), ring = shared + 2 * GROUPS * TILE_BYTES;
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
-    const Piece piece = piece_of_keys();
+    const Piece piece = piece_of_keys(o);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const u32 share = o.heads / o.kv_heads, g = piece.head, key0 = piece.number * TILE * GROUPS;
     if (key0 >= s.keys) return;

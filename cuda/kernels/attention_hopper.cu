@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory), full = shared + STAGES * STAGE, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES;
-    const Piece piece = piece_of_rows();
+    const Piece piece = piece_of_rows(o);
 #ifdef CACHED
     const Cache& own = caches[piece.segment];
     const TensorMap &map_k = *(const TensorMap*)own.map, &map_v = map_k;

@@ -27,7 +27,7 @@ fn emulator(number: u32) -> Option<Device> {
 }
 
 /// Names of the table, and of whole steps.
-const NAMED: [&str; 26] = [
+const NAMED: [&str; 27] = [
     "card/copy",
     "card/product",
     "card/launch",

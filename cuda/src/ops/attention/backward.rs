@@ -65,11 +65,11 @@ pub fn backward(
     }
     let tile = TILE * attention.size * 2;
     let blocks = (of.max_queries() * attention.group()).div_ceil(64);
-    launch("attention_dq", Shape::grid([kv_heads, segments, blocks], 128).shared(6 * tile), &dq_args)?;
+    launch("attention_dq", attention.grid(of, blocks, of.max_keys(), 128).shared(6 * tile), &dq_args)?;
     let bytes = 2 * tile + 4 * rows_at_a_time(attention.size) * attention.size * 2;
     launch(
         "attention_dkv",
-        Shape::grid([kv_heads, segments, of.max_keys().div_ceil(TILE)], 128).shared(bytes),
+        attention.grid(of, of.max_keys().div_ceil(TILE), of.max_queries(), 128).shared(bytes),
         &dkv_args,
     )
 }

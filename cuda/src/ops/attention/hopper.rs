@@ -7,7 +7,7 @@ use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_HOPPER};
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
 use crate::ops::with;
-use crate::{DType, Queue, Result, Shape};
+use crate::{DType, Queue, Result};
 
 /// Tiles in the ring, as in the kernel.
 const STAGES: usize = 3;
@@ -82,7 +82,7 @@ fn launch(queue: Queue<'_>, defines: Defines, args: &[Arg<'_>], of: &Segments, a
     let room = STAGES * (4 * TILE * attention.size * 2 + 16) + 8;
     let capped = attention.softcap.is_some() || attention.scale <= 0.0;
     let defines = with(defines, "CAP", usize::from(capped));
-    let shape = Shape::grid([attention.kv_heads, of.len(), rows.div_ceil(64 * groups)], 128 * (groups as u32 + 1));
+    let shape = attention.grid(of, rows.div_ceil(64 * groups), of.max_keys(), 128 * (groups as u32 + 1));
     queue.launch(&ATTENTION_HOPPER, "attention_hopper", &with(defines, "GROUPS", groups), shape.shared(room), args)
 }
 
@@ -105,18 +105,20 @@ pub(super) fn backward(
     let [map_q, map_dout, map_k, map_v] = [&map_q, &map_dout, &map_k, &map_v].map(|map| Arg::Bytes(map));
     let defines = with(attention.defines(q.dtype()), "CAP", usize::from(attention.softcap.is_some()));
     let tile = TILE * attention.size * 2;
-    let launch = |name, blocks: usize, groups: usize, room: usize, args: &[Arg<'_>]| {
-        let shape = Shape::grid([attention.kv_heads, of.len(), blocks], 128 * (groups as u32 + 1)).shared(room);
+    let launch = |name, [pieces, hot]: [usize; 2], groups: usize, room: usize, args: &[Arg<'_>]| {
+        let shape = attention.grid(of, pieces, hot, 128 * (groups as u32 + 1)).shared(room);
         queue.launch(&ATTENTION_BACKWARD_HOPPER, name, &with(defines.clone(), "GROUPS", groups), shape, args)
     };
 
     let rows = of.max_queries() * attention.group();
     let groups = if rows <= 64 { 1 } else { 2 };
     let args = [&[**dq, dout, q, lse, delta].map(|x| x.arg())[..], &[map_k, map_v], &table].concat();
-    launch("attention_dq_hopper", rows.div_ceil(64 * groups), groups, 2 * STAGES * tile + 16 * STAGES + 8, &args)?;
+    let pieces = rows.div_ceil(64 * groups);
+    launch("attention_dq_hopper", [pieces, of.max_keys()], groups, 2 * STAGES * tile + 16 * STAGES + 8, &args)?;
 
     let groups = if of.max_keys() <= TILE { 1 } else { 2 };
     let args = [&[dk.arg(), dv.arg(), lse.arg(), delta.arg()][..], &[map_q, map_dout, map_k, map_v], &table].concat();
     let room = 2 * (groups + STAGES) * tile + STAGES * (512 + 16) + 16;
-    launch("attention_dkv_hopper", of.max_keys().div_ceil(TILE * groups), groups, room, &args)
+    let pieces = of.max_keys().div_ceil(TILE * groups);
+    launch("attention_dkv_hopper", [pieces, of.max_queries()], groups, room, &args)
 }
