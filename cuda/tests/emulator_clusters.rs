@@ -145,6 +145,20 @@ fn graphs_keep_clusters() {
     assert_eq!(e.last_report().unwrap().cluster, 2);
 }
 
+/// A kernel whose result may depend on the order of blocks runs clusters by their number.
+#[test]
+fn clusters_take_turns_too() {
+    let text = format!(
+        "{HEAD} {MEET} setp.ne.u32 %p, %t, 0; @%p bra DONE; mov.u32 %r1, %clusterid.x; mul.wide.u32 %d, %r1, 4;
+        add.u64 %d, %o, %d; atom.global.add.u32 %r2, [%o+1020], 1; shr.u32 %r2, %r2, 1; st.global.u32 [%d], %r2;
+        DONE: {MEET} ret; }}"
+    );
+    let (device, o, result) = run(&text, &[], 32, 200);
+    result.unwrap();
+    assert_eq!(device.read_u32(o, 100), (0..100).collect::<Vec<u32>>());
+    assert_eq!(device.read_u32(DevicePtr(o.0 + 1020), 1), [200]);
+}
+
 #[test]
 fn broken_arrivals_are_caught() {
     let text = arriving();

@@ -273,31 +273,30 @@ impl<'a> Cluster<'a> {
         self.gathering = Gathering::default();
     }
 
-    /// Runs each block for about so many warp instructions; whether all have finished.
+    /// Runs its blocks by turns until one has run about so many warp instructions; whether all have finished.
     pub(crate) fn run(&mut self, instructions: u64) -> std::result::Result<bool, Box<Fault>> {
-        let mut moved = false;
-        for rank in 0..self.blocks.len() {
-            if self.ended[rank] {
-                continue;
+        let most = |blocks: &[Block<'_>]| blocks.iter().map(Block::instructions).max().unwrap_or(0);
+        let until = most(&self.blocks).saturating_add(instructions);
+        while !self.ended.iter().all(|ended| *ended) {
+            let mut moved = false;
+            for rank in (0..self.blocks.len()).filter(|rank| !self.ended[*rank]).collect::<Vec<_>>() {
+                let before = self.blocks[rank].instructions();
+                self.exchange(rank);
+                let ended = self.blocks[rank].run(instructions);
+                self.exchange(rank);
+                self.ended[rank] = ended?;
+                moved |= self.ended[rank] || self.blocks[rank].instructions() != before;
             }
-            let before = self.blocks[rank].instructions();
-            self.exchange(rank);
-            let ended = self.blocks[rank].run(instructions);
-            self.exchange(rank);
-            self.ended[rank] = ended?;
-            moved |= self.ended[rank] || self.blocks[rank].instructions() != before;
+            if !moved && let Some(block) = self.blocks.iter().find(|block| block.awaits_cluster()) {
+                let threads = self.grid.threads.iter().product::<u32>() * self.blocks.len() as u32;
+                let finished = threads - self.blocks.iter().map(|block| block.common.near.alive).sum::<u32>();
+                return Err(block.stranded(self.gathering.arrived, threads, finished));
+            }
+            if most(&self.blocks) >= until {
+                break;
+            }
         }
-        let ended = self.ended.iter().all(|ended| *ended);
-        if moved || ended {
-            return Ok(ended);
-        }
-        let found = self.blocks.iter().find(|block| block.awaits_cluster());
-        let threads = self.grid.threads.iter().product::<u32>() * self.blocks.len() as u32;
-        let finished = threads - self.blocks.iter().map(|block| block.common.near.alive).sum::<u32>();
-        match found {
-            Some(block) => Err(block.stranded(self.gathering.arrived, threads, finished)),
-            None => Ok(false),
-        }
+        Ok(self.ended.iter().all(|ended| *ended))
     }
 
     /// Gives a block what it may reach of the others, or takes it back.
