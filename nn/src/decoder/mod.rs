@@ -220,9 +220,7 @@ impl Model {
     fn check_ids(&self, ids: &[u32]) -> Result<()> {
         match ids.iter().position(|&id| id as usize >= self.config.vocab_size) {
             None => Ok(()),
-            Some(position) => {
-                Err(Error::TokenId { id: ids[position], position, vocab_size: self.config.vocab_size })
-            }
+            Some(position) => Err(Error::TokenId { id: ids[position], position, vocab_size: self.config.vocab_size }),
         }
     }
 

@@ -42,12 +42,7 @@ fn places(caches: &[Slice<'_>]) -> Vec<(DevicePtr, usize)> {
 }
 
 /// The table's words, and the keys that there is room for in each cache.
-fn entries(
-    queue: Queue<'_>,
-    caches: &[Slice<'_>],
-    sizes: CacheSizes,
-    dtype: DType,
-) -> Result<(Vec<u64>, Vec<usize>)> {
+fn entries(queue: Queue<'_>, caches: &[Slice<'_>], sizes: CacheSizes, dtype: DType) -> Result<(Vec<u64>, Vec<usize>)> {
     let key = 2 * sizes.layers * sizes.kv_heads * sizes.size;
     let (mut words, mut capacities) = (vec![0u64; ENTRY * caches.len()], Vec::with_capacity(caches.len()));
     for (cache, entry) in caches.iter().zip(words.chunks_exact_mut(ENTRY)) {
