@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::adamw::{self, AdamW};
 use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments, TILE};
@@ -9,7 +11,7 @@ use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 use planish_cuda::ops::rms_norm::{self, RmsNorm};
 use planish_cuda::ops::rope::{self, Heads, Queries};
 use planish_cuda::ops::{elementwise, embedding, gather, grad_norm, linear};
-use planish_cuda::{DType, Device, Queue, Result};
+use planish_cuda::{DType, Device, Queue, Recorder, Result};
 use support::*;
 
 const T: DType = DType::BF16;
@@ -325,4 +327,91 @@ fn what_cannot_be_recorded_is_refused() {
     drop(doubling);
     device.driver().destroy_stream(side).unwrap();
     assert_eq!(device.pool().usage().in_use, 0);
+}
+
+/// Recordings of one recorder work in the same memory; and if somebody keeps some of it, they are no more.
+#[test]
+fn recordings_share_memory_and_notice_when_it_is_gone() {
+    let Some(device) = device() else { return };
+    let device = Arc::new(device);
+    let queue = device.queue();
+    let x = put(queue, &[1.0; 8], F32);
+    let mut sums = [(); 2].map(|()| put(queue, &[0.0; 8], F32));
+    let before = device.pool().usage().in_use;
+    let mut recorder = Recorder::new(device.clone()).unwrap();
+    let mut in_use = Vec::new();
+    let graphs: Vec<_> = sums
+        .iter_mut()
+        .zip([1.0, 10.0])
+        .map(|(sum, factor)| {
+            let graph = recorder.record(queue, |queue| -> Result<()> {
+                let mut twice = queue.alloc("a test", 8, F32)?;
+                elementwise::binary(queue, elementwise::Binary::Add, twice.slice_mut(F32), x.slice(F32), x.slice(F32))?;
+                elementwise::axpby(queue, sum.slice_mut(F32), twice.slice(F32), factor, 1.0)
+            });
+            in_use.push(device.pool().usage().in_use);
+            graph.unwrap().unwrap()
+        })
+        .collect();
+    assert!(in_use[0] > before && in_use[1] == in_use[0], "{before}, then {in_use:?}");
+    for graph in [1, 0, 1] {
+        recorder.replay(graphs[graph], queue).unwrap();
+    }
+    assert_eq!((get(&sums[0], F32), get(&sums[1], F32)), (vec![4.0; 8], vec![60.0; 8]));
+
+    let mut kept = None;
+    let last = recorder.record(queue, |queue| -> Result<()> {
+        if kept.is_none() {
+            kept = Some(queue.alloc("a test", 8, F32)?);
+        }
+        Ok(())
+    });
+    let last = last.unwrap().unwrap();
+    assert_eq!([graphs[0], graphs[1], last].map(|graph| recorder.has(graph)), [false, false, true]);
+    assert!(recorder.replay(graphs[0], queue).is_err());
+    recorder.replay(last, queue).unwrap();
+    drop(recorder);
+    // It outlives the stream that it was made for.
+    let mut kept = kept.unwrap();
+    drop((x, sums));
+    assert!(device.pool().usage().in_use > 0);
+    assert!(kept.fill(0).is_err(), "its stream is no more");
+    drop(kept);
+    assert_eq!(device.pool().usage().in_use, 0);
+    device.pool().release().unwrap();
+    assert_eq!(device.pool().usage().reserved, 0);
+}
+
+/// Other caches in the places of those that a step was recorded with.
+#[test]
+fn a_recorded_step_goes_on_with_other_caches() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let mut layer = Layer::new(queue);
+    layer.tell(0);
+    let mut recording = queue.record(layer, work::<true>).unwrap();
+    let (first, mut other) = (get(&recording.held().out, T), Layer::new(queue));
+    // Of twice the room: pages of keys, as many that are empty, and the same of values.
+    let grown = |cache: &DeviceBuffer| {
+        let (all, empty) = (get(cache, T), vec![0.0; 2 * TILE * SIZE]);
+        let (keys, values) = all.split_at(all.len() / 2);
+        put(queue, &[keys, &empty, values, &empty].concat(), T)
+    };
+    other.apart = other.apart.each_ref().map(grown);
+    other.apart.swap(0, 1);
+    let held = recording.held_mut();
+    let same = held.apart.each_ref().map(|cache| cache.slice(T));
+    assert!(!held.caches.exchange(queue, &same).unwrap(), "they are these already");
+    let caches = other.apart.each_ref().map(|cache| cache.slice(T));
+    assert!(held.caches.exchange(queue, &caches).unwrap());
+    assert!(held.caches.exchange(queue, &caches[..1]).is_err());
+    // The sequences have changed places, and so have their tokens and positions.
+    let angle = |i: usize| BEGIN[1 - i / 32] as f32 * 10f32.powf(-(i as f32 % 32.0) / 8.0);
+    held.cos.upload(&(0..BATCH * 32).map(|i| angle(i).cos()).collect::<Vec<f32>>()).unwrap();
+    held.sin.upload(&(0..BATCH * 32).map(|i| angle(i).sin()).collect::<Vec<f32>>()).unwrap();
+    held.ids.upload(&[1u32, 0]).unwrap();
+    held.cached.set_keys(&[BEGIN[1] + 1, BEGIN[0] + 1]).unwrap();
+    recording.replay(queue).unwrap();
+    let (a, b) = first.split_at(HIDDEN);
+    assert_eq!(get(&recording.held().out, T), [b, a].concat());
 }

@@ -61,7 +61,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         let prompt = encode_chat(&tokenizer, &messages, &options).map_err(planish_nn::Error::from)?.ids;
         let mut broken = None;
         // Each turn draws its own numbers.
-        let generator = Generator::new(&model).first_prompt(turn).text(|| tokenizer.stream_decoder());
+        let generator = Generator::new(&model)
+            .cuda_graphs(sampling::cuda_graphs(matches))
+            .first_prompt(turn)
+            .text(|| tokenizer.stream_decoder());
         let mut answers = generator.generate(&[prompt], &params, &mut |event| {
             broken = stdout.write_all(event.text.as_bytes()).and_then(|()| stdout.flush()).err();
             broken.is_none()

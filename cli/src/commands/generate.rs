@@ -54,8 +54,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let mut stdout = std::io::stdout();
     let mut broken = None;
     let mut timing = Timing::new(&prompts, params.n);
-    let generator =
-        Generator::new(&model).adapter_of(|prompt| requests[prompt].adapter).text(|| tokenizer.stream_decoder());
+    let generator = Generator::new(&model)
+        .cuda_graphs(sampling::cuda_graphs(matches))
+        .adapter_of(|prompt| requests[prompt].adapter)
+        .text(|| tokenizer.stream_decoder());
     let answers = generator.generate(&prompts, &params, &mut |event| {
         timing.token(event);
         if live {

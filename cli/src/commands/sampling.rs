@@ -29,6 +29,14 @@ pub(super) fn with_flags(command: Command) -> Command {
                 .action(ArgAction::Append)
                 .help("End an answer at this text; may be repeated"),
         )
+        .arg(Arg::new("no-cuda-graphs").long("no-cuda-graphs").action(ArgAction::SetTrue).help(
+            "On a GPU launch every kernel of every step instead of replaying a recorded step; answers are the same",
+        ))
+}
+
+/// Whether steps may be recorded on a device.
+pub(super) fn cuda_graphs(matches: &ArgMatches) -> bool {
+    !matches.get_flag("no-cuda-graphs")
 }
 
 /// What the flags say; an answer ends at the tokenizer's end tokens and the model's.

@@ -4,6 +4,7 @@
 
 mod decoding;
 mod eight_bits;
+mod graphs;
 mod half;
 mod law5;
 mod ops;
