@@ -134,6 +134,7 @@ fn common<'c>(caches: impl IntoIterator<Item = &'c KeyValues>) -> Result<Option<
 
 /// What a device was told of the caches of a pass.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one a layer, on the stack")]
 enum Told<'a> {
     Once(Step),
     Standing(&'a Step),
