@@ -1,6 +1,6 @@
 //! Log-probabilities of target tokens, without the logits.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use planish_tensor::ops::lm_head::LmHeadOutput;
@@ -10,7 +10,7 @@ use planish_tensor::{DType, Tensor};
 
 use crate::registry::{Backward, Cuda, Fixture, Op};
 use crate::tape::Grads;
-use crate::{Result, Var, record1};
+use crate::{Error, Result, Var, record1};
 
 /// Registry entry.
 pub static OP: Op =
@@ -20,19 +20,28 @@ pub static OP: Op =
 pub struct Later {
     /// As [`Scores::logprobs`], but its value is NaN: it is there to be gone back from.
     pub logprobs: Var,
-    made: Rc<OnceCell<LmHeadOutput>>,
-    again: Box<dyn FnOnce() -> Result<LmHeadOutput>>,
+    state: Rc<RefCell<State>>,
+}
+
+/// What a head that does its work later has, and what it gave. The backward pass leaves nothing of the former alive.
+enum State {
+    Before { hidden: Tensor, weight: Tensor, targets: Vec<u32>, options: LmHead },
+    Made(LmHeadOutput),
+    Taken,
 }
 
 impl Later {
     /// The numbers, no longer tracked: those that the backward pass made, or made now if there was none.
     ///
     /// # Errors
-    /// Those of the kernels.
+    /// Those of the kernels; a backward pass that failed.
     pub fn scores(self) -> Result<Scores> {
-        let out = match self.made.get() {
-            Some(out) => out.clone(),
-            None => (self.again)()?,
+        let out = match self.state.replace(State::Taken) {
+            State::Made(out) => out,
+            State::Before { hidden, weight, targets, options } => {
+                kernel::forward(&hidden, &weight, &targets, &options)?
+            }
+            State::Taken => return Err(Error::NoRule { op: OP.name, reason: "its backward pass has failed" }),
         };
         Ok(Scores { logprobs: Var::constant(out.logprobs), entropy: out.entropy, correct: out.correct })
     }
@@ -46,36 +55,36 @@ impl Later {
 /// As [`lm_head`].
 pub fn lm_head_later(hidden: &Var, weight: &Var, targets: &[u32], options: &LmHead) -> Result<Later> {
     kernel::validate(hidden.value(), weight.value(), targets, options)?;
-    let made = Rc::new(OnceCell::new());
+    let device = hidden.value().device();
     // On a device numbers of halves are f32.
-    let on_cpu = hidden.value().device().is_cpu();
-    let dtype = if on_cpu { hidden.value().dtype() } else { DType::F32 };
-    let nothing = Tensor::full(f32::NAN, [targets.len()])?.to_dtype(dtype)?;
-    let of = (hidden.value().clone(), weight.value().clone(), targets.to_vec(), *options);
-    let logprobs = record1(&OP, &[hidden, weight], nothing.to_device(hidden.value().device())?, || {
-        let ((hidden, weight, targets, options), made) = (of.clone(), made.clone());
+    let dtype = if device.is_cpu() { hidden.value().dtype() } else { DType::F32 };
+    let nothing = Tensor::full(f32::NAN, [targets.len()])?.to_dtype(dtype)?.to_device(device)?;
+    let (targets, options) = (targets.to_vec(), *options);
+    let before = State::Before { hidden: hidden.value().clone(), weight: weight.value().clone(), targets, options };
+    let state = Rc::new(RefCell::new(before));
+    let logprobs = record1(&OP, &[hidden, weight], nothing, || {
+        let state = state.clone();
         move |grads: &mut Grads<'_>| {
-            let (g, mut dhidden) = (grads.upstream().clone(), None);
+            let State::Before { hidden, weight, targets, options } = state.replace(State::Taken) else {
+                return Err(Error::NoRule { op: OP.name, reason: "its numbers were taken before its gradient" });
+            };
+            let g = grads.upstream().clone();
+            let mut made = None;
             if grads.wants(1) {
                 grads.add_with(1, |dweight| {
-                    let (out, d) = kernel::forward_and_backward(&g, &hidden, &weight, &targets, &options, dweight)?;
-                    dhidden = Some(d);
-                    let _ = made.set(out);
+                    made = Some(kernel::forward_and_backward(&g, &hidden, &weight, &targets, &options, dweight)?);
                     Ok(())
                 })?;
             } else {
                 let (out, d) = kernel::forward_with_gradient(&hidden, &weight, &targets, &options)?;
-                dhidden = Some(elementwise::mul(&d, &g.unsqueeze(1)?)?);
-                let _ = made.set(out);
+                made = Some((out, elementwise::mul(&d, &g.unsqueeze(1)?)?));
             }
-            dhidden.map_or(Ok(()), |dhidden| grads.add(0, dhidden))
+            let Some((out, dhidden)) = made else { return Ok(()) };
+            state.replace(State::Made(out));
+            grads.add(0, dhidden)
         }
     })?;
-    let again = move || {
-        let (hidden, weight, targets, options) = of;
-        Ok(kernel::forward(&hidden, &weight, &targets, &options)?)
-    };
-    Ok(Later { logprobs, made, again: Box::new(again) })
+    Ok(Later { logprobs, state })
 }
 
 /// What the head gives for each row.

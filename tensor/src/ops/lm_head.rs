@@ -207,7 +207,7 @@ pub fn forward_with_gradient(
 ) -> Result<(LmHeadOutput, Tensor)> {
     validate(hidden, weight, targets, options)?;
     if let Some(on) = device::of(OP, [hidden, weight])? {
-        return on_device::forward_with_gradient(&on, hidden, weight, targets, options);
+        return on_device::forward_with_gradients(&on, None, hidden, weight, targets, options, None);
     }
     let (hidden, weight) = (hidden.contiguous()?, &weight.contiguous()?);
     let mut gradient = Tensor::zeros(hidden.shape(), hidden.dtype())?;
@@ -498,7 +498,8 @@ pub fn forward_and_backward(
         return Err(Error::ShapeMismatch { op: OP, what: "gradient of the log-probabilities", lhs, rhs });
     }
     if let Some(on) = device::of(OP, [dlogprobs, hidden, weight, &*dweight])? {
-        return on_device::forward_and_backward(&on, dlogprobs, hidden, weight, targets, options, dweight);
+        let (d, dw) = (Some(dlogprobs), Some(dweight));
+        return on_device::forward_with_gradients(&on, d, hidden, weight, targets, options, dw);
     }
     let (hidden, g) = (hidden.contiguous()?, dlogprobs.contiguous()?);
     match hidden.dtype() {

@@ -98,48 +98,28 @@ pub(crate) fn backward(
     Ok(dhidden)
 }
 
-/// As [`forward`], and ∂logprob_r/∂h_r: (rows, size) f32.
-pub(crate) fn forward_with_gradient(
+/// As [`forward`], and dhidden: (rows, size) f32, of the same logits, for `dlogprobs` (ones if not given); dW is added to
+/// `dweight`.
+pub(crate) fn forward_with_gradients(
     on: &On,
+    dlogprobs: Option<&Tensor>,
     hidden: &Tensor,
     weight: &Tensor,
     targets: &[u32],
     of: &LmHead,
+    dweight: Option<&mut Tensor>,
 ) -> Result<(LmHeadOutput, Tensor)> {
     let (hidden, weight) = dense(hidden, weight)?;
-    let mut out = Results::new(on, targets.len())?;
-    let mut gradient = on.scratch(OP, hidden.shape(), DType::F32)?;
-    if !targets.is_empty() {
-        let words = on.words(targets)?;
-        let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
-        let to = Gradients { dlogprobs: None, dhidden: gradient.cells_mut()?, dweight: None };
-        kernel::forward_with_gradients(on.queue(), out.places()?, to, rows, &options(of))?;
-    }
-    let Results { logprobs, entropy, lse, best } = out;
-    Ok((LmHeadOutput { logprobs, entropy, lse, correct: Correct::new(best, targets) }, gradient))
-}
-
-/// [`forward`] and [`backward`] of the same logits.
-pub(crate) fn forward_and_backward(
-    on: &On,
-    dlogprobs: &Tensor,
-    hidden: &Tensor,
-    weight: &Tensor,
-    targets: &[u32],
-    of: &LmHead,
-    dweight: &mut Tensor,
-) -> Result<(LmHeadOutput, Tensor)> {
-    let (hidden, weight) = dense(hidden, weight)?;
-    let dlogprobs = dlogprobs.contiguous()?;
+    let dlogprobs = dlogprobs.map(Tensor::contiguous).transpose()?;
     let mut out = Results::new(on, targets.len())?;
     let mut dhidden = on.scratch(OP, hidden.shape(), DType::F32)?;
     if !targets.is_empty() {
         let words = on.words(targets)?;
         let rows = Rows { hidden: hidden.cells()?, weight: weight.cells()?, targets: words.slice(Type::U32) };
         let to = Gradients {
-            dlogprobs: Some(dlogprobs.cells()?),
+            dlogprobs: dlogprobs.as_ref().map(Tensor::cells).transpose()?,
             dhidden: dhidden.cells_mut()?,
-            dweight: Some(dweight.cells_mut()?),
+            dweight: dweight.map(Tensor::cells_mut).transpose()?,
         };
         kernel::forward_with_gradients(on.queue(), out.places()?, to, rows, &options(of))?;
     }
