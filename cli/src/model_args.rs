@@ -6,11 +6,13 @@ use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use planish_nn::adapters::{base_name, is_same_base, load_adapter, load_adapter_as};
 use planish_nn::decoder::Model;
+use planish_nn::quantize;
 use planish_nn::reward::adapter_head;
 use planish_nn::tokenizer::Tokenizer;
 use planish_train::config::{DeviceChoice, WeightDtype};
 use planish_train::device::{self, Demands};
 use planish_train::models::{self, Opened};
+use planish_train::plan;
 
 use crate::failure::UsageError;
 use crate::output;
@@ -101,6 +103,19 @@ pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::R
         device::place(&mut model, choice, &demands)?;
     }
     Ok((model, opened.tokenizer))
+}
+
+/// Lays the weights of a model that will decode on the processor [out](quantize::lay_out) for that, if there is room for
+/// them once more: those of a file lie in the system's own cache, which is given up where memory is short.
+///
+/// # Errors
+/// No memory.
+pub(crate) fn for_decoding(mut model: Model) -> anyhow::Result<Model> {
+    let bytes: usize = model.base_params().iter().map(|p| p.value().nbytes()).sum();
+    if plan::available_memory().is_none_or(|available| available > bytes as u64) {
+        quantize::lay_out(&mut model)?;
+    }
+    Ok(model)
 }
 
 /// Names of a model, and of an adapter on it.

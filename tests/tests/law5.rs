@@ -10,7 +10,7 @@ use planish_nn::adapters::{adapter_params, load_adapter, merge_adapter};
 use planish_nn::config::ModelConfig;
 use planish_nn::decoder::{LoadOptions, Model, Packed, TensorSource};
 use planish_nn::pretrained::{Pretrained, read_json};
-use planish_nn::quantize::QuantizeAs;
+use planish_nn::quantize::{QuantizeAs, lay_out};
 use planish_tensor::quant::{FourBitKind, GgmlKind};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
@@ -70,6 +70,12 @@ fn with_adapters_on_and_off() {
             let plain = packed(&base, &on, &sequences, false);
             assert_eq!(packed(&model, &off, &sequences, false), plain, "off is the base model");
             assert_ne!(packed(&model, &on, &sequences, false), plain, "on is not");
+            let mut laid_out = model.clone();
+            lay_out(&mut laid_out).unwrap();
+            let panels = laid_out.base_params().iter().filter(|p| p.value().dtype() == DType::Packed).count();
+            assert_eq!(panels > 0, dtype != Some(DType::F16));
+            assert_eq!(packed(&laid_out, &off, &sequences, false), plain, "{family} {dtype:?} in panels");
+            check(&format!("{family} {dtype:?} in panels"), &laid_out, true, &sequences, 8 + 13 * i);
         }
     }
 }
@@ -93,6 +99,11 @@ fn in_a_model_of_several_blocks() {
             for salt in 0..4 {
                 check(&format!("{dtype:?}, all weights {trainable}"), &model, true, &sequences, 4 * i + salt);
             }
+            let mut laid_out = model.clone();
+            lay_out(&mut laid_out).unwrap();
+            let on = Ctx::inference();
+            assert_eq!(packed(&laid_out, &on, &sequences, false), packed(&model, &on, &sequences, false));
+            check(&format!("{dtype:?} in panels"), &laid_out, true, &sequences, 4 * i);
         }
     }
 }

@@ -27,6 +27,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     }
     let params = sampling::read(matches, &tokenizer, model.config.eos_token_ids());
     params.validate()?;
+    let model = model_args::for_decoding(model)?;
     let opening = || -> Vec<Message> {
         matches.get_one::<String>("system").map(|s| Message::new("system", s)).into_iter().collect()
     };

@@ -45,6 +45,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let (names, dirs): (Vec<String>, Vec<PathBuf>) = adapters.into_iter().unzip();
     let (model, tokenizer) = model_args::open_with(matches, &dirs)?;
     let requests = requests::read(matches, &tokenizer, &names)?;
+    let model = model_args::for_decoding(model)?;
     let prompts: Vec<&[u32]> = requests.iter().map(|r| &r.ids[..]).collect();
     let mut params = sampling::read(matches, &tokenizer, model.config.eos_token_ids());
     params.n = *matches.get_one::<u64>("n").expect("has a default") as usize;

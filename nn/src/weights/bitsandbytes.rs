@@ -228,6 +228,7 @@ pub fn stored(name: &str, value: &Tensor) -> Result<Vec<(String, Tensor)>> {
             return Ok(parts);
         }
         Layout::Ggml(_) => return Ok(vec![(name.to_owned(), weight.dequantize(DType::F32)?)]),
+        Layout::Panels(panels) => return Ok(vec![(name.to_owned(), weight.dequantize(panels.dtype())?)]),
     };
     let mut state = Map::new();
     state.insert("quant_type".into(), four.kind().name().into());

@@ -9,6 +9,7 @@ use planish_cuda::ops::cast;
 use planish_cuda::ops::copy::{self, Dim};
 
 use super::{Context, Device, context};
+use crate::quant::Layout;
 use crate::storage::{Buffer, Storage};
 use crate::{DType, Element, Error, Result, Shape, Tensor};
 
@@ -123,6 +124,10 @@ impl Tensor {
             return Ok(self.clone());
         }
         if let Some(weight) = self.quantized() {
+            if let Layout::Panels(panels) = weight.layout() {
+                // An order for the processor.
+                return self.to_dtype(panels.dtype())?.to_device(device);
+            }
             return Ok(self.over_packed(weight.to_device(device)?));
         }
         if device.is_cpu() {

@@ -5,9 +5,12 @@ use std::sync::OnceLock;
 
 use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack};
+use super::panels::FewRows;
+use super::right::Lines;
 use super::{KC, Mat, Right, Store};
 use crate::dtype::Real;
 use crate::parallel::Disjoint;
+use crate::{DType, bf16};
 
 /// Bytes of packed panels that a task keeps in its second-level cache: less than half of it, since A and C pass
 /// through it too. Changes speed, never a sum.
@@ -190,6 +193,10 @@ impl<R: Real> Block<R> {
             let mode = if set { Mode::Set } else { Mode::Add };
             // SAFETY: the caller's promise.
             unsafe {
+                if self.in_panels(term, &depth, mode) {
+                    set = false;
+                    continue;
+                }
                 #[cfg(target_arch = "x86_64")]
                 if self.gemv(term, &depth, mode, scratch) {
                     set = false;
@@ -207,6 +214,32 @@ impl<R: Real> Block<R> {
         set
     }
 
+    /// Few rows of f32 with a matrix in panels; false, and nothing done, for any other product.
+    ///
+    /// # Safety
+    /// As [`Block::add`].
+    unsafe fn in_panels<B: Right<R>>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode) -> bool {
+        let Term { a, b } = term;
+        if R::DTYPE != DType::F32 || self.rows.len() > FEW_ROWS || a.cs != 1 {
+            return false;
+        }
+        let Lines::Panels(at, b_panel, dtype) = b.lines(&self.cols, depth) else { return false };
+        // SAFETY: R is f32; rows and columns of A and C are in range by `Mat`'s check and the caller's promise, the
+        // panels by that of `lines`, which gives their dtype.
+        unsafe {
+            let a_at = a.data[self.rows.start * a.rs + depth.start..].as_ptr().cast();
+            let c = self.c.add(self.rows.start * self.n + self.cols.start).cast();
+            let (rows, cols, kc) = (self.rows.len(), self.cols.len(), depth.len());
+            let (a_row, c_row) = (a.rs, self.n);
+            if dtype == DType::BF16 {
+                FewRows::<bf16> { rows, cols, kc, a: a_at, a_row, b: at.cast(), b_panel, c, c_row, mode }.run();
+            } else {
+                FewRows::<f32> { rows, cols, kc, a: a_at, a_row, b: at.cast(), b_panel, c, c_row, mode }.run();
+            }
+        }
+        true
+    }
+
     /// Few rows of f32 with a matrix whose depth is contiguous; false, and nothing done, for any other product.
     ///
     /// # Safety
@@ -220,8 +253,6 @@ impl<R: Real> Block<R> {
         scratch: &mut Vec<R>,
     ) -> bool {
         use super::gemv::{Gemv, lines, most_rows};
-        use super::right::Lines;
-        use crate::DType;
         let Term { a, b } = term;
         let (width, kc) = (lines(), depth.len());
         let fits = R::DTYPE == DType::F32 && self.rows.len() <= most_rows() && a.cs == 1 && width > 0;
@@ -250,7 +281,7 @@ impl<R: Real> Block<R> {
             unsafe { gemv.run() }
         };
         match b.lines(&self.cols, depth) {
-            Lines::No => return false,
+            Lines::No | Lines::Panels(..) => return false,
             Lines::Whole(w, w_row, dtype) => run(self.cols.start, whole, w, w_row, dtype),
             Lines::Made(together) => {
                 let together = together.next_multiple_of(width);

@@ -19,6 +19,7 @@ mod gemv;
 mod grouped;
 mod kernel;
 pub(crate) mod pack;
+pub(crate) mod panels;
 mod right;
 
 pub use grouped::gemm_grouped;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Quantized;
+use super::{Layout, Panels, Quantized};
 use crate::Tensor;
 use crate::gemm::pack::{Part, pack};
 use crate::gemm::{Lines, Right};
@@ -51,6 +51,15 @@ impl<'a> PackedMat<'a> {
         Some(PackedMat { weight, start: t.offset(), rows, cols, transposed })
     }
 
+    /// The panels that its columns lie in, the row of W that its column 0 is, and the column that its row 0 is.
+    fn panels(&self) -> Option<(&'a Panels, usize, usize)> {
+        let width = self.weight.shape()[1].max(1);
+        match self.weight.layout() {
+            Layout::Panels(panels) if self.transposed => Some((panels, self.start / width, self.start % width)),
+            _ => None,
+        }
+    }
+
     /// Element `(i, j)` on, along W's rows.
     fn at(&self, i: usize, j: usize) -> usize {
         let width = self.weight.shape()[1];
@@ -92,6 +101,12 @@ impl Right<f32> for PackedMat<'_> {
                 self.weight.read(self.at(p, cols.start), &mut row[..lines]);
             }
             return;
+        }
+        if let Some((panels, row, col)) = self.panels() {
+            let (rows, depth) = (row + cols.start..row + cols.end, col + depth.start..col + depth.end);
+            if panels.pack(panel, width, self.weight.shape()[1], rows, depth) {
+                return;
+            }
         }
         scratch::with(|made: &mut Made| {
             for p in depth.clone().step_by(PIECE) {
@@ -140,7 +155,12 @@ impl Right<f32> for PackedMat<'_> {
         None
     }
 
-    fn lines(&self, _cols: &Range<usize>, _depth: &Range<usize>) -> Lines {
+    fn lines(&self, cols: &Range<usize>, depth: &Range<usize>) -> Lines {
+        if let Some((panels, row, col)) = self.panels()
+            && let Some((at, distance)) = panels.at(self.weight.shape()[1], row + cols.start, col + depth.start)
+        {
+            return Lines::Panels(at, distance, panels.dtype());
+        }
         if self.transposed { Lines::Made(LINES) } else { Lines::No }
     }
 

@@ -24,6 +24,7 @@
 //! | the same, doubly quantised | 0.5 + 1 / block + 4 / (256 block) | absmax = code8\[a\] · absmax2 + offset |
 //! | int8 | 1 + 4 / cols | q · (absmax of its row / 127) |
 //! | GGUF | see [`ggml`] | |
+//! | [panels](Panels) | 4 or 2 | the element: nothing is rounded, only laid out for decoding |
 //!
 //! Products and sums are rounded one by one in f32, as bitsandbytes and ggml round them.
 //!
@@ -38,6 +39,7 @@ pub mod ggml;
 mod int8;
 mod matrix;
 mod nested;
+mod panels;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -49,6 +51,7 @@ pub use ggml::{Ggml, GgmlKind};
 pub use int8::Int8;
 pub use matrix::PackedMat;
 pub use nested::{NESTED_BLOCK, Nested, Scales};
+pub use panels::Panels;
 
 use std::sync::Arc;
 
@@ -64,6 +67,8 @@ pub enum Layout {
     Int8(Int8),
     /// Blocks of a GGUF file.
     Ggml(Ggml),
+    /// Not quantised: floats in the order in which decoding reads them.
+    Panels(Panels),
 }
 
 /// A quantised weight (rows, cols). Cloning shares the bytes.
@@ -95,6 +100,7 @@ impl Quantized {
             Layout::FourBit(x) => x.kind().name(),
             Layout::Int8(_) => "int8",
             Layout::Ggml(x) => x.kind().name(),
+            Layout::Panels(x) => x.dtype().name(),
         }
     }
 
@@ -104,6 +110,7 @@ impl Quantized {
             Layout::FourBit(x) => x.nbytes(),
             Layout::Int8(x) => x.bytes().nbytes() + x.scales().nbytes(),
             Layout::Ggml(x) => x.bytes().nbytes(),
+            Layout::Panels(x) => x.nbytes(),
         }
     }
 
@@ -117,6 +124,7 @@ impl Quantized {
             Layout::FourBit(x) => x.bytes().context(),
             Layout::Int8(x) => x.bytes().context(),
             Layout::Ggml(x) => x.bytes().context(),
+            Layout::Panels(_) => None,
         }
     }
 
@@ -129,6 +137,8 @@ impl Quantized {
             Layout::FourBit(x) => Layout::FourBit(x.to_device(device)?),
             Layout::Int8(x) => Layout::Int8(x.to_device(device)?),
             Layout::Ggml(x) => Layout::Ggml(x.to_device(device)?),
+            Layout::Panels(_) if device.is_cpu() => self.layout.clone(),
+            Layout::Panels(_) => return Err(Error::UnsupportedDType { op: "to_device", dtype: DType::Packed }),
         };
         Ok(Quantized { shape: self.shape, layout })
     }
@@ -143,6 +153,7 @@ impl Quantized {
             Layout::FourBit(x) => x.read(start, out),
             Layout::Int8(x) => x.read(self.shape[1], start, out),
             Layout::Ggml(x) => x.read(start, out),
+            Layout::Panels(x) => x.read(self.shape[1], start, out),
         }
     }
 

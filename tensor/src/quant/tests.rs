@@ -18,6 +18,7 @@ fn all(weight: &Tensor) -> Vec<Quantized> {
     for kind in GgmlKind::ALL.into_iter().filter(|k| cols.is_multiple_of(k.block_len())) {
         all.push(noise(rows, cols, kind));
     }
+    all.extend([DType::F32, DType::BF16].map(|dtype| Panels::of(&weight.to_dtype(dtype).unwrap()).unwrap()));
     all
 }
 
@@ -168,6 +169,25 @@ fn what_does_not_fit_is_refused() {
     assert!(packed.as_slice::<f32>().is_err() && packed.as_slice::<u8>().is_err() && packed.to_vec::<f32>().is_err());
     assert!(crate::ops::elementwise::add(&packed, &packed).is_err());
     assert_eq!(packed.nbytes(), 128 + 16);
+    assert!(Panels::of(&packed).is_err() && Panels::of(&bytes).is_err() && !Panels::takes(&packed));
+    assert!(Panels::of(&w.to_dtype(DType::F16).unwrap()).is_err());
+    assert_eq!(Tensor::packed(Panels::of(&w).unwrap()).nbytes(), 16 * 64 * 4, "whole panels");
+}
+
+#[test]
+fn panels_are_the_weight() {
+    for dtype in [DType::F32, DType::BF16] {
+        for shape in [[1, 1], [16, 3], [33, 70], [0, 4], [4, 0]] {
+            let weight = random(&shape, DType::F32, 3).to_dtype(dtype).unwrap();
+            let across = weight.transpose(0, 1).unwrap().contiguous().unwrap().transpose(0, 1).unwrap();
+            for weight in [&weight, &across] {
+                let back = Panels::of(weight).unwrap().dequantize(dtype).unwrap();
+                assert_eq!((back.dims(), back.dtype()), (weight.dims(), dtype));
+                let [back, weight] = [&back, weight].map(|t| bits(&t.to_dtype(DType::F32).unwrap()));
+                assert_eq!(back, weight);
+            }
+        }
+    }
 }
 
 #[test]

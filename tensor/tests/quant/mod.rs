@@ -3,7 +3,7 @@
 
 use planish_tensor::gemm::KC;
 use planish_tensor::ops::linear;
-use planish_tensor::quant::{FourBit, FourBitKind, Ggml, GgmlKind, Int8, Layout, Quantized, Scales};
+use planish_tensor::quant::{FourBit, FourBitKind, Ggml, GgmlKind, Int8, Layout, Panels, Quantized, Scales};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor, f16};
 
@@ -23,8 +23,8 @@ fn blocks([rows, cols]: [usize; 2], kind: GgmlKind) -> Quantized {
     Ggml::from_blocks([rows, cols], kind, &Tensor::from_vec(bytes, [n]).unwrap()).unwrap()
 }
 
-/// Element `i`, from the definition of its format.
-fn value(q: &Quantized, i: usize) -> f32 {
+/// Element `i`, from the definition of its format; of panels of `w`, that is the element.
+fn value(q: &Quantized, w: &Tensor, i: usize) -> f32 {
     let bytes = |t: &Tensor| t.to_vec::<u8>().unwrap();
     match q.layout() {
         Layout::FourBit(f) => {
@@ -56,6 +56,10 @@ fn value(q: &Quantized, i: usize) -> f32 {
                 }
             }
         }
+        Layout::Panels(x) => {
+            let rounded = w.to_dtype(x.dtype()).unwrap().to_dtype(DType::F32).unwrap();
+            rounded.as_slice::<f32>().unwrap()[i]
+        }
     }
 }
 
@@ -67,6 +71,8 @@ pub(crate) fn is_its_definition() {
             FourBit::quantize(&w, FourBitKind::Nf4, 64, false).unwrap(),
             FourBit::quantize(&w, FourBitKind::Fp4, 32, true).unwrap(),
             Int8::quantize(&w).unwrap(),
+            Panels::of(&w).unwrap(),
+            Panels::of(&w.to_dtype(DType::BF16).unwrap()).unwrap(),
         ];
         if shape[1].is_multiple_of(32) {
             all.extend([GgmlKind::Q8_0, GgmlKind::Q4_0].map(|kind| blocks(shape, kind)));
@@ -74,10 +80,10 @@ pub(crate) fn is_its_definition() {
         for q in all {
             let values = q.dequantize(DType::F32).unwrap().to_vec::<f32>().unwrap();
             for i in (0..values.len()).step_by(1 + values.len() / 300) {
-                assert_eq!(values[i].to_bits(), value(&q, i).to_bits(), "{} element {i} of {shape:?}", q.format());
+                assert_eq!(values[i].to_bits(), value(&q, &w, i).to_bits(), "{} element {i} of {shape:?}", q.format());
             }
             let packed = Tensor::packed(q.clone());
-            for rows in [1, 3, 40] {
+            for rows in [1, 2, 3, 15, 40] {
                 let x = random([rows, shape[1]], 2);
                 let y = linear::forward(&x, &packed, None).unwrap().to_vec::<f32>().unwrap();
                 let x = x.to_vec::<f32>().unwrap();

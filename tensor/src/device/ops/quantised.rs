@@ -49,6 +49,7 @@ fn write(on: &On, out: &mut Tensor, weight: &Quantized) -> Result<()> {
             dequantise::int8(queue, out.cells_mut()?, of.bytes().cells()?, of.scales().cells()?, cols)?;
         }
         Layout::Ggml(of) => ggml::dequantise(queue, out.cells_mut()?, of.bytes().cells()?, of.kind().into(), cols)?,
+        Layout::Panels(_) => return Err(Error::UnsupportedDType { op: OP, dtype: DType::Packed }),
     }
     Ok(())
 }
