@@ -72,7 +72,11 @@ thread_local! {
 /// # Panics
 /// If a call does.
 pub(crate) fn for_each(n: usize, f: impl Fn(usize) + Sync) {
-    let f = &f;
+    all(n, &f);
+}
+
+/// As [`for_each`], compiled once and not for each of some hundred closures: the general pool's code is long.
+fn all(n: usize, f: &(dyn Fn(usize) + Sync)) {
     let threads = rayon::current_num_threads().min(n);
     if threads <= 1 || BUSY.get() {
         return (0..n).for_each(f);

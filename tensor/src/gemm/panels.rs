@@ -124,15 +124,16 @@ impl<B: Element> FewRows<B> {
                 self.block::<V, MR, NP>(r, j);
                 r += MR;
             }
+            // Fewer than MR, which is known when this is compiled.
             match self.rows - r {
-                0 => {}
-                1 => self.block::<V, 1, NP>(r, j),
-                2 => self.block::<V, 2, NP>(r, j),
-                3 => self.block::<V, 3, NP>(r, j),
-                4 => self.block::<V, 4, NP>(r, j),
-                5 => self.block::<V, 5, NP>(r, j),
-                6 => self.block::<V, 6, NP>(r, j),
-                _ => self.block::<V, 7, NP>(r, j),
+                1 if MR > 1 => self.block::<V, 1, NP>(r, j),
+                2 if MR > 2 => self.block::<V, 2, NP>(r, j),
+                3 if MR > 3 => self.block::<V, 3, NP>(r, j),
+                4 if MR > 4 => self.block::<V, 4, NP>(r, j),
+                5 if MR > 5 => self.block::<V, 5, NP>(r, j),
+                6 if MR > 6 => self.block::<V, 6, NP>(r, j),
+                7 if MR > 7 => self.block::<V, 7, NP>(r, j),
+                _ => {}
             }
         }
     }
