@@ -39,7 +39,7 @@ impl Panels {
     }
 
     /// Lays weights (rows, cols) of one dtype out, one behind the other in one block of memory: if that is long enough
-    /// for huge pages, one core reads it half as fast again.
+    /// for huge pages, reading it misses the address cache less.
     ///
     /// # Errors
     /// [`Error::Rank`], [`Error::UnsupportedDType`], [`Error::DTypeMismatch`]; [`Error::OutOfMemory`];
