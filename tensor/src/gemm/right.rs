@@ -17,7 +17,7 @@ pub enum Lines {
     No,
     /// Where they lie: the first element, the distance of lines in elements, and the dtype.
     Whole(*const u8, usize, DType),
-    /// In [panels](super::panels), where they lie: the first element, the distance of panels in elements, and the
+    /// In panels, where they lie: the first element, the distance of panels in elements, and the
     /// dtype, f32 or bf16. The panels are whole, whatever part of the columns is asked for.
     Panels(*const u8, usize, DType),
     /// Made by [`Right::write_lines`], so many at a time.
