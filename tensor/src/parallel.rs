@@ -44,22 +44,35 @@ pub fn chunks2<A: Send, B: Send>(
     b_width: usize,
     f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
 ) {
-    if a.is_empty() || a_width == 0 || b_width == 0 {
+    let rows = a.len().checked_div(a_width).unwrap_or(0);
+    chunks3((a, a_width), (b, b_width), (&mut vec![(); rows], 1), |first, a, b, _| f(first, a, b));
+}
+
+/// As [`chunks2`] over three outputs, each with its width.
+pub fn chunks3<A: Send, B: Send, C: Send>(
+    (a, a_width): (&mut [A], usize),
+    (b, b_width): (&mut [B], usize),
+    (c, c_width): (&mut [C], usize),
+    f: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync + Send,
+) {
+    if a.is_empty() || a_width == 0 || b_width == 0 || c_width == 0 {
         return;
     }
     let rows = a.len() / a_width;
-    debug_assert_eq!(rows, b.len() / b_width);
-    let threads = rayon::current_num_threads();
-    if threads == 1 || a.len().max(b.len()) < GRAIN {
-        return f(0, a, b);
+    debug_assert!(rows == b.len() / b_width && rows == c.len() / c_width);
+    let (threads, most) = (rayon::current_num_threads(), a.len().max(b.len()).max(c.len()));
+    if threads == 1 || most < GRAIN {
+        return f(0, a, b, c);
     }
-    let run = rows_of_run(rows, a.len().max(b.len()), threads);
-    let (a, b) = (Disjoint::new(a), Disjoint::new(b));
+    let run = rows_of_run(rows, most, threads);
+    let (a, b, c) = (Disjoint::new(a), Disjoint::new(b), Disjoint::new(c));
     team::for_each(rows.div_ceil(run), |i| {
         let (first, n) = (i * run, run.min(rows - i * run));
         // SAFETY: runs do not overlap.
-        let (a, b) = unsafe { (a.part(first * a_width, n * a_width), b.part(first * b_width, n * b_width)) };
-        f(first, a, b);
+        unsafe {
+            let (a, b) = (a.part(first * a_width, n * a_width), b.part(first * b_width, n * b_width));
+            f(first, a, b, c.part(first * c_width, n * c_width));
+        }
     });
 }
 

@@ -12,7 +12,7 @@ use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_div
 use planish_autograd::ops::lora_embedding::lora_embedding;
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{
-    activation, block_rotate, elementwise, embedding, gather, glu, layer_norm, linear, lstm, rms_norm, rope, softmax,
+    activation, block_rotate, embedding, gather, glu, layer_norm, linear, lstm, rms_norm, rope, softmax,
 };
 use planish_autograd::registry::{Fixture, ops};
 use planish_autograd::{Tape, Var};
@@ -133,8 +133,10 @@ fn run(op: &str, c: &Case<'_>) -> Outputs {
             match c.opt("residual") {
                 None => one(normed(c.var("x"))),
                 Some(residual) => {
-                    let sum = elementwise::add(c.var("x"), residual).unwrap();
-                    Outputs::from([("normed".into(), normed(&sum).unwrap()), ("residual".into(), sum)])
+                    let (sum, normed) =
+                        rms_norm::rms_norm_added(c.var("x"), residual, c.var("weight"), c.number("eps"), offset)
+                            .unwrap();
+                    Outputs::from([("normed".into(), normed), ("residual".into(), sum)])
                 }
             }
         }

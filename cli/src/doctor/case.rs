@@ -91,7 +91,17 @@ impl Case {
         work: Work,
         run: impl Fn(&[Var]) -> Result<Var> + Send + Sync + 'static,
     ) -> Case {
-        let run = move |vars: &[Var]| Ok(vec![run(vars)?]);
+        Case::of_several(variant, inputs, rounding, work, move |vars| Ok(vec![run(vars)?]))
+    }
+
+    /// A case of an op with several outputs.
+    pub(super) fn of_several(
+        variant: &'static str,
+        inputs: Vec<Input>,
+        rounding: Rounding,
+        work: Work,
+        run: impl Fn(&[Var]) -> Result<Vec<Var>> + Send + Sync + 'static,
+    ) -> Case {
         Case { variant, inputs, run: Box::new(run), rounding, work, cpu_only: None, half: false }
     }
 

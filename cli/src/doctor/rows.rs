@@ -62,7 +62,20 @@ fn rms_norms(s: &Sizes) -> Result<Vec<Case>> {
         let inputs = vec![activation(s.normal(1, &dims)?), Input { tensor: weight, kind: Kind::Weight }];
         Ok(Case::new(variant, inputs, terms, work, move |v| rms_norm::rms_norm(&v[0], &v[1], 1e-5, offset)))
     };
-    [("f32", DType::F32, 0.0), ("bf16, offset 1", DType::BF16, 1.0)].into_iter().map(case).collect()
+    let apart = [("f32", DType::F32, 0.0), ("bf16, offset 1", DType::BF16, 1.0)].into_iter().map(case);
+    apart.chain([added_norm(s)]).collect()
+}
+
+/// With an addition before it; the sum's own consumers give a gradient too.
+fn added_norm(s: &Sizes) -> Result<Case> {
+    let (dims, terms, _) = norms(s);
+    let work = Work::Bytes(4.0 * bytes(s.tokens * s.hidden), 4.0 * bytes(s.tokens * s.hidden));
+    let weight = Input { tensor: s.normal(2, &dims[1..])?, kind: Kind::Weight };
+    let inputs = vec![activation(s.normal(1, &dims)?), activation(s.normal(3, &dims)?), weight];
+    Ok(Case::of_several("after an addition", inputs, terms, work, |v| {
+        let (sum, y) = rms_norm::rms_norm_added(&v[0], &v[1], &v[2], 1e-5, 0.0)?;
+        Ok(vec![sum, y])
+    }))
 }
 
 fn layer_norms(s: &Sizes) -> Result<Vec<Case>> {

@@ -66,7 +66,7 @@ impl Layer {
     }
 
     /// The same of x + `added`, with its own last addition left to what comes next: the stream and what is to be added to
-    /// it. On a device an addition and the norm after it are one launch.
+    /// it. An addition and the norm after it are one pass.
     pub(super) fn forward_open(
         &self,
         ctx: &Ctx,
@@ -85,7 +85,7 @@ impl Layer {
     /// x + `added`, and the norm of it.
     fn summed(&self, ctx: &Ctx, x: &Var, added: Option<&Var>, norm: &Option<Norm>) -> Result<(Var, Var)> {
         let x = match (added, norm) {
-            (Some(added), Some(norm)) if ctx.tape().is_none() && self.config.residual_scale == 1.0 => {
+            (Some(added), Some(norm)) if self.config.residual_scale == 1.0 => {
                 return norm.forward_added(ctx, x, added);
             }
             (Some(added), _) => self.residual(x, added)?,

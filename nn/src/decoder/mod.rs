@@ -153,10 +153,15 @@ impl Model {
             }
         }
         let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
+        let mut added = None;
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
-            let (out, routed) = match ctx.tape().filter(|_| recompute) {
-                None => layer.forward(ctx, &x, &rotations, Mixing::Packed { cu: &cu, stems: &stems, prefix })?,
+            let (out, open, routed) = match ctx.tape().filter(|_| recompute) {
+                None => {
+                    let mixing = Mixing::Packed { cu: &cu, stems: &stems, prefix };
+                    let (x, last, routed) = layer.forward_open(ctx, &x, added.as_ref(), &rotations, mixing)?;
+                    (x, Some(last), routed)
+                }
                 Some(tape) => {
                     let (layer, ctx) = (layer.clone(), ctx.clone());
                     let (rotations, cu, stems) = (rotations.clone(), cu.clone(), stems.clone());
@@ -172,15 +177,18 @@ impl Model {
                     let inputs: Vec<&Var> =
                         std::iter::once(&x).chain(prefix.iter().flat_map(|p| [&p.k, &p.v])).collect();
                     let mut out = checkpoint(tape, segment, &inputs)?.into_iter();
-                    (out.next().expect("a layer has an output"), out.next())
+                    (out.next().expect("a layer has an output"), None, out.next())
                 }
             };
-            x = out;
+            (x, added) = (out, open);
             if let (Some(routing), Some(experts), Some(logits)) = (ctx.routing(), layer.experts(), routed) {
                 routing.note(LayerRouting::new(i, experts, logits)?);
             }
             for (wanted, place) in layers.iter().zip(&mut seen) {
                 if *wanted == i {
+                    if let Some(added) = added.take() {
+                        x = layer.residual(&x, &added)?;
+                    }
                     *place = Some(x.clone());
                 }
             }
@@ -190,7 +198,7 @@ impl Model {
             None => Ok(x),
         };
         let seen = seen.into_iter().flatten().map(own).collect::<planish_autograd::Result<Vec<_>>>()?;
-        Ok((self.norm.forward(ctx, &own(x)?)?, seen))
+        Ok((self.normed(ctx, x, added, kept.as_deref())?, seen))
     }
 
     /// Virtual tokens' embeddings, times the family's factor where it is on all inputs.
@@ -331,7 +339,7 @@ impl Model {
                 cache.set_lead(lead);
             }
         }
-        self.normed(&ctx, stream, added, kept.as_deref())
+        Ok(self.normed(&ctx, stream, added, kept.as_deref())?.into_value())
     }
 
     /// The stream behind the layers, and what is still to be added to it.
@@ -353,10 +361,10 @@ impl Model {
     }
 
     /// The final norm of x + `added`, at rows `kept` if not at all.
-    fn normed(&self, ctx: &Ctx, mut x: Var, added: Option<Var>, kept: Option<&[u32]>) -> Result<Tensor> {
+    fn normed(&self, ctx: &Ctx, mut x: Var, added: Option<Var>, kept: Option<&[u32]>) -> Result<Var> {
         let whole = kept.is_none() && self.config.residual_scale == 1.0;
         if let Some(added) = added.as_ref().filter(|_| whole) {
-            return Ok(self.norm.forward_added(ctx, &x, added)?.1.into_value());
+            return Ok(self.norm.forward_added(ctx, &x, added)?.1);
         }
         if let (Some(added), Some(layer)) = (&added, self.layers.last()) {
             x = layer.residual(&x, added)?;
@@ -364,7 +372,7 @@ impl Model {
         if let Some(kept) = kept {
             x = index_select::index_select(&x, kept)?;
         }
-        Ok(self.norm.forward(ctx, &x)?.into_value())
+        Ok(self.norm.forward(ctx, &x)?)
     }
 
     /// An empty cache for one sequence.

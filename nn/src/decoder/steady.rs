@@ -81,7 +81,7 @@ impl Steady {
         let x = model.embedded(Var::constant(rows))?;
         let (rotations, mut pass) = (Rotations::standing(&self.rotations)?, self.caches.pass());
         let (x, added) = model.through_layers(&ctx, x, &rotations, &mut pass, &[])?;
-        Ok(self.hidden.take(&model.normed(&ctx, x, added, None)?)?)
+        Ok(self.hidden.take(model.normed(&ctx, x, added, None)?.value())?)
     }
 
     /// The caches hold their new keys, and these are the hidden states after the final norm, (sequences, hidden): until the

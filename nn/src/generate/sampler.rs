@@ -16,8 +16,11 @@ pub(super) fn choose<R: Real>(
 ) -> Option<u32> {
     let too_soon = history.len() - n_prompt < params.min_new_tokens;
     let forbidden = if too_soon { &params.eos_token_ids[..] } else { &[] };
-    if params.greedy() && params.repetition_penalty == 1.0 && forbidden.is_empty() {
-        return argmax(logits.iter().map(|z| z.to_f64()));
+    if params.greedy() && params.repetition_penalty == 1.0 {
+        let best = argmax(logits)?;
+        if !forbidden.contains(&best) {
+            return Some(best);
+        }
     }
     let mut z: Vec<f64> = logits.iter().map(|z| z.to_f64()).collect();
     if z.iter().any(|z| z.is_nan()) {
@@ -30,7 +33,7 @@ pub(super) fn choose<R: Real>(
             *z = f64::NEG_INFINITY;
         }
     }
-    let best = argmax(z.iter().copied())?;
+    let best = argmax(&z)?;
     if params.greedy() {
         return Some(best);
     }
@@ -38,17 +41,25 @@ pub(super) fn choose<R: Real>(
 }
 
 /// The first of the largest; `None` if any is NaN or the largest is infinite.
-fn argmax(values: impl Iterator<Item = f64>) -> Option<u32> {
-    let (mut best, mut at) = (f64::NEG_INFINITY, 0);
-    for (i, z) in values.enumerate() {
-        if z.is_nan() {
-            return None;
+fn argmax<R: Real>(values: &[R]) -> Option<u32> {
+    // In lanes, for vectors: a vocabulary is looked through for every token.
+    const LANES: usize = 16;
+    let (mut best, mut numbers) = ([R::NEG_INFINITY; LANES], [true; LANES]);
+    let mut see = |lanes: &[R]| {
+        for ((best, number), &z) in best.iter_mut().zip(&mut numbers).zip(lanes) {
+            *best = if z > *best { z } else { *best };
+            // Not so of NaN.
+            *number &= z >= R::NEG_INFINITY;
         }
-        if z > best {
-            (best, at) = (z, i as u32);
-        }
+    };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    chunks.iter().for_each(|chunk| see(chunk));
+    see(rest);
+    let best = best.into_iter().reduce(|a, b| if b > a { b } else { a })?;
+    if numbers.contains(&false) || !best.to_f64().is_finite() {
+        return None;
     }
-    best.is_finite().then_some(at)
+    values.iter().position(|&z| z == best).map(|at| at as u32)
 }
 
 fn penalise(z: &mut [f64], history: &[u32], penalty: f64) {
@@ -169,6 +180,26 @@ mod tests {
         assert_eq!(choose(&z, (&[], 0), &params(), 1.0 - f64::EPSILON), Some(3));
         // A token of probability zero is never drawn, even at the very end.
         assert_eq!(draw(&[(4, 1.0), (5, 0.0)], 1.0), Some(4));
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest() {
+        let p = SamplingParams { temperature: 0.0, min_new_tokens: 1, eos_token_ids: vec![35], ..params() };
+        let pick = |z: &[f32], new| choose(z, (&vec![0; new], 0), &p, 0.0);
+        let mut z: Vec<f32> = (0..37).map(|i| (i * 7 % 5) as f32).collect();
+        assert_eq!(pick(&z, 1), Some(2));
+        (z[16], z[35], z[36]) = (9.0, 9.5, 9.0);
+        assert_eq!(pick(&z, 1), Some(35));
+        // Where it may not end yet, the first of the next largest.
+        assert_eq!(pick(&z, 0), Some(16));
+        for bad in [f32::NAN, f32::INFINITY] {
+            for at in [3, 36] {
+                let mut z = z.clone();
+                z[at] = bad;
+                assert_eq!([pick(&z, 0), pick(&z, 1)], [None, None]);
+            }
+        }
+        assert_eq!([pick(&[f32::NEG_INFINITY; 3], 1), pick(&[], 1)], [None, None]);
     }
 
     #[test]

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use planish_autograd::ops::rms_norm::rms_norm;
+use planish_autograd::ops::rms_norm::{rms_norm, rms_norm_added};
 use planish_autograd::{Result, Var};
-use planish_tensor::ops::rms_norm::forward_added;
 
 use super::Weight;
 use crate::Ctx;
@@ -31,13 +30,11 @@ impl Norm {
         rms_norm(x, &self.weight.var(ctx), self.eps, self.offset)
     }
 
-    /// (x + added, the norm of it). Nothing is recorded.
+    /// (x + added, the norm of it), in one pass.
     ///
     /// # Errors
     /// Shapes that do not agree.
     pub fn forward_added(&self, ctx: &Ctx, x: &Var, added: &Var) -> Result<(Var, Var)> {
-        let weight = self.weight.var(ctx);
-        let (sum, y) = forward_added(x.value(), added.value(), weight.value(), self.eps, self.offset)?;
-        Ok((Var::constant(sum), Var::constant(y)))
+        rms_norm_added(x, added, &self.weight.var(ctx), self.eps, self.offset)
     }
 }

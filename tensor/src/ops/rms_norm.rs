@@ -57,31 +57,63 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Te
         let (data, gain) = (x.as_slice::<R>()?, gain.as_slice::<R>()?);
         parallel::chunks2(y.as_slice_mut::<R>()?, size, r.as_slice_mut::<R>()?, 1, |first, y, r| {
             for (i, (y, r)) in y.chunks_exact_mut(size).zip(r).enumerate() {
-                let x = &data[(first + i) * size..][..size];
-                let mean = dot(x, x) / R::from_f64(size as f64);
-                *r = R::ONE / (mean + <R as Element>::from_f64(eps)).sqrt();
-                scale_row(y, x, gain, *r);
+                *r = norm_row(y, &data[(first + i) * size..][..size], gain, eps);
             }
         });
     });
     Ok((y, r))
 }
 
-/// (x + added, its y): what [`add`](super::elementwise::add) and [`forward`] give one after the other, bit for bit; on a
-/// device in one launch.
+/// A row's y; returns its r.
+fn norm_row<R: Real>(y: &mut [R], x: &[R], gain: &[R], eps: f64) -> R {
+    let mean = dot(x, x) / R::from_f64(x.len() as f64);
+    let r = R::ONE / (mean + <R as Element>::from_f64(eps)).sqrt();
+    scale_row(y, x, gain, r);
+    r
+}
+
+/// (x + added, y and r of it) in one pass: what [`add`](super::elementwise::add) and [`forward`] give one after the other,
+/// bit for bit.
 ///
 /// # Errors
 /// As [`forward`]; an `added` of another shape or dtype.
-pub fn forward_added(x: &Tensor, added: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Tensor, Tensor)> {
+pub fn forward_added(
+    x: &Tensor,
+    added: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    offset: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
     super::check::same(OP, "x and what is added to it", x, added)?;
     super::check::eps(OP, eps)?;
     fits(x, weight)?;
     if let Some(on) = device::of(OP, [x, added, weight])? {
         return device::ops::norms::rms_forward_added(&on, x, added, weight, eps, offset);
     }
-    let sum = super::elementwise::add(x, added)?;
-    let y = forward(&sum, weight, eps, offset)?.0;
-    Ok((sum, y))
+    let (rows, size) = x.rows(OP)?;
+    let (gain, x, added) = (gain(x, weight, offset)?, x.contiguous()?, added.contiguous()?);
+    let scratch = || Tensor::scratch(x.shape(), x.dtype());
+    let (mut sum, mut y, mut r) = (scratch()?, scratch()?, Tensor::scratch([rows], x.dtype())?);
+    dispatch_real!(OP, x.dtype(), R => {
+        let (data, added, gain) = (x.as_slice::<R>()?, added.as_slice::<R>()?, gain.as_slice::<R>()?);
+        let outputs = ((sum.as_slice_mut::<R>()?, size), (y.as_slice_mut::<R>()?, size), (r.as_slice_mut::<R>()?, 1));
+        parallel::chunks3(outputs.0, outputs.1, outputs.2, |first, sum, y, r| {
+            for (i, ((sum, y), r)) in sum.chunks_exact_mut(size).zip(y.chunks_exact_mut(size)).zip(r).enumerate() {
+                let at = (first + i) * size..(first + i + 1) * size;
+                add_row(sum, &data[at.clone()], &added[at]);
+                *r = norm_row(y, sum, gain, eps);
+            }
+        });
+    });
+    Ok((sum, y, r))
+}
+
+simd_fn! {
+    fn add_row<R: Real>(sum: &mut [R], x: &[R], added: &[R]) {
+        for ((s, &x), &a) in sum.iter_mut().zip(x).zip(added) {
+            *s = x + a;
+        }
+    }
 }
 
 simd_fn! {
@@ -93,7 +125,7 @@ simd_fn! {
 }
 
 /// dx, and dw added to `dweight` if given. With n = x·r and g = dy (w + offset):
-/// dx = r (g - n mean(g n)), dw += Σ over rows of dy n.
+/// dx = r (g - n mean(g n)) + `past`, what reaches x past the norm, if given; dw += Σ over rows of dy n.
 ///
 /// # Errors
 /// As [`forward`].
@@ -102,27 +134,35 @@ pub fn backward(
     x: &Tensor,
     weight: &Tensor,
     r: &Tensor,
+    past: Option<&Tensor>,
     offset: f64,
     dweight: Option<&mut Tensor>,
 ) -> Result<Tensor> {
     let (rows, size) = x.rows(OP)?;
-    if dy.dims() != x.dims() {
-        let (lhs, rhs) = (dy.dims().to_vec(), x.dims().to_vec());
-        return Err(Error::ShapeMismatch { op: OP, what: "gradient against x", lhs, rhs });
+    for (what, grad) in [("gradient against x", Some(dy)), ("gradient past the norm against x", past)] {
+        if let Some(grad) = grad.filter(|grad| grad.dims() != x.dims()) {
+            let (lhs, rhs) = (grad.dims().to_vec(), x.dims().to_vec());
+            return Err(Error::ShapeMismatch { op: OP, what, lhs, rhs });
+        }
     }
-    if let Some(on) = device::of(OP, [dy, x, weight, r])? {
+    if let Some(on) = device::of(OP, [dy, x, weight, r].into_iter().chain(past))? {
         fits(x, weight)?;
-        return device::ops::norms::rms_backward(&on, dy, x, weight, r, offset, dweight);
+        return device::ops::norms::rms_backward(&on, [dy, x, weight, r], past, offset, dweight);
     }
     let (gain, x, dy) = (gain(x, weight, offset)?, x.contiguous()?, dy.contiguous()?);
+    let past = past.map(Tensor::contiguous).transpose()?;
     let mut dx = Tensor::scratch(x.shape(), x.dtype())?;
     dispatch_real!(OP, x.dtype(), R => {
         let (xd, dyd, rd) = (x.as_slice::<R>()?, dy.as_slice::<R>()?, r.as_slice::<R>()?);
         let gain = gain.as_slice::<R>()?;
+        let past = past.as_ref().map(|past| past.as_slice::<R>()).transpose()?;
         parallel::chunks(dx.as_slice_mut::<R>()?, size, |start, dx| {
             for (i, dx) in dx.chunks_exact_mut(size).enumerate() {
                 let at = start + i * size;
                 row_gradient(dx, &dyd[at..at + size], &xd[at..at + size], gain, rd[at / size]);
+                if let Some(past) = past {
+                    add_to_row(dx, &past[at..at + size]);
+                }
             }
         });
         if let Some(dweight) = dweight {
@@ -145,6 +185,14 @@ simd_fn! {
         let mean = dot(dx, x) * r / R::from_f64(x.len() as f64);
         for (d, &x) in dx.iter_mut().zip(x) {
             *d = r * (*d - x * r * mean);
+        }
+    }
+}
+
+simd_fn! {
+    fn add_to_row<R: Real>(sum: &mut [R], added: &[R]) {
+        for (s, &a) in sum.iter_mut().zip(added) {
+            *s += a;
         }
     }
 }
@@ -174,7 +222,7 @@ mod tests {
             let (x, w, dy) = (x.to_dtype(dtype).unwrap(), w.to_dtype(dtype).unwrap(), dy.to_dtype(dtype).unwrap());
             let (y, r) = forward(&x, &w, 1e-5, 0.0).unwrap();
             let mut dw = Tensor::zeros(131, dtype).unwrap();
-            let dx = backward(&dy, &x, &w, &r, 0.0, Some(&mut dw)).unwrap();
+            let dx = backward(&dy, &x, &w, &r, None, 0.0, Some(&mut dw)).unwrap();
             [y, dx, dw].map(|t| values(&t))
         };
         for (single, double) in all(DType::F32).iter().zip(all(DType::F64)) {
@@ -190,12 +238,32 @@ mod tests {
         same_bits_on_any_threads(|| {
             let (y, r) = forward(&x, &w, 1e-6, 0.0).unwrap();
             let mut dw = Tensor::zeros(67, DType::F32).unwrap();
-            let dx = backward(&dy, &x, &w, &r, 0.0, Some(&mut dw)).unwrap();
+            let dx = backward(&dy, &x, &w, &r, None, 0.0, Some(&mut dw)).unwrap();
             vec![y, r, dx, dw]
         });
         let (y, _) = forward(&x, &w, 1e-6, 0.0).unwrap();
         let (alone, _) = forward(&x.narrow(0, 200, 1).unwrap(), &w, 1e-6, 0.0).unwrap();
         assert_eq!(bits(&alone), bits(&y.narrow(0, 200, 1).unwrap()));
+    }
+
+    #[test]
+    fn an_addition_before_the_norm_changes_no_bit() {
+        for (dtype, rows) in [(DType::F32, 301), (DType::F64, 301), (DType::F32, 1), (DType::F32, 0)] {
+            let draw = |seed| random(&[rows, 67], dtype, seed);
+            let (x, added, w, dy, past) = (draw(5), draw(6), random(&[67], DType::BF16, 7), draw(8), draw(9));
+            let (sum, y, r) = forward_added(&x, &added, &w, 1e-6, 1.0).unwrap();
+            let apart = super::super::elementwise::add(&x, &added).unwrap();
+            let (want, its_r) = forward(&apart, &w, 1e-6, 1.0).unwrap();
+            assert_eq!([bits(&sum), bits(&y), bits(&r)], [bits(&apart), bits(&want), bits(&its_r)]);
+            let dx = backward(&dy, &sum, &w, &r, Some(&past), 1.0, None).unwrap();
+            let without = backward(&dy, &sum, &w, &r, None, 1.0, None).unwrap();
+            assert_eq!(bits(&dx), bits(&super::super::elementwise::add(&past, &without).unwrap()));
+        }
+        let (x, w) = (random(&[301, 67], DType::F32, 5), random(&[67], DType::F32, 6));
+        same_bits_on_any_threads(|| {
+            let (sum, y, r) = forward_added(&x, &x, &w, 1e-6, 0.0).unwrap();
+            vec![backward(&y, &sum, &w, &r, Some(&x), 0.0, None).unwrap(), sum, y, r]
+        });
     }
 
     #[test]
@@ -211,5 +279,10 @@ mod tests {
         for result in bad {
             assert!(result.unwrap_err().to_string().starts_with("rms_norm: "));
         }
+        let (_, r) = forward(&x, &w, 1e-6, 0.0).unwrap();
+        let of_other_rows = backward(&x, &x, &w, &r, Some(&random(&[3, 3], DType::F32, 8)), 0.0, None).unwrap_err();
+        assert!(of_other_rows.to_string().contains("gradient past the norm"), "{of_other_rows}");
+        let added = forward_added(&x, &random(&[3, 3], DType::F32, 8), &w, 1e-6, 0.0).unwrap_err();
+        assert!(added.to_string().contains("what is added to it"), "{added}");
     }
 }

@@ -95,7 +95,7 @@ fn nothing_is_computed_of_nothing() {
             let (y, r) = rms_norm::forward(&a, &w, 1e-5, 1.0)?;
             let (z, stats) = layer_norm::forward(&a, &w, Some(&w), 1e-5)?;
             let mut dw = put(random(&dims[1..], 3));
-            let dx = rms_norm::backward(&y, &a, &w, &r, 1.0, Some(&mut dw))?;
+            let dx = rms_norm::backward(&y, &a, &w, &r, None, 1.0, Some(&mut dw))?;
             let mut dv = put(random(&dims[1..], 3));
             layer_norm::backward_weight_add(&z, &a, &stats, &mut dv)?;
             let (best, index) = reduction::max_axis(&a, 1)?;
@@ -191,9 +191,11 @@ fn sums_and_their_norms() {
     for dims in [[0, 6], [3, 6], [2, 1029]] {
         same(device, "rms_norm with an addition", |put| {
             let (x, added, w) = (put(random(&dims, 1)), put(random(&dims, 2)), put(random(&dims[1..], 3)));
-            let (sum, y) = rms_norm::forward_added(&x, &added, &w, 1e-6, 1.0)?;
+            let (sum, y, r) = rms_norm::forward_added(&x, &added, &w, 1e-6, 1.0)?;
             assert!(rms_norm::forward_added(&x, &w, &w, 1e-6, 1.0).is_err());
-            Ok(vec![sum, y])
+            let mut dw = put(random(&dims[1..], 4));
+            let dx = rms_norm::backward(&y, &sum, &w, &r, Some(&added), 1.0, Some(&mut dw))?;
+            Ok(vec![dx, dw, rms_norm::backward(&y, &sum, &w, &r, Some(&x), 1.0, None)?, sum, y, r])
         });
     }
 }

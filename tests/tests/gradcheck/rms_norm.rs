@@ -1,4 +1,6 @@
-use planish_autograd::ops::rms_norm::rms_norm;
+use planish_autograd::Var;
+use planish_autograd::ops::elementwise::{add, mul};
+use planish_autograd::ops::rms_norm::{rms_norm, rms_norm_added};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -19,5 +21,12 @@ proptest! {
         let inputs = [random(&dims, seed, layouts.0), random(&[width], seed ^ 1, layouts.1)];
         // ε keeps the curvature of a row of one small number within what the step of the difference allows.
         check(|v| rms_norm(&v[0], &v[1], 0.05, offset), &inputs, seed)?;
+        let [x, weight] = inputs;
+        let inputs = [x, random(&dims, seed ^ 2, layouts.1), weight];
+        let added = |v: &[Var]| rms_norm_added(&v[0], &v[1], &v[2], 0.05, offset);
+        // The sum alone, its norm alone, and both.
+        check(|v| Ok(added(v)?.0), &inputs, seed)?;
+        check(|v| Ok(added(v)?.1), &inputs, seed)?;
+        check(|v| added(v).and_then(|(sum, y)| add(&mul(&sum, &v[1])?, &y)), &inputs, seed)?;
     }
 }

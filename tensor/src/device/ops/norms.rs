@@ -20,7 +20,7 @@ pub(crate) fn rms_forward(on: &On, x: &Tensor, weight: &Tensor, eps: f64, offset
     Ok((y, r))
 }
 
-/// (x + added, y of it).
+/// (x + added, y and r of it).
 pub(crate) fn rms_forward_added(
     on: &On,
     x: &Tensor,
@@ -28,39 +28,39 @@ pub(crate) fn rms_forward_added(
     weight: &Tensor,
     eps: f64,
     offset: f64,
-) -> Result<(Tensor, Tensor)> {
+) -> Result<(Tensor, Tensor, Tensor)> {
     let (rows, _) = x.rows("rms_norm")?;
     let (x, added, weight) = (x.contiguous()?, added.contiguous()?, weight.contiguous()?);
     let mut sum = on.scratch("rms_norm", x.shape(), x.dtype())?;
     let mut y = on.scratch("rms_norm", x.shape(), x.dtype())?;
+    let mut r = on.scratch("rms_norm", [rows], DType::F32)?;
     if y.numel() > 0 {
-        let mut r = on.scratch("rms_norm", [rows], DType::F32)?;
         let norm = RmsNorm { eps: eps as f32, offset: offset as f32 };
         let residual = Some((added.cells()?, sum.cells_mut()?));
         let (to_y, to_r) = (y.cells_mut()?, r.cells_mut()?);
         rms_norm::forward(on.queue(), to_y, to_r, x.cells()?, weight.cells()?, residual, norm)?;
     }
-    Ok((sum, y))
+    Ok((sum, y, r))
 }
 
-/// dx; dw added to `dweight`.
+/// dx, with what reaches x past the norm; dw added to `dweight`.
 pub(crate) fn rms_backward(
     on: &On,
-    dy: &Tensor,
-    x: &Tensor,
-    weight: &Tensor,
-    r: &Tensor,
+    [dy, x, weight, r]: [&Tensor; 4],
+    past: Option<&Tensor>,
     offset: f64,
     dweight: Option<&mut Tensor>,
 ) -> Result<Tensor> {
     let (dy, x, weight, r) = (dy.contiguous()?, x.contiguous()?, weight.contiguous()?, r.contiguous()?);
+    let past = past.map(Tensor::contiguous).transpose()?;
     let mut dx = on.scratch("rms_norm", x.shape(), x.dtype())?;
     if dx.numel() > 0 {
         // ε is in r.
         let norm = RmsNorm { eps: 0.0, offset: offset as f32 };
         let dweight = dweight.map(Tensor::cells_mut).transpose()?;
         let (to, dy, x, weight, r) = (dx.cells_mut()?, dy.cells()?, x.cells()?, weight.cells()?, r.cells()?);
-        rms_norm::backward(on.queue(), to, dweight, dy, x, weight, r, None, norm)?;
+        let past = past.as_ref().map(Tensor::cells).transpose()?;
+        rms_norm::backward(on.queue(), to, dweight, dy, x, weight, r, past, norm)?;
     }
     Ok(dx)
 }
