@@ -195,15 +195,16 @@ def decode(args) -> list[dict]:
 
 
 def llama(args) -> list[dict]:
-    """Greedy decoding of one sequence against llama.cpp on its own file."""
+    """Greedy decoding of one sequence against llama.cpp: planish on MODEL in bf16, and on llama.cpp's file as it is."""
     out = []
     for gguf in args.gguf:
-        prompts = planish_generate(args, 1, args.dtype[0])["prompt_ids"]
+        prompts = planish_generate(args, 1, "bfloat16")["prompt_ids"]
         results = alternate(args.pairs, {
-            f"planish, {args.dtype[0]}": lambda: planish_generate(args, 1, args.dtype[0]),
+            "planish, bfloat16": lambda: planish_generate(args, 1, "bfloat16"),
+            "planish, the same file": lambda: planish_generate(args, 1, "auto", gguf),
             "llama.cpp": lambda: llama_cpp_generate(args, gguf, prompts),
         })
-        title = f"greedy decoding of one sequence, {args.tokens} new tokens; llama.cpp with {Path(gguf).name}"
+        title = f"greedy decoding of one sequence, {args.tokens} new tokens, {Path(gguf).name}"
         out.append(summary(title, results, "llama.cpp", "tokens_per_second"))
     return out
 

@@ -161,9 +161,9 @@ def trl_sft(args, data: Path, extra: list, script: str = "trl_sft.py") -> dict:
     }
 
 
-def planish_generate(args, batch: int, dtype: str) -> dict:
-    """One run of `planish generate` on the first questions of the data set, greedily."""
-    command = [args.planish, "generate", "--model", args.model, "--dtype", dtype, "--threads", args.threads]
+def planish_generate(args, batch: int, dtype: str, model=None) -> dict:
+    """One run of `planish generate` on the first questions of the data set, greedily; of MODEL if no other is named."""
+    command = [args.planish, "generate", "--model", model or args.model, "--dtype", dtype, "--threads", args.threads]
     command += ["--max-new-tokens", args.tokens, "--min-new-tokens", args.tokens, "--json", "--timing"]
     for row in rows(args.dataset, batch):
         command += ["--prompt", row["question"]]

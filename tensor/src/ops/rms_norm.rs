@@ -248,8 +248,8 @@ mod tests {
 
     #[test]
     fn an_addition_before_the_norm_changes_no_bit() {
-        for (dtype, rows) in [(DType::F32, 301), (DType::F64, 301), (DType::F32, 1), (DType::F32, 0)] {
-            let draw = |seed| random(&[rows, 67], dtype, seed);
+        for rows in [301, 1, 0] {
+            let draw = |seed| random(&[rows, 67], DType::F32, seed);
             let (x, added, w, dy, past) = (draw(5), draw(6), random(&[67], DType::BF16, 7), draw(8), draw(9));
             let (sum, y, r) = forward_added(&x, &added, &w, 1e-6, 1.0).unwrap();
             let apart = super::super::elementwise::add(&x, &added).unwrap();
