@@ -93,5 +93,9 @@ def train(args, start: float, classes: tuple, data: tuple, adapted: tuple, token
             callbacks=[Report()],
         )
         trainer.remove_callback(PrinterCallback)
+        # TRL makes the adapter of a quantised base bf16, in which small updates are lost; all others are f32 as they are.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         trainer.train()
     return measured, trainer
