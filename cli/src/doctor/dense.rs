@@ -9,7 +9,7 @@ use planish_autograd::ops::lm_head::{LmHead, lm_head};
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{embedding, linear};
-use planish_tensor::quant::{FourBit, FourBitKind, Int8};
+use planish_tensor::quant::{FourBit, FourBitKind, Int8, Panels};
 use planish_tensor::{DType, Tensor};
 
 use super::case::{Case, Input, Kind, Make, Rounding, Work};
@@ -70,16 +70,23 @@ fn linears(s: &Sizes) -> Result<Vec<Case>> {
 /// The head of a decoding step, which reads more than caches hold for a few rows.
 fn few_rows(s: &Sizes) -> impl Iterator<Item = Result<Case>> {
     let shapes = [
-        ("head, 1 row", 1, DType::F32),
-        ("head, 1 row, bf16", 1, DType::BF16),
-        ("head, 3 rows, bf16", 3, DType::BF16),
-        ("head, 16 rows, bf16", 16, DType::BF16),
+        ("head, 1 row", 1, DType::F32, false),
+        ("head, 1 row, bf16", 1, DType::BF16, false),
+        ("head, 3 rows, bf16", 3, DType::BF16, false),
+        ("head, 16 rows, bf16", 16, DType::BF16, false),
+        ("head, 1 row, panels", 1, DType::F32, true),
+        ("head, 1 row, bf16 panels", 1, DType::BF16, true),
+        ("head, 16 rows, panels", 16, DType::F32, true),
+        ("head, 16 rows, bf16 panels", 16, DType::BF16, true),
     ];
-    shapes.into_iter().map(|(variant, rows, dtype)| {
-        let inputs =
-            vec![frozen(s.normal(1, &[rows, s.hidden])?), frozen(s.weight(dtype, 2, &[s.vocabulary, s.hidden])?)];
+    shapes.into_iter().map(|(variant, rows, dtype, panels)| {
+        let weight = s.weight(dtype, 2, &[s.vocabulary, s.hidden])?;
+        let weight = if panels { Tensor::packed(Panels::of(&weight)?) } else { weight };
+        let inputs = vec![frozen(s.normal(1, &[rows, s.hidden])?), frozen(weight)];
         let work = Work::Reads((s.vocabulary * s.hidden * dtype.size()) as f64);
-        Ok(Case::new(variant, inputs, Rounding::Terms(s.hidden + 1), work, |v| linear::linear(&v[0], &v[1], None)))
+        let terms = Rounding::Terms(s.hidden + 1);
+        let case = Case::new(variant, inputs, terms, work, |v| linear::linear(&v[0], &v[1], None));
+        Ok(if panels { case.only_on_cpu("panels are laid out for the processor") } else { case })
     })
 }
 
