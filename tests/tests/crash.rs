@@ -517,30 +517,58 @@ fn a_paging_file_without_room_ends_the_run_before_it_begins() {
     assert!(tree(&run).is_empty(), "{:?}", tree(&run).keys());
 }
 
+/// Runs with the directory `disk` as a file system of its own of `size`, which only this process sees and which goes
+/// away with it: what the program left, and the names in `disk`/run. `None`, and a word why, where users may not mount.
+#[cfg(target_os = "linux")]
+fn on_a_disk_of(size: &str, disk: &Path, arguments: &[String]) -> Option<(Done, Vec<String>)> {
+    fs::create_dir(disk).unwrap();
+    let script =
+        format!("mount -t tmpfs -o size={size} none \"$0\" || exit 77; \"$@\"; code=$?; ls -A \"$0/run\"; exit $code");
+    let output = Command::new("unshare")
+        .args(["-r", "-m", "sh", "-c", &script])
+        .arg(disk)
+        .arg(command().get_program())
+        .args(arguments)
+        .output();
+    let Ok(output) = output else {
+        eprintln!("skipped: there is no `unshare` here");
+        return None;
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (listing, stderr) = (text(&output.stdout), text(&output.stderr));
+    if !stderr.contains("error: ") && (output.status.code() == Some(77) || stderr.contains("unshare")) {
+        eprintln!("skipped: no mounts for this user: {stderr}");
+        return None;
+    }
+    let done = Done { code: output.status.code().unwrap_or(-1), stdout: String::new(), stderr };
+    Some((done, listing.lines().map(str::to_owned).collect()))
+}
+
+/// The same where it is the disk that has no room, not a limit: the file is to grow to 1.2 MB.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_paging_file_on_a_full_disk_ends_the_run_before_it_begins() {
+    let place = tempfile::tempdir().unwrap();
+    let disk = place.path().join("disk");
+    let words = on_rows(40, &place.path().join("data.jsonl"), &disk.join("run"));
+    let wide: Vec<String> = words.into_iter().map(|w| if w == "2" { "16".to_owned() } else { w }).collect();
+    let wide = with(wide, &["--lora-target-modules", "all-linear", "--optim", "paged_adamw_32bit"]);
+    let Some((done, names)) = on_a_disk_of("400k", &disk, &wide) else { return };
+    assert_says(&done, "run/.optimizer.planish.tmp: ", "the disk is full");
+    assert!(done.stderr.contains("Free some space"), "{done:?}");
+    assert!(!done.stderr.contains("step 1/") && names.is_empty(), "{names:?}: {done:?}");
+}
+
+/// Room for two checkpoints, not for three.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_said_to_be_full() {
     let place = tempfile::tempdir().unwrap();
     let disk = place.path().join("disk");
-    fs::create_dir(&disk).unwrap();
-    // A file system of its own, which only this process sees and which goes away with it. Room for two
-    // checkpoints, not for three.
-    let script = "mount -t tmpfs -o size=400k none \"$0\" || exit 77; \"$@\"; code=$?; ls -A \"$0/run\"; exit $code";
-    let output = Command::new("unshare")
-        .args(["-r", "-m", "sh", "-c", script])
-        .arg(&disk)
-        .arg(command().get_program())
-        .args(on_rows(40, &place.path().join("data.jsonl"), &disk.join("run")))
-        .output();
-    let Ok(output) = output else { return eprintln!("skipped: there is no `unshare` here") };
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (listing, stderr) = (text(&output.stdout), text(&output.stderr));
-    if !stderr.contains("training ") && (output.status.code() == Some(77) || stderr.contains("unshare")) {
-        return eprintln!("skipped: no mounts for this user: {stderr}");
-    }
-    let done = Done { code: output.status.code().unwrap_or(-1), stdout: String::new(), stderr };
+    let words = on_rows(40, &place.path().join("data.jsonl"), &disk.join("run"));
+    let Some((done, names)) = on_a_disk_of("400k", &disk, &words) else { return };
     assert_says(&done, "run/checkpoint-3/", "the disk is full; nothing was replaced. Free some space");
-    let names: Vec<&str> = listing.lines().collect();
-    assert!(names.contains(&"checkpoint-1") && names.contains(&"checkpoint-2"), "{listing}");
-    assert!(!names.iter().any(|name| name.contains("checkpoint-3") || *name == "final"), "{listing}");
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert!(names.contains(&"checkpoint-1") && names.contains(&"checkpoint-2"), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("checkpoint-3") || *name == "final"), "{names:?}");
 }

@@ -8,10 +8,12 @@ use planish_autograd::ops::linear::linear;
 use planish_autograd::{Param, Tape, Var};
 use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
 use planish_nn::decoder::LoadOptions;
+use planish_nn::gguf::{GgmlType, GgufFile};
 use planish_nn::pretrained::{Pretrained, read_json};
 use planish_nn::quantize::QuantizeAs;
 use planish_nn::weights::{WeightsReader, save_safetensors};
 use planish_tensor::quant::{FourBit, FourBitKind};
+use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
 use planish_tests::program::{planish, refused};
 
@@ -240,6 +242,80 @@ fn the_program_quantises_merges_and_refuses() {
     assert!(!Path::new(&plain).exists());
 }
 
+/// Several files hold, tensor for tensor, the bytes of one, and are the same model.
+#[test]
+fn shards_hold_what_one_file_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let data = path("data.jsonl");
+    write_rows(&data);
+    for (kind, limit) in [(&["--double-quant"][..], 100_000), (&["--quant-type", "int8"][..], 150_000)] {
+        let (one, many) = (path("one"), path("many"));
+        let quantise = |out: &str, size: &str| {
+            let own =
+                ["quantize", "--model", &builtin(), "-o", out, "--max-shard-size", size, "--overwrite-output-dir"];
+            ok(&[&own[..], kind].concat())
+        };
+        quantise(&one, "1GB");
+        let size = format!("{}kB", limit / 1000);
+        assert_eq!(quantise(&many, &size).lines().count(), quantise(&one, "1GB").lines().count());
+        let shards: Vec<PathBuf> = fs::read_dir(&many)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
+            .collect();
+        assert!(shards.len() > 4 && !Path::new(&many).join("model.safetensors").exists(), "{shards:?}");
+        let (whole, parts) = (WeightsReader::open(&one).unwrap(), WeightsReader::open(&many).unwrap());
+        let bytes = |reader: &WeightsReader, name: &String| {
+            let tensor = reader.get(name).unwrap();
+            let file = fs::read(&reader.meta(name).unwrap().file).unwrap();
+            let size = tensor.numel() * tensor.dtype().size();
+            let at = reader.meta(name).unwrap().offset;
+            (tensor.dtype(), tensor.dims().to_vec(), file[at..at + size].to_vec())
+        };
+        let mut names = whole.names().to_vec();
+        names.sort();
+        let map = read_json(&Path::new(&many).join("model.safetensors.index.json")).unwrap();
+        let mut of_map: Vec<&String> = map["weight_map"].as_object().unwrap().keys().collect();
+        of_map.sort();
+        assert!(names.iter().eq(of_map) && names.len() == parts.names().len());
+        let mut total = 0;
+        for name in &names {
+            let (want, got) = (bytes(&whole, name), bytes(&parts, name));
+            assert!(want == got, "{name}");
+            total += got.2.len() as u64;
+            let file = &parts.meta(name).unwrap().file;
+            assert_eq!(map["weight_map"][name], file.file_name().unwrap().to_str().unwrap(), "{name}");
+        }
+        assert_eq!(map["metadata"]["total_size"], total);
+        for shard in shards {
+            let reader = WeightsReader::open(&shard).unwrap();
+            let held: usize = reader.names().iter().map(|name| bytes(&reader, name).2.len()).sum();
+            let weights = reader.names().iter().filter(|n| n.ends_with("weight")).count();
+            assert!(held <= limit || weights == 1, "{}: {held} bytes, {weights} weights", shard.display());
+        }
+        // Beside them nothing differs, and the model is the same.
+        for entry in fs::read_dir(&one).unwrap().map(|entry| entry.unwrap().path()) {
+            let other = Path::new(&many).join(entry.file_name().unwrap());
+            if entry.file_name().unwrap() != "model.safetensors" {
+                assert!(fs::read(&entry).unwrap() == fs::read(&other).unwrap(), "{}", other.display());
+            }
+        }
+        let scores = [("one", &one), ("many", &many)].map(|(name, model)| {
+            let out = path(&format!("scores-{limit}-{name}.jsonl"));
+            ok(&["score", "--model", model, "--dataset", &data, "--output", &out]);
+            fs::read_to_string(&out).unwrap()
+        });
+        assert!(scores[0].contains("logprobs") && scores[0] == scores[1]);
+    }
+    let refuse = |size: &str| {
+        let own = ["quantize", "--model", &builtin(), "-o", &path("refused"), "--max-shard-size", size];
+        refused(&own, &format!("--max-shard-size is \"{size}\", which is no size: say 1GB"));
+    };
+    ["0", "lots", "1XB", "0.1", "99999999TB"].into_iter().for_each(refuse);
+    assert!(!dir.path().join("refused").exists());
+}
+
 /// A code has no word for NaN or infinity: a weight that holds one is named, and nothing is written or replaced.
 #[test]
 fn numbers_that_are_none_are_not_quantised() {
@@ -293,6 +369,66 @@ fn numbers_that_are_none_are_not_quantised() {
     }
 }
 
+/// A Llama with random weights whose rows are whole blocks of 256, with the builtin model's tokenizer.
+fn rows_of_256(dir: &str) {
+    fs::create_dir(dir).unwrap();
+    for file in ["chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(Path::new(&builtin()).join(file), Path::new(dir).join(file)).unwrap();
+    }
+    let mut config = read_json(&Path::new(&builtin()).join("config.json")).unwrap();
+    let (hidden, inner, layers, kv) = (256usize, 512usize, 2usize, 128usize);
+    for (key, value) in [("hidden_size", hidden), ("intermediate_size", inner), ("num_hidden_layers", layers)] {
+        config[key] = value.into();
+    }
+    // Heads: 4 of queries, 2 of keys and values.
+    config["head_dim"] = (hidden / 4).into();
+    fs::write(Path::new(dir).join("config.json"), config.to_string()).unwrap();
+    let matrix = |name: &str, rows: usize, cols: usize| {
+        let stream = Stream::new(3, Purpose::Init, name.len() as u64).substream(name.bytes().map(u64::from).sum());
+        let deviation = (1.0 / cols as f64).sqrt();
+        let values = (0..(rows * cols) as u64).map(|i| (deviation * stream.normal(i)) as f32).collect();
+        let tensor = Tensor::from_vec::<f32>(values, [rows, cols]).unwrap();
+        (name.to_owned(), tensor.to_dtype(DType::BF16).unwrap())
+    };
+    let norm = |name: &str| (name.to_owned(), Tensor::full(1f32, [hidden]).unwrap().to_dtype(DType::BF16).unwrap());
+    let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
+    let mut tensors = vec![matrix("model.embed_tokens.weight", vocabulary, hidden), norm("model.norm.weight")];
+    for layer in 0..layers {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        for (part, rows, cols) in [
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ] {
+            tensors.push(matrix(&name(part), rows, cols));
+        }
+        tensors.extend(["input_layernorm", "post_attention_layernorm"].map(|part| norm(&name(part))));
+    }
+    save_safetensors(Path::new(dir).join("model.safetensors"), tensors, &BTreeMap::new()).unwrap();
+}
+
+/// Trains on a GGUF file, with its blocks as they are and as f32: packed weights take at most 2/3 of the memory,
+/// and the adapter has the same bits.
+fn trained_packed_and_wide(dir: &Path, base: &str, data: &str, what: &str) {
+    let trained = ["auto", "float32"].map(|dtype| {
+        let out = dir.join(format!("{what}-{dtype}")).to_string_lossy().into_owned();
+        let own = ["--model", base, "--dataset", data, "--output-dir", &out, "--dtype", dtype, "--use-peft"];
+        let more = ["--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "1e-2"];
+        let plan: serde_json::Value =
+            serde_json::from_str(&ok(&[&["plan", "--json"], &own[..], &more].concat())).unwrap();
+        ok(&[&["sft"], &own[..], &more].concat());
+        let adapter = fs::read(Path::new(&out).join("final/adapter_model.safetensors")).unwrap();
+        (plan["memory"]["weights"].as_u64().unwrap(), adapter)
+    });
+    let [(packed, adapter), (wide, of_wide)] = &trained;
+    assert!(3 * packed < 2 * wide, "{what}: {packed} bytes packed, {wide} as f32");
+    assert!(adapter == of_wide, "{what}: the adapters differ");
+}
+
 /// With `dtype` auto a GGUF file's blocks stay packed, which is a third of the memory and not a bit of the result.
 #[test]
 fn a_gguf_file_is_trained_on_as_it_is() {
@@ -300,21 +436,38 @@ fn a_gguf_file_is_trained_on_as_it_is() {
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let (base, data) = (path("base.gguf"), path("data.jsonl"));
     write_rows(&data);
+    // Rows of 128: in place of blocks of 256 there are Q5_0 and Q8_0.
     for quant in ["q4_0", "q4_k_m", "q8_0"] {
         ok(&["export", "--model", "builtin", "--quant", quant, "-o", &base, "--overwrite"]);
-        let trained = ["auto", "float32"].map(|dtype| {
-            let out = path(&format!("{quant}-{dtype}"));
-            let own = ["--model", &base, "--dataset", &data, "--output-dir", &out, "--dtype", dtype, "--use-peft"];
-            let more = ["--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "1e-2"];
-            let plan: serde_json::Value =
-                serde_json::from_str(&ok(&[&["plan", "--json"], &own[..], &more].concat())).unwrap();
-            ok(&[&["sft"], &own[..], &more].concat());
-            let adapter = fs::read(Path::new(&out).join("final/adapter_model.safetensors")).unwrap();
-            (plan["memory"]["weights"].as_u64().unwrap(), adapter)
-        });
-        let [(packed, adapter), (wide, of_wide)] = &trained;
-        assert!(3 * packed < 2 * wide, "{quant}: {packed} bytes packed, {wide} as f32");
-        assert!(adapter == of_wide, "{quant}: the adapters differ");
+        trained_packed_and_wide(dir.path(), &base, &data, quant);
+    }
+}
+
+/// The same of blocks of 256, each kind of which is there.
+#[test]
+fn a_gguf_file_of_k_quants_is_trained_on_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (model, base, data) = (path("model"), path("base.gguf"), path("data.jsonl"));
+    write_rows(&data);
+    rows_of_256(&model);
+    // What llama.cpp's mixes give the values and the way down of the last layer.
+    let mixes = [
+        ("q4_k_m", GgmlType::Q4_K, GgmlType::Q6_K),
+        ("q5_k_m", GgmlType::Q5_K, GgmlType::Q6_K),
+        ("q6_k", GgmlType::Q6_K, GgmlType::Q6_K),
+    ];
+    for (quant, main, more) in mixes {
+        ok(&["export", "--model", &model, "--quant", quant, "-o", &base, "--overwrite"]);
+        let mut seen = 0;
+        for tensor in GgufFile::open(&base).unwrap().tensors().filter(|tensor| tensor.shape.len() == 2) {
+            let most =
+                ["token_embd.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight"].contains(&tensor.name.as_str());
+            assert_eq!(tensor.kind, if most { more } else { main }, "{quant}: {}", tensor.name);
+            seen += 1;
+        }
+        assert_eq!(seen, 1 + 2 * 7);
+        trained_packed_and_wide(dir.path(), &base, &data, quant);
     }
 }
 

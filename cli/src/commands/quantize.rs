@@ -17,9 +17,6 @@ use super::staged::Place;
 use crate::failure::DONE;
 use crate::{model_args, output};
 
-/// Bytes of a file of the result: what is in memory at a time, apart from one weight.
-const SHARD: u64 = 1 << 30;
-
 pub(crate) fn command() -> Command {
     let text = |name: &'static str| Arg::new(name).long(name);
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
@@ -56,6 +53,12 @@ pub(crate) fn command() -> Command {
                 .visible_aliases(["use-bnb-nested-quant", "bnb-4bit-use-double-quant"])
                 .help("Quantise the scales of the 4-bit blocks too"),
         )
+        .arg(
+            text("max-shard-size")
+                .value_name("SIZE")
+                .default_value("1GB")
+                .help("A file of the result is at most so large, as is what is in memory of it: 500MB, 2GiB, or bytes"),
+        )
         .arg(switch("overwrite-output-dir").help("Use the directory although something is in it"))
         .arg(model_args::threads())
         .arg(json_flag())
@@ -79,8 +82,39 @@ fn how(matches: &ArgMatches) -> anyhow::Result<QuantizeAs> {
     }
 }
 
+/// Bytes of a size as transformers' `max_shard_size` has it (`500MB`, powers of 1000), in powers of 1024 (`2GiB`), or
+/// without a unit. Units are read in any case; bits there are none.
+fn bytes(size: &str) -> Option<u64> {
+    let size = size.trim().to_ascii_lowercase();
+    let (number, unit) = size.split_at(size.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(size.len()));
+    let (base, power) = match unit {
+        "" | "b" => (1f64, 0),
+        "kb" => (1e3, 1),
+        "mb" => (1e3, 2),
+        "gb" => (1e3, 3),
+        "tb" => (1e3, 4),
+        "kib" => (1024.0, 1),
+        "mib" => (1024.0, 2),
+        "gib" => (1024.0, 3),
+        "tib" => (1024.0, 4),
+        _ => return None,
+    };
+    let bytes = number.trim().parse::<f64>().ok()? * base.powi(power);
+    (1.0..(1u64 << 63) as f64).contains(&bytes).then_some(bytes as u64)
+}
+
+/// The limit of a file.
+fn shard_size(matches: &ArgMatches) -> anyhow::Result<u64> {
+    let size = matches.get_one::<String>("max-shard-size").map(String::as_str).unwrap_or_default();
+    bytes(size).ok_or_else(|| {
+        let sentence =
+            format!("--max-shard-size is {size:?}, which is no size: say 1GB, 500MB, 2GiB or a number of bytes");
+        model_args::wrong(sentence)
+    })
+}
+
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
-    let how = how(matches)?;
+    let (how, shard_size) = (how(matches)?, shard_size(matches)?);
     model_args::set_threads(matches.get_one::<u64>("threads").map(|&n| n as usize))?;
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
     let opened = models::open(text("model"), text("model-revision"), &mut |_| {})?;
@@ -125,7 +159,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
             let plain = t.dtype().is_float() && t.rank() == 2;
             dtype = dtype.or(plain.then(|| t.dtype()));
         });
-        save_sharded(dir, tensors, SHARD)?;
+        save_sharded(dir, tensors, shard_size)?;
         if let Some(error) = failed.take() {
             return Err(error);
         }
@@ -145,4 +179,20 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
         output::line(out.display())?;
     }
     Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_those_of_transformers() {
+        let sizes = [("1GB", 1_000_000_000), ("500MB", 500_000_000), ("2 GiB", 1 << 31), ("0.5kb", 500), ("7", 7)];
+        for (text, want) in sizes {
+            assert_eq!(bytes(text), Some(want), "{text}");
+        }
+        for text in ["", "GB", "1XB", "1G", "0", "0.4", "-1GB", "nan", "infGB", "1e9", "99999999TB", "1GB2"] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+    }
 }

@@ -203,6 +203,31 @@ fn sharded_models_round_trip_and_replace_what_was_there() {
     assert_eq!(reader.get("b").unwrap().to_vec::<u8>().unwrap(), [4; 4]);
 }
 
+/// The parts of a weight go on together, however little of the file is left, and however large they are.
+#[test]
+fn parts_of_a_quantised_weight_lie_in_one_file() {
+    let sizes = [
+        ("a.weight", 5),
+        ("a.weight.absmax", 2),
+        ("a.weight.quant_map", 2),
+        ("a.weights", 1),
+        ("b.weight", 9),
+        ("b.SCB", 1),
+        ("b.weight_format", 1),
+        ("b.bias", 7),
+        ("c.weight", 1),
+        ("c.SCB", 1),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = sizes.map(|(name, n)| (name.to_owned(), Tensor::zeros([n], DType::U8).unwrap()));
+    save_sharded(dir.path(), tensors, 8).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join(INDEX_FILE)).unwrap()).unwrap();
+    let at = |name: &str| index["weight_map"][name].as_str().unwrap()[6..11].parse::<usize>().unwrap();
+    assert_eq!(sizes.map(|(name, _)| at(name)), [1, 1, 1, 2, 3, 3, 3, 4, 5, 5]);
+    assert_eq!(index["metadata"]["total_size"], 30);
+    assert_eq!(WeightsReader::open(dir.path()).unwrap().names().len(), 10);
+}
+
 #[test]
 fn hostile_indexes_are_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -38,7 +38,8 @@ pub fn save_safetensors(
 ///
 /// Tensors are taken one after the other and a shard is written as soon as it is full, so an iterator
 /// that makes them as it goes needs memory for one shard only. A tensor larger than the limit gets a
-/// shard of its own. The files get their names when all are written; weights that `dir` held before
+/// shard of its own. The parts of a quantised weight, given one after the other, lie in one file: some
+/// loaders look for them file by file. The files get their names when all are written; weights that `dir` held before
 /// are then removed, so that a model saved over another leaves no stray shard.
 ///
 /// # Errors
@@ -51,17 +52,30 @@ pub fn save_sharded(
     let dir = dir.as_ref();
     let mut shards = Shards { dir, temporary: Vec::new(), weight_map: BTreeMap::new(), total: 0 };
     let (mut pending, mut pending_bytes) = (Vec::new(), 0u64);
+    // The weight whose parts come, and where in `pending` they begin.
+    let (mut weight, mut start) = (String::new(), 0);
     for (name, tensor) in tensors {
+        if !is_part(&weight, &name) {
+            (weight, start) = (name.clone(), pending.len());
+        }
         let bytes = byte_len(&tensor);
-        if !pending.is_empty() && pending_bytes.saturating_add(bytes) > max_shard_bytes {
-            shards.write(std::mem::take(&mut pending))?;
-            pending_bytes = 0;
+        if start > 0 && pending_bytes.saturating_add(bytes) > max_shard_bytes {
+            let parts = pending.split_off(start);
+            shards.write(std::mem::replace(&mut pending, parts))?;
+            (pending_bytes, start) = (pending.iter().map(|(_, tensor)| byte_len(tensor)).sum(), 0);
         }
         pending_bytes += bytes;
         pending.push((name, tensor));
     }
     shards.write(pending)?;
     shards.finish()
+}
+
+/// Whether `name` is a part of the quantised weight `weight`: `W.absmax` of `W`, `M.SCB` of `M.weight`.
+fn is_part(weight: &str, name: &str) -> bool {
+    let of_int8 = |stem: &str| matches!(name.strip_prefix(stem), Some("SCB" | "weight_format"));
+    name.strip_prefix(weight).is_some_and(|rest| rest.starts_with('.'))
+        || weight.strip_suffix("weight").is_some_and(of_int8)
 }
 
 struct Shards<'a> {

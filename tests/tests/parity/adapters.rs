@@ -25,7 +25,7 @@ use crate::{difference, fixture, floats, ids, packed_logits};
 /// As for the models themselves.
 const LOGITS: f32 = 1e-4;
 
-fn adapters() -> Vec<PathBuf> {
+pub(crate) fn adapters() -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = std::fs::read_dir(fixture("adapters")).unwrap().map(|e| e.unwrap().path()).collect();
     all.retain(|p| p.is_dir());
     all.sort();

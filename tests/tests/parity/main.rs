@@ -1,5 +1,6 @@
 //! Numbers against the peers', from committed fixtures (made by `tests/fixtures/generate`).
 
+mod adapter_gradients;
 mod adapters;
 mod experts;
 mod families;
