@@ -40,10 +40,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs="*", default=[256, 512, 1024, 2048, 4096, 8192])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 8, 16, 32, 64, 128])
     parser.add_argument("--length", type=int, default=512, help="tokens where batch or rank vary")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--json", help="all points are written here")
+    parser.add_argument("--json", type=Path, help="all points are written here; those that are there are not run again")
     parser.add_argument("--svg", help="the plot is written here")
     args = parser.parse_args()
     args.learning_rate = 2e-4
@@ -67,10 +67,12 @@ def main() -> None:
         "batch": (f"sequences of {args.length} tokens", [(args.length, n, 16) for n in args.batches]),
         "rank": (f"LoRA rank, {args.length} tokens", [(args.length, 1, n) for n in args.ranks]),
     }
-    measured, panels = {}, []
+    measured = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    panels = []
     try:
         for name, (label, settings) in sweeps.items():
-            points = measured[name] = [point(*setting) for setting in settings]
+            found = {(p["length"], p["batch"], p["rank"]): p for p in measured.get(name, [])}
+            points = measured[name] = [found.get(setting) or point(*setting) for setting in settings]
             print(f"\n{label:>28}{'tokens/s':>12}{'peak GB':>10}")
             for p in points:
                 print(f"{p[name]:>28}{p['tokens_per_second']:>12.1f}{p['peak_memory_bytes'] / 1e9:>10.2f}")
@@ -81,7 +83,7 @@ def main() -> None:
         sys.exit(f"error: {failed}")
     finally:
         if args.json:
-            Path(args.json).write_text(json.dumps(measured, indent=1) + "\n")
+            args.json.write_text(json.dumps(measured, indent=1) + "\n")
     if args.svg:
         title = f"planish sft, LoRA on all linear modules, {args.threads} threads"
         Path(args.svg).write_text(plot(title, [p for p in panels if p[2]]))

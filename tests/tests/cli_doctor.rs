@@ -61,7 +61,8 @@ fn doctor_times_what_it_checks() {
     assert_eq!(done.code, 0, "{}\n{}", done.stdout, done.stderr);
     let json: Value = serde_json::from_str(&done.stdout).unwrap();
     let speeds = json["speeds"].as_array().unwrap();
-    for (op, variant) in [("linear", "head, 1 row, bf16 panels"), ("rms_norm", "after an addition"), ("attention", "")] {
+    for (op, variant) in [("linear", "head, 1 row, bf16 panels"), ("rms_norm", "after an addition"), ("attention", "")]
+    {
         let is = |row: &&Value| row["op"] == op && (variant.is_empty() || row["variant"] == variant);
         assert!(speeds.iter().any(|row| is(&row)), "{op}, {variant}");
     }

@@ -97,7 +97,8 @@ fn a_steady_step_allocates_nothing_large() {
                 }
                 if trained != Trained::All {
                     let lora_dropout = if trained == Trained::Lora { 0.1 } else { 0.0 };
-                    let config = LoraConfig { target_modules: Targets::AllLinear, lora_dropout, ..LoraConfig::default() };
+                    let config =
+                        LoraConfig { target_modules: Targets::AllLinear, lora_dropout, ..LoraConfig::default() };
                     attach_lora(&mut model, &config, 1).unwrap();
                 }
                 let share = !matches!(trained, Trained::All | Trained::Lora);
