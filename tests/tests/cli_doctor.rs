@@ -54,28 +54,6 @@ fn every_op_passes_with_older_instructions() {
     }
 }
 
-/// That what is timed has a rate, not how large it is.
-#[test]
-fn doctor_times_what_it_checks() {
-    let done = planish(&["doctor", "--threads", "2", "--bench", "--json"]);
-    assert_eq!(done.code, 0, "{}\n{}", done.stdout, done.stderr);
-    let json: Value = serde_json::from_str(&done.stdout).unwrap();
-    let speeds = json["speeds"].as_array().unwrap();
-    for (op, variant) in [("linear", "head, 1 row, bf16 panels"), ("rms_norm", "after an addition"), ("attention", "")]
-    {
-        let is = |row: &&Value| row["op"] == op && (variant.is_empty() || row["variant"] == variant);
-        assert!(speeds.iter().any(|row| is(&row)), "{op}, {variant}");
-    }
-    for row in speeds {
-        let forward = row["forward"].as_array().unwrap();
-        assert_eq!(forward.iter().map(|speed| speed["threads"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2], "{row}");
-        for speed in forward.iter().chain(row["backward"].as_array().unwrap()) {
-            let of = |key: &str| speed[key].as_f64().unwrap();
-            assert!(of("seconds") > 0.0 && of("rate") > 0.0 && of("share") > 0.0, "{row}");
-        }
-    }
-}
-
 #[test]
 fn doctor_refuses_what_it_cannot_do() {
     refused(&["doctor", "--threads", "0"], "--threads");

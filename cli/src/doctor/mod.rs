@@ -123,11 +123,15 @@ fn outcome(op: &Op, case: &Case, device: Device) -> Outcome {
 /// # Errors
 /// Those of the kernels; a system that gives no threads.
 pub(crate) fn time(ceilings: &Ceilings, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<Timed>> {
+    time_at(&Sizes::SMOLLM2, ceilings, progress)
+}
+
+fn time_at(sizes: &Sizes, ceilings: &Ceilings, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<Timed>> {
     let mut timed = Vec::new();
     for op in ops() {
         let Some(Entry::Cases(make)) = entry(op.name) else { continue };
         progress(op.name);
-        for case in make(&Sizes::SMOLLM2)? {
+        for case in make(sizes)? {
             timed.extend(speed::time(op.name, &case, ceilings)?);
         }
     }
@@ -162,6 +166,43 @@ mod tests {
         assert!(all.len() > ops().len(), "only {} checks", all.len());
         let failed: Vec<&Checked> = all.iter().filter(|checked| !checked.passed()).collect();
         assert!(failed.is_empty(), "{failed:#?}");
+    }
+
+    /// What has work is timed on one thread and on all, forward and, where there is a gradient, backward.
+    #[test]
+    fn every_op_with_work_is_timed() {
+        let ceilings = planish_train::ceilings::Ceilings {
+            vectors: "none",
+            gflops_one_core: 10.0,
+            gflops: 20.0,
+            read_gb_per_second_one_core: 5.0,
+            read_gb_per_second: 10.0,
+            copy_gb_per_second_one_core: 4.0,
+            copy_gb_per_second: 8.0,
+            threads: 2,
+        };
+        let timed = time_at(&Sizes::EMULATED, &ceilings, &mut |_| {}).unwrap();
+        for timed in &timed {
+            let threads = |of: &[speed::Speed]| of.iter().map(|speed| speed.threads).collect::<Vec<_>>();
+            let reads = timed.unit == speed::Unit::Reads;
+            assert_eq!(threads(&timed.forward), [1, 2], "{timed:?}");
+            assert!(timed.backward.is_empty() || !reads && threads(&timed.backward) == [1, 2], "{timed:?}");
+            for speed in timed.forward.iter().chain(&timed.backward) {
+                let [one, all] = match timed.unit {
+                    speed::Unit::Gflops => [10.0, 20.0],
+                    speed::Unit::Gigabytes => [4.0, 8.0],
+                    speed::Unit::Reads => [5.0, 10.0],
+                };
+                let share = speed.rate / if speed.threads == 1 { one } else { all };
+                assert!(
+                    speed.seconds > 0.0 && speed.rate > 0.0 && (speed.share / share - 1.0).abs() < 1e-9,
+                    "{timed:?}"
+                );
+            }
+        }
+        let named = |op: &str, variant: &str| timed.iter().any(|t| t.op == op && t.variant == variant);
+        assert!(named("linear", "head, 1 row, bf16 panels") && named("rms_norm", "after an addition"));
+        assert!(timed.iter().any(|t| !t.backward.is_empty()));
     }
 
     /// What the registry says of kernels is true: an op with one runs on the emulator and agrees with f64, and one
