@@ -153,10 +153,18 @@ impl Model {
             }
         }
         let rotations = Rotations::new(&self.config, &positions, &cu, self.dtype(), self.device())?;
+        // With a tape on a device layers end with their addition, recomputed or not: where gradients of halves meet they
+        // are rounded, and recomputation changes no bit.
+        let closed = ctx.tape().is_some() && !self.device().is_cpu();
         let mut added = None;
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = prefixes.get(i);
             let (out, open, routed) = match ctx.tape().filter(|_| recompute) {
+                None if closed => {
+                    let mixing = Mixing::Packed { cu: &cu, stems: &stems, prefix };
+                    let (x, routed) = layer.forward(ctx, &x, &rotations, mixing)?;
+                    (x, None, routed)
+                }
                 None => {
                     let mixing = Mixing::Packed { cu: &cu, stems: &stems, prefix };
                     let (x, last, routed) = layer.forward_open(ctx, &x, added.as_ref(), &rotations, mixing)?;
