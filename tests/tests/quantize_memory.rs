@@ -48,8 +48,9 @@ static HEAP: Counting = Counting;
 const SIDE: usize = 512;
 /// Bytes of a file of the result.
 const SHARD: usize = 1 << 20;
-/// What there may be for each model that is larger: names in the index, and where their tensors are.
-const NAMES: usize = 100 << 10;
+/// What there may be more for a model that is larger: names in the index, and where their tensors are, some 3 kB for each
+/// weight, of up to seven parts.
+const NAMES: usize = 256 << 10;
 
 /// The weights of so many layers, in bf16, as a file.
 fn write(layers: usize, file: &Path) {
