@@ -138,7 +138,7 @@ impl Quantized {
             Layout::Int8(x) => Layout::Int8(x.to_device(device)?),
             Layout::Ggml(x) => Layout::Ggml(x.to_device(device)?),
             Layout::Panels(_) if device.is_cpu() => self.layout.clone(),
-            Layout::Panels(_) => return Err(Error::NotOnDevice { op: "panels", device }),
+            Layout::Panels(_) => return Err(Error::UnsupportedDType { op: "to_device", dtype: DType::Packed }),
         };
         Ok(Quantized { shape: self.shape, layout })
     }
