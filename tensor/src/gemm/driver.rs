@@ -10,7 +10,7 @@ use super::right::Lines;
 use super::{KC, Mat, Right, Store};
 use crate::dtype::Real;
 use crate::parallel::Disjoint;
-use crate::{DType, bf16};
+use crate::DType;
 
 /// Bytes of packed panels that a task keeps in its second-level cache: less than half of it, since A and C pass
 /// through it too. Changes speed, never a sum.
@@ -223,19 +223,14 @@ impl<R: Real> Block<R> {
         if R::DTYPE != DType::F32 || self.rows.len() > FEW_ROWS || a.cs != 1 {
             return false;
         }
-        let Lines::Panels(at, b_panel, dtype) = b.lines(&self.cols, depth) else { return false };
+        let Lines::Panels(b, b_panel, stored) = b.lines(&self.cols, depth) else { return false };
         // SAFETY: R is f32; rows and columns of A and C are in range by `Mat`'s check and the caller's promise, the
-        // panels by that of `lines`, which gives their dtype.
+        // panels by that of `lines`, which says how they are stored.
         unsafe {
             let a_at = a.data[self.rows.start * a.rs + depth.start..].as_ptr().cast();
             let c = self.c.add(self.rows.start * self.n + self.cols.start).cast();
             let (rows, cols, kc) = (self.rows.len(), self.cols.len(), depth.len());
-            let (a_row, c_row) = (a.rs, self.n);
-            if dtype == DType::BF16 {
-                FewRows::<bf16> { rows, cols, kc, a: a_at, a_row, b: at.cast(), b_panel, c, c_row, mode }.run();
-            } else {
-                FewRows::<f32> { rows, cols, kc, a: a_at, a_row, b: at.cast(), b_panel, c, c_row, mode }.run();
-            }
+            FewRows { rows, cols, kc, a: a_at, a_row: a.rs, stored, b, b_panel, c, c_row: self.n, mode }.run();
         }
         true
     }

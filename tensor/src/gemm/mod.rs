@@ -24,6 +24,7 @@ mod right;
 
 pub use grouped::gemm_grouped;
 pub use kernel::{Kernel, Mode, Tile, TileShape};
+pub use panels::{Stored, Table};
 pub use right::{Lines, Right};
 
 use crate::dtype::{Float, Real};

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::Mat;
 use super::pack::{Part, pack};
+use super::panels::Stored;
 use crate::DType;
 use crate::dtype::{Float, Real};
 
@@ -17,9 +18,9 @@ pub enum Lines {
     No,
     /// Where they lie: the first element, the distance of lines in elements, and the dtype.
     Whole(*const u8, usize, DType),
-    /// In panels, where they lie: the first element, the distance of panels in elements, and the
-    /// dtype, f32 or bf16. The panels are whole, whatever part of the columns is asked for.
-    Panels(*const u8, usize, DType),
+    /// In panels, where they lie: the first unit, the distance of panels in bytes, and how they are stored. The panels
+    /// are whole, whatever part of the columns is asked for, and so are the units along the depth.
+    Panels(*const u8, usize, Stored),
     /// Made by [`Right::write_lines`], so many at a time.
     Made(usize),
 }

@@ -6,6 +6,7 @@
 use super::codes::FourBitKind;
 use super::nested::{Nested, Scales};
 use super::{Layout, Quantized, bytes_of, flat, floats_of, weight_rows};
+use crate::gemm::panels::Unit;
 use crate::{DType, Device, Error, Result, Tensor, parallel};
 
 /// The block sizes there are.
@@ -125,6 +126,17 @@ impl FourBit {
 
     pub(super) fn nbytes(&self) -> usize {
         self.bytes.nbytes() + self.scales.nbytes()
+    }
+
+    /// As [`Quantized::unit`].
+    pub(super) fn unit(&self, start: usize) -> Unit {
+        let bytes = bytes_of(&self.bytes);
+        let q = std::array::from_fn(|i| (bytes[(start + i) / 2] >> ((start + i + 1) % 2 * 4) & 15) as i8);
+        let scale = match &self.scales {
+            Scales::Plain(absmax) => floats_of(absmax)[start / self.block],
+            Scales::Nested(nested) => nested.reader().get(start / self.block),
+        };
+        Unit { q, scale: [scale; 2], offset: 0.0 }
     }
 
     /// As [`Quantized::read`].

@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | Q4_0, Q5_0, Q8_0 | 4.5, 5.5, 8.5 | 32 | `d·(q − 8)`, `d·(q − 16)`, `d·q` |
 //! | Q4_1, Q5_1 | 5, 6 | 32 | `d·q + m` |
-//! | Q4_K, Q5_K | 4.5, 5.5 | 256 = 8 of 32 | `(d·s)·q − (dmin·m)`, s and m of 6 bits for each 32 |
+//! | Q4_K, Q5_K | 4.5, 5.5 | 256 = 8 of 32 | `(d·s)·q − dmin·m`, s and m of 6 bits for each 32 |
 //! | Q6_K | 6.5625 | 256 = 16 of 16 | `(d·s)·(q − 32)`, s of 8 bits for each 16 |
 //!
 //! `d`, `m` and `dmin` are f16. Every product and sum is rounded to f32 in the order that ggml has
@@ -14,10 +14,11 @@
 //! All are decoded in units of [`UNIT`] values, so that a part of a block costs a part of it.
 
 use super::{Layout, Quantized, bytes_of, flat};
+use crate::gemm::panels::{DEPTH, Stored, Unit};
 use crate::{DType, Device, Error, Result, Tensor, f16};
 
 /// Values that are decoded at a time.
-pub const UNIT: usize = 32;
+pub const UNIT: usize = DEPTH;
 
 /// A type of blocks, under ggml's name.
 #[allow(non_camel_case_types, missing_docs, reason = "ggml's own names")]
@@ -77,6 +78,27 @@ impl GgmlKind {
     }
 }
 
+/// Evaluates an expression with the function that decodes a kind's blocks, its block's bytes and values, and whether it
+/// has an offset.
+macro_rules! with_kind {
+    ($of:expr, ($unit:ident, $bytes:ident, $values:ident, $above:ident) => $body:expr) => {
+        with_kind!(@ $of, ($unit, $bytes, $values, $above) => $body,
+            Q4_0: q4_0 false, Q4_1: q4_1 true, Q5_0: q5_0 false, Q5_1: q5_1 true, Q8_0: q8_0 false, Q4_K: q4_k true,
+            Q5_K: q5_k true, Q6_K: q6_k false,)
+    };
+    (@ $of:expr, ($unit:ident, $bytes:ident, $values:ident, $above:ident) => $body:expr, $($kind:ident: $f:ident $a:literal,)*) => {
+        match $of {
+            $(GgmlKind::$kind => {
+                const $bytes: usize = GgmlKind::$kind.block_bytes();
+                const $values: usize = GgmlKind::$kind.block_len();
+                const $above: bool = $a;
+                let $unit = $f;
+                $body
+            })*
+        }
+    };
+}
+
 /// A weight in blocks.
 #[derive(Debug, Clone)]
 pub struct Ggml {
@@ -115,6 +137,25 @@ impl Ggml {
         Ok(Ggml { kind: self.kind, bytes: self.bytes.to_device(device)? })
     }
 
+    /// How panels store it.
+    pub(super) fn stored(&self) -> Stored {
+        match self.kind {
+            GgmlKind::Q4_0 => Stored::Nibbles(-8),
+            GgmlKind::Q4_1 | GgmlKind::Q4_K => Stored::NibblesAbove(0),
+            GgmlKind::Q5_0 | GgmlKind::Q8_0 => Stored::Bytes,
+            GgmlKind::Q5_1 | GgmlKind::Q5_K => Stored::BytesAbove,
+            GgmlKind::Q6_K => Stored::Bytes16,
+        }
+    }
+
+    /// Elements `start..start + UNIT`, where a unit begins.
+    pub(super) fn unit(&self, start: usize) -> Unit {
+        let bytes = bytes_of(&self.bytes);
+        with_kind!(self.kind, (f, BYTES, VALUES, _ABOVE) => {
+            f(&bytes.as_chunks::<BYTES>().0[start / VALUES], start % VALUES / UNIT)
+        })
+    }
+
     /// As [`Quantized::read`].
     pub(super) fn read(&self, start: usize, out: &mut [f32]) {
         let bytes = bytes_of(&self.bytes);
@@ -144,28 +185,16 @@ pub fn dequantize(kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
 /// Elements `start..` of a run of blocks.
 #[inline(always)]
 fn run(kind: GgmlKind, bytes: &[u8], start: usize, out: &mut [f32]) {
-    macro_rules! decode {
-        ($($kind:ident: $f:ident,)*) => {
-            match kind {
-                $(GgmlKind::$kind => {
-                    const KIND: GgmlKind = GgmlKind::$kind;
-                    units::<{ KIND.block_bytes() }, { KIND.block_len() }>(bytes, start, out, $f)
-                })*
-            }
-        };
-    }
-    decode! {
-        Q4_0: q4_0, Q4_1: q4_1, Q5_0: q5_0, Q5_1: q5_1, Q8_0: q8_0, Q4_K: q4_k, Q5_K: q5_k, Q6_K: q6_k,
-    }
+    with_kind!(kind, (f, BYTES, VALUES, ABOVE) => units::<BYTES, VALUES, ABOVE>(bytes, start, out, f))
 }
 
-/// Calls `f` with each block of `B` bytes and `N` values, the unit in it and where its values go.
+/// Writes the values of units, which `f` takes out of blocks of `B` bytes and `N` values.
 #[inline(always)]
-fn units<const B: usize, const N: usize>(
+fn units<const B: usize, const N: usize, const ABOVE: bool>(
     bytes: &[u8],
     start: usize,
     mut out: &mut [f32],
-    f: impl Fn(&[u8; B], usize, &mut [f32; UNIT]),
+    f: impl Fn(&[u8; B], usize) -> Unit,
 ) {
     let blocks = bytes.as_chunks::<B>().0;
     let mut at = start;
@@ -174,14 +203,26 @@ fn units<const B: usize, const N: usize>(
         let n = out.len().min(UNIT - skip);
         let (part, rest) = out.split_at_mut(n);
         match <&mut [f32; UNIT]>::try_from(&mut *part) {
-            Ok(whole) => f(block, unit, whole),
+            Ok(whole) => values::<ABOVE>(&f(block, unit), whole),
             Err(_) => {
                 let mut whole = [0.0; UNIT];
-                f(block, unit, &mut whole);
+                values::<ABOVE>(&f(block, unit), &mut whole);
                 part.copy_from_slice(&whole[skip..skip + n]);
             }
         }
         (out, at) = (rest, at + n);
+    }
+}
+
+/// `scale q` or, if ABOVE, `scale q + offset`, each rounded.
+#[inline(always)]
+fn values<const ABOVE: bool>(unit: &Unit, out: &mut [f32; UNIT]) {
+    let halves = out.as_chunks_mut::<{ UNIT / 2 }>().0.iter_mut().zip(unit.q.as_chunks::<{ UNIT / 2 }>().0);
+    for ((out, q), scale) in halves.zip(unit.scale) {
+        for (out, &q) in out.iter_mut().zip(q) {
+            let x = scale * f32::from(q);
+            *out = if ABOVE { x + unit.offset } else { x };
+        }
     }
 }
 
@@ -224,56 +265,59 @@ pub(super) fn scale_bytes(bytes: &[i8], scale: f32, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], _unit: usize, out: &mut [f32; UNIT]) {
-    let d = half(block, 0);
-    for (i, &q) in block[2..].iter().enumerate() {
-        out[i] = d * ((q & 15) as i32 - 8) as f32;
-        out[i + 16] = d * ((q >> 4) as i32 - 8) as f32;
+fn one_scale(q: [i8; UNIT], scale: f32, offset: f32) -> Unit {
+    Unit { q, scale: [scale; 2], offset }
+}
+
+/// Sixteen bytes as the low nibbles of all and then the high ones.
+#[inline(always)]
+fn nibbles(bytes: &[u8], less: i8) -> [i8; UNIT] {
+    let mut q = [0; UNIT];
+    for (i, &byte) in bytes.iter().enumerate() {
+        q[i] = (byte & 15) as i8 - less;
+        q[i + 16] = (byte >> 4) as i8 - less;
     }
+    q
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], _unit: usize, out: &mut [f32; UNIT]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    for (i, &q) in block[4..].iter().enumerate() {
-        out[i] = d * (q & 15) as f32 + m;
-        out[i + 16] = d * (q >> 4) as f32 + m;
+fn q4_0(block: &[u8; 18], _unit: usize) -> Unit {
+    one_scale(nibbles(&block[2..], 8), half(block, 0), 0.0)
+}
+
+#[inline(always)]
+fn q4_1(block: &[u8; 20], _unit: usize) -> Unit {
+    one_scale(nibbles(&block[4..], 0), half(block, 0), half(block, 2))
+}
+
+/// The five-bit integers of a block: nibbles from `at` on, and before them their fifth bits, one each.
+#[inline(always)]
+fn fives(block: &[u8], at: usize, less: i8) -> [i8; UNIT] {
+    let high = u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]);
+    let mut q = nibbles(&block[at..], 0);
+    for (i, q) in q.iter_mut().enumerate() {
+        *q = (*q | ((high >> i & 1) << 4) as i8) - less;
     }
+    q
 }
 
-/// The fifth bits of 32 values, one each.
 #[inline(always)]
-fn fifth_bits(block: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+fn q5_0(block: &[u8; 22], _unit: usize) -> Unit {
+    one_scale(fives(block, 6, 16), half(block, 0), 0.0)
 }
 
-/// The five-bit integers of a block: nibbles from `at` on, and their fifth bits.
 #[inline(always)]
-fn fives(nibbles: &[u8], high: u32, mut f: impl FnMut(usize, u32)) {
-    for (i, &q) in nibbles.iter().enumerate() {
-        f(i, (q & 15) as u32 | (high >> i & 1) << 4);
-        f(i + 16, (q >> 4) as u32 | (high >> (i + 16) & 1) << 4);
+fn q5_1(block: &[u8; 24], _unit: usize) -> Unit {
+    one_scale(fives(block, 8, 0), half(block, 0), half(block, 2))
+}
+
+#[inline(always)]
+fn q8_0(block: &[u8; 34], _unit: usize) -> Unit {
+    let mut q = [0; UNIT];
+    for (q, &byte) in q.iter_mut().zip(&block[2..]) {
+        *q = byte as i8;
     }
-}
-
-#[inline(always)]
-fn q5_0(block: &[u8; 22], _unit: usize, out: &mut [f32; UNIT]) {
-    let d = half(block, 0);
-    fives(&block[6..], fifth_bits(block, 2), |i, q| out[i] = d * (q as i32 - 16) as f32);
-}
-
-#[inline(always)]
-fn q5_1(block: &[u8; 24], _unit: usize, out: &mut [f32; UNIT]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    fives(&block[8..], fifth_bits(block, 4), |i, q| out[i] = d * q as f32 + m);
-}
-
-#[inline(always)]
-fn q8_0(block: &[u8; 34], _unit: usize, out: &mut [f32; UNIT]) {
-    let d = half(block, 0);
-    for (out, &q) in out.iter_mut().zip(&block[2..]) {
-        *out = d * q as i8 as f32;
-    }
+    one_scale(q, half(block, 0), 0.0)
 }
 
 /// Scale and minimum of sub-block `j` of 8, six bits each, from the 12 bytes that pack them: the first
@@ -290,43 +334,41 @@ fn scale_min(packed: &[u8], j: usize) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn q4_k(block: &[u8; 144], j: usize, out: &mut [f32; UNIT]) {
+fn q4_k(block: &[u8; 144], j: usize) -> Unit {
     let (d, dmin) = (half(block, 0), half(block, 2));
     let (scale, min) = scale_min(&block[4..16], j);
-    let (scale, min) = (d * scale, dmin * min);
     // Sub-blocks 2k and 2k+1 share 32 bytes, as low and high nibbles.
     let (quants, shift) = (&block[16 + j / 2 * 32..][..UNIT], j % 2 * 4);
-    for (out, &q) in out.iter_mut().zip(quants) {
-        *out = scale * (q >> shift & 15) as f32 - min;
+    let mut q = [0; UNIT];
+    for (q, &byte) in q.iter_mut().zip(quants) {
+        *q = (byte >> shift & 15) as i8;
     }
+    one_scale(q, d * scale, -(dmin * min))
 }
 
 #[inline(always)]
-fn q5_k(block: &[u8; 176], j: usize, out: &mut [f32; UNIT]) {
+fn q5_k(block: &[u8; 176], j: usize) -> Unit {
     let (d, dmin) = (half(block, 0), half(block, 2));
     let (scale, min) = scale_min(&block[4..16], j);
-    let (scale, min) = (d * scale, dmin * min);
     let (high, quants, shift) = (&block[16..48], &block[48 + j / 2 * 32..][..UNIT], j % 2 * 4);
-    for (i, out) in out.iter_mut().enumerate() {
+    let mut q = [0; UNIT];
+    for (i, q) in q.iter_mut().enumerate() {
         // Bit j of byte i of `high` is the fifth bit of value i of sub-block j.
-        let q = (quants[i] >> shift & 15) | (high[i] >> j & 1) << 4;
-        *out = scale * q as f32 - min;
+        *q = ((quants[i] >> shift & 15) | (high[i] >> j & 1) << 4) as i8;
     }
+    one_scale(q, d * scale, -(dmin * min))
 }
 
 #[inline(always)]
-fn q6_k(block: &[u8; 210], j: usize, out: &mut [f32; UNIT]) {
+fn q6_k(block: &[u8; 210], j: usize) -> Unit {
     let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], half(block, 208));
     // Each half of 128 values has 64 bytes of low nibbles and 32 of high bit pairs: its four runs
     // of 32 are the low nibbles of both 32-byte halves, then their high nibbles.
     let (part, run) = (j / 4, j % 4);
     let (low, high) = (&low[part * 64 + run % 2 * 32..][..UNIT], &high[part * 32..][..UNIT]);
-    for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = d * scales[j * 2 + group] as i8 as f32;
-        for (i, out) in out.iter_mut().enumerate() {
-            let i = group * 16 + i;
-            let q = (low[i] >> (run / 2 * 4) & 15) | (high[i] >> (run * 2) & 3) << 4;
-            *out = scale * (q as i32 - 32) as f32;
-        }
+    let mut q = [0; UNIT];
+    for (i, q) in q.iter_mut().enumerate() {
+        *q = ((low[i] >> (run / 2 * 4) & 15) | (high[i] >> (run * 2) & 3) << 4) as i8 - 32;
     }
+    Unit { q, scale: [0, 1].map(|group| d * f32::from(scales[j * 2 + group] as i8)), offset: 0.0 }
 }

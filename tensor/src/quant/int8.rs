@@ -5,6 +5,7 @@
 //! columns of outliers that this leaves in 16 bits, are no part of the weight and not done here: activations stay f32.
 
 use super::{Layout, Quantized, flat, floats_of, weight_rows};
+use crate::gemm::panels::{DEPTH, Unit};
 use crate::{DType, Device, Error, Result, Tensor, f16, parallel};
 
 /// An int8 weight.
@@ -72,9 +73,20 @@ impl Int8 {
         Ok(Int8 { bytes: self.bytes.to_device(device)?, scales: self.scales.to_device(device)? })
     }
 
+    /// As [`Quantized::unit`]; rows are `cols` long.
+    pub(super) fn unit(&self, cols: usize, start: usize) -> Unit {
+        let (bytes, scales) = self.parts();
+        let q = bytes[start..start + DEPTH].try_into().expect("as many");
+        Unit { q, scale: [scales[start / cols] * (1.0 / 127.0); 2], offset: 0.0 }
+    }
+
+    fn parts(&self) -> (&[i8], &[f32]) {
+        (self.bytes.as_slice().expect("checked when it was made"), floats_of(&self.scales))
+    }
+
     /// As [`Quantized::read`]; rows are `cols` long.
     pub(super) fn read(&self, cols: usize, start: usize, mut out: &mut [f32]) {
-        let (bytes, scales) = (self.bytes.as_slice::<i8>().expect("checked when it was made"), floats_of(&self.scales));
+        let (bytes, scales) = self.parts();
         let mut at = start;
         while !out.is_empty() {
             let row = at / cols;

@@ -157,9 +157,10 @@ impl Right<f32> for PackedMat<'_> {
 
     fn lines(&self, cols: &Range<usize>, depth: &Range<usize>) -> Lines {
         if let Some((panels, row, col)) = self.panels()
-            && let Some((at, distance)) = panels.at(self.weight.shape()[1], row + cols.start, col + depth.start)
+            && let Some((at, distance)) =
+                panels.at(self.weight.shape()[1], row + cols.start, col + depth.start..col + depth.end)
         {
-            return Lines::Panels(at, distance, panels.dtype());
+            return Lines::Panels(at, distance, panels.stored());
         }
         if self.transposed { Lines::Made(LINES) } else { Lines::No }
     }

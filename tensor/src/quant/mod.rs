@@ -24,7 +24,7 @@
 //! | the same, doubly quantised | 0.5 + 1 / block + 4 / (256 block) | absmax = code8\[a\] · absmax2 + offset |
 //! | int8 | 1 + 4 / cols | q · (absmax of its row / 127) |
 //! | GGUF | see [`ggml`] | |
-//! | [panels](Panels) | 4 or 2 | the element: nothing is rounded, only laid out for decoding |
+//! | [panels](Panels) | 4, 2 or see there | the element: nothing is rounded, only laid out for decoding |
 //!
 //! Products and sums are rounded one by one in f32, as bitsandbytes and ggml round them.
 //!
@@ -56,6 +56,7 @@ pub use panels::Panels;
 use std::sync::Arc;
 
 use crate::device::Context;
+use crate::gemm::panels::Unit;
 use crate::{DType, Device, Error, Result, Tensor, parallel};
 
 /// How a quantised weight is stored.
@@ -67,7 +68,7 @@ pub enum Layout {
     Int8(Int8),
     /// Blocks of a GGUF file.
     Ggml(Ggml),
-    /// Not quantised: floats in the order in which decoding reads them.
+    /// Floats or blocks in the order in which decoding reads them.
     Panels(Panels),
 }
 
@@ -100,7 +101,7 @@ impl Quantized {
             Layout::FourBit(x) => x.kind().name(),
             Layout::Int8(_) => "int8",
             Layout::Ggml(x) => x.kind().name(),
-            Layout::Panels(x) => x.dtype().name(),
+            Layout::Panels(x) => x.format(),
         }
     }
 
@@ -154,6 +155,20 @@ impl Quantized {
             Layout::Int8(x) => x.read(self.shape[1], start, out),
             Layout::Ggml(x) => x.read(start, out),
             Layout::Panels(x) => x.read(self.shape[1], start, out),
+        }
+    }
+
+    /// The elements from `start` on that one scale is for, or two: [`DEPTH`](crate::gemm::panels::DEPTH) of one row, which is
+    /// a multiple of as many.
+    ///
+    /// # Panics
+    /// If they reach past the weight; if it is laid out in panels already.
+    fn unit(&self, start: usize) -> Unit {
+        match &self.layout {
+            Layout::FourBit(x) => x.unit(start),
+            Layout::Int8(x) => x.unit(self.shape[1], start),
+            Layout::Ggml(x) => x.unit(start),
+            Layout::Panels(_) => unreachable!("checked before it was laid out"),
         }
     }
 

@@ -18,8 +18,17 @@ fn all(weight: &Tensor) -> Vec<Quantized> {
     for kind in GgmlKind::ALL.into_iter().filter(|k| cols.is_multiple_of(k.block_len())) {
         all.push(noise(rows, cols, kind));
     }
-    all.extend([DType::F32, DType::BF16].map(|dtype| Panels::of(&weight.to_dtype(dtype).unwrap()).unwrap()));
+    let in_panels: Vec<Quantized> = all.iter().filter_map(|q| laid_out(&Tensor::packed(q.clone()))).collect();
+    assert!(in_panels.len() == if cols.is_multiple_of(32) { all.len() } else { 0 });
+    all.extend(in_panels);
+    all.extend(FLOATS.map(|dtype| Panels::of(&weight.to_dtype(dtype).unwrap()).unwrap()));
     all
+}
+
+const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+fn laid_out(weight: &Tensor) -> Option<Quantized> {
+    Panels::takes(weight).then(|| Panels::of(weight).unwrap())
 }
 
 /// Blocks of random bytes with scales of ordinary size.
@@ -44,7 +53,8 @@ fn noise(rows: usize, cols: usize, kind: GgmlKind) -> Quantized {
 fn pairs(rows: usize, cols: usize) -> Vec<(String, Tensor, Tensor)> {
     let weight = random(&[rows, cols], DType::F32, 7);
     let pair = |q: Quantized| {
-        let name = format!("{} {rows} x {cols}", q.format());
+        let panels = if matches!(q.layout(), Layout::Panels(_)) { " panels" } else { "" };
+        let name = format!("{}{panels} {rows} x {cols}", q.format());
         (name, q.dequantize(DType::F32).unwrap(), Tensor::packed(q))
     };
     all(&weight).into_iter().map(pair).collect()
@@ -169,14 +179,19 @@ fn what_does_not_fit_is_refused() {
     assert!(packed.as_slice::<f32>().is_err() && packed.as_slice::<u8>().is_err() && packed.to_vec::<f32>().is_err());
     assert!(crate::ops::elementwise::add(&packed, &packed).is_err());
     assert_eq!(packed.nbytes(), 128 + 16);
-    assert!(Panels::of(&packed).is_err() && Panels::of(&bytes).is_err() && !Panels::takes(&packed));
-    assert!(Panels::of(&w.to_dtype(DType::F16).unwrap()).is_err());
+    let panels = Tensor::packed(Panels::of(&packed).unwrap());
+    for no in [&panels, &bytes, &packed.narrow(0, 0, 2).unwrap(), &packed.transpose(0, 1).unwrap()] {
+        assert!(Panels::of(no).is_err() && !Panels::takes(no));
+    }
+    let unaligned = Tensor::packed(FourBit::quantize(&random(&[4, 40], DType::F32, 0), FourBitKind::Nf4, 32, false).unwrap());
+    assert!(Panels::of(&unaligned).is_err() && !Panels::takes(&unaligned));
+    assert!(Panels::of(&w.to_dtype(DType::F64).unwrap()).is_err());
     assert_eq!(Tensor::packed(Panels::of(&w).unwrap()).nbytes(), 16 * 64 * 4, "whole panels");
 }
 
 #[test]
 fn panels_are_the_weight() {
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in FLOATS {
         for shape in [[1, 1], [16, 3], [33, 70], [0, 4], [4, 0]] {
             let weight = random(&shape, DType::F32, 3).to_dtype(dtype).unwrap();
             let across = weight.transpose(0, 1).unwrap().contiguous().unwrap().transpose(0, 1).unwrap();
@@ -187,6 +202,26 @@ fn panels_are_the_weight() {
                 assert_eq!(back, weight);
             }
         }
+    }
+}
+
+/// One block of memory for weights of several formats: each is where it should be.
+#[test]
+fn weights_of_several_formats_lie_together() {
+    let weights: Vec<Tensor> = [(37, 256), (16, 512)]
+        .into_iter()
+        .flat_map(|(rows, cols)| all(&random(&[rows, cols], DType::F32, 7)))
+        .filter(|q| !matches!(q.layout(), Layout::Panels(_)))
+        .map(Tensor::packed)
+        .chain([random(&[3, 5], DType::BF16, 1)])
+        .collect();
+    let panels = Panels::together(&weights).unwrap();
+    assert_eq!(panels.len(), weights.len());
+    for (weight, panels) in weights.iter().zip(&panels) {
+        assert_eq!(panels.nbytes(), Panels::bytes(weight));
+        assert_eq!(Some(panels.format()), weight.quantized().map(Quantized::format).or(Some("bfloat16")));
+        let values = |t: &Tensor| bits(&t.to_dtype(DType::F32).unwrap());
+        assert_eq!(values(weight), values(&Tensor::packed(panels.clone())), "{}", panels.format());
     }
 }
 
