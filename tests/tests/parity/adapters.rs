@@ -133,7 +133,10 @@ fn trajectories_of_every_method_are_those_of_trl() {
             weight_decay: number("weight_decay"),
         };
         let rates = match steps["loraplus"]["loraplus_lr_ratio"].as_f64() {
-            Some(ratio) => Rates::loraplus(ratio, 1e-6, number("learning_rate")),
+            Some(ratio) => {
+                let embedding = steps["loraplus"]["loraplus_lr_embedding"].as_f64().unwrap_or(1e-6);
+                Rates::loraplus(ratio, embedding, number("learning_rate"))
+            }
             None => Rates::default(),
         };
         let mut optimizer = AdamW::with_rates(&model.params(), adam, &rates).unwrap();
