@@ -165,8 +165,9 @@ fn virtual_tokens_load_in_the_peers() {
     let dir = place.path();
     let (base, data) = prepare(dir);
     let (kind, text) = ("--peft-type", "--prompt-tuning-init-text");
-    let kinds: [(&str, &[&str]); 7] = [
+    let kinds: [(&str, &[&str]); 8] = [
         ("prompt", &[kind, "PROMPT_TUNING"]),
+        ("prompt-sampled", &[kind, "PROMPT_TUNING", "--prompt-tuning-init", "SAMPLE_VOCAB"]),
         ("prompt-text", &[kind, "PROMPT_TUNING", "--prompt-tuning-init", "TEXT", text, "What comes next?"]),
         ("prefix", &[kind, "PREFIX_TUNING", "--num-virtual-tokens", "7"]),
         ("prefix-projection", &[kind, "PREFIX_TUNING", "--prefix-projection"]),
