@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
 use planish_nn::Ctx;
@@ -72,7 +72,8 @@ fn python() -> Command {
 
 /// `check_model.py`, which compares what it is told, one after the other: loading the peers takes ten seconds.
 struct Peers {
-    to: ChildStdin,
+    /// It ends with its input, which ends with this process.
+    child: Child,
     from: BufReader<ChildStdout>,
 }
 
@@ -81,13 +82,14 @@ impl Peers {
         let script = repo("tests/fixtures/generate/check_model.py");
         let mut command = python();
         command.args(["-W", "ignore"]).arg(script).arg("--each").stdin(Stdio::piped()).stdout(Stdio::piped());
-        // It ends with its input, which ends with this process.
         let mut child = command.spawn().expect("the Python starts");
-        Peers { to: child.stdin.take().unwrap(), from: BufReader::new(child.stdout.take().unwrap()) }
+        let from = BufReader::new(child.stdout.take().unwrap());
+        Peers { child, from }
     }
 
     fn compare(&mut self, arguments: &[&str]) -> Value {
-        writeln!(self.to, "{}", serde_json::json!(arguments)).unwrap();
+        let to = self.child.stdin.as_mut().unwrap();
+        writeln!(to, "{}", serde_json::json!(arguments)).unwrap();
         let mut answer = String::new();
         self.from.read_line(&mut answer).unwrap();
         serde_json::from_str(&answer).expect("check_model.py answers")
