@@ -111,7 +111,7 @@ pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::R
 /// # Errors
 /// No memory.
 pub(crate) fn for_decoding(mut model: Model) -> anyhow::Result<Model> {
-    let bytes: usize = model.base_params().iter().map(|p| p.value().nbytes()).sum();
+    let bytes = quantize::laid_out_bytes(&mut model);
     if plan::available_memory().is_none_or(|available| available > bytes as u64) {
         quantize::lay_out(&mut model)?;
     }

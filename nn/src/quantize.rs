@@ -196,6 +196,22 @@ pub fn requantize(model: &mut Model, how: QuantizeAs) -> Result<()> {
     })
 }
 
+/// Bytes that [`lay_out`] takes.
+pub fn laid_out_bytes(model: &mut Model) -> usize {
+    let mut bytes = 0;
+    each_weight(model, |weight| {
+        let value = weight.base.value();
+        bytes += if lays_out(weight) { Panels::bytes(&value) } else { 0 };
+        Ok(())
+    })
+    .expect("nothing there fails");
+    bytes
+}
+
+fn lays_out(weight: &Weight) -> bool {
+    !weight.base.is_trainable() && Panels::takes(&weight.base.value())
+}
+
 /// Lays the frozen weights of the embedding, the linear modules and the head out in [`Panels`], floats and blocks, one
 /// after the other: decoding on the processor then reads them as fast as memory is read. Nothing changes but the time: every op has
 /// the bits that it has with the weights as they were. Weights mapped from a file come into memory of their own.
@@ -211,7 +227,7 @@ pub fn lay_out(model: &mut Model) -> Result<()> {
         let mut bytes = 0;
         each_weight(model, |weight| {
             let value = weight.base.value();
-            if bytes < BLOCK && !weight.base.is_trainable() && Panels::takes(&value) {
+            if bytes < BLOCK && lays_out(weight) {
                 bytes += Panels::bytes(&value);
                 next.push(value);
             }

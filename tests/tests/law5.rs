@@ -10,7 +10,7 @@ use planish_nn::adapters::{adapter_params, load_adapter, merge_adapter};
 use planish_nn::config::ModelConfig;
 use planish_nn::decoder::{LoadOptions, Model, Packed, TensorSource};
 use planish_nn::pretrained::{Pretrained, read_json};
-use planish_nn::quantize::{QuantizeAs, lay_out};
+use planish_nn::quantize::{QuantizeAs, Quantizing, lay_out};
 use planish_tensor::quant::{FourBitKind, GgmlKind, Layout, Quantized};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
@@ -72,8 +72,7 @@ fn with_adapters_on_and_off() {
             assert_ne!(packed(&model, &on, &sequences, false), plain, "on is not");
             let mut laid_out = model.clone();
             lay_out(&mut laid_out).unwrap();
-            let panels = laid_out.base_params().iter().filter(|p| p.value().dtype() == DType::Packed).count();
-            assert!(panels > 0);
+            assert!(in_panels(&laid_out) > 0);
             assert_eq!(packed(&laid_out, &off, &sequences, false), plain, "{family} {dtype:?} in panels");
             check(&format!("{family} {dtype:?} in panels"), &laid_out, true, &sequences, 8 + 13 * i);
         }
@@ -105,6 +104,19 @@ fn in_a_model_of_several_blocks() {
             assert_eq!(packed(&laid_out, &on, &sequences, false), packed(&model, &on, &sequences, false));
             check(&format!("{dtype:?} in panels"), &laid_out, true, &sequences, 4 * i);
         }
+    }
+    let four = |kind, double| QuantizeAs::FourBit { kind, block: 64, double };
+    for (i, how) in
+        [four(FourBitKind::Nf4, true), four(FourBitKind::Fp4, false), QuantizeAs::Int8].into_iter().enumerate()
+    {
+        let config = ModelConfig::from_json(&config).unwrap();
+        let base = Model::load(config, &Quantizing::new(&Random, how, None), LoadOptions::default()).unwrap();
+        let mut laid_out = base.clone();
+        lay_out(&mut laid_out).unwrap();
+        assert_eq!(in_panels(&laid_out), laid_out.base_params().iter().filter(|p| p.value().rank() == 2).count());
+        let (sequences, on) = (sequences(&base, &[70, 1, 33], i as u64), Ctx::inference());
+        assert_eq!(packed(&laid_out, &on, &sequences, false), packed(&base, &on, &sequences, false), "{how:?}");
+        check(&format!("{how:?} in panels"), &laid_out, true, &sequences, 5 * i);
     }
 }
 
@@ -188,8 +200,17 @@ fn on_blocks_of_gguf() {
     for (i, kind) in GgmlKind::ALL.into_iter().enumerate() {
         let base = planish_tests::blocks::model(kind);
         assert_eq!(base.embed_tokens.base.value().dtype(), DType::Packed);
+        let mut laid_out = base.clone();
+        lay_out(&mut laid_out).unwrap();
+        assert!(in_panels(&laid_out) >= 7, "{kind:?}");
         quantised(kind.name(), base, i);
     }
+}
+
+/// Weights that are laid out.
+fn in_panels(model: &Model) -> usize {
+    let is = |p: &Param| matches!(p.value().quantized().map(Quantized::layout), Some(Layout::Panels(_)));
+    model.base_params().iter().filter(|p| is(p)).count()
 }
 
 fn quantised(what: &str, base: Model, i: usize) {
@@ -198,8 +219,6 @@ fn quantised(what: &str, base: Model, i: usize) {
     let (model, dense) = (with_lora(base, 3 + i as u64), with_lora(dense, 3 + i as u64));
     let mut laid_out = model.clone();
     lay_out(&mut laid_out).unwrap();
-    let in_panels = |p: &Param| matches!(p.value().quantized().map(Quantized::layout), Some(Layout::Panels(_)));
-    assert!(laid_out.base_params().into_iter().filter(|p| in_panels(p)).count() >= 7, "{what}");
     let sequences = sequences(&model, &[33, 5, 70], i as u64);
     for adapters in [true, false] {
         check(&format!("{what}, LoRA {adapters}"), &model, adapters, &sequences, 5 + 13 * i);
@@ -238,7 +257,7 @@ fn every_method_on_a_quantised_base() {
         let mut model = opened.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
         let mut dense = model.clone();
         planish_nn::quantize::unpack(&mut dense, DType::F32).unwrap();
-        if ["pissa", "olora"].contains(&config["init_lora_weights"].as_str().unwrap_or_default()) {
+        if ["pissa", "olora", "loftq"].contains(&config["init_lora_weights"].as_str().unwrap_or_default()) {
             let refused = load_adapter(&mut model, dir).unwrap_err().to_string();
             assert!(refused.contains("init_lora_weights is "), "{refused}");
             continue;
