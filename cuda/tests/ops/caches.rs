@@ -1,9 +1,12 @@
 //! Decoding over caches that lie apart: keys and values put there, and attention over them.
 
+use std::sync::Arc;
+
+use planish_cuda::emulator::Emulator;
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments};
 use planish_cuda::ops::rope::{self, Heads, Queries};
-use planish_cuda::{DType, Queue, Recorder};
+use planish_cuda::{DType, Device, Queue, Recorder};
 
 use crate::shapes;
 use crate::support::*;
@@ -83,6 +86,7 @@ fn over_caches(
     [q, k, v]: [&[f64]; 3],
     lengths: &[(u32, u32)],
     capacity: usize,
+    full: bool,
 ) -> (Vec<f64>, Vec<f64>, Vec<&'static str>) {
     let sizes = CacheSizes { layers: 1, kv_heads: a.kv_heads, size: a.size };
     let (row, mut first) = (a.kv_heads * a.size, 0);
@@ -109,6 +113,11 @@ fn over_caches(
     let tokens = new[lengths.len()] as usize;
     let (mut out, mut lse) = (room(queue, tokens * a.heads * a.size, t), room(queue, tokens * a.heads, F32));
     let qs = put(queue, q, t);
+    // All but a few blocks of the device's memory are somebody else's.
+    let mut taken = Vec::new();
+    while let (true, Ok(block)) = (full, queue.alloc("a test", 4096, t)) {
+        taken.push(block);
+    }
     let (done, times) = queue
         .device
         .profile(|| {
@@ -138,8 +147,8 @@ shapes! {
         let (tokens, all) = ((new.min(keys) + 1) as usize, (keys + more) as usize);
         let q = random(tokens * a.heads * size, t, 1);
         let [k, v] = [2, 3].map(|salt| random(all * kv_heads * size, t, salt));
-        let short = over_caches(queue, t, &a, [&q, &k, &v], &lengths, 400);
-        let long = over_caches(queue, t, &a, [&q, &k, &v], &lengths, 1024);
+        let short = over_caches(queue, t, &a, [&q, &k, &v], &lengths, 400, false);
+        let long = over_caches(queue, t, &a, [&q, &k, &v], &lengths, 1024, false);
         assert!(matches!(short.2[..], ["attention_forward" | "attention_hopper"]), "{:?}", short.2);
         assert!(are_long(&long.2), "{:?}", long.2);
         assert_eq!((short.0, short.1), (long.0, long.1), "{t} {a:?} {lengths:?}");
@@ -168,9 +177,26 @@ fn a_token_behind_many_keys_has_the_bits_of_training() {
         let table = Segments::packed(queue, &[0, 1], &[0, n]).unwrap();
         let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
         attention::forward(queue, to, sums, qs.slice(t), ks.slice(t), vs.slice(t), &table, &a).unwrap();
-        let long = over_caches(queue, t, &a, [&q, &k, &v], &[(1, n)], 2048);
+        let long = over_caches(queue, t, &a, [&q, &k, &v], &[(1, n)], 2048, false);
         assert!(are_long(&long.2), "{:?}", long.2);
         assert_eq!((get(&out, t), get(&lse, F32)), (long.0, long.1), "{capability:?} {t} {a:?}");
+    }
+}
+
+/// Where there is no room for the scores, one kernel does what two would have done, with the same bits.
+#[test]
+fn without_room_for_scores_one_kernel_does_it() {
+    for (capability, kernel) in [((8, 0), "attention_forward"), ((9, 0), "attention_hopper")] {
+        let Some(cache) = cache() else { return };
+        let emulator = Emulator::new(capability).unwrap().with_memory(4 << 20);
+        let device = Device::new(Arc::new(emulator), cache);
+        let (queue, t) = (device.queue(), DType::BF16);
+        let a = Attention { heads: 2, kv_heads: 1, size: 64, scale: 0.1, causal: true, window: None, softcap: None };
+        let [q, k, v] = [(2, 1), (1100, 2), (1100, 3)].map(|(rows, salt)| random(rows * 64, t, salt));
+        let [free, full] = [false, true].map(|full| over_caches(queue, t, &a, [&q, &k, &v], &[(1, 1100)], 2048, full));
+        assert!(are_long(&free.2), "{:?}", free.2);
+        assert_eq!(full.2, [kernel]);
+        assert_eq!((free.0, free.1), (full.0, full.1), "{capability:?}");
     }
 }
 
@@ -197,7 +223,7 @@ fn many_sequences_and_many_rows_take_one_kernel() {
         let (tokens, keys) = lengths.iter().fold((0, 0), |sum, l: &(u32, u32)| (sum.0 + l.0, sum.1 + l.1));
         let q = random(tokens as usize * a.heads * a.size, t, 1);
         let k = random(keys as usize * a.heads * a.size, t, 2);
-        let got = over_caches(queue, t, &a, [&q, &k, &k], &lengths, 1024);
+        let got = over_caches(queue, t, &a, [&q, &k, &k], &lengths, 1024, false);
         assert_eq!(got.2, ["attention_forward"], "{a:?} {}", lengths.len());
     }
 }

@@ -71,8 +71,10 @@ pub(super) fn forward_cached(
     of: &Segments,
     attention: &Attention,
 ) -> Result<()> {
-    if long::takes(queue, caches.longest(), of, attention) {
-        return long::forward_hopper(queue, out, lse, q, (caches, layer), of, attention);
+    if long::takes(queue, caches.longest(), of, attention)
+        && long::forward_hopper(queue, out, lse, q, (caches, layer), of, attention)?
+    {
+        return Ok(());
     }
     let options = attention.bytes(0)?;
     let [cu_q, _, k_len, _] = of.args();

@@ -1,13 +1,13 @@
 //! Attention of few rows over long caches; see `cuda/kernels/attention_long.cu` and `attention_long_hopper.cu`.
 //!
-//! The bits are those of `attention_forward` and of `attention_hopper`, so whether a step goes here depends on what is fast: on the batch, on the
-//! room of the caches, on the card.
+//! The bits are those of the one kernel that does it otherwise, so whether a step goes here may depend on what is fast, on the
+//! batch, the room of the caches and the card, and on what room there is for the scores.
 
 use super::{Attention, Caches, Segments, TILE};
 use crate::driver::Arg;
 use crate::kernels::{ATTENTION_LONG, ATTENTION_LONG_HOPPER};
 use crate::memory::{DeviceBuffer, Slice, SliceMut};
-use crate::{DType, Queue, Result, Shape};
+use crate::{DType, Error, Queue, Result, Shape};
 
 /// Keys that caches have room for, from which on it may be worth a second launch: a block goes over fewer in about the time
 /// that a launch takes.
@@ -24,7 +24,7 @@ const STEP: usize = 2 * TILE;
 const HOPPER_COLUMNS: usize = 64;
 const RING: usize = 3 * ROUND;
 
-/// Where a segment's keys may be, at most: so long as recorded work is replayed, which goes on when segments grow.
+/// Keys that a segment may have, at most, as long as recorded work is replayed, which goes on when segments grow.
 pub(super) fn bound(caches: Option<&Caches>, of: &Segments) -> usize {
     caches.map_or(of.max_pages() * TILE, Caches::longest)
 }
@@ -50,12 +50,23 @@ struct Between {
 }
 
 impl Between {
-    fn new(queue: Queue<'_>, keys: usize, tile: usize, of: &Segments, attention: &Attention) -> Result<Between> {
+    /// `None` where there is no room for it.
+    fn new(
+        queue: Queue<'_>,
+        keys: usize,
+        tile: usize,
+        of: &Segments,
+        attention: &Attention,
+    ) -> Result<Option<Between>> {
         let (room, heads) = (tiles(keys, tile, of, attention), of.len() * attention.kv_heads);
         let halves = (of.max_queries() * attention.group()).div_ceil(8);
         let alloc = |n| queue.alloc("attention over a long cache", heads * room * n, DType::F32);
         let parts = (2 * multiprocessors(queue)).div_ceil(heads).min(room);
-        Ok(Between { scores: alloc(halves * 8 * tile)?, tops: alloc(ROWS)?, room, halves, parts })
+        match (alloc(halves * 8 * tile), alloc(ROWS)) {
+            (Ok(scores), Ok(tops)) => Ok(Some(Between { scores, tops, room, halves, parts })),
+            (Err(Error::NoRoom { .. }), _) | (_, Err(Error::NoRoom { .. })) => Ok(None),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
     }
 
     fn memory(&self) -> [Arg<'static>; 2] {
@@ -80,7 +91,8 @@ pub(super) fn takes(queue: Queue<'_>, keys: usize, of: &Segments, attention: &At
         && 2 * blocks <= multiprocessors(queue)
 }
 
-/// Everything has been checked, and heads are of a size that tensor cores take. `keys`: as [`bound`] says.
+/// Everything has been checked, and heads are of a size that tensor cores take. `keys`: as [`bound`] says. `false`, and nothing
+/// done, if there is no room for the scores.
 pub(super) fn forward(
     queue: Queue<'_>,
     out: &SliceMut<'_>,
@@ -91,8 +103,8 @@ pub(super) fn forward(
     keys: usize,
     of: &Segments,
     attention: &Attention,
-) -> Result<()> {
-    let between = Between::new(queue, keys, TILE, of, attention)?;
+) -> Result<bool> {
+    let Some(between) = Between::new(queue, keys, TILE, of, attention)? else { return Ok(false) };
     let options = attention.bytes(of.max_pages())?;
     let [cu_q, k_start, k_len, pages] = of.args();
     let keys = [k, v, cu_q, k_start, k_len, pages, table, layer];
@@ -106,7 +118,8 @@ pub(super) fn forward(
     launch("attention_scores", shape, &[&memory, &[q.arg()], &keys, &sizes, &options])?;
     let shape = Shape::grid([attention.kv_heads, attention.size / COLUMNS, of.len()], 128)
         .shared(STAGES * ROUND * TILE * COLUMNS * 2 + ROUND * (TILE / 16 * 32 * 16 + 2 * ROWS * 4));
-    launch("attention_values", shape, &[&[out.arg(), lse.arg()], &memory, &keys, &sizes, &options])
+    launch("attention_values", shape, &[&[out.arg(), lse.arg()], &memory, &keys, &sizes, &options])?;
+    Ok(true)
 }
 
 /// The same on Hopper, over a layer of caches.
@@ -118,8 +131,8 @@ pub(super) fn forward_hopper(
     (caches, layer): (&Caches, usize),
     of: &Segments,
     attention: &Attention,
-) -> Result<()> {
-    let between = Between::new(queue, caches.longest(), STEP, of, attention)?;
+) -> Result<bool> {
+    let Some(between) = Between::new(queue, caches.longest(), STEP, of, attention)? else { return Ok(false) };
     let options = attention.bytes(0)?;
     let [cu_q, _, k_len, _] = of.args();
     let keys = [caches.arg(), Arg::U32(layer as u32), cu_q, k_len];
@@ -133,5 +146,6 @@ pub(super) fn forward_hopper(
     launch("attention_scores_hopper", shape, &[&memory, &[q.arg()], &keys, &sizes, &options])?;
     let shape = Shape::grid([attention.kv_heads, attention.size / HOPPER_COLUMNS, of.len()], 128)
         .shared(RING * (STEP * HOPPER_COLUMNS * 2 + 8) + ROUND * (STEP / 16 * 32 * 16 + 2 * ROWS * 4));
-    launch("attention_values_hopper", shape, &[&[out.arg(), lse.arg()], &memory, &keys, &sizes, &options])
+    launch("attention_values_hopper", shape, &[&[out.arg(), lse.arg()], &memory, &keys, &sizes, &options])?;
+    Ok(true)
 }

@@ -223,8 +223,10 @@ fn launch(
     let (layer, options) = (Arg::U32(layer), Arg::Bytes(&options));
     if attention.tensor_cores(q.dtype()) {
         let keys = long::bound(caches.map(|(caches, _)| caches), of);
-        if long::takes(queue, keys, of, attention) {
-            return long::forward(queue, out, lse, q, [k, v], [table, layer], keys, of, attention);
+        if long::takes(queue, keys, of, attention)
+            && long::forward(queue, out, lse, q, [k, v], [table, layer], keys, of, attention)?
+        {
+            return Ok(());
         }
     }
     let args = [out.arg(), lse.arg(), q.arg(), k, v, cu_q, k_start, k_len, pages, table, layer, options];
