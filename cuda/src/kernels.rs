@@ -315,6 +315,7 @@ kernels! {
         &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2")],
     ], only Arch::specific(9, 0);
     LM_HEAD = "lm_head", T;
+    LM_HEAD_DIVERGENCE = "lm_head_divergence", T;
     LM_HEAD_TOP = "lm_head_top", &[&[]];
     SAMPLING = "sampling", &[&[]];
 }

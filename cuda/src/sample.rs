@@ -17,7 +17,7 @@ use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
 use crate::ops::{Runs, activation, adamw, cast, copy, dequantise, embedding, gather, ggml, grad_norm};
-use crate::ops::{layer_norm, lm_head_top, matmul_nf4, nf4, reduction};
+use crate::ops::{layer_norm, lm_head_divergence, lm_head_top, matmul_nf4, nf4, reduction};
 use crate::{DType, Queue, Result};
 
 const TOKENS: usize = 64;
@@ -212,6 +212,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
         }
         "attention_backward" | "attention_backward_hopper" => attention(queue, true)?,
         "lm_head" => head(queue)?,
+        "lm_head_divergence" => divergence(queue)?,
         "lm_head_top" => {
             let logits = numbers(queue, 4 * VOCABULARY, F32)?;
             let (mut ids, mut logprobs) = (room(4 * 20, U32)?, room(4 * 20, F32)?);
@@ -249,6 +250,27 @@ fn attention(queue: Queue<'_>, backward: bool) -> Result<()> {
     let [Ok(dq), Ok(dk), Ok(dv)] = &mut grads else { return grads.into_iter().try_for_each(|g| g.map(drop)) };
     let grads = [dq.slice_mut(T), dk.slice_mut(T), dv.slice_mut(T)];
     attention::backward(queue, grads, q, [q, k, v], out.slice(T), lse.slice(F32), &of, &KIND)
+}
+
+fn divergence(queue: Queue<'_>) -> Result<()> {
+    const ROWS: usize = 8;
+    let [a, b] = [numbers(queue, ROWS * HIDDEN, T)?, numbers(queue, ROWS * HIDDEN / 2, T)?];
+    let weight = numbers(queue, VOCABULARY * HIDDEN, T)?;
+    let [half, all] = [weight.slice(T).part(0, VOCABULARY * HIDDEN / 2)?, weight.slice(T)];
+    let targets = indices(queue, ROWS, VOCABULARY)?;
+    let lse = queue.upload("a sample", &[7.0f32; ROWS])?;
+    let head = LmHead::default();
+    let of = |hidden, weight| lm_head_divergence::Side {
+        of: Rows { hidden, weight, targets: targets.slice(U32) },
+        head,
+        lse: lse.slice(F32),
+    };
+    let sides = [of(a.slice(T), all), of(b.slice(T), half)];
+    let [mut d, mut g] = [queue.alloc("a sample", ROWS, F32)?, queue.alloc("a sample", ROWS, F32)?];
+    lm_head_divergence::forward(queue, [d.slice_mut(F32), g.slice_mut(F32)], sides.each_ref(), 0.5)?;
+    let mut dhidden = queue.alloc("a sample", ROWS * HIDDEN, F32)?;
+    let to = Gradients { dlogprobs: Some(d.slice(F32)), dhidden: dhidden.slice_mut(F32), dweight: None };
+    lm_head_divergence::backward(queue, to, sides.each_ref(), g.slice(F32), 0.5)
 }
 
 fn head(queue: Queue<'_>) -> Result<()> {
