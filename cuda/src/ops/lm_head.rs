@@ -54,14 +54,15 @@ pub struct Rows<'a> {
     pub targets: Slice<'a>,
 }
 
-struct Sizes {
-    rows: usize,
+/// What they are many of.
+pub(super) struct Sizes {
+    pub(super) rows: usize,
     size: usize,
-    vocabulary: usize,
+    pub(super) vocabulary: usize,
 }
 
 impl Rows<'_> {
-    fn check(&self) -> Result<Sizes> {
+    pub(super) fn check(&self) -> Result<Sizes> {
         let count = self.targets.len();
         self.targets.expect_dtype(OP, "targets", DType::U32)?;
         self.weight.expect_compute(OP, "the weight")?;
@@ -83,27 +84,39 @@ impl Rows<'_> {
     }
 
     /// Rows `r0..r0 + n`, and for each tile of the vocabulary: its logits, made, then what is done with them.
-    fn tiles(
+    pub(super) fn tiles(
         &self,
         queue: Queue<'_>,
         sizes: &Sizes,
-        (r0, n): (usize, usize),
+        rows: (usize, usize),
         logits: &mut DeviceBuffer,
         mut each_tile: impl FnMut(Slice<'_>, usize, usize) -> Result<()>,
     ) -> Result<()> {
-        let hidden = self.hidden.part(r0 * sizes.size, n * sizes.size)?;
         for v0 in (0..sizes.vocabulary).step_by(TILE) {
             let width = TILE.min(sizes.vocabulary - v0);
-            let weight = self.weight.part(v0 * sizes.size, width * sizes.size)?;
-            let mut out = logits.slice_mut(DType::F32).part(0, n * width)?;
-            let term = Term { a: hidden, b: weight, depth: sizes.size };
-            matmul(queue, out.reborrow(), [n, width], Layout::FORWARD, &[term], Epilogue::default())?;
-            each_tile(*out, v0, width)?;
+            each_tile(self.tile(queue, sizes, rows, logits, (v0, width))?, v0, width)?;
         }
         Ok(())
     }
 
-    fn logits(&self, queue: Queue<'_>, sizes: &Sizes) -> Result<DeviceBuffer> {
+    /// Logits of rows `r0..r0 + n` and `width` tokens from `v0`, made.
+    pub(super) fn tile<'l>(
+        &self,
+        queue: Queue<'_>,
+        sizes: &Sizes,
+        (r0, n): (usize, usize),
+        logits: &'l mut DeviceBuffer,
+        (v0, width): (usize, usize),
+    ) -> Result<Slice<'l>> {
+        let hidden = self.hidden.part(r0 * sizes.size, n * sizes.size)?;
+        let weight = self.weight.part(v0 * sizes.size, width * sizes.size)?;
+        let term = Term { a: hidden, b: weight, depth: sizes.size };
+        let out = logits.slice_mut(DType::F32).part(0, n * width)?;
+        matmul(queue, out, [n, width], Layout::FORWARD, &[term], Epilogue::default())?;
+        logits.slice(DType::F32).part(0, n * width)
+    }
+
+    pub(super) fn logits(&self, queue: Queue<'_>, sizes: &Sizes) -> Result<DeviceBuffer> {
         queue.alloc("the head's logits", ROWS.min(sizes.rows) * TILE.min(sizes.vocabulary), DType::F32)
     }
 }
@@ -270,7 +283,7 @@ pub struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    fn check(&self, of: &Rows<'_>, sizes: &Sizes) -> Result<()> {
+    pub(super) fn check(&self, of: &Rows<'_>, sizes: &Sizes) -> Result<()> {
         let d = self.dlogprobs.map(|d| ("dlogprobs", d, sizes.rows));
         let w = self.dweight.as_deref().map(|w| ("the weight's gradient", *w, of.weight.len()));
         for (what, slice, len) in [("dhidden", *self.dhidden, sizes.rows * sizes.size)].into_iter().chain(d).chain(w) {
@@ -281,7 +294,7 @@ impl Gradients<'_> {
     }
 
     /// What the gradient of a tile of logits of rows `r0..r0 + n`, of `width` tokens from `v0`, adds.
-    fn take(
+    pub(super) fn take(
         &mut self,
         queue: Queue<'_>,
         dz: Slice<'_>,
