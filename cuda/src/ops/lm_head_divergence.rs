@@ -1,6 +1,6 @@
 //! The divergence of a student's predictions from a teacher's; see `cuda/kernels/lm_head_divergence.cu`.
 //!
-//! Logits of both exist for [`ROWS`](super::lm_head::ROWS) rows and [`TILE`](super::lm_head::TILE) tokens at a time, in f32.
+//! Logits of both exist for [`ROWS`] rows and [`TILE`] tokens at a time, in f32.
 
 use super::lm_head::{Gradients, LmHead, ROWS, Rows, Sizes, TILE};
 use super::{row_threads, types};
