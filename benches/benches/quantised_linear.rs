@@ -10,6 +10,7 @@ use planish_tensor::quant::{FourBit, FourBitKind, Int8, Panels};
 use planish_tensor::{DType, Result, Tensor};
 
 fn main() -> Result<()> {
+    let panels = |blocks| Panels::of(&Tensor::packed(blocks)).map(Tensor::packed);
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("quantised_linear");
     let w = normal_in(DType::BF16, 1, &[MLP, HIDDEN])?;
@@ -18,7 +19,9 @@ fn main() -> Result<()> {
         ("bf16 panels", Tensor::packed(Panels::of(&w)?)),
         ("nf4", Tensor::packed(FourBit::quantize(&w, FourBitKind::Nf4, 64, false)?)),
         ("nf4 double", Tensor::packed(FourBit::quantize(&w, FourBitKind::Nf4, 64, true)?)),
+        ("nf4 panels", panels(FourBit::quantize(&w, FourBitKind::Nf4, 64, false)?)?),
         ("int8", Tensor::packed(Int8::quantize(&w)?)),
+        ("int8 panels", panels(Int8::quantize(&w)?)?),
     ];
     for (name, w) in &weights {
         for tokens in [1, 16, 1024] {

@@ -79,7 +79,7 @@ impl QuantizeAs {
         })
     }
 
-    /// The format that a quantised weight has; `None` for GGUF's blocks and for floats in panels.
+    /// The format that a quantised weight has; `None` for GGUF's blocks and for panels.
     pub fn of(weight: &Quantized) -> Option<QuantizeAs> {
         match weight.layout() {
             Layout::FourBit(f) => Some(QuantizeAs::FourBit {
@@ -196,8 +196,8 @@ pub fn requantize(model: &mut Model, how: QuantizeAs) -> Result<()> {
     })
 }
 
-/// Lays the frozen weights of the embedding, the linear modules and the head out in [`Panels`], one after the other:
-/// decoding on the processor then reads them as fast as memory is read. Nothing changes but the time: every op has
+/// Lays the frozen weights of the embedding, the linear modules and the head out in [`Panels`], floats and blocks, one
+/// after the other: decoding on the processor then reads them as fast as memory is read. Nothing changes but the time: every op has
 /// the bits that it has with the weights as they were. Weights mapped from a file come into memory of their own.
 ///
 /// # Errors
@@ -206,13 +206,12 @@ pub fn lay_out(model: &mut Model) -> Result<()> {
     /// Bytes of a block, which several weights share: enough for huge pages, and little to be in memory twice.
     const BLOCK: usize = 32 << 20;
     loop {
-        // The next weights of one dtype that are not laid out.
+        // The next weights that are not laid out.
         let mut next: Vec<Tensor> = Vec::new();
         let mut bytes = 0;
         each_weight(model, |weight| {
             let value = weight.base.value();
-            let alike = next.first().is_none_or(|first| first.dtype() == value.dtype());
-            if bytes < BLOCK && !weight.base.is_trainable() && Panels::takes(&value) && alike {
+            if bytes < BLOCK && !weight.base.is_trainable() && Panels::takes(&value) {
                 bytes += Panels::bytes(&value);
                 next.push(value);
             }

@@ -69,22 +69,42 @@ fn linears(s: &Sizes) -> Result<Vec<Case>> {
 
 /// The head of a decoding step, which reads more than caches hold for a few rows.
 fn few_rows(s: &Sizes) -> impl Iterator<Item = Result<Case>> {
+    enum As {
+        Rows,
+        Panels,
+        Nf4Panels,
+        Int8Panels,
+    }
     let shapes = [
-        ("head, 1 row", 1, DType::F32, false),
-        ("head, 1 row, bf16", 1, DType::BF16, false),
-        ("head, 3 rows, bf16", 3, DType::BF16, false),
-        ("head, 16 rows, bf16", 16, DType::BF16, false),
-        ("head, 1 row, panels", 1, DType::F32, true),
-        ("head, 1 row, bf16 panels", 1, DType::BF16, true),
-        ("head, 16 rows, panels", 16, DType::F32, true),
-        ("head, 16 rows, bf16 panels", 16, DType::BF16, true),
+        ("head, 1 row", 1, DType::F32, As::Rows),
+        ("head, 1 row, bf16", 1, DType::BF16, As::Rows),
+        ("head, 3 rows, bf16", 3, DType::BF16, As::Rows),
+        ("head, 16 rows, bf16", 16, DType::BF16, As::Rows),
+        ("head, 1 row, panels", 1, DType::F32, As::Panels),
+        ("head, 1 row, bf16 panels", 1, DType::BF16, As::Panels),
+        ("head, 1 row, int8 panels", 1, DType::F32, As::Int8Panels),
+        ("head, 1 row, nf4 panels", 1, DType::F32, As::Nf4Panels),
+        ("head, 16 rows, panels", 16, DType::F32, As::Panels),
+        ("head, 16 rows, bf16 panels", 16, DType::BF16, As::Panels),
+        ("head, 16 rows, int8 panels", 16, DType::F32, As::Int8Panels),
+        ("head, 16 rows, nf4 panels", 16, DType::F32, As::Nf4Panels),
     ];
-    shapes.into_iter().map(|(variant, rows, dtype, panels)| {
-        let weight = s.weight(dtype, 2, &[s.vocabulary, s.hidden])?;
-        let weight = if panels { Tensor::packed(Panels::of(&weight)?) } else { weight };
-        let inputs = vec![frozen(s.normal(1, &[rows, s.hidden])?), frozen(weight)];
-        let work = Work::Reads((s.vocabulary * s.hidden * dtype.size()) as f64);
-        Ok(Case::new(variant, inputs, Rounding::Terms(s.hidden + 1), work, |v| linear::linear(&v[0], &v[1], None)))
+    shapes.into_iter().map(|(variant, rows, dtype, kept)| {
+        // Units of blocks are whole.
+        let hidden = if matches!(kept, As::Rows | As::Panels) { s.hidden } else { s.hidden.next_multiple_of(32) };
+        let weight = s.weight(dtype, 2, &[s.vocabulary, hidden])?;
+        let weight = match kept {
+            As::Rows => weight,
+            As::Panels => Tensor::packed(Panels::of(&weight)?),
+            As::Nf4Panels => {
+                let blocks = FourBit::quantize(&weight, FourBitKind::Nf4, 64, false)?;
+                Tensor::packed(Panels::of(&Tensor::packed(blocks))?)
+            }
+            As::Int8Panels => Tensor::packed(Panels::of(&Tensor::packed(Int8::quantize(&weight)?))?),
+        };
+        let work = Work::Reads(weight.nbytes() as f64);
+        let inputs = vec![frozen(s.normal(1, &[rows, hidden])?), frozen(weight)];
+        Ok(Case::new(variant, inputs, Rounding::Terms(hidden + 1), work, |v| linear::linear(&v[0], &v[1], None)))
     })
 }
 

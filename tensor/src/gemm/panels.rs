@@ -22,7 +22,7 @@ use std::ops::Range;
 use super::kernel::Mode;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Simd, level};
-use stored::{Bytes, Codes, Floats, Nibbles, Source, with_source};
+use stored::{Bytes, Codes, Floats, Source, with_source};
 use vectors::{Plain, Vectors};
 #[cfg(target_arch = "x86_64")]
 use vectors::{Avx2, Avx512};
@@ -206,7 +206,7 @@ impl FewRows {
                 let j = j + n * WIDTH;
                 let live = WIDTH.min(self.cols - j);
                 for (i, &acc) in acc.iter().enumerate() {
-                    let sums = V::values(acc);
+                    let sums = S::values::<V>(acc);
                     let c = std::slice::from_raw_parts_mut(self.c.add((r + i) * self.c_row + j), live);
                     for (c, &sum) in c.iter_mut().zip(&sums) {
                         *c = if self.mode == Mode::Add { *c + sum } else { sum };
@@ -232,11 +232,23 @@ impl FewRows {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            for p in 0..depths {
+            if S::DEPTH == 1 {
                 for n in 0..NP {
-                    let b = source.line::<V, HIGH>(unit.add(n * self.b_panel), p);
+                    let b = source.line::<V>(unit.add(n * self.b_panel));
+                    for i in 0..MR {
+                        acc[n][i] = V::fma(*a.add(i * self.a_row), b, acc[n][i]);
+                    }
+                }
+                return;
+            }
+            for p in (0..depths).step_by(2) {
+                for n in 0..NP {
+                    let [b, next] = source.pair::<V, HIGH>(unit.add(n * self.b_panel), p);
                     for i in 0..MR {
                         acc[n][i] = V::fma(*a.add(i * self.a_row + p), b, acc[n][i]);
+                    }
+                    for i in 0..MR {
+                        acc[n][i] = V::fma(*a.add(i * self.a_row + p + 1), next, acc[n][i]);
                     }
                 }
             }
@@ -303,10 +315,12 @@ unsafe fn each_line<'a, S: Source, V: Vectors>(
         let (unit, i) = (&panel[p / S::DEPTH * S::BYTES..][..S::BYTES], p % S::DEPTH);
         // SAFETY: the caller's promise; the unit is there.
         let line = unsafe {
-            V::values(if S::HALVES && i >= S::DEPTH / 2 {
-                source.line::<V, true>(unit.as_ptr(), i - S::DEPTH / 2)
+            S::values::<V>(if S::DEPTH == 1 {
+                source.line::<V>(unit.as_ptr())
+            } else if S::HALVES && i >= S::DEPTH / 2 {
+                source.pair::<V, true>(unit.as_ptr(), (i - S::DEPTH / 2) & !1)[i % 2]
             } else {
-                source.line::<V, false>(unit.as_ptr(), i)
+                source.pair::<V, false>(unit.as_ptr(), i & !1)[i % 2]
             })
         };
         put(row, &line);

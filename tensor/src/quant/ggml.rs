@@ -92,7 +92,7 @@ macro_rules! with_kind {
                 const $bytes: usize = GgmlKind::$kind.block_bytes();
                 const $values: usize = GgmlKind::$kind.block_len();
                 const $above: bool = $a;
-                let $unit = $f;
+                use self::$f as $unit;
                 $body
             })*
         }
@@ -151,9 +151,11 @@ impl Ggml {
     /// Elements `start..start + UNIT`, where a unit begins.
     pub(super) fn unit(&self, start: usize) -> Unit {
         let bytes = bytes_of(&self.bytes);
+        let mut unit = Unit { q: [0; UNIT], scale: [0.0; 2], offset: 0.0 };
         with_kind!(self.kind, (f, BYTES, VALUES, _ABOVE) => {
-            f(&bytes.as_chunks::<BYTES>().0[start / VALUES], start % VALUES / UNIT)
-        })
+            f(&bytes.as_chunks::<BYTES>().0[start / VALUES], start % VALUES / UNIT, &mut unit)
+        });
+        unit
     }
 
     /// As [`Quantized::read`].
@@ -185,16 +187,42 @@ pub fn dequantize(kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
 /// Elements `start..` of a run of blocks.
 #[inline(always)]
 fn run(kind: GgmlKind, bytes: &[u8], start: usize, out: &mut [f32]) {
-    with_kind!(kind, (f, BYTES, VALUES, ABOVE) => units::<BYTES, VALUES, ABOVE>(bytes, start, out, f))
+    with_kind!(kind, (f, BYTES, VALUES, ABOVE) => {
+        units::<BYTES, VALUES>(bytes, start, out, |block, unit, out| f(block, unit, &mut Values::<ABOVE>(out)))
+    })
 }
 
-/// Writes the values of units, which `f` takes out of blocks of `B` bytes and `N` values.
+/// Where a unit's elements go: the place, the integer, its scale and its offset.
+trait Put {
+    fn put(&mut self, i: usize, q: i32, scale: f32, offset: f32);
+}
+
+/// Values: `scale q` or, if ABOVE, `scale q + offset`, each rounded.
+struct Values<'a, const ABOVE: bool>(&'a mut [f32; UNIT]);
+
+impl<const ABOVE: bool> Put for Values<'_, ABOVE> {
+    #[inline(always)]
+    fn put(&mut self, i: usize, q: i32, scale: f32, offset: f32) {
+        let x = scale * q as f32;
+        self.0[i] = if ABOVE { x + offset } else { x };
+    }
+}
+
+impl Put for Unit {
+    #[inline(always)]
+    fn put(&mut self, i: usize, q: i32, scale: f32, offset: f32) {
+        self.q[i] = q as i8;
+        (self.scale[i / (UNIT / 2)], self.offset) = (scale, offset);
+    }
+}
+
+/// Calls `f` with each block of `B` bytes and `N` values, the unit in it and where its values go.
 #[inline(always)]
-fn units<const B: usize, const N: usize, const ABOVE: bool>(
+fn units<const B: usize, const N: usize>(
     bytes: &[u8],
     start: usize,
     mut out: &mut [f32],
-    f: impl Fn(&[u8; B], usize) -> Unit,
+    f: impl Fn(&[u8; B], usize, &mut [f32; UNIT]),
 ) {
     let blocks = bytes.as_chunks::<B>().0;
     let mut at = start;
@@ -203,26 +231,14 @@ fn units<const B: usize, const N: usize, const ABOVE: bool>(
         let n = out.len().min(UNIT - skip);
         let (part, rest) = out.split_at_mut(n);
         match <&mut [f32; UNIT]>::try_from(&mut *part) {
-            Ok(whole) => values::<ABOVE>(&f(block, unit), whole),
+            Ok(whole) => f(block, unit, whole),
             Err(_) => {
                 let mut whole = [0.0; UNIT];
-                values::<ABOVE>(&f(block, unit), &mut whole);
+                f(block, unit, &mut whole);
                 part.copy_from_slice(&whole[skip..skip + n]);
             }
         }
         (out, at) = (rest, at + n);
-    }
-}
-
-/// `scale q` or, if ABOVE, `scale q + offset`, each rounded.
-#[inline(always)]
-fn values<const ABOVE: bool>(unit: &Unit, out: &mut [f32; UNIT]) {
-    let halves = out.as_chunks_mut::<{ UNIT / 2 }>().0.iter_mut().zip(unit.q.as_chunks::<{ UNIT / 2 }>().0);
-    for ((out, q), scale) in halves.zip(unit.scale) {
-        for (out, &q) in out.iter_mut().zip(q) {
-            let x = scale * f32::from(q);
-            *out = if ABOVE { x + unit.offset } else { x };
-        }
     }
 }
 
@@ -265,59 +281,56 @@ pub(super) fn scale_bytes(bytes: &[i8], scale: f32, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn one_scale(q: [i8; UNIT], scale: f32, offset: f32) -> Unit {
-    Unit { q, scale: [scale; 2], offset }
-}
-
-/// Sixteen bytes as the low nibbles of all and then the high ones.
-#[inline(always)]
-fn nibbles(bytes: &[u8], less: i8) -> [i8; UNIT] {
-    let mut q = [0; UNIT];
-    for (i, &byte) in bytes.iter().enumerate() {
-        q[i] = (byte & 15) as i8 - less;
-        q[i + 16] = (byte >> 4) as i8 - less;
+fn q4_0(block: &[u8; 18], _unit: usize, to: &mut impl Put) {
+    let d = half(block, 0);
+    for (i, &q) in block[2..].iter().enumerate() {
+        to.put(i, (q & 15) as i32 - 8, d, 0.0);
+        to.put(i + 16, (q >> 4) as i32 - 8, d, 0.0);
     }
-    q
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], _unit: usize) -> Unit {
-    one_scale(nibbles(&block[2..], 8), half(block, 0), 0.0)
-}
-
-#[inline(always)]
-fn q4_1(block: &[u8; 20], _unit: usize) -> Unit {
-    one_scale(nibbles(&block[4..], 0), half(block, 0), half(block, 2))
-}
-
-/// The five-bit integers of a block: nibbles from `at` on, and before them their fifth bits, one each.
-#[inline(always)]
-fn fives(block: &[u8], at: usize, less: i8) -> [i8; UNIT] {
-    let high = u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]);
-    let mut q = nibbles(&block[at..], 0);
-    for (i, q) in q.iter_mut().enumerate() {
-        *q = (*q | ((high >> i & 1) << 4) as i8) - less;
+fn q4_1(block: &[u8; 20], _unit: usize, to: &mut impl Put) {
+    let (d, m) = (half(block, 0), half(block, 2));
+    for (i, &q) in block[4..].iter().enumerate() {
+        to.put(i, (q & 15) as i32, d, m);
+        to.put(i + 16, (q >> 4) as i32, d, m);
     }
-    q
 }
 
+/// The fifth bits of 32 values, one each.
 #[inline(always)]
-fn q5_0(block: &[u8; 22], _unit: usize) -> Unit {
-    one_scale(fives(block, 6, 16), half(block, 0), 0.0)
+fn fifth_bits(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
+/// The five-bit integers of a block: nibbles, and their fifth bits.
 #[inline(always)]
-fn q5_1(block: &[u8; 24], _unit: usize) -> Unit {
-    one_scale(fives(block, 8, 0), half(block, 0), half(block, 2))
-}
-
-#[inline(always)]
-fn q8_0(block: &[u8; 34], _unit: usize) -> Unit {
-    let mut q = [0; UNIT];
-    for (q, &byte) in q.iter_mut().zip(&block[2..]) {
-        *q = byte as i8;
+fn fives(nibbles: &[u8], high: u32, mut f: impl FnMut(usize, u32)) {
+    for (i, &q) in nibbles.iter().enumerate() {
+        f(i, (q & 15) as u32 | (high >> i & 1) << 4);
+        f(i + 16, (q >> 4) as u32 | (high >> (i + 16) & 1) << 4);
     }
-    one_scale(q, half(block, 0), 0.0)
+}
+
+#[inline(always)]
+fn q5_0(block: &[u8; 22], _unit: usize, to: &mut impl Put) {
+    let d = half(block, 0);
+    fives(&block[6..], fifth_bits(block, 2), |i, q| to.put(i, q as i32 - 16, d, 0.0));
+}
+
+#[inline(always)]
+fn q5_1(block: &[u8; 24], _unit: usize, to: &mut impl Put) {
+    let (d, m) = (half(block, 0), half(block, 2));
+    fives(&block[8..], fifth_bits(block, 4), |i, q| to.put(i, q as i32, d, m));
+}
+
+#[inline(always)]
+fn q8_0(block: &[u8; 34], _unit: usize, to: &mut impl Put) {
+    let d = half(block, 0);
+    for (i, &q) in block[2..].iter().enumerate() {
+        to.put(i, (q as i8).into(), d, 0.0);
+    }
 }
 
 /// Scale and minimum of sub-block `j` of 8, six bits each, from the 12 bytes that pack them: the first
@@ -334,41 +347,41 @@ fn scale_min(packed: &[u8], j: usize) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn q4_k(block: &[u8; 144], j: usize) -> Unit {
+fn q4_k(block: &[u8; 144], j: usize, to: &mut impl Put) {
     let (d, dmin) = (half(block, 0), half(block, 2));
     let (scale, min) = scale_min(&block[4..16], j);
+    let (scale, min) = (d * scale, dmin * min);
     // Sub-blocks 2k and 2k+1 share 32 bytes, as low and high nibbles.
     let (quants, shift) = (&block[16 + j / 2 * 32..][..UNIT], j % 2 * 4);
-    let mut q = [0; UNIT];
-    for (q, &byte) in q.iter_mut().zip(quants) {
-        *q = (byte >> shift & 15) as i8;
+    for (i, &q) in quants.iter().enumerate() {
+        to.put(i, (q >> shift & 15).into(), scale, -min);
     }
-    one_scale(q, d * scale, -(dmin * min))
 }
 
 #[inline(always)]
-fn q5_k(block: &[u8; 176], j: usize) -> Unit {
+fn q5_k(block: &[u8; 176], j: usize, to: &mut impl Put) {
     let (d, dmin) = (half(block, 0), half(block, 2));
     let (scale, min) = scale_min(&block[4..16], j);
+    let (scale, min) = (d * scale, dmin * min);
     let (high, quants, shift) = (&block[16..48], &block[48 + j / 2 * 32..][..UNIT], j % 2 * 4);
-    let mut q = [0; UNIT];
-    for (i, q) in q.iter_mut().enumerate() {
+    for (i, (&q, &high)) in quants.iter().zip(high).enumerate() {
         // Bit j of byte i of `high` is the fifth bit of value i of sub-block j.
-        *q = ((quants[i] >> shift & 15) | (high[i] >> j & 1) << 4) as i8;
+        to.put(i, ((q >> shift & 15) | (high >> j & 1) << 4).into(), scale, -min);
     }
-    one_scale(q, d * scale, -(dmin * min))
 }
 
 #[inline(always)]
-fn q6_k(block: &[u8; 210], j: usize) -> Unit {
+fn q6_k(block: &[u8; 210], j: usize, to: &mut impl Put) {
     let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], half(block, 208));
     // Each half of 128 values has 64 bytes of low nibbles and 32 of high bit pairs: its four runs
     // of 32 are the low nibbles of both 32-byte halves, then their high nibbles.
     let (part, run) = (j / 4, j % 4);
     let (low, high) = (&low[part * 64 + run % 2 * 32..][..UNIT], &high[part * 32..][..UNIT]);
-    let mut q = [0; UNIT];
-    for (i, q) in q.iter_mut().enumerate() {
-        *q = ((low[i] >> (run / 2 * 4) & 15) | (high[i] >> (run * 2) & 3) << 4) as i8 - 32;
+    for group in 0..2 {
+        let scale = d * scales[j * 2 + group] as i8 as f32;
+        for i in group * 16..(group + 1) * 16 {
+            let q = (low[i] >> (run / 2 * 4) & 15) | (high[i] >> (run * 2) & 3) << 4;
+            to.put(i, q as i32 - 32, scale, 0.0);
+        }
     }
-    Unit { q, scale: [0, 1].map(|group| d * f32::from(scales[j * 2 + group] as i8)), offset: 0.0 }
 }

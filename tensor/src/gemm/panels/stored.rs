@@ -5,16 +5,16 @@
 //! | stored | depths | unit |
 //! | --- | --- | --- |
 //! | f32, bf16, f16 | 1 | a line of elements |
-//! | bytes | 32 or 16 | a line of scales, a line of i8 for each depth |
-//! | nibbles | 32 | a line of scales, 16 lines of bytes: depth i in the low half of line i, depth 16 + i in the high |
+//! | bytes | 32 or 16 | a line of scales, two lines of bytes for each two depths, 128 more than the integers |
+//! | nibbles, codes | 32 | a line of scales, the same for 16 depths: those of depth 16 + i are the high halves of depth i's |
 //! | either, with an offset | | a line of offsets behind the scales |
 //!
-//! Scales and offsets are f32. An element is `integer · scale`, `integer · scale + offset` or `code[nibble] · scale`,
+//! Two lines of bytes are interleaved as [`PAIR`] says. Scales and offsets are f32. An element is `integer · scale`, `integer · scale + offset` or `code[nibble] · scale`,
 //! every product and sum rounded: what its format says, see [`crate::quant`].
 
 use std::marker::PhantomData;
 
-use super::vectors::Vectors;
+use super::vectors::{PAIR, Vectors};
 use super::{WIDTH, line_bytes};
 use crate::{Float, bf16, f16};
 
@@ -68,9 +68,9 @@ macro_rules! with_source {
             Stored::Bytes => with_source!(@ $source, Bytes::<32, false>, $body),
             Stored::Bytes16 => with_source!(@ $source, Bytes::<16, false>, $body),
             Stored::BytesAbove => with_source!(@ $source, Bytes::<32, true>, $body),
-            Stored::Nibbles(first) => with_source!(@ $source, Nibbles::<false>::from(first), $body),
-            Stored::NibblesAbove(first) => with_source!(@ $source, Nibbles::<true>::from(first), $body),
-            Stored::Codes(table) => with_source!(@ $source, Codes(table), $body),
+            Stored::Nibbles(first) => with_source!(@ $source, Codes::<2, false>::integers(first), $body),
+            Stored::NibblesAbove(first) => with_source!(@ $source, Codes::<2, true>::integers(first), $body),
+            Stored::Codes(table) => with_source!(@ $source, Codes::<4, false>(table), $body),
         }
     };
     (@ $name:ident, $value:expr, $body:expr) => {{
@@ -91,11 +91,31 @@ pub(super) trait Source: Copy {
     /// Whether lines cost more than to be read.
     const BLOCKS: bool = true;
 
-    /// The line of depth `i`, which if HIGH is counted from the middle.
+    /// The line of a unit of one depth.
     ///
     /// # Safety
     /// V's instructions must be there, and the unit be readable.
-    unsafe fn line<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> V::Line;
+    unsafe fn line<V: Vectors>(self, _unit: *const u8) -> V::Line {
+        unreachable!("units of several depths have pairs of lines")
+    }
+
+    /// The lines of depths `i` and `i + 1`, `i` being even, which if HIGH are counted from the middle.
+    ///
+    /// # Safety
+    /// As [`Source::line`].
+    unsafe fn pair<V: Vectors, const HIGH: bool>(self, _unit: *const u8, _i: usize) -> [V::Line; 2] {
+        unreachable!("units of one depth have a line")
+    }
+
+    /// The numbers of a line.
+    ///
+    /// # Safety
+    /// V's instructions must be there.
+    #[inline(always)]
+    unsafe fn values<V: Vectors>(line: V::Line) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { V::values(line) }
+    }
 
     /// The element of depth `i` in column `lane`: that of the line.
     ///
@@ -119,6 +139,14 @@ pub(super) trait Element: Float {
     /// # Safety
     /// As [`Source::line`].
     unsafe fn line<V: Vectors>(at: *const Self) -> V::Line;
+
+    /// # Safety
+    /// As [`Source::values`].
+    #[inline(always)]
+    unsafe fn values<V: Vectors>(line: V::Line) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { V::values(line) }
+    }
 }
 
 impl Element for f32 {
@@ -134,6 +162,12 @@ impl Element for bf16 {
     unsafe fn line<V: Vectors>(at: *const bf16) -> V::Line {
         // SAFETY: the caller's promise.
         unsafe { V::bf16s(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn values<V: Vectors>(line: V::Line) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { V::bf16_values(line) }
     }
 }
 
@@ -151,9 +185,15 @@ impl<T: Element> Source for Floats<T> {
     const BLOCKS: bool = false;
 
     #[inline(always)]
-    unsafe fn line<V: Vectors, const HIGH: bool>(self, unit: *const u8, _i: usize) -> V::Line {
+    unsafe fn line<V: Vectors>(self, unit: *const u8) -> V::Line {
         // SAFETY: the caller's promise.
         unsafe { T::line::<V>(unit.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn values<V: Vectors>(line: V::Line) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { T::values::<V>(line) }
     }
 
     #[inline(always)]
@@ -176,12 +216,12 @@ fn float(unit: &[u8], line: usize, lane: usize) -> f32 {
 /// # Safety
 /// As [`Source::line`].
 #[inline(always)]
-unsafe fn scaled<V: Vectors, const ABOVE: bool>(q: V::Line, unit: *const u8) -> V::Line {
+unsafe fn scaled<V: Vectors, const ABOVE: bool>(q: [V::Line; 2], unit: *const u8) -> [V::Line; 2] {
     // SAFETY: the caller's promise: a unit begins with these lines.
-    unsafe {
+    q.map(|q| unsafe {
         let x = V::mul(q, V::f32s(unit.cast()));
         if ABOVE { V::add(x, V::f32s(unit.cast::<f32>().add(WIDTH))) } else { x }
-    }
+    })
 }
 
 /// The same for one element.
@@ -190,13 +230,21 @@ fn scaled_value(q: f32, unit: &[u8], lane: usize, above: bool) -> f32 {
     if above { x + float(unit, 1, lane) } else { x }
 }
 
-/// The byte of depth `i`, of 32 two in each byte, in column `lane`: the half that it is.
+/// Where the byte of depth `i` in column `lane` is, behind the header.
+fn place(i: usize, lane: usize) -> usize {
+    i / 2 * 2 * WIDTH + PAIR[lane] + i % 2 * 8
+}
+
+/// The nibble of depth `i`, of 32 two in each byte, in column `lane`.
 fn half(unit: &[u8], header: usize, i: usize, lane: usize) -> usize {
-    let byte = unit[header + i % 16 * WIDTH + lane];
+    let byte = unit[header + place(i % 16, lane)];
     (if i < 16 { byte & 15 } else { byte >> 4 }) as usize
 }
 
-/// i8 of N depths.
+/// What stands for 0 in bytes.
+const ZERO: f32 = 128.0;
+
+/// Integers from -128 to 127 of N depths.
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<const N: usize, const ABOVE: bool>;
 
@@ -205,59 +253,40 @@ impl<const N: usize, const ABOVE: bool> Source for Bytes<N, ABOVE> {
     const BYTES: usize = header(ABOVE) + N * WIDTH;
 
     #[inline(always)]
-    unsafe fn line<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> V::Line {
+    unsafe fn pair<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> [V::Line; 2] {
         // SAFETY: the caller's promise.
-        unsafe { scaled::<V, ABOVE>(V::i8s(unit.add(header(ABOVE) + i * WIDTH).cast()), unit) }
+        unsafe { scaled::<V, ABOVE>(V::bytes(unit.add(header(ABOVE) + i * WIDTH)), unit) }
     }
 
     fn value(self, unit: &[u8], i: usize, lane: usize) -> f32 {
-        scaled_value(f32::from(unit[header(ABOVE) + i * WIDTH + lane] as i8), unit, lane, ABOVE)
+        scaled_value(f32::from(unit[header(ABOVE) + place(i, lane)]) - ZERO, unit, lane, ABOVE)
     }
 }
 
-/// Integers that follow each other.
+/// Sixteen numbers of which the upper N bytes are not zeros: two of small integers, four of codes.
 #[derive(Clone, Copy)]
-pub(super) struct Nibbles<const ABOVE: bool>([i8; 16]);
+pub(super) struct Codes<const N: usize, const ABOVE: bool>(pub(super) Table);
 
-impl<const ABOVE: bool> Nibbles<ABOVE> {
-    pub(super) fn from(first: i8) -> Self {
-        Nibbles(std::array::from_fn(|i| first + i as i8))
+impl<const ABOVE: bool> Codes<2, ABOVE> {
+    /// Integers that follow each other.
+    pub(super) fn integers(first: i8) -> Self {
+        Codes(Table::new(&std::array::from_fn(|i| f32::from(first) + i as f32)))
     }
 }
 
-impl<const ABOVE: bool> Source for Nibbles<ABOVE> {
+impl<const N: usize, const ABOVE: bool> Source for Codes<N, ABOVE> {
     const DEPTH: usize = 32;
     const BYTES: usize = header(ABOVE) + 16 * WIDTH;
     const HALVES: bool = true;
 
     #[inline(always)]
-    unsafe fn line<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> V::Line {
+    unsafe fn pair<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> [V::Line; 2] {
         // SAFETY: the caller's promise.
-        unsafe { scaled::<V, ABOVE>(V::integers::<HIGH>(unit.add(header(ABOVE) + i * WIDTH), &self.0), unit) }
+        unsafe { scaled::<V, ABOVE>(V::codes::<HIGH, N>(unit.add(header(ABOVE) + i * WIDTH), &self.0), unit) }
     }
 
     fn value(self, unit: &[u8], i: usize, lane: usize) -> f32 {
-        scaled_value(f32::from(self.0[half(unit, header(ABOVE), i, lane)]), unit, lane, ABOVE)
-    }
-}
-
-/// Codes.
-#[derive(Clone, Copy)]
-pub(super) struct Codes(pub(super) Table);
-
-impl Source for Codes {
-    const DEPTH: usize = 32;
-    const BYTES: usize = header(false) + 16 * WIDTH;
-    const HALVES: bool = true;
-
-    #[inline(always)]
-    unsafe fn line<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> V::Line {
-        // SAFETY: the caller's promise.
-        unsafe { scaled::<V, false>(V::codes::<HIGH>(unit.add(header(false) + i * WIDTH), &self.0), unit) }
-    }
-
-    fn value(self, unit: &[u8], i: usize, lane: usize) -> f32 {
-        scaled_value(self.0.values[half(unit, header(false), i, lane)], unit, lane, false)
+        scaled_value(self.0.values[half(unit, header(ABOVE), i, lane)], unit, lane, ABOVE)
     }
 }
 
@@ -295,13 +324,12 @@ impl Stored {
                 floats[WIDTH + lane] = unit.offset.to_ne_bytes();
             }
             for (i, &q) in unit.q[n * depth..(n + 1) * depth].iter().enumerate() {
-                let byte = |at: usize| at * WIDTH + lane;
                 match self {
                     Stored::Nibbles(first) | Stored::NibblesAbove(first) => {
-                        integers[byte(i % 16)] |= ((q - first) as u8) << (i / 16 * 4)
+                        integers[place(i % 16, lane)] |= ((q - first) as u8) << (i / 16 * 4)
                     }
-                    Stored::Codes(_) => integers[byte(i % 16)] |= (q as u8) << (i / 16 * 4),
-                    _ => integers[byte(i)] = q as u8,
+                    Stored::Codes(_) => integers[place(i % 16, lane)] |= (q as u8) << (i / 16 * 4),
+                    _ => integers[place(i, lane)] = (i32::from(q) + ZERO as i32) as u8,
                 }
             }
         }

@@ -15,17 +15,26 @@ pub(super) trait Vectors {
     unsafe fn f32s(at: *const f32) -> Self::Line;
     unsafe fn bf16s(at: *const bf16) -> Self::Line;
     unsafe fn f16s(at: *const f16) -> Self::Line;
-    unsafe fn i8s(at: *const i8) -> Self::Line;
-    /// As many bytes, the high half of each if HIGH or the low, looked up.
-    unsafe fn integers<const HIGH: bool>(at: *const u8, table: &[i8; 16]) -> Self::Line;
-    /// As [`Vectors::integers`], in a table of floats.
-    unsafe fn codes<const HIGH: bool>(at: *const u8, table: &Table) -> Self::Line;
+    /// Two lines of bytes, laid out as [`PAIR`] says, less 128.
+    unsafe fn bytes(at: *const u8) -> [Self::Line; 2];
+    /// The same, of the high half of each byte if HIGH or the low one, looked up.
+    unsafe fn codes<const HIGH: bool, const BYTES: usize>(at: *const u8, table: &Table) -> [Self::Line; 2];
     unsafe fn add(a: Self::Line, b: Self::Line) -> Self::Line;
     unsafe fn mul(a: Self::Line, b: Self::Line) -> Self::Line;
     /// x b + sum, fused.
     unsafe fn fma(x: f32, b: Self::Line, sum: Self::Line) -> Self::Line;
     unsafe fn values(line: Self::Line) -> [f32; WIDTH];
+    /// The same where a line's numbers are in the order in which [`Vectors::bf16s`] has them.
+    #[inline(always)]
+    unsafe fn bf16_values(line: Self::Line) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { Self::values(line) }
+    }
 }
+
+/// Where the bytes of two lines are, in one run of 32: that of column j of the first; of the second 8 behind it. So that
+/// two registers of 16 bytes side by side, interleaved with others byte by byte and then word by word, are lines.
+pub(super) const PAIR: [usize; WIDTH] = [0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23];
 
 /// What the compiler makes of it.
 pub(super) struct Plain;
@@ -63,21 +72,17 @@ impl Vectors for Plain {
     }
 
     #[inline(always)]
-    unsafe fn i8s(at: *const i8) -> Self::Line {
+    unsafe fn bytes(at: *const u8) -> [Self::Line; 2] {
         // SAFETY: the caller's promise.
-        unsafe { *at.cast::<[i8; WIDTH]>() }.map(f32::from)
+        let pair = unsafe { *at.cast::<[u8; 2 * WIDTH]>() };
+        [0, 8].map(|line| PAIR.map(|at| f32::from(pair[at + line]) - 128.0))
     }
 
     #[inline(always)]
-    unsafe fn integers<const HIGH: bool>(at: *const u8, table: &[i8; 16]) -> Self::Line {
+    unsafe fn codes<const HIGH: bool, const BYTES: usize>(at: *const u8, table: &Table) -> [Self::Line; 2] {
         // SAFETY: the caller's promise.
-        unsafe { *at.cast::<[u8; WIDTH]>() }.map(|byte| f32::from(table[nibble::<HIGH>(byte)]))
-    }
-
-    #[inline(always)]
-    unsafe fn codes<const HIGH: bool>(at: *const u8, table: &Table) -> Self::Line {
-        // SAFETY: the caller's promise.
-        unsafe { *at.cast::<[u8; WIDTH]>() }.map(|byte| table.values[nibble::<HIGH>(byte)])
+        let pair = unsafe { *at.cast::<[u8; 2 * WIDTH]>() };
+        [0, 8].map(|line| PAIR.map(|at| table.values[nibble::<HIGH>(pair[at + line])]))
     }
 
     #[inline(always)]
@@ -113,32 +118,34 @@ mod x86 {
     use crate::{bf16, f16};
     use std::arch::x86_64::*;
 
-    /// Halves of 16 bytes, each in a byte.
-    ///
-    /// # Safety
-    /// As [`Vectors`].
-    #[inline(always)]
-    unsafe fn nibbles<const HIGH: bool>(at: *const u8) -> __m128i {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let bytes = _mm_loadu_si128(at.cast());
-            let bytes = if HIGH { _mm_srli_epi16::<4>(bytes) } else { bytes };
-            _mm_and_si128(bytes, _mm_set1_epi8(15))
-        }
-    }
-
     pub(in super::super) struct Avx2;
 
     impl Avx2 {
+        /// Words, those of two lines each in a register, behind each other and in `low` and `high` the words below and
+        /// above: two lines.
+        ///
         /// # Safety
         /// As [`Vectors`].
         #[inline(always)]
-        unsafe fn widened(bytes: __m128i) -> [__m256; 2] {
+        unsafe fn lines(low: [__m256i; 2], high: [__m256i; 2]) -> [[__m256; 2]; 2] {
             // SAFETY: the caller's promise.
             unsafe {
-                let eight = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-                [eight(bytes), eight(_mm_srli_si128::<8>(bytes))]
+                let line = |i: usize| {
+                    let (a, b) = (_mm256_unpacklo_epi16(low[i], high[i]), _mm256_unpackhi_epi16(low[i], high[i]));
+                    [_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)]
+                };
+                [line(0), line(1)]
             }
+        }
+
+        /// Bytes interleaved: words.
+        ///
+        /// # Safety
+        /// As [`Vectors`].
+        #[inline(always)]
+        unsafe fn words(low: __m256i, high: __m256i) -> [__m256i; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)] }
         }
     }
 
@@ -161,10 +168,18 @@ mod x86 {
         unsafe fn bf16s(at: *const bf16) -> Self::Line {
             // SAFETY: the caller's promise.
             unsafe {
-                let half = |from: *const bf16| {
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))
-                };
-                [half(at), half(at.add(8))]
+                let (words, zero) = (_mm256_loadu_si256(at.cast()), _mm256_setzero_si256());
+                let (a, b) = (_mm256_unpacklo_epi16(zero, words), _mm256_unpackhi_epi16(zero, words));
+                [_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn bf16_values(line: Self::Line) -> [f32; WIDTH] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let [a, b] = line;
+                Self::values([_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)])
             }
         }
 
@@ -177,34 +192,34 @@ mod x86 {
             }
         }
 
+        /// Each byte becomes the second of 32768.0, whose units it counts: to widen and convert it would take more, and
+        /// always the same ports.
         #[inline(always)]
-        unsafe fn i8s(at: *const i8) -> Self::Line {
-            // SAFETY: the caller's promise.
-            unsafe { Avx2::widened(_mm_loadu_si128(at.cast())) }
-        }
-
-        #[inline(always)]
-        unsafe fn integers<const HIGH: bool>(at: *const u8, table: &[i8; 16]) -> Self::Line {
-            // SAFETY: the caller's promise.
-            unsafe { Avx2::widened(_mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), nibbles::<HIGH>(at))) }
-        }
-
-        /// The four bytes of the floats are looked up one by one and put together again.
-        #[inline(always)]
-        unsafe fn codes<const HIGH: bool>(at: *const u8, table: &Table) -> Self::Line {
+        unsafe fn bytes(at: *const u8) -> [Self::Line; 2] {
             // SAFETY: the caller's promise.
             unsafe {
-                let at = nibbles::<HIGH>(at);
-                let byte = |i: usize| _mm_shuffle_epi8(_mm_loadu_si128(table.bytes[i].as_ptr().cast()), at);
-                let (b0, b1, b2, b3) = (byte(0), byte(1), byte(2), byte(3));
-                let four = |low, high| {
-                    let (a, b) = (_mm_unpacklo_epi16(low, high), _mm_unpackhi_epi16(low, high));
-                    _mm256_castsi256_ps(_mm256_set_m128i(b, a))
+                let [a, b] = Self::words(_mm256_setzero_si256(), _mm256_loadu_si256(at.cast()));
+                let base = _mm256_set1_epi16((32768f32.to_bits() >> 16) as i16);
+                let zero = _mm256_set1_ps(32768.0 + 128.0);
+                Self::lines([a, b], [base; 2]).map(|line| line.map(|half| _mm256_sub_ps(half, zero)))
+            }
+        }
+
+        /// The bytes of the floats are looked up one by one and put together again.
+        #[inline(always)]
+        unsafe fn codes<const HIGH: bool, const BYTES: usize>(at: *const u8, table: &Table) -> [Self::Line; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let bytes = _mm256_loadu_si256(at.cast());
+                let bytes = if HIGH { _mm256_srli_epi16::<4>(bytes) } else { bytes };
+                let at = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+                let byte = |i: usize| {
+                    let plane = _mm_loadu_si128(table.bytes[i].as_ptr().cast());
+                    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(plane), at)
                 };
-                [
-                    four(_mm_unpacklo_epi8(b0, b1), _mm_unpacklo_epi8(b2, b3)),
-                    four(_mm_unpackhi_epi8(b0, b1), _mm_unpackhi_epi8(b2, b3)),
-                ]
+                let high = Self::words(byte(2), byte(3));
+                let low = if BYTES == 2 { [_mm256_setzero_si256(); 2] } else { Self::words(byte(0), byte(1)) };
+                Self::lines(low, high)
             }
         }
 
@@ -238,6 +253,21 @@ mod x86 {
 
     pub(in super::super) struct Avx512;
 
+    impl Avx512 {
+        /// Two lines of bytes, in order.
+        ///
+        /// # Safety
+        /// As [`Vectors`].
+        #[inline(always)]
+        unsafe fn pair(at: *const u8) -> [__m128i; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (a, b) = (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(WIDTH).cast()));
+                [_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b)].map(|line| _mm_shuffle_epi32::<0b11_01_10_00>(line))
+            }
+        }
+    }
+
     impl Vectors for Avx512 {
         type Line = __m512;
 
@@ -269,26 +299,24 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn i8s(at: *const i8) -> Self::Line {
-            // SAFETY: the caller's promise.
-            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
-        }
-
-        #[inline(always)]
-        unsafe fn integers<const HIGH: bool>(at: *const u8, table: &[i8; 16]) -> Self::Line {
+        unsafe fn bytes(at: *const u8) -> [Self::Line; 2] {
             // SAFETY: the caller's promise.
             unsafe {
-                let found = _mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), nibbles::<HIGH>(at));
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(found))
+                let zero = _mm512_set1_epi32(128);
+                Self::pair(at).map(|line| _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(line), zero)))
             }
         }
 
         #[inline(always)]
-        unsafe fn codes<const HIGH: bool>(at: *const u8, table: &Table) -> Self::Line {
+        unsafe fn codes<const HIGH: bool, const BYTES: usize>(at: *const u8, table: &Table) -> [Self::Line; 2] {
             // SAFETY: the caller's promise.
             unsafe {
-                let at = _mm512_cvtepu8_epi32(nibbles::<HIGH>(at));
-                _mm512_permutexvar_ps(at, _mm512_loadu_ps(table.values.as_ptr()))
+                let table = _mm512_loadu_ps(table.values.as_ptr());
+                Self::pair(at).map(|line| {
+                    let line = if HIGH { _mm_srli_epi16::<4>(line) } else { line };
+                    let at = _mm512_cvtepu8_epi32(_mm_and_si128(line, _mm_set1_epi8(15)));
+                    _mm512_permutexvar_ps(at, table)
+                })
             }
         }
 
