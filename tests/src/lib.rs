@@ -1,7 +1,8 @@
 //! What crosses crates is tested in this crate's `tests/`; here is what several test programs have: the
-//! program, whole runs, the ways to a log-probability; and what keeps the book true.
+//! program, whole runs, the ways to a log-probability, a heap that counts; and what keeps the book true.
 
 pub mod blocks;
+pub mod heap;
 pub mod law5;
 pub mod methods;
 pub mod program;

@@ -513,7 +513,12 @@ fn a_paging_file_without_room_ends_the_run_before_it_begins() {
     let wide: Vec<String> = arguments(&run).into_iter().map(|w| if w == "2" { "16".to_owned() } else { w }).collect();
     let wide = with(wide, &["--lora-target-modules", "all-linear", "--optim", "paged_adamw_32bit"]);
     let done = limited(128, &wide);
-    assert_says(&done, "run/.optimizer.planish.tmp: it would be larger", "Raise the limit");
+    assert_says(
+        &done,
+        "run/.optimizer.planish.tmp: it would be larger",
+        "Raise the limit, or keep more of them in memory",
+    );
+    assert!(!done.stderr.contains("resume"), "there is nothing to go on from: {done:?}");
     assert!(tree(&run).is_empty(), "{:?}", tree(&run).keys());
 }
 
@@ -555,7 +560,8 @@ fn a_paging_file_on_a_full_disk_ends_the_run_before_it_begins() {
     let wide = with(wide, &["--lora-target-modules", "all-linear", "--optim", "paged_adamw_32bit"]);
     let Some((done, names)) = on_a_disk_of("400k", &disk, &wide) else { return };
     assert_says(&done, "run/.optimizer.planish.tmp: ", "the disk is full");
-    assert!(done.stderr.contains("Free some space"), "{done:?}");
+    assert!(done.stderr.contains("Free some space, or keep more of them in memory"), "{done:?}");
+    assert!(!done.stderr.contains("resume"), "there is nothing to go on from: {done:?}");
     assert!(!done.stderr.contains("step 1/") && names.is_empty(), "{names:?}: {done:?}");
 }
 

@@ -1,44 +1,12 @@
 //! What GaLore takes while it makes projections, as the heap counts it: a process of its own, whose other allocations are
 //! few.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
 use planish_autograd::Param;
 use planish_tensor::Tensor;
 use planish_tensor::rng::{Purpose, Stream};
+use planish_tests::heap::{Counting, peak_of};
 use planish_train::config::{PretrainConfig, resolve};
 use planish_train::optim::{Rates, Update, optimizer, state_size};
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-fn taken(bytes: usize) {
-    PEAK.fetch_max(LIVE.fetch_add(bytes, Relaxed) + bytes, Relaxed);
-}
-
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        taken(layout.size());
-        // SAFETY: the caller's promises are those that this function asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        taken(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static HEAP: Counting = Counting;
@@ -79,10 +47,7 @@ fn projections_take_what_is_planned() {
         let mut optimizer = made();
         let mut step = || {
             params[0].set_grad(Some(weight.copied().unwrap()));
-            let before = LIVE.load(Relaxed);
-            PEAK.store(before, Relaxed);
-            optimizer.step(Update { learning_rate: 1e-3, grad_scale: 1.0 }).unwrap();
-            PEAK.load(Relaxed) - before
+            peak_of(|| optimizer.step(Update { learning_rate: 1e-3, grad_scale: 1.0 }).unwrap()).1
         };
         let first = step();
         assert!(first <= planned && 2 * planned <= 3 * first, "{shape:?}: {first} bytes taken, {planned} planned");

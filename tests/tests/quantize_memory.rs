@@ -1,46 +1,15 @@
 //! What quantising a model takes, as the heap counts it: a process of its own, whose other allocations are few.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use planish_nn::quantize::{QuantizeAs, QuantizedTensors};
 use planish_nn::weights::{WeightsReader, save_safetensors, save_sharded};
 use planish_tensor::quant::{FourBitKind, Quantized};
 use planish_tensor::rng::{Purpose, Stream};
 use planish_tensor::{DType, Tensor};
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-fn taken(bytes: usize) {
-    PEAK.fetch_max(LIVE.fetch_add(bytes, Relaxed) + bytes, Relaxed);
-}
-
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        taken(layout.size());
-        // SAFETY: the caller's promises are those that this function asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        taken(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
+use planish_tests::heap::{Counting, peak_of};
 
 #[global_allocator]
 static HEAP: Counting = Counting;
@@ -72,12 +41,11 @@ fn write(layers: usize, file: &Path) {
 fn peak(file: &Path, how: QuantizeAs) -> (usize, usize) {
     let out = tempfile::tempdir().unwrap();
     let source = WeightsReader::open(file).unwrap();
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
     let failed = Cell::new(None);
     let mut done = |_: &str, _: &Quantized, error: f64| assert!(error > 0.0 && error < 0.2);
-    save_sharded(out.path(), QuantizedTensors::new(&source, how, &failed, &mut done), SHARD as u64).unwrap();
-    let peak = PEAK.load(Relaxed) - before;
+    let ((), peak) = peak_of(|| {
+        save_sharded(out.path(), QuantizedTensors::new(&source, how, &failed, &mut done), SHARD as u64).unwrap();
+    });
     assert!(failed.take().is_none());
     (peak, std::fs::read_dir(out.path()).unwrap().count() - 1)
 }

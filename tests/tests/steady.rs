@@ -1,57 +1,18 @@
 //! A training step in the steady state takes no large block from the allocator or the system.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use planish_nn::adapters::{LoraConfig, Targets, attach_lora};
 use planish_nn::quantize::{QuantizeAs, requantize};
 use planish_tensor::pool;
 use planish_tensor::quant::FourBitKind;
+use planish_tests::heap::{Counting, large_blocks};
 use planish_train::config::{Granularity, OptimSettings, WeightDtype};
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
 use planish_train::models;
 use planish_train::optim::{AdamW, AdamWSettings, Update, grad_norm};
 use planish_train::trainer::accumulate_sharing;
 
-/// Counts allocations of [`pool::SMALL`] bytes and more.
-struct Counting;
-
-static LARGE: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: hands everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn count(bytes: usize) {
-    if bytes >= pool::SMALL {
-        LARGE.fetch_add(1, Ordering::Relaxed);
-    }
-}
+static HEAP: Counting = Counting;
 
 /// Eight examples of 100 to 170 tokens, of which each four begin alike.
 fn step(vocab_size: usize) -> Step {
@@ -114,9 +75,9 @@ fn a_steady_step_allocates_nothing_large() {
                     adamw.step(Update { learning_rate: 1e-4, grad_scale: 1e-3 }).unwrap();
                 };
                 (0..3).for_each(&mut run);
-                let before = (LARGE.load(Ordering::Relaxed), pool::stats().fresh, pool::stats().reused);
+                let before = (large_blocks(), pool::stats().fresh, pool::stats().reused);
                 (3..6).for_each(&mut run);
-                let after = (LARGE.load(Ordering::Relaxed), pool::stats().fresh, pool::stats().reused);
+                let after = (large_blocks(), pool::stats().fresh, pool::stats().reused);
                 let what = format!(
                     "{trained:?}, checkpointing {gradient_checkpointing}, {recompute_granularity}, {tokens_per_pass} a pass"
                 );

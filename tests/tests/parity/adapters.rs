@@ -29,7 +29,7 @@ pub(crate) fn adapters() -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = std::fs::read_dir(fixture("adapters")).unwrap().map(|e| e.unwrap().path()).collect();
     all.retain(|p| p.is_dir());
     all.sort();
-    assert!(all.len() >= 33);
+    assert!(all.len() >= 38);
     all
 }
 
@@ -133,7 +133,10 @@ fn trajectories_of_every_method_are_those_of_trl() {
             weight_decay: number("weight_decay"),
         };
         let rates = match steps["loraplus"]["loraplus_lr_ratio"].as_f64() {
-            Some(ratio) => Rates::loraplus(ratio, 1e-6, number("learning_rate")),
+            Some(ratio) => {
+                let embedding = steps["loraplus"]["loraplus_lr_embedding"].as_f64().unwrap_or(1e-6);
+                Rates::loraplus(ratio, embedding, number("learning_rate"))
+            }
             None => Rates::default(),
         };
         let mut optimizer = AdamW::with_rates(&model.params(), adam, &rates).unwrap();
@@ -185,7 +188,7 @@ fn trajectories_of_every_method_are_those_of_trl() {
         }
         runs += 1;
     }
-    assert!(runs >= 16, "{runs} runs");
+    assert!(runs >= 25, "{runs} runs");
 }
 
 /// Prompt tuning by a text begins with the embeddings with which PEFT begins, bit for bit.

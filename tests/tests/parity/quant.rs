@@ -231,6 +231,11 @@ fn trajectories_on_a_quantised_base_are_those_of_peft() {
     let mut model = open("nf4_double");
     load_adapter(&mut model, &dir.join("adapter_init")).unwrap();
     follows(&model, &dir.join("steps.json"));
+    for format in ["fp4", "int8"] {
+        let mut model = open(format);
+        load_adapter(&mut model, &dir.join("adapter_init")).unwrap();
+        follows(&model, &dir.join(format!("{format}.json")));
+    }
 }
 
 /// Six steps from what the quantisation lost.

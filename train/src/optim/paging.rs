@@ -28,7 +28,7 @@ impl Scratch {
     /// One of `len` zeros in `dir`.
     ///
     /// # Errors
-    /// [`RunError::Io`]: the directory cannot be written to, or the disk has no room.
+    /// [`RunError::NoRoom`]; [`RunError::Io`]: the directory cannot be written to.
     pub(super) fn new(dir: &Path, len: u64) -> Result<Scratch> {
         let path = dir.join(".optimizer.planish.tmp");
         let error = |action, source| RunError::io(action, &path, source);
@@ -37,7 +37,11 @@ impl Scratch {
         let reserved = reserve(&file, len);
         // Systems that keep the name of an open file have it until the next run in this directory.
         let _ = std::fs::remove_file(&path);
-        reserved.map_err(|e| error("reserve room for the optimizer's states in", e))?;
+        reserved.map_err(|e| match error("reserve room for the optimizer's states in", e) {
+            RunError::DiskFull { path } => RunError::NoRoom { bytes: len, path, limit: false },
+            RunError::FileTooLarge { path } => RunError::NoRoom { bytes: len, path, limit: true },
+            other => other,
+        })?;
         Ok(Scratch { file, len, path })
     }
 

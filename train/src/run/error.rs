@@ -76,7 +76,8 @@ pub enum RunError {
         problem: String,
     },
     /// The disk is full.
-    #[error("cannot write {}: the disk is full; what was saved before is intact. Free some space and resume", path.display())]
+    #[error("cannot write {}: the disk is full; what was saved before is intact. Free some space, and \
+        resume if there is a checkpoint", path.display())]
     DiskFull {
         /// The file being written.
         path: PathBuf,
@@ -84,12 +85,31 @@ pub enum RunError {
     /// The file would be larger than the process, or the file system, lets a file be.
     #[error(
         "cannot write {}: it would be larger than a file may be here (`ulimit -f`, or the limit of the file system); \
-         what was saved before is intact. Raise the limit and resume",
+         what was saved before is intact. Raise the limit, and resume if there is a checkpoint",
         path.display()
     )]
     FileTooLarge {
         /// The file being written.
         path: PathBuf,
+    },
+    /// A paged optimizer's states have no room on the disk: the run does not begin.
+    #[error(
+        "cannot reserve {bytes} bytes for the optimizer's states in {}: {}, or keep more of them in memory \
+         (optim_memory_budget)",
+        path.display(),
+        if *limit {
+            "it would be larger than a file may be here (`ulimit -f`, or the limit of the file system). Raise the limit"
+        } else {
+            "the disk is full. Free some space"
+        }
+    )]
+    NoRoom {
+        /// Bytes that all of the states take there.
+        bytes: u64,
+        /// The file that was to be reserved.
+        path: PathBuf,
+        /// Whether it is a limit on files that is in the way, not the disk.
+        limit: bool,
     },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
