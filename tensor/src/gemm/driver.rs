@@ -8,9 +8,9 @@ use super::pack::{Part, pack};
 use super::panels::FewRows;
 use super::right::Lines;
 use super::{KC, Mat, Right, Store};
+use crate::DType;
 use crate::dtype::Real;
 use crate::parallel::Disjoint;
-use crate::DType;
 
 /// Bytes of packed panels that a task keeps in its second-level cache: less than half of it, since A and C pass
 /// through it too. Changes speed, never a sum.

@@ -14,19 +14,19 @@
 mod stored;
 mod vectors;
 
-pub use stored::{Stored, Table};
 pub(crate) use stored::{DEPTH, Unit};
+pub use stored::{Stored, Table};
 
 use std::ops::Range;
 
 use super::kernel::Mode;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Simd, level};
+use crate::{bf16, f16};
 use stored::{Bytes, Codes, Floats, Source, with_source};
-use vectors::{Plain, Vectors};
 #[cfg(target_arch = "x86_64")]
 use vectors::{Avx2, Avx512};
-use crate::{bf16, f16};
+use vectors::{Plain, Vectors};
 
 /// Columns of a panel: a cache line of f32, and a multiple of every kernel's lanes.
 pub(crate) const WIDTH: usize = 16;
@@ -66,7 +66,9 @@ pub(super) struct FewRows {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn avx512<S: Source>(job: &FewRows, source: S) {
     // SAFETY: the caller's promise.
-    unsafe { if S::BLOCKS { job.all::<S, Avx512, 4, 1, 1, 8>(source) } else { job.all::<S, Avx512, 4, 4, 2, 8>(source) } }
+    unsafe {
+        if S::BLOCKS { job.all::<S, Avx512, 4, 1, 1, 8>(source) } else { job.all::<S, Avx512, 4, 4, 2, 8>(source) }
+    }
 }
 
 /// # Safety
@@ -76,8 +78,8 @@ unsafe fn avx512<S: Source>(job: &FewRows, source: S) {
 unsafe fn avx2<S: Source>(job: &FewRows, source: S) {
     // SAFETY: the caller's promise.
     unsafe {
-        // What makes a line keeps some registers, and the chains wait for it less.
-        if S::BLOCKS { job.all::<S, Avx2, 2, 1, 1, 6>(source) } else { job.all::<S, Avx2, 4, 2, 1, 6>(source) }
+        // Making lines keeps registers, and takes as long as the chains wait.
+        if S::BLOCKS { job.all::<S, Avx2, 1, 1, 1, 6>(source) } else { job.all::<S, Avx2, 4, 2, 1, 6>(source) }
     }
 }
 

@@ -142,7 +142,7 @@ impl Ggml {
         match self.kind {
             GgmlKind::Q4_0 => Stored::Nibbles(-8),
             GgmlKind::Q4_1 | GgmlKind::Q4_K => Stored::NibblesAbove(0),
-            GgmlKind::Q5_0 | GgmlKind::Q8_0 => Stored::Bytes,
+            GgmlKind::Q5_0 | GgmlKind::Q8_0 => Stored::BytesHalf,
             GgmlKind::Q5_1 | GgmlKind::Q5_K => Stored::BytesAbove,
             GgmlKind::Q6_K => Stored::Bytes16,
         }

@@ -183,7 +183,8 @@ fn what_does_not_fit_is_refused() {
     for no in [&panels, &bytes, &packed.narrow(0, 0, 2).unwrap(), &packed.transpose(0, 1).unwrap()] {
         assert!(Panels::of(no).is_err() && !Panels::takes(no));
     }
-    let unaligned = Tensor::packed(FourBit::quantize(&random(&[4, 40], DType::F32, 0), FourBitKind::Nf4, 32, false).unwrap());
+    let unaligned =
+        Tensor::packed(FourBit::quantize(&random(&[4, 40], DType::F32, 0), FourBitKind::Nf4, 32, false).unwrap());
     assert!(Panels::of(&unaligned).is_err() && !Panels::takes(&unaligned));
     assert!(Panels::of(&w.to_dtype(DType::F64).unwrap()).is_err());
     assert_eq!(Tensor::packed(Panels::of(&w).unwrap()).nbytes(), 16 * 64 * 4, "whole panels");

@@ -46,6 +46,8 @@ pub enum Stored {
     F16,
     /// Integers, a scale for 32 of them.
     Bytes,
+    /// Integers, a scale for 32 of them that is an f16, finite.
+    BytesHalf,
     /// Integers, a scale for 16 of them.
     Bytes16,
     /// Integers, a scale and an offset for 32 of them.
@@ -65,9 +67,10 @@ macro_rules! with_source {
             Stored::F32 => with_source!(@ $source, Floats::<f32>::default(), $body),
             Stored::Bf16 => with_source!(@ $source, Floats::<bf16>::default(), $body),
             Stored::F16 => with_source!(@ $source, Floats::<f16>::default(), $body),
-            Stored::Bytes => with_source!(@ $source, Bytes::<32, false>, $body),
-            Stored::Bytes16 => with_source!(@ $source, Bytes::<16, false>, $body),
-            Stored::BytesAbove => with_source!(@ $source, Bytes::<32, true>, $body),
+            Stored::Bytes => with_source!(@ $source, Bytes::<32, false, false>, $body),
+            Stored::BytesHalf => with_source!(@ $source, Bytes::<32, false, true>, $body),
+            Stored::Bytes16 => with_source!(@ $source, Bytes::<16, false, false>, $body),
+            Stored::BytesAbove => with_source!(@ $source, Bytes::<32, true, false>, $body),
             Stored::Nibbles(first) => with_source!(@ $source, Codes::<2, false>::integers(first), $body),
             Stored::NibblesAbove(first) => with_source!(@ $source, Codes::<2, true>::integers(first), $body),
             Stored::Codes(table) => with_source!(@ $source, Codes::<4, false>(table), $body),
@@ -218,10 +221,15 @@ fn float(unit: &[u8], line: usize, lane: usize) -> f32 {
 #[inline(always)]
 unsafe fn scaled<V: Vectors, const ABOVE: bool>(q: [V::Line; 2], unit: *const u8) -> [V::Line; 2] {
     // SAFETY: the caller's promise: a unit begins with these lines.
-    q.map(|q| unsafe {
-        let x = V::mul(q, V::f32s(unit.cast()));
-        if ABOVE { V::add(x, V::f32s(unit.cast::<f32>().add(WIDTH))) } else { x }
-    })
+    unsafe {
+        let scale = V::f32s(unit.cast());
+        let [a, b] = [V::mul(q[0], scale), V::mul(q[1], scale)];
+        if !ABOVE {
+            return [a, b];
+        }
+        let offset = V::f32s(unit.cast::<f32>().add(WIDTH));
+        [V::add(a, offset), V::add(b, offset)]
+    }
 }
 
 /// The same for one element.
@@ -244,18 +252,21 @@ fn half(unit: &[u8], header: usize, i: usize, lane: usize) -> usize {
 /// What stands for 0 in bytes.
 const ZERO: f32 = 128.0;
 
-/// Integers from -128 to 127 of N depths.
+/// Integers from -128 to 127 of N depths; if HALF, scales are those of f16.
 #[derive(Clone, Copy)]
-pub(super) struct Bytes<const N: usize, const ABOVE: bool>;
+pub(super) struct Bytes<const N: usize, const ABOVE: bool, const HALF: bool>;
 
-impl<const N: usize, const ABOVE: bool> Source for Bytes<N, ABOVE> {
+impl<const N: usize, const ABOVE: bool, const HALF: bool> Source for Bytes<N, ABOVE, HALF> {
     const DEPTH: usize = N;
     const BYTES: usize = header(ABOVE) + N * WIDTH;
 
     #[inline(always)]
     unsafe fn pair<V: Vectors, const HIGH: bool>(self, unit: *const u8, i: usize) -> [V::Line; 2] {
         // SAFETY: the caller's promise.
-        unsafe { scaled::<V, ABOVE>(V::bytes(unit.add(header(ABOVE) + i * WIDTH)), unit) }
+        unsafe {
+            let at = unit.add(header(ABOVE) + i * WIDTH);
+            if HALF { V::bytes_times(at, V::f32s(unit.cast())) } else { scaled::<V, ABOVE>(V::bytes(at), unit) }
+        }
     }
 
     fn value(self, unit: &[u8], i: usize, lane: usize) -> f32 {

@@ -9,7 +9,7 @@ const CODES: [f32; 16] =
 /// Every way to store elements.
 fn all() -> Vec<Stored> {
     use Stored::*;
-    vec![F32, Bf16, F16, Bytes, Bytes16, BytesAbove, Nibbles(-8), NibblesAbove(0), Codes(Table::new(&CODES))]
+    vec![F32, Bf16, F16, Bytes, BytesHalf, Bytes16, BytesAbove, Nibbles(-8), NibblesAbove(0), Codes(Table::new(&CODES))]
 }
 
 fn normals(n: usize, from: u64) -> Vec<f32> {
@@ -37,7 +37,10 @@ fn panels(stored: Stored, cols: usize, depths: usize, distance: usize) -> (Vec<u
         let run = DEPTH / depth * unit_bytes;
         for (u, to) in panel.chunks_exact_mut(run).take(depths / DEPTH).enumerate() {
             let at = (j * 100 + u) as u64 * 64;
-            let [a, b, offset] = std::array::from_fn(|i| STREAM.normal(at + i as u64) as f32);
+            let [mut a, b, offset] = std::array::from_fn(|i| STREAM.normal(at + i as u64) as f32);
+            if stored == Stored::BytesHalf {
+                a = f16::from_f32(a).to_f32();
+            }
             let (first, n) = match stored {
                 Stored::Nibbles(first) | Stored::NibblesAbove(first) => (first as i64, 16),
                 Stored::Codes(_) => (0, 16),
@@ -83,8 +86,7 @@ fn every_output_is_one_chain() {
                     }
                     for (at, (&got, &before)) in c.iter().zip(&old).enumerate() {
                         let (r, j) = (at / c_row, at % c_row);
-                        let chain =
-                            || (0..kc).fold(0f32, |s, p| a[r * a_row + p].mul_add(values[p * cols + j], s));
+                        let chain = || (0..kc).fold(0f32, |s, p| a[r * a_row + p].mul_add(values[p * cols + j], s));
                         let want = match mode {
                             _ if j >= cols => before,
                             Mode::Add => before + chain(),

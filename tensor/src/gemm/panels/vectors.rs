@@ -17,6 +17,16 @@ pub(super) trait Vectors {
     unsafe fn f16s(at: *const f16) -> Self::Line;
     /// Two lines of bytes, laid out as [`PAIR`] says, less 128.
     unsafe fn bytes(at: *const u8) -> [Self::Line; 2];
+    /// The same times `scale`, finite and of at most 15 significant bits, as an f16 is: the products are exact, so that
+    /// it does not matter what is rounded on the way.
+    #[inline(always)]
+    unsafe fn bytes_times(at: *const u8, scale: Self::Line) -> [Self::Line; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [a, b] = Self::bytes(at);
+            [Self::mul(a, scale), Self::mul(b, scale)]
+        }
+    }
     /// The same, of the high half of each byte if HIGH or the low one, looked up.
     unsafe fn codes<const HIGH: bool, const BYTES: usize>(at: *const u8, table: &Table) -> [Self::Line; 2];
     unsafe fn add(a: Self::Line, b: Self::Line) -> Self::Line;
@@ -120,7 +130,24 @@ mod x86 {
 
     pub(in super::super) struct Avx2;
 
+    /// What [`Avx2::above`] adds to bytes less 128.
+    const ABOVE: f32 = 32768.0 + 128.0;
+
     impl Avx2 {
+        /// Two lines of bytes, and [`ABOVE`]. Each byte becomes the second of 32768.0, whose units it counts: to widen and
+        /// convert it would take more, and always the same ports.
+        ///
+        /// # Safety
+        /// As [`Vectors`].
+        #[inline(always)]
+        unsafe fn above(at: *const u8) -> [[__m256; 2]; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let words = Self::words(_mm256_setzero_si256(), _mm256_loadu_si256(at.cast()));
+                Self::lines(words, [_mm256_set1_epi16((32768f32.to_bits() >> 16) as i16); 2])
+            }
+        }
+
         /// Words, those of two lines each in a register, behind each other and in `low` and `high` the words below and
         /// above: two lines.
         ///
@@ -192,16 +219,27 @@ mod x86 {
             }
         }
 
-        /// Each byte becomes the second of 32768.0, whose units it counts: to widen and convert it would take more, and
-        /// always the same ports.
         #[inline(always)]
         unsafe fn bytes(at: *const u8) -> [Self::Line; 2] {
             // SAFETY: the caller's promise.
             unsafe {
-                let [a, b] = Self::words(_mm256_setzero_si256(), _mm256_loadu_si256(at.cast()));
-                let base = _mm256_set1_epi16((32768f32.to_bits() >> 16) as i16);
-                let zero = _mm256_set1_ps(32768.0 + 128.0);
-                Self::lines([a, b], [base; 2]).map(|line| line.map(|half| _mm256_sub_ps(half, zero)))
+                let ([a, b], zero) = (Self::above(at), _mm256_set1_ps(ABOVE));
+                let less = |half| _mm256_sub_ps(half, zero);
+                [[less(a[0]), less(a[1])], [less(b[0]), less(b[1])]]
+            }
+        }
+
+        /// `m scale - above scale`: 257 times 15 bits are 24, so both products are exact, and their difference is.
+        #[inline(always)]
+        unsafe fn bytes_times(at: *const u8, scale: Self::Line) -> [Self::Line; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let ([a, b], zero) = (Self::above(at), _mm256_set1_ps(-ABOVE));
+                let less = [_mm256_mul_ps(scale[0], zero), _mm256_mul_ps(scale[1], zero)];
+                [
+                    [_mm256_fmadd_ps(a[0], scale[0], less[0]), _mm256_fmadd_ps(a[1], scale[1], less[1])],
+                    [_mm256_fmadd_ps(b[0], scale[0], less[0]), _mm256_fmadd_ps(b[1], scale[1], less[1])],
+                ]
             }
         }
 
@@ -263,7 +301,8 @@ mod x86 {
             // SAFETY: the caller's promise.
             unsafe {
                 let (a, b) = (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(WIDTH).cast()));
-                [_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b)].map(|line| _mm_shuffle_epi32::<0b11_01_10_00>(line))
+                [_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b)]
+                    .map(|line| _mm_shuffle_epi32::<0b11_01_10_00>(line))
             }
         }
     }
