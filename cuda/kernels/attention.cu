@@ -16,22 +16,12 @@
 // p is rounded to T before it multiplies v; its sum is of the unrounded.
 // Contract: written (=). Bound by arithmetic, 4 D a pair of query and key, in training; by reading k and v in decoding.
 //
-// Macros: T (bf16 or f16; the naive kernel f32 too), D (size of a head; 64 or 128, for the naive one any).
+// Macros: T (bf16 or f16; the naive kernel f32 too), D (size of a head; 64, 128 or 256, for the naive one any).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; soft-cap: Gemma 2, arXiv:2408.00118.
 #include "attention.cuh"
 #ifdef TENSOR_CORES
 #include "running.cuh"
 #endif
-
-// Segment `number`; of caches, k and v are the one that it has.
-__device__ __forceinline__ Segment found(
-    const T*& k, const T*& v, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages,
-    const Cache* caches, u32 layer, u32 number, const Options& o) {
-    if (!caches) return segment(number, cu_q, k_start, k_len, pages, o);
-    const Cache& own = caches[number];
-    k = v = (const T*)own.rows;
-    return segment(number, cu_q, k_len, own, layer);
-}
 
 // Rung 0: a warp a query and head; a lane has every 32nd element, each score is a sum over the warp. Also what does f32.
 extern "C" __global__ void attention_forward_naive(
@@ -66,14 +56,17 @@ extern "C" __global__ void attention_forward_naive(
 const u32 ROWS = 64;       // of a block; a warp has 16
 const u32 THREADS = 128;
 const u32 TILE_BYTES = TILE * D * 2;
+// Tiles of k, and of v, in shared memory: of large heads there is room for one, on cards with the least of it.
+const u32 BUFFERS = D <= 128 ? 2 : 1;
 
-// Rung 1: tensor cores; the next tile of k and v comes while this one is multiplied.
-// Shared memory: 5 tiles.
+// Rung 1: tensor cores; the next tile of k and v comes while this one is multiplied. With one buffer of each, the next of k
+// comes while p v is added up, the next of v while scores are made.
+// Shared memory: a tile of q, BUFFERS of k and of v.
 extern "C" __global__ void __launch_bounds__(128) attention_forward(
     T* out, f32* lse, const T* q, const T* k, const T* v, const u32* cu_q, const u32* k_start, const u32* k_len,
     const u32* pages, const Cache* caches, u32 layer, Options o) {
     extern __shared__ __align__(128) u8 memory[];
-    const u32 tq = shared_address(memory), tk = tq + TILE_BYTES, tv = tk + 2 * TILE_BYTES;
+    const u32 tq = shared_address(memory), tk = tq + TILE_BYTES, tv = tk + BUFFERS * TILE_BYTES;
     const Piece piece = piece_of_rows(o);
     const Segment s = found(k, v, cu_q, k_start, k_len, pages, caches, layer, piece.segment, o);
     const u32 group = o.heads / o.kv_heads, g = piece.head, rows = s.queries * group, row0 = piece.number * ROWS;
@@ -91,19 +84,21 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
             copy16(to + tile_at<D>(r, c), valid ? from + ((s.key(j) + behind) * o.kv_heads + g) * D + c * 8 : from, valid);
         }
     };
-    auto stage = [&](u32 tile) {
-        if (tile < tiles) {
-            fetch(tile, tk + tile % 2 * TILE_BYTES, k, 0);
-            fetch(tile, tv + tile % 2 * TILE_BYTES, v, s.apart);
-        }
-        copy_commit();
+    auto stage_keys = [&](u32 tile) {
+        if (tile < tiles) fetch(tile, tk + tile % BUFFERS * TILE_BYTES, k, 0);
+    };
+    auto stage_values = [&](u32 tile) {
+        if (tile < tiles) fetch(tile, tv + tile % BUFFERS * TILE_BYTES, v, s.apart);
     };
     for (u32 i = threadIdx.x; i < ROWS * D / 8; i += THREADS) {
         const u32 r = i / (D / 8), c = i % (D / 8);
         const bool valid = row0 + r < rows;
         copy16(tq + tile_at<D>(r, c), valid ? q + place(row0 + r) * D + c * 8 : q, valid);
     }
-    stage(first);
+    stage_keys(first);
+    if (BUFFERS == 1) copy_commit();
+    stage_values(first);
+    copy_commit();
 
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // This lane's two rows, and the keys they see.
@@ -114,10 +109,14 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
     }
     f32 sums[D / 8][4] = {}, top[2] = {-INFINITY_F32, -INFINITY_F32}, total[2] = {};
     for (u32 tile = first; tile < tiles; ++tile) {
-        copy_wait<0>();
+        copy_wait<BUFFERS == 1 ? 1 : 0>();
         __syncthreads();  // the tile has come for all, and nobody reads the other one any more
-        stage(tile + 1);
-        const u32 ka = tk + tile % 2 * TILE_BYTES, va = tv + tile % 2 * TILE_BYTES;
+        if (BUFFERS == 2) {
+            stage_keys(tile + 1);
+            stage_values(tile + 1);
+            copy_commit();
+        }
+        const u32 ka = tk + tile % BUFFERS * TILE_BYTES, va = tv + tile % BUFFERS * TILE_BYTES;
         f32 scores[TILE / 8][4] = {};
 #pragma unroll
         for (u32 x = 0; x < D; x += 16) {
@@ -131,12 +130,21 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
                 multiply(scores[2 * j + 1], fq, fk[2], fk[3], T());
             }
         }
+        if (BUFFERS == 1) {
+            __syncthreads();
+            stage_keys(tile + 1);
+            copy_commit();
+        }
         f32 shrink[2];
         take_scores(scores, top, total, shrink, spans, tile * TILE, o);
 #pragma unroll
         for (u32 d = 0; d < D / 8; ++d)
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) sums[d][e] *= shrink[e / 2];
+        if (BUFFERS == 1) {
+            copy_wait<1>();
+            __syncthreads();
+        }
 #pragma unroll
         for (u32 j = 0; j < TILE / 16; ++j) {
             u32 fp[4];
@@ -148,6 +156,11 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
                 multiply(sums[2 * d], fp, fv[0], fv[1], T());
                 multiply(sums[2 * d + 1], fp, fv[2], fv[3], T());
             }
+        }
+        if (BUFFERS == 1) {
+            __syncthreads();
+            stage_values(tile + 1);
+            copy_commit();
         }
     }
     copy_wait<0>();

@@ -44,6 +44,16 @@ __device__ __forceinline__ Segment segment(
     return {cu_q[s], cu_q[s + 1] - cu_q[s], (u32)first_key(cache, layer), k_len[s], 0, (u32)cache.capacity};
 }
 
+// Segment `number`; of caches, k and v are the one that it has.
+__device__ __forceinline__ Segment found(
+    const T*& k, const T*& v, const u32* cu_q, const u32* k_start, const u32* k_len, const u32* pages,
+    const Cache* caches, u32 layer, u32 number, const Options& o) {
+    if (!caches) return segment(number, cu_q, k_start, k_len, pages, o);
+    const Cache& own = caches[number];
+    k = v = (const T*)own.rows;
+    return segment(number, cu_q, k_len, own, layer);
+}
+
 // Keys first..last that query i sees.
 struct Span {
     u32 first, last;

@@ -13,7 +13,7 @@
 // onto one accumulator in f32. P and dS are rounded to T before they multiply.
 // Contract: written (=). Bound by arithmetic: 14 D a pair of query and key.
 //
-// Macros: T (bf16 or f16; the naive kernels f32 too), D (64 or 128, for the naive ones any), QB.
+// Macros: T (bf16 or f16; the naive kernels f32 too), D (64, 128 or 256, for the naive ones any), QB.
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 2, split in two.
 #include "attention.cuh"
 #include "mma.cuh"
@@ -95,7 +95,10 @@ extern "C" __global__ void attention_dkv_naive(
 }
 
 #ifdef QB
-const u32 THREADS = 128;
+// Keys that come at a time for dQ, and four warps for each of so many parts of the columns of dK and dV: what shared memory
+// and registers have room for with the largest heads.
+const u32 KEYS = D <= 128 ? 64 : 16;
+const u32 PARTS = D <= 128 ? 1 : D / 128;
 
 // Rows (query, head of the group) of one key/value head, to shared memory; zeros beyond the last.
 struct Rows {
@@ -105,7 +108,7 @@ struct Rows {
     __device__ __forceinline__ u64 place(u32 r) const {
         return (u64)(s.q_start + r / group) * heads + g * group + r % group;
     }
-    template <int COUNT> __device__ __forceinline__ void fetch(u32 to, const T* from, u32 row0) const {
+    template <int COUNT, u32 THREADS> __device__ __forceinline__ void fetch(u32 to, const T* from, u32 row0) const {
         for (u32 i = threadIdx.x; i < COUNT * D / 8; i += THREADS) {
             const u32 r = i / (D / 8), c = i % (D / 8);
             const bool valid = row0 + r < count();
@@ -114,36 +117,37 @@ struct Rows {
     }
 };
 
+template <u32 COUNT, u32 THREADS>
 __device__ __forceinline__ void fetch_keys(u32 to, const T* from, u32 tile, const Segment& s, u32 g, u32 kv_heads) {
-    for (u32 i = threadIdx.x; i < TILE * D / 8; i += THREADS) {
-        const u32 r = i / (D / 8), c = i % (D / 8), j = tile * TILE + r;
+    for (u32 i = threadIdx.x; i < COUNT * D / 8; i += THREADS) {
+        const u32 r = i / (D / 8), c = i % (D / 8), j = tile * COUNT + r;
         const bool valid = j < s.keys;
         copy16(to + tile_at<D>(r, c), valid ? from + (s.key(j) * kv_heads + g) * D + c * 8 : from, valid);
     }
 }
 
-// Rung 1 of dQ, 64 rows a block. Shared memory: 6 tiles.
+// Rung 1 of dQ, 64 rows a block. Shared memory: 2 tiles of rows, and of keys and values twice KEYS.
 extern "C" __global__ void __launch_bounds__(128) attention_dq(
     T* dq, const T* dout, const T* q, const T* k, const T* v, const f32* lse, const f32* delta, const u32* cu_q,
     const u32* k_start, const u32* k_len, Options o) {
     extern __shared__ __align__(128) u8 memory[];
-    const u32 bytes = TILE * D * 2, tq = shared_address(memory), to = tq + bytes, tk = to + bytes, tv = tk + 2 * bytes;
+    const u32 bytes = KEYS * D * 2, tq = shared_address(memory), to = tq + 64 * D * 2, tk = to + 64 * D * 2, tv = tk + 2 * bytes;
     const Piece piece = piece_of_rows(o);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const Rows all = {s, o.heads / o.kv_heads, piece.head, o.heads};
     const u32 row0 = piece.number * 64, rows = all.count();
     if (row0 >= rows) return;
-    const u32 first = visible(s, o, row0 / all.group).first / TILE;
-    const u32 tiles = (visible(s, o, (min(row0 + 64, rows) - 1) / all.group).last + TILE - 1) / TILE;
+    const u32 first = visible(s, o, row0 / all.group).first / KEYS;
+    const u32 tiles = (visible(s, o, (min(row0 + 64, rows) - 1) / all.group).last + KEYS - 1) / KEYS;
     auto stage = [&](u32 tile) {
         if (tile < tiles) {
-            fetch_keys(tk + tile % 2 * bytes, k, tile, s, all.g, o.kv_heads);
-            fetch_keys(tv + tile % 2 * bytes, v, tile, s, all.g, o.kv_heads);
+            fetch_keys<KEYS, 128>(tk + tile % 2 * bytes, k, tile, s, all.g, o.kv_heads);
+            fetch_keys<KEYS, 128>(tv + tile % 2 * bytes, v, tile, s, all.g, o.kv_heads);
         }
         copy_commit();
     };
-    all.fetch<64>(tq, q, row0);
-    all.fetch<64>(to, dout, row0);
+    all.fetch<64, 128>(tq, q, row0);
+    all.fetch<64, 128>(to, dout, row0);
     stage(first);
 
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -164,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq(
         const u32 ka = tk + tile % 2 * bytes, va = tv + tile % 2 * bytes;
         // 16 keys at a time: both products, then dS, then its part of dQ.
 #pragma unroll
-        for (u32 j = 0; j < TILE / 16; ++j) {
+        for (u32 j = 0; j < KEYS / 16; ++j) {
             f32 scores[2][4] = {}, dp[2][4] = {};
 #pragma unroll
             for (u32 x = 0; x < D; x += 16) {
@@ -182,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq(
             for (u32 half = 0; half < 2; ++half)
 #pragma unroll
                 for (u32 e = 0; e < 4; ++e) {
-                    const u32 key = tile * TILE + 16 * j + 8 * half + lane % 4 * 2 + e % 2;
+                    const u32 key = tile * KEYS + 16 * j + 8 * half + lane % 4 * 2 + e % 2;
                     const f32 score = capped(scores[half][e], o);
                     const bool seen = spans[e / 2].first <= key && key < spans[e / 2].last;
                     const f32 p = seen ? exp2f((score - log[e / 2]) * LOG2_E) : 0.0f;
@@ -211,9 +215,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq(
     }
 }
 
-// Rung 1 of dK and dV: everything transposed, so that a warp owns 16 keys and no sum crosses warps.
+// Rung 1 of dK and dV: everything transposed, so that a warp owns 16 keys and no sum crosses warps. With several PARTS, each
+// four warps make all scores, and a part of the columns of dK and dV.
 // A block has a tile of keys. Shared memory: 2 tiles of keys, 4 of QB rows.
-extern "C" __global__ void __launch_bounds__(128) attention_dkv(
+extern "C" __global__ void __launch_bounds__(128 * PARTS) attention_dkv(
     T* dk, T* dv, const T* dout, const T* q, const T* k, const T* v, const f32* lse, const f32* delta, const u32* cu_q,
     const u32* k_start, const u32* k_len, Options o) {
     extern __shared__ __align__(128) u8 memory[];
@@ -231,17 +236,18 @@ extern "C" __global__ void __launch_bounds__(128) attention_dkv(
     const u32 first = start / QB, blocks = (end + QB - 1) / QB;
     auto stage = [&](u32 block) {
         if (block < blocks) {
-            all.fetch<QB>(tq + block % 2 * part, q, block * QB);
-            all.fetch<QB>(to + block % 2 * part, dout, block * QB);
+            all.fetch<QB, 128 * PARTS>(tq + block % 2 * part, q, block * QB);
+            all.fetch<QB, 128 * PARTS>(to + block % 2 * part, dout, block * QB);
         }
         copy_commit();
     };
-    fetch_keys(tk, k, tile, s, all.g, o.kv_heads);
-    fetch_keys(tv, v, tile, s, all.g, o.kv_heads);
+    fetch_keys<TILE, 128 * PARTS>(tk, k, tile, s, all.g, o.kv_heads);
+    fetch_keys<TILE, 128 * PARTS>(tv, v, tile, s, all.g, o.kv_heads);
     stage(first);
 
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    f32 sk[D / 8][4] = {}, sv[D / 8][4] = {};
+    const u32 lane = threadIdx.x % 32, warp = PARTS == 1 ? threadIdx.x / 32 : threadIdx.x / 32 % 4;
+    const u32 column = PARTS == 1 ? 0 : threadIdx.x / 128 * (D / PARTS);
+    f32 sk[D / PARTS / 8][4] = {}, sv[D / PARTS / 8][4] = {};
     for (u32 block = first; block < blocks; ++block) {
         copy_wait<0>();
         __syncthreads();
@@ -286,12 +292,12 @@ extern "C" __global__ void __launch_bounds__(128) attention_dkv(
                 pair<T>(ds[0][0], ds[0][1]), pair<T>(ds[0][2], ds[0][3]),
                 pair<T>(ds[1][0], ds[1][1]), pair<T>(ds[1][2], ds[1][3])};
 #pragma unroll
-            for (u32 d = 0; d < D / 16; ++d) {
+            for (u32 d = 0; d < D / PARTS / 16; ++d) {
                 u32 fb[4];
-                fragment_b<D, true>(fb, oa, 16 * d, 16 * j);
+                fragment_b<D, true>(fb, oa, column + 16 * d, 16 * j);
                 multiply(sv[2 * d], fp, fb[0], fb[1], T());
                 multiply(sv[2 * d + 1], fp, fb[2], fb[3], T());
-                fragment_b<D, true>(fb, qa, 16 * d, 16 * j);
+                fragment_b<D, true>(fb, qa, column + 16 * d, 16 * j);
                 multiply(sk[2 * d], fs, fb[0], fb[1], T());
                 multiply(sk[2 * d + 1], fs, fb[2], fb[3], T());
             }
@@ -302,9 +308,9 @@ extern "C" __global__ void __launch_bounds__(128) attention_dkv(
     for (u32 e = 0; e < 2; ++e) {
         const u32 j = tile * TILE + warp * 16 + lane / 4 + 8 * e;
         if (j >= s.keys) continue;
-        const u64 at = (s.key(j) * o.kv_heads + all.g) * D + lane % 4 * 2;
+        const u64 at = (s.key(j) * o.kv_heads + all.g) * D + column + lane % 4 * 2;
 #pragma unroll
-        for (u32 d = 0; d < D / 8; ++d) {
+        for (u32 d = 0; d < D / PARTS / 8; ++d) {
             *(u32*)(dk + at + 8 * d) = pair<T>(sk[d][2 * e], sk[d][2 * e + 1]);
             *(u32*)(dv + at + 8 * d) = pair<T>(sv[d][2 * e], sv[d][2 * e + 1]);
         }

@@ -21,6 +21,7 @@
 // Temperature 0 takes the largest, the first of equals: top and draw are enough.
 // Contract: tokens are written (=). Bound by reading the row 2 + 3 times for each threshold, out of L2 if it holds all rows;
 // for few rows by the latency of a block and its launch, and without thresholds by exponentials in f64.
+#include "keys.cuh"
 #include "philox.cuh"
 
 struct Sampling {
@@ -34,12 +35,6 @@ struct Draw {
 };
 
 const f64 ONE = 17592186044416.0;  // 2^44
-
-// Larger number, larger key. Of the two zeros -0 would be smaller: they are made one.
-__device__ __forceinline__ u32 key_of(f32 z) {
-    const u32 bits = __float_as_uint(z == 0.0f ? 0.0f : z);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 __device__ __forceinline__ u64 weight_of(f32 z, f32 top, f64 temperature) {
     const f64 far = ((f64)z - (f64)top) / temperature;
@@ -110,10 +105,6 @@ template <class Do> __device__ __forceinline__ void for_share(const f32 (&v)[SHA
 const u64 NOT_A_NUMBER = 0xffffffffffffffffull;
 __device__ __forceinline__ u64 candidate(f32 z, u32 i) { return z != z ? NOT_A_NUMBER : (u64)key_of(z) << 32 | ~i; }
 
-__device__ __forceinline__ f32 logit_of(u32 key) {
-    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
-
 __device__ __forceinline__ u64 warp_most(u64 v) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) v = max(v, __shfl_xor_sync(ALL_LANES, v, step));
@@ -164,26 +155,6 @@ __device__ __forceinline__ bool largest(const u64* tops, u32 row, u32 width, f32
     return most != NOT_A_NUMBER && top != INFINITY_F32 && top != -INFINITY_F32;
 }
 
-// The sum over the threads before this one, and over all. `warps`: one for each warp.
-__device__ __forceinline__ u64 sum_before(u64 v, u64* warps, u64& all) {
-    u64 upto = v;
-#pragma unroll
-    for (u32 step = 1; step < 32; step *= 2) {
-        const u64 other = __shfl_up_sync(ALL_LANES, upto, step);
-        if (threadIdx.x % 32 >= step) upto += other;
-    }
-    __syncthreads();  // somebody may still read what the last call left there
-    if (threadIdx.x % 32 == 31) warps[threadIdx.x / 32] = upto;
-    __syncthreads();
-    u64 before = upto - v;
-    all = 0;
-    for (u32 w = 0; w < THREADS / 32; ++w) {
-        if (w < threadIdx.x / 32) before += warps[w];
-        all += warps[w];
-    }
-    return before;
-}
-
 // What a step finds: what was known before the last step, and the thread's bins of what that counted, from the top.
 // states (steps + 1, rows), bins (steps, rows, BINS).
 const u32 OWN = BINS / THREADS;
@@ -211,7 +182,7 @@ __device__ __forceinline__ State advance(const Found& found, const Sampling& s, 
     u64 sum = 0, all;
 #pragma unroll
     for (u32 k = 0; k < OWN; ++k) sum += found.counted[k];
-    u64 measure = now.above + sum_before(sum, scratch, all);
+    u64 measure = now.above + sum_before<THREADS>(sum, scratch, all);
     // The total is known when the first digit was counted.
     if (weighs(s, step - 1) && step % 3 == 1) now.goal = min(all, max((u64)1, (u64)ceil(s.top_p * (f64)all)));
     __syncthreads();
@@ -363,7 +334,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void sampling_draw(
     share(v, logits + (u64)row * s.width, first, 4, s.width);
 #pragma unroll
     for (u32 k = 0; k < SHARE; ++k) equal += first + k < s.width && key_of(v[k]) == floor;
-    seen += sum_before(equal, scratch, none);
+    seen += sum_before<THREADS>(equal, scratch, none);
 #pragma unroll
     for (u32 k = 0; k < SHARE; ++k) {
         const u32 key = key_of(v[k]);
@@ -372,7 +343,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void sampling_draw(
         if (w[k] < least) w[k] = 0;
         sum += w[k];
     }
-    start += sum_before(sum, scratch, none);
+    start += sum_before<THREADS>(sum, scratch, none);
     if (goal < start || goal >= start + sum) return;
     bool found = false;
 #pragma unroll

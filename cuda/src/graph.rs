@@ -117,11 +117,12 @@ fn twice<E>(queue: Queue<'_>, mut work: impl FnMut(Queue<'_>) -> Result<(), E>) 
         return Ok(Err(error));
     }
     // All that the work took is given back now, and is there when the same is asked for again.
-    let driver = queue.device.driver();
-    driver.begin_capture(queue.stream)?;
-    let recorded = work(queue);
-    let graph = driver.end_capture(queue.stream);
-    match (recorded, graph) {
+    let (driver, pool) = (queue.device.driver(), queue.device.pool());
+    // Another thread that finds no room gives back what the pool keeps.
+    pool.set_recorded(queue.stream, true);
+    let captured = driver.begin_capture(queue.stream).map(|()| (work(queue), driver.end_capture(queue.stream)));
+    pool.set_recorded(queue.stream, false);
+    match captured? {
         (Ok(()), graph) => graph.map(Ok),
         (Err(error), graph) => {
             let _ = graph.map(|graph| driver.destroy_graph(graph));

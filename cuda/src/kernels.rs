@@ -67,6 +67,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("running.cuh", include_str!("../kernels/running.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("hopper.cuh", include_str!("../kernels/hopper.cuh")),
+    ("keys.cuh", include_str!("../kernels/keys.cuh")),
     ("philox.cuh", include_str!("../kernels/philox.cuh")),
 ];
 
@@ -280,7 +281,12 @@ kernels! {
     ATTENTION = "attention", &[
         &[("T", "bf16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "bf16"), ("D", "128"), ("TENSOR_CORES", "1")],
         &[("T", "f16"), ("D", "64"), ("TENSOR_CORES", "1")], &[("T", "f16"), ("D", "128"), ("TENSOR_CORES", "1")],
+        &[("T", "bf16"), ("D", "256"), ("TENSOR_CORES", "1")], &[("T", "f16"), ("D", "256"), ("TENSOR_CORES", "1")],
         &[("T", "f32"), ("D", "64")],
+    ];
+    ATTENTION_LONG = "attention_long", &[
+        &[("T", "bf16"), ("D", "64")], &[("T", "bf16"), ("D", "128")], &[("T", "bf16"), ("D", "256")],
+        &[("T", "f16"), ("D", "64")], &[("T", "f16"), ("D", "128")],
     ];
     ATTENTION_HOPPER = "attention_hopper", &[
         &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "2")],
@@ -291,9 +297,14 @@ kernels! {
         &[("T", "bf16"), ("D", "64"), ("CACHED", "1"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "bf16"), ("D", "128"), ("CACHED", "1"), ("CAP", "0"), ("GROUPS", "1")],
     ], only Arch::specific(9, 0);
+    ATTENTION_LONG_HOPPER = "attention_long_hopper", &[
+        &[("T", "bf16"), ("D", "64")], &[("T", "bf16"), ("D", "128")],
+        &[("T", "f16"), ("D", "64")], &[("T", "f16"), ("D", "128")],
+    ], only Arch::specific(9, 0);
     ATTENTION_BACKWARD = "attention_backward", &[
         &[("T", "bf16"), ("D", "64"), ("QB", "64")], &[("T", "bf16"), ("D", "128"), ("QB", "32")],
         &[("T", "f16"), ("D", "64"), ("QB", "64")], &[("T", "f16"), ("D", "128"), ("QB", "32")],
+        &[("T", "bf16"), ("D", "256"), ("QB", "16")], &[("T", "f16"), ("D", "256"), ("QB", "16")],
         &[("T", "f32"), ("D", "64")],
     ];
     ATTENTION_BACKWARD_HOPPER = "attention_backward_hopper", &[
@@ -304,6 +315,7 @@ kernels! {
         &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2")],
     ], only Arch::specific(9, 0);
     LM_HEAD = "lm_head", T;
+    LM_HEAD_TOP = "lm_head_top", &[&[]];
     SAMPLING = "sampling", &[&[]];
 }
 

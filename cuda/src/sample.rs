@@ -5,7 +5,7 @@
 //! are bf16.
 
 use crate::memory::{DeviceBuffer, Slice, SliceMut};
-use crate::ops::attention::{self, Attention, Segments};
+use crate::ops::attention::{self, Attention, CacheSizes, Caches, Segments};
 use crate::ops::dropout::{self, Dropout};
 use crate::ops::elementwise::{self, Binary};
 use crate::ops::glu::{self, Act};
@@ -17,7 +17,7 @@ use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
 use crate::ops::{Runs, activation, adamw, cast, copy, dequantise, embedding, gather, ggml, grad_norm};
-use crate::ops::{layer_norm, matmul_nf4, nf4, reduction};
+use crate::ops::{layer_norm, lm_head_top, matmul_nf4, nf4, reduction};
 use crate::{DType, Queue, Result};
 
 const TOKENS: usize = 64;
@@ -201,8 +201,23 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             )?;
         }
         "attention" | "attention_hopper" => attention(queue, false)?,
+        "attention_long" | "attention_long_hopper" => {
+            // Room for 1024 keys, of which few are in use: what counts is how many there may be.
+            let cache = numbers(queue, 2 * 1024 * HIDDEN / 2, T)?;
+            let sizes = CacheSizes { layers: 1, kv_heads: KIND.kv_heads, size: KIND.size };
+            let caches = Caches::new(queue, &[cache.slice(T)], sizes)?;
+            let of = Segments::cached(queue, &[0, 1], &[0, 1], &[200])?;
+            let (q, mut out, mut lse) = (x.part(0, HIDDEN)?, room(HIDDEN, T)?, room(4, F32)?);
+            attention::forward_cached(queue, out.slice_mut(T), lse.slice_mut(F32), q, (&caches, 0), &of, &KIND)?;
+        }
         "attention_backward" | "attention_backward_hopper" => attention(queue, true)?,
         "lm_head" => head(queue)?,
+        "lm_head_top" => {
+            let logits = numbers(queue, 4 * VOCABULARY, F32)?;
+            let (mut ids, mut logprobs) = (room(4 * 20, U32)?, room(4 * 20, F32)?);
+            let (ids, logprobs) = (ids.slice_mut(U32), logprobs.slice_mut(F32));
+            lm_head_top::most_probable(queue, ids, logprobs, logits.slice(F32), VOCABULARY, 20, 0.7)?;
+        }
         "sampling" => {
             let (logits, mut chosen) = (numbers(queue, 8 * VOCABULARY, F32)?, room(8, U32)?);
             let draws: Vec<Draw> = (0..8).map(|row| Draw { seed: 1, step: 0, index: row }).collect();
@@ -217,21 +232,23 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
     Ok(true)
 }
 
+const KIND: Attention =
+    Attention { heads: 4, kv_heads: 2, size: 64, scale: 0.125, causal: true, window: None, softcap: None };
+
 fn attention(queue: Queue<'_>, backward: bool) -> Result<()> {
-    let kind = Attention { heads: 4, kv_heads: 2, size: 64, scale: 0.125, causal: true, window: None, softcap: None };
     let (n, kv) = (TOKENS * HIDDEN, TOKENS * HIDDEN / 2);
     let of = Segments::packed(queue, &[0, 40, 64], &[0, 40, 64])?;
     let (q, k, v) = (numbers(queue, n, T)?, numbers(queue, kv, T)?, numbers(queue, kv, T)?);
     let [q, k, v] = [&q, &k, &v].map(|buffer| buffer.slice(T));
     let (mut out, mut lse) = (queue.alloc("a sample", n, T)?, queue.alloc("a sample", TOKENS * 4, F32)?);
-    attention::forward(queue, out.slice_mut(T), lse.slice_mut(F32), q, k, v, &of, &kind)?;
+    attention::forward(queue, out.slice_mut(T), lse.slice_mut(F32), q, k, v, &of, &KIND)?;
     if !backward {
         return Ok(());
     }
     let mut grads = [n, kv, kv].map(|n| queue.alloc("a sample", n, T));
     let [Ok(dq), Ok(dk), Ok(dv)] = &mut grads else { return grads.into_iter().try_for_each(|g| g.map(drop)) };
     let grads = [dq.slice_mut(T), dk.slice_mut(T), dv.slice_mut(T)];
-    attention::backward(queue, grads, q, [q, k, v], out.slice(T), lse.slice(F32), &of, &kind)
+    attention::backward(queue, grads, q, [q, k, v], out.slice(T), lse.slice(F32), &of, &KIND)
 }
 
 fn head(queue: Queue<'_>) -> Result<()> {

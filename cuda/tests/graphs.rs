@@ -4,6 +4,7 @@ mod support;
 
 use std::sync::Arc;
 
+use planish_cuda::emulator::Emulator;
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::adamw::{self, AdamW};
 use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments, TILE};
@@ -11,7 +12,7 @@ use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 use planish_cuda::ops::rms_norm::{self, RmsNorm};
 use planish_cuda::ops::rope::{self, Heads, Queries};
 use planish_cuda::ops::{elementwise, embedding, gather, grad_norm, linear};
-use planish_cuda::{DType, Device, Queue, Recorder, Result};
+use planish_cuda::{DType, Device, Error, Queue, Recorder, Result};
 use support::*;
 
 const T: DType = DType::BF16;
@@ -378,6 +379,60 @@ fn recordings_share_memory_and_notice_when_it_is_gone() {
     assert!(kept.fill(0).is_err(), "its stream is no more");
     drop(kept);
     assert_eq!(device.pool().usage().in_use, 0);
+    device.pool().release().unwrap();
+    assert_eq!(device.pool().usage().reserved, 0);
+}
+
+/// What is kept for recorded work stays its own while it is recorded, though somebody else finds no room meanwhile.
+#[test]
+fn memory_of_work_that_is_being_recorded_is_not_given_back() {
+    let Some(device) = device() else { return };
+    let queue = device.queue();
+    let mut x = put(queue, &[1.0; 64], F32);
+    let before = device.pool().usage();
+    let mut recorder = Recorder::new(&device).unwrap();
+    let mut times = 0;
+    let graph = recorder.record(queue, |own| -> Result<()> {
+        let mut twice = own.alloc("a test", 64, F32)?;
+        elementwise::binary(own, elementwise::Binary::Add, twice.slice_mut(F32), x.slice(F32), x.slice(F32))?;
+        elementwise::axpby(own, x.slice_mut(F32), twice.slice(F32), 1.0, 0.0)?;
+        let at = twice.ptr();
+        drop(twice);
+        times += 1;
+        if times == 2 {
+            // More than the device has: the pool gives back what it keeps, and says that it was not enough.
+            let error = queue.alloc("a test", 1 << 40, DType::U8).unwrap_err();
+            assert!(matches!(error, Error::NoRoom { .. }), "{error}");
+            device.pool().release()?;
+        }
+        assert_eq!(own.alloc("a test", 64, F32)?.ptr(), at, "it is kept");
+        Ok(())
+    });
+    let graph = graph.unwrap().unwrap();
+    assert_eq!((times, get(&x, F32)), (2, vec![2.0; 64]));
+    recorder.replay(graph, queue).unwrap();
+    assert_eq!(get(&x, F32), [4.0; 64]);
+    drop(recorder);
+    device.pool().release().unwrap();
+    assert_eq!(device.pool().usage().reserved, before.reserved);
+}
+
+/// A driver that captures nothing: the work is done, the recording refused, and nothing held back.
+#[test]
+fn what_the_driver_does_not_capture_is_not_recorded() {
+    let Some(cache) = cache() else { return };
+    let emulator = Emulator::new((9, 0)).unwrap().without_captures();
+    let device = Device::new(Arc::new(emulator), cache);
+    let (x, mut sum) = (put(device.queue(), &[1.0; 8], F32), put(device.queue(), &[1.0; 8], F32));
+    let mut recorder = Recorder::new(&device).unwrap();
+    let refused = recorder.record(device.queue(), |queue| -> Result<()> {
+        queue.alloc("a test", 8, F32)?;
+        elementwise::axpby(queue, sum.slice_mut(F32), x.slice(F32), 1.0, 1.0)
+    });
+    assert_eq!(refused.unwrap_err().to_string(), "begin_capture failed: this device captures no work");
+    drop(recorder);
+    assert_eq!(get(&sum, F32), [2.0; 8]);
+    drop((x, sum));
     device.pool().release().unwrap();
     assert_eq!(device.pool().usage().reserved, 0);
 }

@@ -72,7 +72,7 @@ impl Demands {
             ("P_TUNING", _) if json["encoder_reparameterization_type"] == "LSTM" => {
                 self.lacks("an encoder with an LSTM")
             }
-            ("LORA" | "LN_TUNING" | "IA3" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING", _) => self,
+            ("LORA" | "LN_TUNING" | "IA3" | "VERA" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING", _) => self,
             (other, _) => self.lacks(format!("the adapter {other}")),
         }
     }

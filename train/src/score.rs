@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use planish_autograd::ops::index_select::index_select;
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
+use planish_tensor::ops::lm_head_top::{MOST_ON_DEVICE, most_probable};
 use planish_tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -190,10 +191,11 @@ impl<'a> Scorer<'a> {
             if let Some((k, temperature)) = self.top {
                 for rows in at.chunks(LOGIT_ROWS) {
                     let rows = index_select(&hidden, rows)?;
-                    let logits = here(&self.model.logits(&self.ctx, rows.value())?)?;
-                    for z in logits.chunks_exact(self.model.config.vocab_size) {
-                        most_probable(z, k, temperature, &mut top);
+                    let mut logits = self.model.logits(&self.ctx, rows.value())?;
+                    if k > MOST_ON_DEVICE {
+                        logits = logits.to_device(Device::Cpu)?;
                     }
+                    top.extend(most_probable(&logits, k, temperature)?);
                 }
             }
             Ok((logprobs, top))
@@ -218,20 +220,6 @@ impl<'a> Scorer<'a> {
         });
         lines.collect()
     }
-}
-
-/// Appends the `k` most probable tokens of a row of logits with their log-probabilities at a temperature.
-fn most_probable(z: &[f64], k: usize, temperature: f64, out: &mut Vec<(u32, f64)>) {
-    let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = z.iter().map(|z| ((z - most) / temperature).exp()).sum();
-    let mut order: Vec<u32> = (0..z.len() as u32).collect();
-    let by = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
-    if k < order.len() {
-        order.select_nth_unstable_by(k, by);
-        order.truncate(k);
-    }
-    order.sort_unstable_by(by);
-    out.extend(order.into_iter().map(|id| (id, (z[id as usize] - most) / temperature - sum.ln())));
 }
 
 /// Places of the supervised tokens.

@@ -27,6 +27,8 @@ pub struct Emulator {
     pub(crate) properties: Properties,
     checks: Checks,
     budget: u64,
+    /// Whether streams may be captured.
+    pub(crate) captures: bool,
     keep_reports: bool,
     watch: Option<Watch>,
     state: Mutex<State>,
@@ -123,6 +125,7 @@ impl Emulator {
             },
             checks: Checks::default(),
             budget: BUDGET,
+            captures: true,
             keep_reports: false,
             watch: None,
             state: Mutex::new(State {
@@ -162,6 +165,13 @@ impl Emulator {
     #[must_use]
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.properties.memory_bytes = bytes;
+        self
+    }
+
+    /// A device whose driver captures no work.
+    #[must_use]
+    pub fn without_captures(mut self) -> Self {
+        self.captures = false;
         self
     }
 

@@ -206,6 +206,9 @@ impl Driver for Emulator {
     fn begin_capture(&self, stream: Stream) -> Result<()> {
         let mut state = self.state()?;
         state.not_captured(stream, "begin_capture")?;
+        if !self.captures {
+            return Err(Error::Driver { call: "begin_capture", reason: "this device captures no work".to_owned() });
+        }
         state.capturing.insert(stream.0, stream.0);
         state.captures.insert(stream.0, Vec::new());
         Ok(())

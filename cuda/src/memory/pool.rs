@@ -43,6 +43,8 @@ struct State {
     kept: HashMap<(Stream, u64), Vec<DevicePtr>>,
     /// Streams that are no more; a number is never given to another.
     retired: HashSet<Stream>,
+    /// Streams whose work is being recorded: what is kept for them may be in the recording already.
+    recorded: HashSet<Stream>,
 }
 
 /// What `bytes` are rounded up to.
@@ -119,12 +121,17 @@ impl Pool {
         })
     }
 
-    /// Gives everything that is kept back to the driver, and waits until it has it.
+    /// Gives everything that is kept back to the driver, and waits until it has it; but what is kept for work that is being
+    /// recorded, which goes on to use it whenever it is replayed.
     ///
     /// # Errors
     /// The first of the driver's, such as a kernel that failed earlier; the rest is given back all the same.
     pub fn release(&self) -> Result<()> {
-        let kept = std::mem::take(&mut self.state().kept);
+        let kept = {
+            let State { kept, recorded, .. } = &mut *self.state();
+            let given: HashMap<_, _> = kept.extract_if(|(stream, _), _| !recorded.contains(stream)).collect();
+            given
+        };
         let mut first = Ok(());
         let mut streams = Vec::new();
         for ((stream, size), blocks) in kept {
@@ -137,6 +144,16 @@ impl Pool {
             }
         }
         streams.into_iter().fold(first, |first, stream| first.and(self.driver.synchronize(stream)))
+    }
+
+    /// Whether a stream's work is being recorded from now on.
+    pub(crate) fn set_recorded(&self, stream: Stream, recorded: bool) {
+        let mut state = self.state();
+        if recorded {
+            state.recorded.insert(stream);
+        } else {
+            state.recorded.remove(&stream);
+        }
     }
 
     /// Takes what is kept for a stream out of the pool, with its size: for work that is recorded there, which nobody may

@@ -23,6 +23,7 @@ pub mod grad_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod lm_head;
+pub mod lm_head_top;
 pub mod lora_linear;
 pub mod matmul;
 mod matmul_hopper;

@@ -170,6 +170,37 @@ fn kinds_of_attention_on_tensor_cores() {
 fn the_largest_heads_fit_ada() {
     let Some(device) = device_of((8, 9)) else { return };
     check(device.queue(), DType::BF16, &causal(2, 1, 128), &[(33, 65)]);
+    check(device.queue(), DType::BF16, &large(2, 1), &[(33, 65)]);
+}
+
+/// The test's numbers of q and k are alike by two thirds: at the usual scale 256 of them would make each query see one key
+/// alone, whose gradient is all rounding.
+fn large(heads: usize, kv_heads: usize) -> Attention {
+    Attention { scale: 0.02, ..causal(heads, kv_heads, 256) }
+}
+
+shapes! {
+    on [(8, 9)];
+    /// Heads of 256, of which shared memory and registers have room for less at a time.
+    fn large_heads_on_tensor_cores(queue; a in 0usize..40, b in 0usize..20, more in 0usize..80, kv_heads in 1usize..3, group in 1usize..3, window in 1usize..60, kind in 0usize..4; 3 cases) {
+        for (i, t) in [DType::BF16, DType::F16].into_iter().enumerate() {
+            let base = large(kv_heads * group, kv_heads);
+            let of = match (kind + i) % 4 {
+                0 => base,
+                1 => Attention { causal: false, ..base },
+                2 => Attention { window: Some(window), ..base },
+                _ => Attention { softcap: Some(1.5), ..base },
+            };
+            check(queue, t, &of, &[(a, a + more), (0, b), (b, b)]);
+        }
+    }
+}
+
+/// On Hopper heads of 256 go to the kernels of other cards.
+#[test]
+fn large_heads_on_hopper() {
+    let Some(device) = device() else { return };
+    check(device.queue(), DType::BF16, &large(2, 1), &[(17, 40), (3, 3)]);
 }
 
 /// Law 5: a token decoded over a paged cache has the bits that it has in training, whatever the rest of the batch.

@@ -1,10 +1,14 @@
 //! Decoding over caches that lie apart: keys and values put there, and attention over them.
 
+use std::sync::Arc;
+
+use planish_cuda::emulator::Emulator;
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments};
 use planish_cuda::ops::rope::{self, Heads, Queries};
-use planish_cuda::{DType, Queue};
+use planish_cuda::{DType, Device, Queue, Recorder};
 
+use crate::shapes;
 use crate::support::*;
 
 const F32: DType = DType::F32;
@@ -30,6 +34,8 @@ fn caches_give_the_bits_of_training() {
         ((9, 0), DType::BF16, of(6, 2, 64, None)),
         ((9, 0), DType::F16, of(2, 1, 128, Some(70))),
         ((9, 0), F32, of(2, 1, 16, None)),
+        // On Hopper, too, heads of this size are multiplied by `mma.sync`.
+        ((9, 0), DType::BF16, of(2, 1, 256, None)),
     ] {
         let Some(device) = device_of(capability) else { return };
         let queue = device.queue();
@@ -69,6 +75,185 @@ fn caches_give_the_bits_of_training() {
             have = keys;
         }
         assert_eq!(have, [133, 70]);
+    }
+}
+
+/// Attention of the last tokens of sequences over caches with so much room: results, log-sum-exps, and the kernels.
+fn over_caches(
+    queue: Queue<'_>,
+    t: DType,
+    a: &Attention,
+    [q, k, v]: [&[f64]; 3],
+    lengths: &[(u32, u32)],
+    capacity: usize,
+    full: bool,
+) -> (Vec<f64>, Vec<f64>, Vec<&'static str>) {
+    let sizes = CacheSizes { layers: 1, kv_heads: a.kv_heads, size: a.size };
+    let (row, mut first) = (a.kv_heads * a.size, 0);
+    let caches: Vec<DeviceBuffer> = lengths
+        .iter()
+        .map(|&(_, keys)| {
+            // Behind the keys anything.
+            let mut cache = vec![-7.5; 2 * capacity * row];
+            for (part, from) in [k, v].into_iter().enumerate() {
+                let own = &from[first * row..][..keys as usize * row];
+                cache[part * capacity * row..][..own.len()].copy_from_slice(own);
+            }
+            first += keys as usize;
+            put(queue, &cache, t)
+        })
+        .collect();
+    let table = Caches::new(queue, &caches.iter().map(|c| c.slice(t)).collect::<Vec<_>>(), sizes).unwrap();
+    let new = lengths.iter().fold(vec![0], |mut cu, l| {
+        cu.push(cu[cu.len() - 1] + l.0);
+        cu
+    });
+    let keys: Vec<u32> = lengths.iter().map(|l| l.1).collect();
+    let of = Segments::cached(queue, &new, &new, &keys).unwrap();
+    let tokens = new[lengths.len()] as usize;
+    let (mut out, mut lse) = (room(queue, tokens * a.heads * a.size, t), room(queue, tokens * a.heads, F32));
+    let qs = put(queue, q, t);
+    // All but a few blocks of the device's memory are somebody else's.
+    let mut taken = Vec::new();
+    while let (true, Ok(block)) = (full, queue.alloc("a test", 4096, t)) {
+        taken.push(block);
+    }
+    let (done, times) = queue
+        .device
+        .profile(|| {
+            let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
+            attention::forward_cached(queue, to, sums, qs.slice(t), (&table, 0), &of, a)
+        })
+        .unwrap();
+    done.unwrap();
+    (get(&out, t), get(&lse, F32), times.iter().map(|time| time.name).collect())
+}
+
+/// Whether they are those of long caches.
+fn are_long(kernels: &[&str]) -> bool {
+    kernels.len() == 2
+        && ["attention_scores", "attention_values"].iter().all(|name| kernels.iter().any(|k| k.starts_with(name)))
+}
+
+shapes! {
+    on BOTH;
+    /// Over long caches keys are shared out among blocks, and the bits are those of one block: of sequences of any
+    /// length, with windows and soft-caps, of one row and of 16.
+    fn long_caches_give_the_bits_of_short_ones(queue; keys in 1u32..330, more in 1u32..130, new in 1u32..5, group in 1usize..5, kv_heads in 1usize..3, kind in 0usize..4, types in 0usize..2, size in 0usize..2; 8 cases) {
+        let (t, size) = ([DType::BF16, DType::F16][types], [64, 128][size]);
+        let (window, softcap) = [(None, None), (Some(1100), Some(1.5)), (Some(1200), None), (None, Some(2.5))][kind];
+        let a = Attention { heads: group * kv_heads, kv_heads, size, scale: 0.11, causal: true, window, softcap };
+        let lengths = [(new.min(keys), keys), (0, 0), (1, more)];
+        let (tokens, all) = ((new.min(keys) + 1) as usize, (keys + more) as usize);
+        let q = random(tokens * a.heads * size, t, 1);
+        let [k, v] = [2, 3].map(|salt| random(all * kv_heads * size, t, salt));
+        let short = over_caches(queue, t, &a, [&q, &k, &v], &lengths, 400, false);
+        let long = over_caches(queue, t, &a, [&q, &k, &v], &lengths, 1024, false);
+        assert!(matches!(short.2[..], ["attention_forward" | "attention_hopper"]), "{:?}", short.2);
+        assert!(are_long(&long.2), "{:?}", long.2);
+        assert_eq!((short.0, short.1), (long.0, long.1), "{t} {a:?} {lengths:?}");
+    }
+}
+
+/// The same of keys that need many rounds of tiles, against training's last row; and with a window that leaves most of them
+/// out, whose first tile is not the segment's.
+#[test]
+fn a_token_behind_many_keys_has_the_bits_of_training() {
+    for (capability, t, heads, size, window, n) in [
+        ((8, 0), DType::BF16, 12, 64, None, 1400u32),
+        ((8, 0), DType::BF16, 2, 128, Some(1030), 1301),
+        ((9, 0), DType::BF16, 2, 256, None, 1027),
+        ((9, 0), DType::BF16, 9, 64, None, 1601),
+        ((9, 0), DType::F16, 2, 128, Some(1030), 1301),
+        ((8, 9), DType::F16, 1, 256, None, 1100),
+    ] {
+        let Some(device) = device_of(capability) else { return };
+        let queue = device.queue();
+        let a = Attention { heads, kv_heads: 1, size, scale: 0.2, causal: true, window, softcap: None };
+        let q = random(a.heads * size, t, 1);
+        let [k, v] = [2, 3].map(|salt| random(n as usize * size, t, salt));
+        let [qs, ks, vs] = [&q, &k, &v].map(|x| put(queue, x, t));
+        let (mut out, mut lse) = (room(queue, q.len(), t), room(queue, heads, F32));
+        let table = Segments::packed(queue, &[0, 1], &[0, n]).unwrap();
+        let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
+        attention::forward(queue, to, sums, qs.slice(t), ks.slice(t), vs.slice(t), &table, &a).unwrap();
+        let long = over_caches(queue, t, &a, [&q, &k, &v], &[(1, n)], 2048, false);
+        assert!(are_long(&long.2), "{:?}", long.2);
+        assert_eq!((get(&out, t), get(&lse, F32)), (long.0, long.1), "{capability:?} {t} {a:?}");
+    }
+}
+
+/// Where there is no room for the scores, one kernel does what two would have done, with the same bits.
+#[test]
+fn without_room_for_scores_one_kernel_does_it() {
+    for (capability, kernel) in [((8, 0), "attention_forward"), ((9, 0), "attention_hopper")] {
+        let Some(cache) = cache() else { return };
+        let emulator = Emulator::new(capability).unwrap().with_memory(4 << 20);
+        let device = Device::new(Arc::new(emulator), cache);
+        let (queue, t) = (device.queue(), DType::BF16);
+        let a = Attention { heads: 2, kv_heads: 1, size: 64, scale: 0.1, causal: true, window: None, softcap: None };
+        let [q, k, v] = [(2, 1), (1100, 2), (1100, 3)].map(|(rows, salt)| random(rows * 64, t, salt));
+        let [free, full] = [false, true].map(|full| over_caches(queue, t, &a, [&q, &k, &v], &[(1, 1100)], 2048, full));
+        assert!(are_long(&free.2), "{:?}", free.2);
+        assert_eq!(full.2, [kernel]);
+        assert_eq!((free.0, free.1), (full.0, full.1), "{capability:?}");
+    }
+}
+
+/// Enough blocks as it is, or rows for more than a warp's: one kernel.
+#[test]
+fn many_sequences_and_many_rows_take_one_kernel() {
+    let Some(device) = device_of((8, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    let of = |kv_heads, window| Attention {
+        heads: kv_heads,
+        kv_heads,
+        size: 64,
+        scale: 0.1,
+        causal: true,
+        window,
+        softcap: None,
+    };
+    for (a, lengths) in [
+        (of(55, None), vec![(1, 2)]),
+        (of(1, None), vec![(1, 1); 55]),
+        (of(1, None), vec![(17, 17)]),
+        (of(1, Some(500)), vec![(1, 3)]),
+    ] {
+        let (tokens, keys) = lengths.iter().fold((0, 0), |sum, l: &(u32, u32)| (sum.0 + l.0, sum.1 + l.1));
+        let q = random(tokens as usize * a.heads * a.size, t, 1);
+        let k = random(keys as usize * a.heads * a.size, t, 2);
+        let got = over_caches(queue, t, &a, [&q, &k, &k], &lengths, 1024, false);
+        assert_eq!(got.2, ["attention_forward"], "{a:?} {}", lengths.len());
+    }
+}
+
+/// Recorded work that goes on with a longer cache than it was recorded for stops, and does not write elsewhere.
+#[test]
+fn work_recorded_over_a_shorter_cache_traps() {
+    for capability in BOTH {
+        let Some(device) = device_of(capability) else { return };
+        let (queue, t) = (device.queue(), DType::BF16);
+        let sizes = CacheSizes { layers: 1, kv_heads: 1, size: 64 };
+        let a = Attention { heads: 1, kv_heads: 1, size: 64, scale: 0.1, causal: true, window: None, softcap: None };
+        let (short, long) = (put(queue, &vec![0.5; 1024 * 128], t), put(queue, &vec![0.5; 2048 * 128], t));
+        let mut table = Caches::new(queue, &[short.slice(t)], sizes).unwrap();
+        let mut of = Segments::cached(queue, &[0, 1], &[0, 1], &[1024]).unwrap();
+        let (mut out, mut lse, q) = (room(queue, 64, t), room(queue, 1, F32), put(queue, &[1.0; 64], t));
+        let mut recorder = Recorder::new(&device).unwrap();
+        let recorded = recorder
+            .record(queue, |queue| {
+                let (to, sums) = (out.slice_mut(t), lse.slice_mut(F32));
+                attention::forward_cached(queue, to, sums, q.slice(t), (&table, 0), &of, &a)
+            })
+            .unwrap()
+            .unwrap();
+        table.exchange(queue, &[long.slice(t)]).unwrap();
+        of.set_keys(&[1024]).unwrap();
+        recorder.replay(recorded, queue).unwrap();
+        of.set_keys(&[1100]).unwrap();
+        let error = recorder.replay(recorded, queue).unwrap_err().to_string();
+        assert!(error.contains("trap"), "{error}");
     }
 }
 

@@ -12,6 +12,7 @@ mod caches;
 mod copy;
 mod elementwise;
 mod lm_head;
+mod lm_head_top;
 mod matmul;
 mod matmul_hopper;
 mod norms;

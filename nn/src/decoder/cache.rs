@@ -54,6 +54,11 @@ impl SequenceCache {
         self.memory.bytes()
     }
 
+    /// What recorded work depends on that puts another key here.
+    pub(crate) fn recorded_for(&self) -> usize {
+        self.memory.recorded_for(self.len + 1)
+    }
+
     pub(super) fn memory(&mut self) -> &mut KeyValues {
         &mut self.memory
     }

@@ -2,7 +2,8 @@
 //!
 //! In a steady batch each step does the same to other numbers. The second that goes through the model with so many sequences
 //! and one adapter is recorded; from the third on the host asks for all its layers by one call. Numbers of sequences are
-//! rounded up, so that a batch that shrinks needs few recordings. Recordings end with the call of the generator: weights that
+//! rounded up, so that a batch that shrinks needs few recordings; and where the longest cache is long, one that doubles
+//! needs another. Recordings end with the call of the generator: weights that
 //! change between calls are never mixed with old ones.
 
 use planish_tensor::Tensor;
@@ -23,10 +24,12 @@ pub(super) struct Recordings<'a> {
     wanted: bool,
 }
 
+/// A kind of steps: adapter, rows, and what is recorded of the longest cache.
+type Kind = (Option<usize>, usize, usize);
+
 /// Steps of one kind.
 struct Known {
-    adapter: Option<usize>,
-    rows: usize,
+    kind: Kind,
     step: Option<(Steady, Recorded)>,
 }
 
@@ -55,18 +58,18 @@ impl<'a> Recordings<'a> {
         if self.model.device().is_profiled()? {
             return Ok(None);
         }
-        let Some(mut known) = self.take(ctx.adapter(), rows_for(ids.len())) else { return Ok(None) };
+        let longest = caches.iter().map(|cache| cache.recorded_for()).max().unwrap_or(0);
+        let Some(mut known) = self.take((ctx.adapter(), rows_for(ids.len()), longest)) else { return Ok(None) };
         let done = self.step(&mut known, ctx, &ids, caches);
         self.known.insert(0, known);
         done
     }
 
     /// The kind, out of the list; `None` if it was not there before.
-    fn take(&mut self, adapter: Option<usize>, rows: usize) -> Option<Known> {
-        let is = |known: &Known| (known.adapter, known.rows) == (adapter, rows);
-        let found = self.known.iter().position(is).map(|at| self.known.remove(at));
+    fn take(&mut self, kind: Kind) -> Option<Known> {
+        let found = self.known.iter().position(|known| known.kind == kind).map(|at| self.known.remove(at));
         if found.is_none() {
-            self.known.insert(0, Known { adapter, rows, step: None });
+            self.known.insert(0, Known { kind, step: None });
             for old in self.known.split_off(self.known.len().min(MOST)) {
                 self.forget(old);
             }
@@ -96,7 +99,7 @@ impl<'a> Recordings<'a> {
             return step.advance(caches).map(Some);
         }
         known.step = None;
-        match self.record(known.rows, ctx, ids, caches) {
+        match self.record(known.kind.1, ctx, ids, caches) {
             Ok((step, recorded)) => {
                 let hidden = step.advance(caches)?;
                 known.step = Some((step, recorded));

@@ -22,6 +22,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod lm_head;
 pub mod lm_head_divergence;
+pub mod lm_head_top;
 pub mod lora_embedding;
 pub mod lora_linear;
 pub mod lstm;

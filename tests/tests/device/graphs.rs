@@ -1,5 +1,6 @@
 //! Steps of decoding that are recorded as graphs: the same bits as those launched one by one, and less to do.
 
+use planish_cuda::emulator::Emulator;
 use planish_nn::Ctx;
 use planish_nn::decoder::Model;
 use planish_nn::generate::{Completion, Generator, SamplingParams};
@@ -9,7 +10,7 @@ use planish_tests::law5::{of, scored_completion, sequences};
 
 use crate::half::{in_bf16, tiny, watched};
 use crate::quantised::requantized;
-use crate::{emulator, load, stir, with_lora};
+use crate::{emulator, has_nvrtc, install, load, stir, with_lora};
 
 /// What a generator gives with graphs and without, which must be the same; and how many steps were replayed.
 fn both(what: &str, generator: impl Fn() -> Generator<'static>, device: Device, run: &Run<'_>) -> (Answers, u64) {
@@ -118,6 +119,47 @@ fn other_models_and_adapters_too() {
             assert_ne!(some[1], all[1], "{what}: the adapter does something");
         }
     }
+}
+
+/// A cache that grows long is decoded by other kernels, with the same bits, and by a recording of its own.
+#[test]
+fn steps_over_caches_that_grow_long_are_recorded_anew() {
+    for (number, capability) in [(57, (8, 0)), (58, (9, 0))] {
+        let Some((device, emulator)) = watched(number, capability) else { return };
+        let model = forever(in_bf16(tiny(DType::BF16, false), device));
+        let prompts = sequences(model, &[505, 3], 3);
+        let params = SamplingParams { max_new_tokens: 14, temperature: 0.0, ..SamplingParams::default() };
+        let run = Run { prompts: &prompts, params: &params, readers: 99 };
+        let (all, replays) = both(&format!("{capability:?}"), || Generator::new(model), device, &run);
+        // 13 steps after the prompts, of which the first two of both kinds are not replayed: from the eighth on there is
+        // room for 1024 keys.
+        assert_eq!(replays, 13 - 4, "{capability:?}");
+        for (prompt, answers) in prompts.iter().zip(&all) {
+            let scored = scored_completion(model, &Ctx::inference(), prompt, &answers[0].ids);
+            assert_eq!(of(&answers[0].logprobs), scored, "{capability:?}");
+        }
+        let launches = |name: &str| emulator.take_reports().iter().filter(|r| r.kernel.starts_with(name)).count();
+        assert!(launches("attention_values") > 0, "{capability:?}");
+    }
+}
+
+/// Where recording fails steps are launched one by one, with the same bits, and it is not tried again.
+#[test]
+fn steps_that_cannot_be_recorded_are_launched() {
+    if !has_nvrtc() {
+        return;
+    }
+    let emulator = Emulator::new((9, 0)).unwrap().with_memory(1 << 30).without_captures();
+    let (device, _) = install(65, emulator);
+    let model = forever(in_bf16(tiny(DType::BF16, false), device));
+    let prompts = sequences(model, &[5, 9, 7], 3);
+    let params = SamplingParams { max_new_tokens: 6, temperature: 0.8, ..SamplingParams::default() };
+    let run = Run { prompts: &prompts, params: &params, readers: 4 };
+    let (all, replays) = both("a driver without graphs", || Generator::new(model), device, &run);
+    assert_eq!((replays, all.len()), (0, 3));
+    let left = device.memory().unwrap().unwrap().in_use;
+    both("once more", || Generator::new(model), device, &run);
+    assert_eq!(device.memory().unwrap().unwrap().in_use, left, "nothing is held back");
 }
 
 /// Once a step is recorded, the next ones take nothing from the pool, tell the device three tables, and launch what they

@@ -101,6 +101,8 @@ fn ten_steps_on_tensor_cores() {
         (32, (8, 0), 64, DType::BF16, ["matmul", "attention_forward", "attention_dq", "attention_dkv"]),
         // Filled up to 64.
         (43, (9, 0), 24, DType::BF16, hopper),
+        // Filled up to 256, for the kernels of other cards.
+        (59, (9, 0), 200, DType::BF16, ["matmul_hopper", "attention_forward", "attention_dq", "attention_dkv"]),
     ];
     for (number, capability, head, dtype, [product, attention @ ..]) in cards {
         let Some((device, emulator)) = watched(number, capability) else { return };
@@ -170,7 +172,7 @@ fn adapted(name: &str) -> Model {
 #[test]
 fn other_adapters() {
     let Some(device) = emulator(42) else { return };
-    let others = ["qwen2_ia3", "llama3_ln", "gemma2_prompt", "smollm2_prefix_mlp", "llama3_p_tuning"];
+    let others = ["qwen2_ia3", "qwen2_vera", "llama3_ln", "gemma2_prompt", "smollm2_prefix_mlp", "llama3_p_tuning"];
     for name in LORAS.into_iter().chain(others) {
         let (here, there) = (adapted(name), in_bf16(adapted(name), device));
         close(name, &trajectory(&here, false, 2), &trajectory(&there, false, 2), BOUNDS_OF_FIXTURES);

@@ -12,6 +12,7 @@ mod preference;
 mod program;
 mod quantised;
 mod room;
+mod scores;
 mod training;
 mod variants;
 

@@ -149,7 +149,7 @@ fn other_adapters() {
         seen.push(kind);
         compare(&dir.display().to_string(), &here, &made().0, device, false);
     }
-    for kind in ["LORA", "IA3", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"] {
+    for kind in ["LORA", "IA3", "VERA", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"] {
         assert!(seen.iter().any(|s| s == kind), "{kind} was not tried: {seen:?}");
     }
 }

@@ -9,7 +9,16 @@ use crate::{DType, Error, Queue, Result, Shape};
 
 /// Rows that dK and dV take at a time: what the registers allow.
 fn rows_at_a_time(size: usize) -> usize {
-    if size <= 64 { 64 } else { 32 }
+    match size {
+        ..=64 => 64,
+        65..=128 => 32,
+        _ => 16,
+    }
+}
+
+/// Keys that dQ takes at a time: what the least of shared memory, 99 KiB, has room for.
+fn keys_at_a_time(size: usize) -> usize {
+    if size <= 128 { TILE } else { 16 }
 }
 
 /// dq, dk, dv from the upstream gradient `dout` and what [`forward`](super::forward) returned. Keys in a stream only.
@@ -47,7 +56,7 @@ pub fn backward(
     let args = [delta.arg(), dout.arg(), out.arg(), Arg::U64(rows as u64)];
     launch("attention_delta", Shape::line(rows.div_ceil(8), 256), &args)?;
 
-    if tensor_cores && hopper::is_for(queue, of) {
+    if tensor_cores && hopper::is_for(queue, attention.size, of) {
         return hopper::backward(queue, [&dq, &dk, &dv], dout, [q, k, v], [lse, delta], of, attention);
     }
     let options = attention.bytes(0)?;
@@ -65,11 +74,10 @@ pub fn backward(
     }
     let tile = TILE * attention.size * 2;
     let blocks = (of.max_queries() * attention.group()).div_ceil(64);
-    launch("attention_dq", attention.grid(of, blocks, of.max_keys(), 128).shared(6 * tile), &dq_args)?;
+    let bytes = 2 * tile + 4 * keys_at_a_time(attention.size) * attention.size * 2;
+    launch("attention_dq", attention.grid(of, blocks, of.max_keys(), 128).shared(bytes), &dq_args)?;
     let bytes = 2 * tile + 4 * rows_at_a_time(attention.size) * attention.size * 2;
-    launch(
-        "attention_dkv",
-        attention.grid(of, of.max_keys().div_ceil(TILE), of.max_queries(), 128).shared(bytes),
-        &dkv_args,
-    )
+    let threads = 128 * attention.size.div_ceil(128) as u32;
+    let shape = attention.grid(of, of.max_keys().div_ceil(TILE), of.max_queries(), threads);
+    launch("attention_dkv", shape.shared(bytes), &dkv_args)
 }

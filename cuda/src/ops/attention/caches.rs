@@ -79,7 +79,8 @@ impl Caches {
     }
 
     /// Puts other caches, as many and of the same kind, in the places of these: recorded work goes on with them. Whether any
-    /// is another, and so the table was uploaded anew.
+    /// is another, and so the table was uploaded anew. From [`LONG`](super::LONG) keys on what is launched depends on the
+    /// largest of them: work that was recorded over a smaller one is to be recorded anew, and traps if it is not.
     ///
     /// # Errors
     /// As [`new`](Caches::new); another number of caches.
@@ -101,6 +102,11 @@ impl Caches {
     /// Bytes of the table.
     pub fn bytes(&self) -> usize {
         self.table.bytes()
+    }
+
+    /// Keys that there is room for in the largest.
+    pub(crate) fn longest(&self) -> usize {
+        self.capacities.iter().copied().max().unwrap_or(0)
     }
 
     pub(crate) fn kv_heads(&self) -> usize {

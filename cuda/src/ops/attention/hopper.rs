@@ -1,6 +1,6 @@
 //! Attention on Hopper; see `cuda/kernels/attention_hopper.cu` and `attention_backward_hopper.cu`.
 
-use super::{Attention, Caches, Segments, TILE};
+use super::{Attention, Caches, Segments, TILE, long};
 use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_HOPPER};
@@ -12,16 +12,19 @@ use crate::{DType, Queue, Result};
 /// Tiles in the ring, as in the kernel.
 const STAGES: usize = 3;
 
+/// The largest heads whose sums registers have room for here; larger ones go to the kernels of other cards.
+const LARGEST: usize = 128;
+
 /// Whether attention over caches of heads of this size and type goes to this kernel on the queue's device.
 pub(super) fn takes(queue: Queue<'_>, dtype: DType, size: usize) -> bool {
-    queue.device.arch() == Arch::specific(9, 0) && super::on_tensor_cores(dtype, size)
+    queue.device.arch() == Arch::specific(9, 0) && super::on_tensor_cores(dtype, size) && size <= LARGEST
 }
 
 /// Whether attention on tensor cores goes to this kernel on the queue's device. On Hopper all of it does, in training and
-/// in decoding: `mma.sync` may add the 16 products of a step otherwise.
-pub(super) fn is_for(queue: Queue<'_>, of: &Segments) -> bool {
+/// in decoding, by the size of a head alone: `mma.sync` may add the 16 products of a step otherwise.
+pub(super) fn is_for(queue: Queue<'_>, size: usize, of: &Segments) -> bool {
     // Without a key there is nothing to make a map of, and nothing to add.
-    queue.device.arch() == Arch::specific(9, 0) && of.key_rows() > 0
+    queue.device.arch() == Arch::specific(9, 0) && size <= LARGEST && of.key_rows() > 0
 }
 
 /// Boxes of a tile's rows, one of `heads` and 64 of its dimensions.
@@ -68,6 +71,11 @@ pub(super) fn forward_cached(
     of: &Segments,
     attention: &Attention,
 ) -> Result<()> {
+    if long::takes(queue, caches.longest(), of, attention)
+        && long::forward_hopper(queue, out, lse, q, (caches, layer), of, attention)?
+    {
+        return Ok(());
+    }
     let options = attention.bytes(0)?;
     let [cu_q, _, k_len, _] = of.args();
     let (layer, options) = (Arg::U32(layer as u32), Arg::Bytes(&options));

@@ -1,16 +1,19 @@
-//! Attention over a packed stream of sequences; see `cuda/kernels/attention.cu`, `attention_hopper.cu` and
-//! `attention_backward.cu`.
+//! Attention over a packed stream of sequences; see `cuda/kernels/attention.cu`, `attention_long.cu`,
+//! `attention_hopper.cu` and `attention_backward.cu`.
 //!
 //! [`forward`] is training, prefill and decoding: [`Segments`] says which keys belong to which queries, in a stream of
-//! keys or in pages of a cache; [`forward_cached`] is the same over [`Caches`] that lie apart. f32 and head sizes other than 64 and 128 go to the plain kernel.
+//! keys or in pages of a cache; [`forward_cached`] is the same over [`Caches`] that lie apart. f32 and head sizes
+//! other than 64, 128 and 256 go to the plain kernel.
 
 mod backward;
 mod caches;
 mod hopper;
+mod long;
 mod segments;
 
 pub use backward::backward;
 pub use caches::{CacheSizes, Caches};
+pub use long::LONG;
 pub use segments::Segments;
 
 use super::{NULL, types, with};
@@ -30,7 +33,7 @@ const MAX_SIZE: usize = 512;
 
 /// Whether heads of this size and type are multiplied on tensor cores.
 fn on_tensor_cores(dtype: DType, size: usize) -> bool {
-    dtype != DType::F32 && matches!(size, 64 | 128)
+    dtype != DType::F32 && matches!(size, 64 | 128 | 256)
 }
 
 /// What kind of attention.
@@ -166,7 +169,7 @@ pub fn forward(
     lse.expect(OP, "lse", of.queries() * attention.heads)?;
     lse.expect_dtype(OP, "lse", DType::F32)?;
     of.check(attention)?;
-    if attention.tensor_cores(q.dtype()) && hopper::is_for(queue, of) {
+    if attention.tensor_cores(q.dtype()) && hopper::is_for(queue, attention.size, of) {
         return hopper::forward(queue, &out, &lse, [q, k, v], of, attention);
     }
     launch(queue, &out, &lse, q, [k.arg(), v.arg()], None, of, attention)
@@ -218,12 +221,22 @@ fn launch(
     let [cu_q, k_start, k_len, pages] = of.args();
     let (table, layer) = caches.map_or((NULL, 0), |(caches, layer)| (caches.arg(), layer as u32));
     let (layer, options) = (Arg::U32(layer), Arg::Bytes(&options));
+    if attention.tensor_cores(q.dtype()) {
+        let keys = long::bound(caches.map(|(caches, _)| caches), of);
+        if long::takes(queue, keys, of, attention)
+            && long::forward(queue, out, lse, q, [k, v], [table, layer], keys, of, attention)?
+        {
+            return Ok(());
+        }
+    }
     let args = [out.arg(), lse.arg(), q.arg(), k, v, cu_q, k_start, k_len, pages, table, layer, options];
     let mut defines = attention.defines(q.dtype());
     if attention.tensor_cores(q.dtype()) {
         defines = with(defines, "TENSOR_CORES", 1);
         let blocks = (of.max_queries() * attention.group()).div_ceil(64);
-        let shape = attention.grid(of, blocks, of.max_keys(), 128).shared(5 * TILE * attention.size * 2);
+        // Of q one tile, of k and of v two each, or one of large heads.
+        let tiles = if attention.size <= 128 { 5 } else { 3 };
+        let shape = attention.grid(of, blocks, of.max_keys(), 128).shared(tiles * TILE * attention.size * 2);
         return queue.launch(&ATTENTION, "attention_forward", &defines, shape, &args);
     }
     let shape = Shape::grid([of.max_queries().div_ceil(4), attention.heads, of.len()], 128);

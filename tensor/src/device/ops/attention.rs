@@ -1,11 +1,12 @@
 //! Attention.
 //!
-//! Halves go to tensor cores, whose kernels take heads of 64 and of 128: smaller heads are filled up with zeros, which
-//! change neither a score nor a sum, and of the results only the elements that there are are kept. Larger ones, and f32,
-//! go to the plain kernel.
+//! Halves go to tensor cores, whose kernels take heads of 64, of 128 and of 256: smaller heads are filled up with zeros,
+//! which change neither a score nor a sum, and of the results only the elements that there are are kept. Larger ones, and
+//! f32, go to the plain kernel.
 
 use std::sync::Arc;
 
+pub(crate) use planish_cuda::ops::attention::LONG;
 use planish_cuda::ops::{attention as kernel, rope};
 
 use super::On;
@@ -32,6 +33,7 @@ fn as_taken(sizes: Sizes, dtype: DType) -> Sizes {
     let size = match sizes.size {
         1..=64 if dtype != DType::F32 => 64,
         65..=128 if dtype != DType::F32 => 128,
+        129..=256 if dtype != DType::F32 => 256,
         other => other,
     };
     Sizes { size, ..sizes }

@@ -2,6 +2,7 @@
 
 use planish_cuda::DType as Type;
 use planish_cuda::ops::lm_head::{self as kernel, Gradients, Output, Rows};
+use planish_cuda::ops::lm_head_top;
 
 use super::super::memory::type_of;
 use super::On;
@@ -151,6 +152,24 @@ pub(crate) fn from_logits(on: &On, logits: &Tensor, targets: &[u32], of: &LmHead
         kernel::from_logits(on.queue(), out.places()?, logits, targets, vocabulary, &options(of))?;
     }
     Ok(out.logprobs)
+}
+
+/// The `k` most probable tokens of each row of logits, and their log-probabilities at a temperature.
+pub(crate) fn most_probable(on: &On, logits: &Tensor, k: usize, temperature: f64) -> Result<Vec<(u32, f64)>> {
+    let (logits, what) = (logits.contiguous()?, "the most probable tokens");
+    let (n, width) = (logits.dims()[0] * k, logits.dims()[1]);
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    // Ids, then their log-probabilities: one copy brings both home.
+    let mut both = on.queue().alloc(what, 2 * n, Type::U32)?;
+    let (ids, logprobs) = both.slice_mut(Type::U32).split(n)?;
+    let logprobs = logprobs.bits_of(Type::F32)?;
+    lm_head_top::most_probable(on.queue(), ids, logprobs, logits.cells()?, width, k, temperature as f32)?;
+    let both: Vec<u32> = both.download()?;
+    on.downloaded(size_of_val(&*both));
+    let (ids, bits) = both.split_at(n);
+    Ok(ids.iter().zip(bits).map(|(&id, &bits)| (id, f64::from(f32::from_bits(bits)))).collect())
 }
 
 /// Whether each target is the most probable token: known on the host, or still on the device.

@@ -5,12 +5,18 @@
 //! it, and a launch for attention, however many sequences there are; what the host says of the sequences it says once.
 
 use super::{Attention, OP, check_table, forward_segments};
+use crate::device::ops::attention::LONG;
 use crate::device::{self, ops::attention::Step};
 use crate::ops::rope;
 use crate::{DType, Device, Element, Error, Result, Tensor, dispatch};
 
 /// Elements that a device copies by one launch.
 const MOST_AT_ONCE: usize = 1 << 31;
+
+/// Keys that a cache has room for once it has had to grow to `need`.
+fn grown(need: usize) -> usize {
+    need.next_power_of_two().max(64)
+}
 
 /// Keys and values of one sequence in every layer, in one piece of memory: (layers, 2, capacity, kv_heads, size).
 ///
@@ -45,6 +51,13 @@ impl KeyValues {
         self.data.as_ref().map_or(0, |data| data.numel() * self.dtype.size())
     }
 
+    /// What a recorded step that has `need` keys depends on: one of a long cache is not to be replayed over a longer one, where
+    /// the device does more. 0 for all that are not long.
+    pub fn recorded_for(&self, need: usize) -> usize {
+        let capacity = if self.capacity() >= need { self.capacity() } else { grown(need) };
+        if capacity < LONG { 0 } else { capacity }
+    }
+
     /// Room for `need` keys in memory that nobody shares, with the first `held` keys as they are. Grows by doubling.
     fn make_room(&mut self, held: usize, need: usize) -> Result<()> {
         let grown = match &mut self.data {
@@ -54,10 +67,7 @@ impl KeyValues {
                 }
                 return Ok(());
             }
-            _ => {
-                let capacity = need.next_power_of_two().max(64);
-                Tensor::zeros_on(self.device, [2 * self.layers, capacity, self.kv_heads * self.width], self.dtype)?
-            }
+            _ => Tensor::zeros_on(self.device, [2 * self.layers, grown(need), self.kv_heads * self.width], self.dtype)?,
         };
         let Some(old) = self.data.replace(grown) else { return Ok(()) };
         let data = self.data.as_mut().expect("just put there");
