@@ -92,14 +92,13 @@ pub(crate) fn open(matches: &ArgMatches) -> anyhow::Result<(Model, Tokenizer)> {
 pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::Result<(Model, Tokenizer)> {
     let (opened, dtype) = files(matches)?;
     let mut model = opened.load(dtype, false)?;
-    let mut demands = Demands::none();
     for (slot, adapter) in adapters.iter().enumerate() {
-        demands = demands.adapter(Some(&load_adapter_as(&mut model, adapter, slot, false)?));
+        load_adapter_as(&mut model, adapter, slot, false)?;
         let name = matches.get_one::<String>("model").map(String::as_str).unwrap_or_default();
         other_base(adapter, name).into_iter().for_each(output::note);
     }
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
-        let demands = demands.model(&model.config).bf16(bf16_of(matches));
+        let demands = Demands::none().model(&model.config).bf16(bf16_of(matches));
         device::place(&mut model, choice, &demands)?;
     }
     Ok((model, opened.tokenizer))

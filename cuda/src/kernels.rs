@@ -264,6 +264,10 @@ kernels! {
         ggml!(bf16, Q5_1, "32", "24"), ggml!(bf16, Q8_0, "32", "34"), ggml!(bf16, Q4_K, "256", "144"),
         ggml!(bf16, Q5_K, "256", "176"), ggml!(bf16, Q6_K, "256", "210"), ggml!(f32, Q6_K, "256", "210"),
     ];
+    DORA_LINEAR = "dora_linear", T;
+    BLOCK_ROTATE = "block_rotate", T;
+    CAYLEY = "cayley", &[&[]];
+    LSTM = "lstm", &[&[]];
     DROPOUT = "dropout", T;
     MATMUL = "matmul", MATMULS;
     MATMUL_HOPPER = "matmul_hopper", HOPPER_MATMULS, only Arch::specific(9, 0);

@@ -3,7 +3,6 @@
 //! A run says what it is going to do before it begins; what a device cannot do is refused by name then, and `auto`
 //! takes the processor instead.
 
-use planish_nn::adapters::AdapterConfig;
 use planish_nn::config::ModelConfig;
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Device};
@@ -59,21 +58,6 @@ impl Demands {
         match config.without_kernels() {
             Some(what) => self.lacks(what),
             None => self,
-        }
-    }
-
-    /// A model with this adapter.
-    #[must_use]
-    pub fn adapter(self, adapter: Option<&AdapterConfig>) -> Demands {
-        let Some(adapter) = adapter else { return self };
-        let json = adapter.to_json();
-        match (adapter.peft_type(), json["use_dora"].as_bool()) {
-            ("LORA", Some(true)) => self.lacks("DoRA"),
-            ("P_TUNING", _) if json["encoder_reparameterization_type"] == "LSTM" => {
-                self.lacks("an encoder with an LSTM")
-            }
-            ("LORA" | "LN_TUNING" | "IA3" | "VERA" | "PROMPT_TUNING" | "PREFIX_TUNING" | "P_TUNING", _) => self,
-            (other, _) => self.lacks(format!("the adapter {other}")),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{Result, Var, record1};
 pub static OP: Op = Op {
     name: "block_rotate",
     backward: Backward::Rule,
-    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
+    cuda: Cuda::Kernel("block_rotate"),
     fixture: Fixture::Torch("block_rotate"),
 };
 

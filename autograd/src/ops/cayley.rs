@@ -8,12 +8,8 @@ use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op = Op {
-    name: "cayley",
-    backward: Backward::Rule,
-    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
-    fixture: Fixture::Torch("cayley"),
-};
+pub static OP: Op =
+    Op { name: "cayley", backward: Backward::Rule, cuda: Cuda::Kernel("cayley"), fixture: Fixture::Torch("cayley") };
 
 /// R (blocks, n, n) from q (blocks, n (n - 1) / 2); see [`kernel`]. Saves q.
 ///

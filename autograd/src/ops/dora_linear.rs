@@ -14,7 +14,7 @@ use crate::{Error, Result, Var, record1};
 pub static OP: Op = Op {
     name: "dora_linear",
     backward: Backward::Rule,
-    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
+    cuda: Cuda::Kernel("dora_linear"),
     fixture: Fixture::Torch("dora_linear"),
 };
 

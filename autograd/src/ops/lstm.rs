@@ -7,12 +7,8 @@ use crate::tape::Grads;
 use crate::{Result, Var, record1};
 
 /// Registry entry.
-pub static OP: Op = Op {
-    name: "lstm",
-    backward: Backward::Rule,
-    cuda: Cuda::CpuOnly("an op of one kind of adapter, whose kernel is not written yet"),
-    fixture: Fixture::Torch("lstm"),
-};
+pub static OP: Op =
+    Op { name: "lstm", backward: Backward::Rule, cuda: Cuda::Kernel("lstm"), fixture: Fixture::Torch("lstm") };
 
 /// h (steps, hidden) from the input's share of the gates (steps, 4 hidden) and W_hh (4 hidden, hidden); see [`kernel`].
 /// Saves W_hh, the gates, the cells and h.

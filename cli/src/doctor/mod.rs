@@ -66,9 +66,11 @@ fn check_op(op: &Op, device: Device) -> Vec<Checked> {
 }
 
 /// The ops that see a decoder's activations, which may be bf16 on a device.
-const IN_BF16: [&str; 17] = [
+const IN_BF16: [&str; 19] = [
     "linear",
     "lora_linear",
+    "dora_linear",
+    "block_rotate",
     "lm_head",
     "attention",
     "rms_norm",

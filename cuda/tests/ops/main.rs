@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adapters;
 mod attention;
 mod attention_hopper;
 mod caches;

@@ -23,7 +23,7 @@ use planish_autograd::{Param, Var};
 use planish_tensor::ops::elementwise::{self as kernel, add_assign, scale};
 use planish_tensor::ops::index_select;
 use planish_tensor::ops::linear::matmul;
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::json::{self, Fields};
@@ -259,8 +259,9 @@ fn key(name: &str) -> String {
     name.strip_prefix(PREFIX).unwrap_or(name).to_string()
 }
 
+/// The numbers of a tensor, wherever it is.
 fn doubles(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.to_dtype(DType::F64)?.to_vec::<f64>()?)
+    Ok(t.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?)
 }
 
 impl AdaLoraConfig {
@@ -270,7 +271,7 @@ impl AdaLoraConfig {
             let Some(kept) = ranks.get(&key(e.name())) else { continue };
             let mask: Vec<f64> = kept.iter().map(|&k| if k { 1.0 } else { 0.0 }).collect();
             let mask = Tensor::from_vec(mask, [kept.len(), 1])?.to_dtype(e.value().dtype())?;
-            let masked = kernel::mul(&e.value(), &mask)?;
+            let masked = kernel::mul(&e.value(), &mask.to_device(e.value().device())?)?;
             e.update(|value| -> Result<()> {
                 *value = masked;
                 Ok(())
@@ -446,7 +447,8 @@ impl Method for AdaLoraConfig {
             let r = rows.dims()[0];
             let identity: Vec<f64> = (0..r * r).map(|i| if i % r == i / r { 1.0 } else { 0.0 }).collect();
             let gram = matmul(&rows, &rows.transpose(0, 1)?, dtype)?;
-            let off = kernel::sub(&gram, &Tensor::from_vec(identity, [r, r])?.to_dtype(dtype)?)?;
+            let identity = Tensor::from_vec(identity, [r, r])?.to_dtype(dtype)?.to_device(gram.device())?;
+            let off = kernel::sub(&gram, &identity)?;
             let norm = doubles(&off)?.iter().map(|x| x * x).sum::<f64>().sqrt();
             penalty += share * norm;
             // The norm has no slope at 0.

@@ -139,7 +139,7 @@ impl LinearAdapter for Butterfly {
     fn forward(&self, ctx: &Ctx, x: &Var, weight: &Var, bias: Option<&Var>) -> planish_autograd::Result<Var> {
         let (a, s) = (ctx.param(&self.a), ctx.param(&self.s));
         let r = if a.is_tracked() { self.rotation(&a)? } else { Var::constant(self.fixed(ctx)?) };
-        let s = reshape(&s, &[s.value().numel()])?;
+        let s = cast(&reshape(&s, &[s.value().numel()])?, x.value().dtype())?;
         let y = mul(&linear(&block_rotate(x, &r)?, weight, None)?, &s)?;
         match bias {
             Some(bias) => add(&y, &cast(bias, y.value().dtype())?),

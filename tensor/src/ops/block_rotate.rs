@@ -4,6 +4,7 @@
 //! row of y is a function of the row of x alone. 2 n operations a feature: a share n / out of a linear map's.
 
 use super::linear::flat;
+use crate::device::{self, ops::rotations as on_device};
 use crate::{Error, Real, Result, Tensor, dispatch_real, parallel};
 
 const OP: &str = "block_rotate";
@@ -40,13 +41,15 @@ fn sizes(x: &Tensor, r: &Tensor) -> Result<(usize, usize)> {
     Ok((width / r.dims()[1], r.dims()[1]))
 }
 
-/// y.
+/// y. On a device x may be a half, beside R in f32.
 ///
 /// # Errors
 /// Shapes that do not agree; dtypes that differ or are neither f32 nor f64.
 pub fn forward(x: &Tensor, r: &Tensor) -> Result<Tensor> {
-    crate::device::cpu_only(OP, [x, r])?;
     let (groups, n) = sizes(x, r)?;
+    if let Some(on) = device::of(OP, [x, r])? {
+        return on_device::rotate(&on, x, r, false);
+    }
     let (x, r) = (x.contiguous()?, r.contiguous()?);
     let width = groups * n;
     let mut y = Tensor::scratch(x.shape(), x.dtype())?;
@@ -64,7 +67,10 @@ pub fn forward(x: &Tensor, r: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`forward`].
 pub fn backward_input(dy: &Tensor, r: &Tensor) -> Result<Tensor> {
-    crate::device::cpu_only(OP, [dy, r])?;
+    if let Some(on) = device::of(OP, [dy, r])? {
+        sizes(dy, r)?;
+        return on_device::rotate(&on, dy, r, true);
+    }
     forward(dy, &r.transpose(1, 2)?)
 }
 
@@ -73,10 +79,12 @@ pub fn backward_input(dy: &Tensor, r: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`forward`].
 pub fn backward_r_add(dy: &Tensor, x: &Tensor, dr: &mut Tensor) -> Result<()> {
-    crate::device::cpu_only(OP, [dy, x, &*dr])?;
     let (groups, n) = sizes(x, dr)?;
     super::check::same(OP, "gradient against x", dy, x)?;
     let (x, dy) = (flat(x, OP)?.contiguous()?, flat(dy, OP)?.contiguous()?);
+    if let Some(on) = device::of(OP, [&dy, &x, &*dr])? {
+        return on_device::blocks_add(&on, &dy, &x, dr);
+    }
     let (width, shared) = (groups * n, dr.dims()[0] == 1);
     dispatch_real!(OP, x.dtype(), R => {
         let (x, dy) = (x.as_slice::<R>()?, dy.as_slice::<R>()?);

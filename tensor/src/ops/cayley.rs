@@ -12,6 +12,7 @@
 //! Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning" (OFT), arXiv:2306.07280, section 4;
 //! Qiu et al., "Orthogonal Finetuning Made Scalable", arXiv:2506.19847, equation 6.
 
+use crate::device::{self, ops::rotations as on_device};
 use crate::{Error, Real, Result, Tensor, dispatch_real, parallel};
 
 const OP: &str = "cayley";
@@ -166,8 +167,10 @@ fn check(q: &Tensor, n: usize, kind: Cayley) -> Result<()> {
 /// # Errors
 /// A q of another shape; a series of no term; a dtype other than f32 and f64.
 pub fn forward(q: &Tensor, n: usize, kind: Cayley) -> Result<Tensor> {
-    crate::device::cpu_only(OP, [q])?;
     check(q, n, kind)?;
+    if let Some(on) = device::of(OP, [q])? {
+        return on_device::orthogonal(&on, q, n, kind);
+    }
     let (blocks, entries, q) = (q.dims()[0], q.dims()[1], q.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let q = q.as_slice::<R>()?;
@@ -181,10 +184,12 @@ pub fn forward(q: &Tensor, n: usize, kind: Cayley) -> Result<Tensor> {
 /// # Errors
 /// As [`forward`]; a dR of another shape than R.
 pub fn backward(dr: &Tensor, q: &Tensor, n: usize, kind: Cayley) -> Result<Tensor> {
-    crate::device::cpu_only(OP, [dr, q])?;
     check(q, n, kind)?;
     let (blocks, entries) = (q.dims()[0], q.dims()[1]);
     super::check::shape(OP, "gradient against R (blocks, n, n)", dr, &[blocks, n, n])?;
+    if let Some(on) = device::of(OP, [dr, q])? {
+        return on_device::orthogonal_backward(&on, dr, q, n, kind);
+    }
     let (q, dr) = (q.contiguous()?, dr.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let (qs, dr) = (q.as_slice::<R>()?, dr.as_slice::<R>()?);

@@ -16,6 +16,7 @@ use super::elementwise::{add_assign, mul, sub};
 use super::linear::{self, flat, matmul};
 use super::lora_linear::{self, Lora};
 use super::{check, dropout};
+use crate::device::{self, ops::dora_linear as on_device};
 use crate::gemm::Right;
 use crate::quant::PackedMat;
 use crate::reduce::dot;
@@ -46,8 +47,10 @@ crate::simd::simd_fn! {
 /// # Errors
 /// Shapes that do not agree; A of a dtype other than f32 and f64.
 pub fn row_norms(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    crate::device::cpu_only(OP, [weight, a, b])?;
     lora_linear::check_parts(OP, weight, a, b)?;
+    if let Some(on) = device::of(OP, [weight, a, b])? {
+        return on_device::row_norms(&on, weight, a, b, scale);
+    }
     let (out, input, r) = (weight.dims()[0], weight.dims()[1], a.dims()[0]);
     if let Some(packed) = PackedMat::of(weight)
         && a.dtype() == DType::F32
@@ -111,6 +114,9 @@ fn dropped(x: &Tensor, lora: &Lora) -> Result<Option<Tensor>> {
 /// g = m / n. A row of zeros has no direction: it stays zero.
 fn gain(magnitude: &Tensor, norms: &Tensor) -> Result<Tensor> {
     check::same(OP, "magnitude against norms", magnitude, norms)?;
+    if let Some(on) = device::of(OP, [magnitude, norms])? {
+        return on_device::gain(&on, magnitude, norms);
+    }
     let mut gain = magnitude.contiguous()?.copied()?;
     let norms = norms.contiguous()?;
     dispatch_real!(OP, gain.dtype(), R => {
@@ -119,6 +125,14 @@ fn gain(magnitude: &Tensor, norms: &Tensor) -> Result<Tensor> {
         }
     });
     Ok(gain)
+}
+
+/// x ⊙ g of each row. On a device x may be a half, which the product is rounded to.
+fn columns(x: &Tensor, gain: &Tensor) -> Result<Tensor> {
+    match device::of(OP, [x, gain])? {
+        Some(on) => on_device::columns(&on, x, gain),
+        None => mul(x, gain),
+    }
 }
 
 /// y and what the backward pass needs. `norms` are those of [`row_norms`].
@@ -133,7 +147,6 @@ pub fn forward(
     (magnitude, norms): (&Tensor, &Tensor),
     lora: &Lora,
 ) -> Result<Output> {
-    crate::device::cpu_only(OP, [x, weight, a, b, magnitude, norms])?;
     let x = flat(x, OP).map(|flat| (flat, x.dims().to_vec()))?;
     let ((x, mut dims), plain) = (x, Lora { scale: lora.scale, dropout: None });
     linear::check(&x, weight, bias)?;
@@ -141,7 +154,7 @@ pub fn forward(
     let gain = gain(magnitude, norms)?;
     let d = dropped(&x, lora)?;
     let (z, h) = lora_linear::forward(d.as_ref().unwrap_or(&x), weight, None, a, b, &plain)?;
-    let mut y = mul(&z, &gain)?;
+    let mut y = columns(&z, &gain)?;
     if let Some(d) = &d {
         add_assign(&mut y, &matmul(&sub(&x, d)?, &weight.transpose(0, 1)?, x.dtype())?)?;
     }
@@ -179,17 +192,16 @@ pub fn backward(
     lora: &Lora,
     wanted: Wanted<'_>,
 ) -> Result<Option<Tensor>> {
-    crate::device::cpu_only(OP, [dy, x, weight, a, b, magnitude, norms, z, h])?;
     let (flat_dy, flat_x) = (flat(dy, OP)?.contiguous()?, flat(x, OP)?);
     if let Some(dm) = wanted.magnitude {
-        let mut sums = Tensor::zeros(magnitude.shape(), dy.dtype())?;
+        let mut sums = Tensor::zeros_on(magnitude.device(), magnitude.shape(), magnitude.dtype())?;
         linear::backward_bias_add(&mul(&flat_dy, z)?, &mut sums)?;
         add_assign(dm, &gain(&sums, norms)?)?;
     }
     if wanted.a.is_none() && wanted.b.is_none() && !wanted.input {
         return Ok(None);
     }
-    let dz = mul(&flat_dy, &gain(magnitude, norms)?)?;
+    let dz = columns(&flat_dy, &gain(magnitude, norms)?)?;
     let d = dropped(&flat_x, lora)?;
     let plain = Lora { scale: lora.scale, dropout: None };
     let parts = lora_linear::Wanted { input: wanted.input, a: wanted.a, b: wanted.b };

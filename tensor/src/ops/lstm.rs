@@ -11,6 +11,7 @@
 //! # Source
 //! Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997; Gers et al., "Learning to Forget", 2000.
 
+use crate::device::{self, ops::lstm as on_device};
 use crate::gemm::{Mat, Store, gemm, gemm_serial};
 use crate::{Error, Real, Result, Tensor, dispatch_real};
 
@@ -59,8 +60,11 @@ fn order(steps: usize, reverse: bool) -> impl DoubleEndedIterator<Item = (usize,
 /// # Errors
 /// Shapes that do not agree; a dtype other than f32 and f64, or two of them.
 pub fn forward(gates: &Tensor, w_hh: &Tensor, reverse: bool) -> Result<(Tensor, Saved)> {
-    crate::device::cpu_only(OP, [gates, w_hh])?;
     let (steps, n) = sizes(gates, w_hh)?;
+    if let Some(on) = device::of(OP, [gates, w_hh])? {
+        let [gates, cells, hidden] = on_device::forward(&on, gates, w_hh, order(steps, reverse))?;
+        return Ok((hidden.clone(), Saved { gates, cells, hidden }));
+    }
     let (input, w) = (gates.contiguous()?, w_hh.contiguous()?);
     dispatch_real!(OP, input.dtype(), R => {
         let w = Mat::new(w.as_slice::<R>()?, 4 * n, n);
@@ -94,9 +98,12 @@ pub fn forward(gates: &Tensor, w_hh: &Tensor, reverse: bool) -> Result<(Tensor, 
 /// # Errors
 /// As [`forward`]; a dh of another shape than h.
 pub fn backward(dh: &Tensor, w_hh: &Tensor, saved: &Saved, reverse: bool) -> Result<(Tensor, Tensor)> {
-    crate::device::cpu_only(OP, [dh, w_hh])?;
     let (steps, n) = sizes(&saved.gates, w_hh)?;
     super::check::shape(OP, "gradient against h (steps, hidden)", dh, &[steps, n])?;
+    if let Some(on) = device::of(OP, [dh, w_hh, &saved.gates])? {
+        let saved = [&saved.gates, &saved.cells, &saved.hidden];
+        return on_device::backward(&on, dh, w_hh, saved, order(steps, reverse).rev(), reverse);
+    }
     let (dh, w) = (dh.contiguous()?, w_hh.contiguous()?);
     dispatch_real!(OP, saved.gates.dtype(), R => {
         let (dh, w) = (dh.as_slice::<R>()?, Mat::new(w.as_slice::<R>()?, 4 * n, n));

@@ -172,7 +172,18 @@ fn adapted(name: &str) -> Model {
 #[test]
 fn other_adapters() {
     let Some(device) = emulator(42) else { return };
-    let others = ["qwen2_ia3", "qwen2_vera", "llama3_ln", "gemma2_prompt", "smollm2_prefix_mlp", "llama3_p_tuning"];
+    let others = [
+        "smollm2_adalora",
+        "llama3_oft",
+        "smollm2_oft_exact",
+        "qwen2_boft",
+        "qwen2_ia3",
+        "qwen2_vera",
+        "llama3_ln",
+        "gemma2_prompt",
+        "smollm2_prefix_mlp",
+        "llama3_p_tuning",
+    ];
     for name in LORAS.into_iter().chain(others) {
         let (here, there) = (adapted(name), in_bf16(adapted(name), device));
         close(name, &trajectory(&here, false, 2), &trajectory(&there, false, 2), BOUNDS_OF_FIXTURES);
@@ -251,7 +262,9 @@ fn every_way_of_other_families() {
         let sequences = sequences(&model, &[12, 2, 19], 5);
         law5::check(family, &model, &Ctx::inference(), &sequences);
     }
-    for name in ["qwen2_prefix", "gemma2_prompt", "smollm2_head"] {
+    for name in
+        ["qwen2_prefix", "gemma2_prompt", "smollm2_head", "qwen2_dora", "smollm2_adalora", "llama3_oft", "qwen2_boft"]
+    {
         let model = in_bf16(adapted(name), device);
         let sequences = sequences(&model, &[5, 2], 5);
         law5::check(name, &model, &Ctx::inference(), &sequences);

@@ -2,11 +2,13 @@
 //! forward and backward, is what `planish doctor --device emulator` and its test check.)
 
 use planish_tensor::ops::attention::{self, Attention, CachedPass, KeyValues};
+use planish_tensor::ops::cayley::{self, Cayley};
 use planish_tensor::ops::glu::Act;
 use planish_tensor::ops::lm_head::{self, LmHead};
+use planish_tensor::ops::lora_linear::Lora;
 use planish_tensor::ops::{
-    concat, dropout, elementwise, embedding, gather, glu, index_select, layer_norm, linear, reduction, rms_norm, rope,
-    scatter_add, softmax, unary, view,
+    block_rotate, concat, dora_linear, dropout, elementwise, embedding, gather, glu, index_select, layer_norm, linear,
+    lstm, reduction, rms_norm, rope, scatter_add, softmax, unary, view,
 };
 use planish_tensor::rng::{Purpose, Rows, Stream};
 use planish_tensor::{DType, Device, Result, Tensor};
@@ -182,6 +184,62 @@ fn attention_and_rotation_at_the_edges() {
         let (cos, sin) = (put(random(&[3, 2], 2)), put(random(&[3, 2], 3)));
         Ok(vec![rope::forward(&x, &cos, &sin)?, rope::backward(&x, &cos, &sin)?])
     });
+}
+
+/// What adapters compute: lengths of rows, rotations, an encoder's recurrence.
+#[test]
+fn adapters_at_the_edges() {
+    let Some(device) = emulator(26) else { return };
+    for (rows, width, out) in [(0, 6, 4), (1, 2, 1), (5, 12, 9)] {
+        for p in [0.0, 0.4] {
+            same(device, &format!("dora_linear, {rows} × {width} to {out}, dropout {p}"), |put| {
+                let put = |dims: &[usize], salt| put(random(dims, salt));
+                let (x, w, bias) = (put(&[rows, width], 1), put(&[width, out], 2).transpose(0, 1)?, put(&[out], 3));
+                let (a, b, m) = (put(&[3, width], 4), put(&[out, 3], 5), put(&[out], 6));
+                let keys = Rows::new(Stream::new(1, Purpose::Dropout, 0), (0..rows as u64).collect());
+                let lora = Lora { scale: 0.3, dropout: (p > 0.0).then_some((p, keys)) };
+                let norms = dora_linear::row_norms(&w, &a, &b, 0.3)?;
+                let (parts, lengths) = ((&a, &b), (&m, &norms));
+                let o = dora_linear::forward(&x, &w, Some(&bias), parts, lengths, &lora)?;
+                let (mut da, mut db, mut dm) = (put(&[3, width], 7), put(&[out, 3], 8), put(&[out], 9));
+                let wanted =
+                    dora_linear::Wanted { input: true, a: Some(&mut da), b: Some(&mut db), magnitude: Some(&mut dm) };
+                let dx = dora_linear::backward(&o.y, &x, &w, parts, lengths, (&o.z, &o.h), &lora, wanted)?;
+                Ok(vec![norms, o.y, dx.expect("wanted"), da, db, dm])
+            });
+        }
+        for n in [1, width / 2, width] {
+            same(device, &format!("block_rotate, {rows} × {width} by {n}"), |put| {
+                let mut all = Vec::new();
+                for blocks in [1, width / n] {
+                    let (x, r) = (put(random(&[width, rows], 1)).transpose(0, 1)?, put(random(&[blocks, n, n], 2)));
+                    let y = block_rotate::forward(&x, &r)?;
+                    let mut dr = put(random(&[blocks, n, n], 3));
+                    block_rotate::backward_r_add(&y, &x, &mut dr)?;
+                    all.extend([block_rotate::backward_input(&x, &r)?, y, dr]);
+                }
+                Ok(all)
+            });
+        }
+        for reverse in [false, true] {
+            same(device, &format!("lstm, {rows} steps of {out}, reverse: {reverse}"), |put| {
+                let w = put(random(&[out, 4 * out], 2)).transpose(0, 1)?;
+                let (h, saved) = lstm::forward(&put(random(&[rows, 4 * out], 1)), &w, reverse)?;
+                let (dgates, dw) = lstm::backward(&put(random(&[out, rows], 3)).transpose(0, 1)?, &w, &saved, reverse)?;
+                Ok(vec![h, dgates, dw])
+            });
+        }
+    }
+    for (blocks, n) in [(0, 3), (1, 1), (2, 2), (3, 5)] {
+        for kind in [Cayley::Exact, Cayley::Series(1), Cayley::Series(2), Cayley::Series(3), Cayley::Series(6)] {
+            same(device, &format!("cayley, {blocks} of {n}, {kind:?}"), |put| {
+                let entries = n * (n - 1) / 2;
+                let q = elementwise::scale(&put(random(&[blocks, entries + 2], 1)).narrow(1, 1, entries)?, 0.2)?;
+                let dr = put(random(&[blocks, n, n], 2)).transpose(1, 2)?;
+                Ok(vec![cayley::forward(&q, n, kind)?, cayley::backward(&dr, &q, n, kind)?])
+            });
+        }
+    }
 }
 
 /// An addition and the norm after it, at once.

@@ -195,11 +195,6 @@ fn what_devices_do_not_do_is_refused_by_name() {
     for command in ["sft", "dpo", "plan"] {
         refuse(command, &["--bf16", "true"], "the processor computes in float32: leave it out");
     }
-    if has_nvrtc() {
-        let dora = ["--use-peft", "--use-dora", "true"];
-        refuse("sft", &[&emulator[..], &dora].concat(), "DoRA is not supported there yet");
-        refuse("sft", &[&emulator[..], &["--use-peft", "--peft-type", "OFT"]].concat(), "the adapter OFT");
-    }
     if planish_cuda::probe().unavailable().is_some() {
         refuse("sft", &["--device", "cuda"], "--device cuda:0 cannot be used: ");
     }

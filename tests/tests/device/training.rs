@@ -1,12 +1,11 @@
 //! Ten steps on the emulator are ten steps on the processor, but for the order of sums in f32.
 
-use planish_nn::adapters::load_adapter;
+use planish_nn::adapters::{AdapterConfig, adapter_params, attach, load_adapter, read_config};
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Device};
 use planish_tests::law5::sequences;
-use planish_train::config::{DeviceChoice, OptimSettings};
+use planish_train::config::OptimSettings;
 use planish_train::data::{Batch, Cursor, Example, Source, Step};
-use planish_train::device::{Demands, choose};
 use planish_train::optim::{Rates, Update, grad_norm, optimizer};
 use planish_train::trainer::accumulate;
 
@@ -46,6 +45,11 @@ pub(crate) fn step_of(model: &Model, lengths: &[usize], number: usize) -> Step {
 
 /// (loss, norm of the gradient) of each of so many steps, with clipping.
 pub(crate) fn trajectory(model: &Model, recompute: bool, steps: usize) -> Vec<[f64; 2]> {
+    trajectory_of(model, None, recompute, steps)
+}
+
+/// The same with what an adapter adds to the loss, and does after each step.
+fn trajectory_of(model: &Model, adapter: Option<&AdapterConfig>, recompute: bool, steps: usize) -> Vec<[f64; 2]> {
     let optim = OptimSettings {
         learning_rate: 1e-3,
         weight_decay: 0.1,
@@ -58,10 +62,16 @@ pub(crate) fn trajectory(model: &Model, recompute: bool, steps: usize) -> Vec<[f
     for number in 0..steps {
         let sum = accumulate(model, &optim, &step(model, number), number as u64).unwrap();
         let scale = 1.0 / sum.count as f64;
+        let own = adapter_params(model, 0);
+        let penalty = adapter.map_or(0.0, |a| a.penalise(&own, sum.count as f64).unwrap());
         let norm = grad_norm(&adamw.params(), scale).unwrap();
         let clip = (1.0 / (norm + 1e-6)).min(1.0);
+        let gradients: Vec<_> = adapter.iter().flat_map(|_| own.iter().map(|p| p.grad())).collect();
         adamw.step(Update { learning_rate: 1e-3, grad_scale: scale * clip }).unwrap();
-        all.push([sum.mean(), norm]);
+        if let Some(adapter) = adapter {
+            adapter.stepped(&own, &gradients, scale * clip, number as u64 + 1).unwrap();
+        }
+        all.push([sum.mean() + penalty, norm]);
     }
     all
 }
@@ -78,11 +88,17 @@ const BOUNDS: [f64; 2] = [5e-6, 1e-4];
 const BOUNDS_OF_BF16: [f64; 2] = [2e-4, 2e-3];
 
 pub(crate) fn compare(what: &str, here: &Model, there: &Model, device: Device, recompute: bool) {
+    compare_of(what, (here, None), (there, None), device, recompute);
+}
+
+type Adapted<'a> = (&'a Model, Option<&'a AdapterConfig>);
+
+fn compare_of(what: &str, (here, ours): Adapted<'_>, (there, theirs): Adapted<'_>, device: Device, recompute: bool) {
     there.to_device(device).unwrap();
     assert!(there.params().iter().all(|p| p.value().device() == device));
     let bf16 = here.params().iter().any(|p| p.is_trainable() && p.value().dtype() == DType::BF16);
     let bounds = if bf16 { BOUNDS_OF_BF16 } else { BOUNDS };
-    let (want, got) = (trajectory(here, recompute, STEPS), trajectory(there, recompute, STEPS));
+    let (want, got) = (trajectory_of(here, ours, recompute, STEPS), trajectory_of(there, theirs, recompute, STEPS));
     for (step, (want, got)) in want.iter().zip(&got).enumerate() {
         for (i, name) in ["loss", "norm"].iter().enumerate() {
             let off = (want[i] - got[i]).abs() / want[i].abs();
@@ -116,11 +132,11 @@ fn lora_on_every_family() {
 }
 
 /// What LoRA can be besides updates of linear modules.
-pub(crate) const LORAS: [&str; 5] =
-    ["llama3_embed", "qwen2_bias_all", "qwen2_saved_both", "smollm2_head", "smollm2_pissa"];
+pub(crate) const LORAS: [&str; 6] =
+    ["llama3_embed", "qwen2_bias_all", "qwen2_dora", "qwen2_saved_both", "smollm2_head", "smollm2_pissa"];
 
-/// The other adapters that devices take, as PEFT saved them: the embedding and the head, trained copies, biases, scales,
-/// norms and virtual tokens.
+/// Every other adapter, as PEFT saved it: the embedding and the head, trained copies, biases, lengths of rows, scales, norms,
+/// rotations and virtual tokens.
 #[test]
 fn other_adapters() {
     let Some(device) = emulator(3) else { return };
@@ -137,20 +153,68 @@ fn other_adapters() {
             (model, adapter)
         };
         let (here, adapter) = made();
-        let choice = DeviceChoice::On(device);
         let kind = adapter.peft_type().to_owned();
-        if choose(choice, &Demands::none().adapter(Some(&adapter))).is_err() {
-            continue;
-        }
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        if if kind == "LORA" { !LORAS.contains(&name.as_str()) } else { seen.contains(&kind) } {
+        let again = !matches!(kind.as_str(), "LORA" | "OFT" | "BOFT") && seen.contains(&kind);
+        if again || (kind == "LORA" && !LORAS.contains(&name.as_str())) {
             continue;
         }
         seen.push(kind);
         compare(&dir.display().to_string(), &here, &made().0, device, false);
     }
-    for kind in ["LORA", "IA3", "VERA", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"] {
+    let all =
+        ["LORA", "ADALORA", "IA3", "VERA", "LN_TUNING", "OFT", "BOFT", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"];
+    for kind in all {
         assert!(seen.iter().any(|s| s == kind), "{kind} was not tried: {seen:?}");
+    }
+}
+
+/// A fresh adapter with settings under PEFT's names.
+fn fresh(settings: &serde_json::Value) -> (Model, AdapterConfig) {
+    let config = read_config(settings, std::path::Path::new("a test")).unwrap();
+    let mut model = load("smollm2", None, false);
+    attach(&mut model, &*config, 3, None).unwrap();
+    (model, config)
+}
+
+/// AdaLoRA's penalty, and which ranks it keeps: found on the host, from what the device has.
+#[test]
+fn ranks_fall_as_on_the_processor() {
+    let Some(device) = emulator(7) else { return };
+    let settings = serde_json::json!({
+        "peft_type": "ADALORA", "target_modules": "all-linear", "init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2,
+        "deltaT": 2, "total_step": STEPS, "lora_dropout": 0.1, "orth_reg_weight": 0.5,
+    });
+    let ((here, ours), (there, theirs)) = (fresh(&settings), fresh(&settings));
+    compare_of("AdaLoRA", (&here, Some(&ours)), (&there, Some(&theirs)), device, false);
+    let ranks = |config: &AdapterConfig| config.to_json()["rank_pattern"].clone();
+    assert_eq!(ranks(&theirs), ranks(&ours));
+    let kept = ranks(&theirs);
+    let kept = kept.as_object().unwrap().values().flat_map(|v| v.as_array().unwrap());
+    let (kept, gone): (Vec<_>, Vec<_>) = kept.partition(|v| v.as_bool().unwrap());
+    assert_eq!(kept.len(), gone.len());
+    let saved = |config: &AdapterConfig, model: &Model| {
+        let all = config.saved(&adapter_params(model, 0)).unwrap();
+        all.into_iter().map(|(name, t)| (name, t.dims().to_vec())).collect::<Vec<_>>()
+    };
+    assert_eq!(saved(&theirs, &there), saved(&ours, &here));
+}
+
+/// P-tuning's encoder with LSTMs in both directions, whose results PEFT's files hold instead of it; and DoRA with dropout.
+#[test]
+fn fresh_adapters() {
+    let Some(device) = emulator(8) else { return };
+    for settings in [
+        serde_json::json!({
+            "peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_reparameterization_type": "LSTM",
+            "encoder_hidden_size": 9, "encoder_num_layers": 2,
+        }),
+        serde_json::json!({
+            "peft_type": "LORA", "target_modules": "all-linear", "r": 3, "use_dora": true, "lora_dropout": 0.2,
+        }),
+    ] {
+        let ((here, _), (there, _)) = (fresh(&settings), fresh(&settings));
+        compare(&settings.to_string(), &here, &there, device, true);
     }
 }
 

@@ -49,7 +49,7 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let (mut model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
-    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
+    let demands = demands.model(&model.config);
     device::place(&mut model, config.run.device, &demands)?;
     let router = router::terms(&config.router, &model.config)?;
     let share = config.sharing.share_prompts && !adapter.as_ref().is_some_and(|a| drops_out(&a.to_json()));
@@ -107,9 +107,9 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     device::choose(config.run.device, &demands)?;
     let opened = Opened::by(&config.model, &mut |_| {})?;
     let inputs = read(config, &opened)?;
-    let (mut model, adapter) = build(config, &opened, inputs.steps_per_epoch, None)?;
+    let (mut model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;
     drop(opened);
-    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
+    let demands = demands.model(&model.config);
     device::place(&mut model, config.run.device, &demands)?;
     let o = &config.optim;
     let trial = match model.device() {

@@ -4,16 +4,19 @@
 //! the heads of `cuda/kernels`.
 
 pub(crate) mod attention;
+pub(crate) mod dora_linear;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod functions;
 pub(crate) mod gather;
 pub(crate) mod linear;
 pub(crate) mod lm_head;
+pub(crate) mod lstm;
 pub(crate) mod norms;
 pub(crate) mod quantised;
 pub(crate) mod reduction;
 pub(crate) mod rope;
+pub(crate) mod rotations;
 pub(crate) mod rows;
 pub(crate) mod sampling;
 pub(crate) mod softmax;
