@@ -10,6 +10,7 @@ pub(crate) mod functions;
 pub(crate) mod gather;
 pub(crate) mod linear;
 pub(crate) mod lm_head;
+pub(crate) mod lm_head_divergence;
 pub(crate) mod norms;
 pub(crate) mod quantised;
 pub(crate) mod reduction;
