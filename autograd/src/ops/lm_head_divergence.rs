@@ -15,7 +15,7 @@ use crate::{Result, Var, record1};
 pub static OP: Op = Op {
     name: "lm_head_divergence",
     backward: Backward::Rule,
-    cuda: Cuda::CpuOnly("no kernel joins two heads yet"),
+    cuda: Cuda::Kernel("lm_head_divergence"),
     fixture: Fixture::Torch("lm_head_divergence"),
 };
 

@@ -164,7 +164,9 @@ def attention(b: Bench) -> None:
     backends = {"sdpa": None}
     if b.clock.cuda:
         backends = {"sdpa flash": SDPBackend.FLASH_ATTENTION, "sdpa cuDNN": SDPBackend.CUDNN_ATTENTION}
-    whole = {"/128": (16, 16, 128), "/128_grouped": (32, 8, 128), "/64": (32, 32, 64)}
+    whole = {
+        "/128": (16, 16, 128), "/128_grouped": (32, 8, 128), "/64": (32, 32, 64), "/256": (16, 8, 256),
+    }
     for suffix, (heads, kv_heads, size) in whole.items():
         count, length = b.pick((2, 8192), (2, 70))
         if b.tiny:
@@ -197,15 +199,19 @@ def attention(b: Bench) -> None:
             b.item(f"attention/forward{suffix}", shape, forward, library=library)
             b.item(f"attention/backward{suffix}", shape, backward, library=library)
 
-    count, length, heads, kv_heads, size = b.pick((64, 4096, 32, 8, 128), (3, 70, 4, 2, 128))
+    decoding = {
+        "attention/decode": b.pick((64, 4096, 32, 8, 128), (3, 70, 4, 2, 128)),
+        "attention/decode_long": b.pick((1, 32768, 32, 8, 128), (1, 1100, 4, 2, 128)),
+    }
+    for name, (count, length, heads, kv_heads, size) in decoding.items():
 
-    def decode():
-        q = b.normal(count, 1, heads, size).transpose(1, 2)
-        k, v = (b.normal(count, length, kv_heads, size).transpose(1, 2) for _ in range(2))
-        return lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        def decode(count=count, length=length, heads=heads, kv_heads=kv_heads, size=size):
+            q = b.normal(count, 1, heads, size).transpose(1, 2)
+            k, v = (b.normal(count, length, kv_heads, size).transpose(1, 2) for _ in range(2))
+            return lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
-    shape = f"1 token x {count} over {length} keys, {heads} heads over {kv_heads} of {size}, bf16"
-    b.item("attention/decode", shape, decode, library="sdpa")
+        shape = f"1 token x {count} over {length} keys, {heads} heads over {kv_heads} of {size}, bf16"
+        b.item(name, shape, decode, library="sdpa")
 
 
 def lm_head(b: Bench) -> None:

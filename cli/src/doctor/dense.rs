@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use planish_autograd::Result;
 use planish_autograd::ops::attention::{Attention, Stem, attention, branched};
 use planish_autograd::ops::grouped_linear::grouped_linear;
 use planish_autograd::ops::lm_head::{LmHead, lm_head};
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher, lm_head_divergence};
 use planish_autograd::ops::lora_linear::{Lora, lora_linear};
 use planish_autograd::ops::{embedding, linear};
+use planish_autograd::{Result, Var};
+use planish_tensor::ops::attention::{CachedPass, KeyValues};
 use planish_tensor::quant::{FourBit, FourBitKind, Int8, Panels};
 use planish_tensor::{DType, Tensor};
 
@@ -241,8 +242,44 @@ fn attentions(s: &Sizes) -> Result<Vec<Case>> {
     [("causal", plain, false), ("window, soft-cap", other, false), ("shared beginning", plain, true)]
         .into_iter()
         .map(case)
-        .chain([over_caches(s)])
+        .chain([over_caches(s), over_a_long_cache(s), large_heads(s)])
         .collect()
+}
+
+/// As decoding goes on behind many keys: a query over a cache so long that a device shares its keys out among blocks.
+fn over_a_long_cache(s: &Sizes) -> Result<Case> {
+    const KEYS: usize = 1100;
+    let inputs = vec![
+        activation(s.normal(1, &[1, s.heads, s.head])?),
+        activation(s.normal(2, &[KEYS, s.kv_heads, s.head])?),
+        activation(s.normal(3, &[KEYS, s.kv_heads, s.head])?),
+    ];
+    let options = Attention::causal((s.head as f64).powf(-0.5));
+    let terms = Rounding::Terms(4 * s.head + KEYS);
+    Ok(Case::new("over a long cache", inputs, terms, Work::None, move |v| {
+        let [q, k, v] = [&v[0], &v[1], &v[2]].map(|var| var.value());
+        let &[_, kv_heads, size] = k.dims() else { unreachable!("made above") };
+        let mut cache = KeyValues::new(1, kv_heads, size, k.dtype(), k.device());
+        let mut pass = CachedPass::new(vec![&mut cache], vec![0], &[0, 1], &[0, KEYS as u32])?;
+        pass.append(0, None, [k, v], None)?;
+        Ok(Var::constant(pass.attend(0, q, &options)?))
+    }))
+}
+
+/// Heads of 256, which tensor cores take in smaller pieces.
+fn large_heads(s: &Sizes) -> Result<Case> {
+    const HEAD: usize = 256;
+    let cu: Arc<[u32]> = [0, s.tokens as u32].into();
+    let inputs = vec![
+        activation(s.normal(1, &[s.tokens, 2, HEAD])?),
+        activation(s.normal(2, &[s.tokens, 1, HEAD])?),
+        activation(s.normal(3, &[s.tokens, 1, HEAD])?),
+    ];
+    let options = Attention::causal((HEAD as f64).powf(-0.5));
+    let terms = Rounding::Terms(4 * HEAD + s.tokens);
+    Ok(Case::new("heads of 256", inputs, terms, Work::None, move |v| {
+        attention(&v[0], &v[1], &v[2], &cu, &cu, &options)
+    }))
 }
 
 /// As decoding: a query, and two, at the ends of what was read before.

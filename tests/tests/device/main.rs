@@ -3,6 +3,7 @@
 //! Without NVRTC these tests say that they skip; with `PLANISH_REQUIRE_NVRTC=1` its absence is a failure.
 
 mod decoding;
+mod distill;
 mod eight_bits;
 mod graphs;
 mod half;

@@ -188,8 +188,8 @@ fn what_devices_do_not_do_is_refused_by_name() {
     refuse("dpo", &[&emulator[..], &["--optim", "lion_32bit"]].concat(), "the optimizer lion_32bit is not supported");
     refuse(
         "distill",
-        &[&emulator[..], &["--teacher-model", "builtin"]].concat(),
-        "distillation is not supported there yet",
+        &[&emulator[..], &["--teacher-model", "builtin", "--feature-layers", "0=1"]].concat(),
+        "feature_layers is not supported there yet",
     );
     refused(&["generate", "--model", "builtin", "--prompt", "x", "--bf16"], "the processor computes in float32");
     for command in ["sft", "dpo", "plan"] {

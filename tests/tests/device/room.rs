@@ -20,7 +20,7 @@ use crate::{has_nvrtc, small_emulator};
 const GIB: u64 = 1 << 30;
 
 /// A model of four layers with the builtin model's tokenizer, and rows of about 30 tokens.
-fn prepare(dir: &Path) {
+pub(crate) fn prepare(dir: &Path) {
     let config = serde_json::json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 1536, "hidden_size": 128,
         "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -65,12 +65,13 @@ fn plans_are_what_runs_take() {
     let dir = place.path();
     prepare(dir);
     let lora = [("use_peft", "true"), ("lora_r", "8"), ("lora_target_modules", "all-linear")];
-    let cases: [&[(&str, &str)]; 5] = [
+    let cases: [&[(&str, &str)]; 6] = [
         &[("gradient_accumulation_steps", "1"), ("gradient_checkpointing", "false")],
         &[("dtype", "bfloat16"), ("gradient_checkpointing", "false")],
         &[lora[0], lora[1], lora[2], ("gradient_checkpointing", "false")],
         &[lora[0], lora[1], lora[2], ("dtype", "bfloat16"), ("gradient_checkpointing", "true")],
         &[lora[0], lora[1], lora[2], ("bf16", "false"), ("lora_dropout", "0.1"), ("gradient_checkpointing", "false")],
+        &[lora[0], lora[2], ("peft_type", "VERA"), ("vera_r", "16"), ("gradient_checkpointing", "false")],
     ];
     for (i, extra) in cases.iter().enumerate() {
         let on = |number: u32| small_emulator(number, GIB).unwrap();

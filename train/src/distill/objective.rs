@@ -7,7 +7,7 @@ use planish_autograd::ops::elementwise;
 use planish_autograd::ops::lm_head_divergence::{Divergence, Teacher};
 use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed, Routing};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use super::features::{Features, selected};
 use super::stored::StoredTeacher;
@@ -101,7 +101,8 @@ impl Distill {
         let ctx = &if routers.is_some() { ctx.clone().with_routing(&routing) } else { ctx.clone() };
         let (hidden, seen) = model.forward_with(ctx, &stream, recompute, layers)?;
         let out = model.divergences(ctx, &hidden, &rows, &teacher, &self.what)?;
-        let numbers = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_dtype(DType::F64)?.to_vec::<f64>()?) };
+        let numbers =
+            |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?) };
         let (count, divergence) = (rows.len() as f64, numbers(out.divergence.value())?.iter().sum::<f64>());
         sums.loss += divergence;
         sums.count += count;
@@ -132,7 +133,8 @@ impl Distill {
         if let Some(tape) = ctx.tape() {
             let mut seeds = Vec::new();
             for (end, slope) in ends.into_iter().filter(|(end, _)| end.is_tracked()) {
-                let slopes = Tensor::full(slope, end.dims())?.to_dtype(end.value().dtype())?;
+                let value = end.value();
+                let slopes = Tensor::full(slope, end.dims())?.to_dtype(value.dtype())?.to_device(value.device())?;
                 seeds.push((end, slopes));
             }
             tape.backward_from(seeds)?;

@@ -40,13 +40,18 @@ pub const ACCEPTED: &[DatasetType] = &[
 /// Settings, data, models or run directory that are wrong, and a teacher of another vocabulary: nothing has been
 /// written then. Later: stored predictions that are not of the data; a full disk; a loss that is no number any more.
 pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcome> {
-    device::choose(config.run.device, &Demands::none().lacks("distillation").bf16(config.run.bf16))?;
+    let demands = Demands::none().training(&config.optim).bf16(config.run.bf16);
+    let demands = match config.distill.feature_layers.is_empty() {
+        true => demands,
+        false => demands.lacks("feature_layers"),
+    };
+    device::choose(config.run.device, &demands)?;
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let (tokenizer, vocabulary) = (opened.tokenizer.clone(), opened.pretrained.config.vocab_size);
     let resume = inputs::checkpoint(&config.run)?;
     let mut config = config.clone();
     config.data.template_time = inputs::template_time(&config.data, resume.as_ref())?;
-    let guide = guide(&config, (&tokenizer, vocabulary), observer)?;
+    let mut guide = guide(&config, (&tokenizer, vocabulary), observer)?;
     let inputs = inputs::open(
         &config.data,
         &config.optim,
@@ -60,6 +65,15 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
     let (mut model, adapter) =
         adapt::build(&opened, &config.model, &config.lora, &config.optim, steps, resume.as_ref())?;
     drop(opened);
+    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
+    let demands = match &guide {
+        Guide::Model(teacher) => demands.model(&teacher.config),
+        Guide::Stored(_) => demands,
+    };
+    device::place(&mut model, config.run.device, &demands)?;
+    if let Guide::Model(teacher) = &mut guide {
+        device::beside(teacher, &model)?;
+    }
     let d = &config.distill;
     let features = match &guide {
         Guide::Model(teacher) if !d.feature_layers.is_empty() => {

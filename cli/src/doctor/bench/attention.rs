@@ -1,7 +1,7 @@
 //! Attention, forward and backward, and over caches.
 
 use planish_cuda::DType;
-use planish_cuda::ops::attention::{self, Attention, Segments};
+use planish_cuda::ops::attention::{self, Attention, CacheSizes, Caches, Segments};
 
 use super::Entry;
 use super::item::{Need, Work, item, launch};
@@ -25,8 +25,12 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
         false => Sizes { sequences: 2, length: 8192, heads, kv_heads, size },
     };
     let mut all = Vec::new();
-    for (name, sizes) in [("/128", whole(16, 16, 128)), ("/128_grouped", whole(32, 8, 128)), ("/64", whole(32, 32, 64))]
-    {
+    for (name, sizes) in [
+        ("/128", whole(16, 16, 128)),
+        ("/128_grouped", whole(32, 8, 128)),
+        ("/64", whole(32, 32, 64)),
+        ("/256", whole(16, 8, 256)),
+    ] {
         all.extend([forward(name, sizes), backward(name, sizes)]);
     }
     let cached = match emulated {
@@ -34,6 +38,10 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
         false => Sizes { sequences: 64, length: 4096, heads: 32, kv_heads: 8, size: 128 },
     };
     all.push(decode(cached));
+    all.push(decode_long(match emulated {
+        true => Sizes { sequences: 1, length: 1100, heads: 4, kv_heads: 2, size: 128 },
+        false => Sizes { sequences: 1, length: 32768, heads: 32, kv_heads: 8, size: 128 },
+    }));
     all
 }
 
@@ -120,6 +128,25 @@ fn decode(sizes: Sizes) -> Entry {
         launch(move |queue| {
             let (out, lse) = (out.slice_mut(T), lse.slice_mut(F32));
             attention::forward(queue, out, lse, q.slice(T), k.slice(T), v.slice(T), &of, &kind)
+        })
+    })
+}
+
+/// The same of one sequence, over the cache that it has to itself: so few blocks that keys are shared out among more.
+fn decode_long(sizes: Sizes) -> Entry {
+    let Sizes { sequences, length, heads, kv_heads, size } = sizes;
+    let (q, kv, kind) = (sequences * heads * size, sizes.elements()[1], sizes.kind());
+    let shape = format!("1 token x {sequences} over {length} keys, {heads} heads over {kv_heads} of {size}, bf16");
+    let needs = [Need::zeros(q, T), Need::zeros(q / size, F32), Need::half(q), Need::half(2 * kv)];
+    let work = Work::Bytes(4.0 * (q + kv) as f64);
+    item("attention/decode_long", shape, work, needs, move |queue, [mut out, mut lse, q, cache]| {
+        let caches = Caches::new(queue, &[cache.slice(T)], CacheSizes { layers: 1, kv_heads, size })?;
+        let of = Segments::cached(queue, &[0, 1], &[0, 1], &[length as u32])?;
+        launch(move |queue| {
+            // The cache is held as long as its table.
+            let _held = &cache;
+            let (out, lse) = (out.slice_mut(T), lse.slice_mut(F32));
+            attention::forward_cached(queue, out, lse, q.slice(T), (&caches, 0), &of, &kind)
         })
     })
 }

@@ -27,7 +27,7 @@ fn emulator(number: u32) -> Option<Device> {
 }
 
 /// Names of the issue's table, and of whole steps.
-const NAMED: [&str; 27] = [
+const NAMED: [&str; 29] = [
     "card/copy",
     "card/product",
     "card/launch",
@@ -40,6 +40,8 @@ const NAMED: [&str; 27] = [
     "lora_linear/backward",
     "attention/forward/128",
     "attention/backward/128",
+    "attention/forward/256",
+    "attention/decode_long",
     "lm_head/loss_and_gradient",
     "lm_head/frozen",
     "swiglu/both",
@@ -168,4 +170,95 @@ fn names_choose() {
     assert!(names(&[]).unwrap().len() > 50);
     let refused = names(&["adamw", "flash"]).unwrap_err().to_string();
     assert!(refused.contains("--bench-only flash") && refused.contains("attention, lm_head"), "{refused}");
+}
+
+/// Python's string literals that look like names, what is filled in replaced by `*`: `attention/forward*`; of those without a
+/// slash, the first arguments of calls that measure.
+fn named_in(script: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = script;
+    while let Some(at) = rest.find('"') {
+        let (before, from) = (&rest[..at], &rest[at + 1..]);
+        let Some(end) = from.find('"') else { break };
+        let (text, after) = (&from[..end], &from[end + 1..]);
+        let mut depth = 0;
+        let name: String = text
+            .chars()
+            .filter_map(|c| match c {
+                '{' => {
+                    depth += 1;
+                    Some('*')
+                }
+                '}' => {
+                    depth -= 1;
+                    None
+                }
+                c => (depth == 0).then_some(c),
+            })
+            .collect();
+        let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || "_/*".contains(c));
+        let measured = ["b.item(", "b.variants(", "square(b, ", "host("].iter().any(|call| before.ends_with(call));
+        let of_a_group = name.split_once('/').is_some_and(|(group, rest)| !group.is_empty() && !rest.is_empty());
+        // A unit.
+        if is_name && (measured || of_a_group) && name != "tokens/s" {
+            names.push(name);
+        }
+        rest = after;
+    }
+    names
+}
+
+/// Whether a name is of a pattern, whose stars stand for any text.
+fn is_of(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => name == pattern,
+        Some((start, rest)) => name
+            .strip_prefix(start)
+            .is_some_and(|left| (0..=left.len()).any(|i| left.is_char_boundary(i) && is_of(&left[i..], rest))),
+    }
+}
+
+/// Peers report the same work under the same names: each of theirs is one of ours, each of ours is theirs or is listed here with
+/// why not, and what is asked for group by group is all there is.
+#[test]
+fn peers_know_the_names() {
+    // Of 8 bits with f32 masters there is no other: bitsandbytes updates the bf16 weights themselves.
+    const OURS_ALONE: [&str; 1] = ["adamw8"];
+    let peers = |file: &str| {
+        let path = format!("{}/../benches/peers/gpu/{file}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    let theirs: Vec<String> = ["kernels.py", "steps.py"].iter().flat_map(|file| named_in(&peers(file))).collect();
+    assert!(theirs.iter().any(|name| name == "adamw") && theirs.iter().any(|name| name == "step/*/*/*"), "{theirs:?}");
+    let listed = [true, false].map(|emulated| -> Vec<String> {
+        let own = card::NAMES.iter().map(|name| (*name).to_owned());
+        own.chain(entries(emulated).into_iter().map(|entry| entry.name)).collect()
+    });
+    for pattern in &theirs {
+        for (ours, what) in listed.iter().zip(["the emulator's", "a card's"]) {
+            assert!(ours.iter().any(|name| is_of(name, pattern)), "{pattern} is none of {what} benchmarks");
+        }
+    }
+    for name in listed.iter().flatten() {
+        let known = theirs.iter().any(|pattern| is_of(name, pattern));
+        let alone = OURS_ALONE.iter().any(|start| name.starts_with(start));
+        assert!(known != alone, "{name}: peers measure it, or it is listed as ours alone, not both and not neither");
+    }
+    // measure.py asks for groups: lists of beginnings, each in quotes before a limit in seconds.
+    let script = peers("measure.py");
+    let groups: Vec<&str> = script
+        .split("(\"")
+        .skip(1)
+        .filter_map(|piece| piece.split_once("\", "))
+        .filter(|(_, limit)| limit.starts_with(|c: char| c.is_ascii_digit()))
+        .flat_map(|(names, _)| names.split(','))
+        .collect();
+    assert!(groups.len() > 10, "{groups:?}");
+    for group in &groups {
+        let known = listed.iter().flatten().any(|name| name.starts_with(group));
+        assert!(known, "measure.py asks for {group}, which begins no name");
+    }
+    for name in listed.iter().flatten() {
+        assert!(groups.iter().any(|group| name.starts_with(group)), "measure.py does not ask for {name}");
+    }
 }

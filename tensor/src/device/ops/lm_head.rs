@@ -12,7 +12,7 @@ use crate::{DType, Device, Result, Tensor};
 
 const OP: &str = "lm_head";
 
-fn options(of: &LmHead) -> kernel::LmHead {
+pub(super) fn options(of: &LmHead) -> kernel::LmHead {
     kernel::LmHead { scale: of.scale as f32, softcap: of.softcap.map(|c| c as f32) }
 }
 
@@ -27,7 +27,7 @@ pub fn scratch_bytes(device: Device, rows: usize, vocabulary: usize, hidden: DTy
 }
 
 /// Both without gaps; the weight in the type of half hidden states, for tensor cores.
-fn dense(hidden: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(super) fn dense(hidden: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
     let weight = weight.contiguous()?;
     let as_it_is = hidden.dtype() == DType::F32 && weight.dtype() != DType::Packed;
     let weight = if as_it_is { weight } else { weight.rounded(hidden.dtype())? };
@@ -35,11 +35,11 @@ fn dense(hidden: &Tensor, weight: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 /// Places of the results of `rows` rows.
-struct Results {
+pub(super) struct Results {
     logprobs: Tensor,
-    entropy: Tensor,
-    lse: Tensor,
-    best: Tensor,
+    pub(super) entropy: Tensor,
+    pub(super) lse: Tensor,
+    pub(super) best: Tensor,
 }
 
 impl Results {
@@ -57,6 +57,13 @@ impl Results {
             best: self.best.cells_mut()?,
         })
     }
+}
+
+/// All that the head says of rows, of which there is at least one.
+pub(super) fn predictions(on: &On, of: Rows<'_>, head: &kernel::LmHead) -> Result<Results> {
+    let mut out = Results::new(on, of.targets.len())?;
+    kernel::forward(on.queue(), out.places()?, of, head)?;
+    Ok(out)
 }
 
 /// Log-probabilities of the targets.

@@ -11,6 +11,7 @@ pub(crate) mod functions;
 pub(crate) mod gather;
 pub(crate) mod linear;
 pub(crate) mod lm_head;
+pub(crate) mod lm_head_divergence;
 pub(crate) mod lstm;
 pub(crate) mod norms;
 pub(crate) mod quantised;

@@ -38,12 +38,13 @@ mod top;
 use super::lm_head::{LmHead, ROWS, TILE, validate};
 use head::{head_gradient, with_head};
 use terms::Terms;
+pub(crate) use top::finish_top;
 use top::{top_gradient, with_top};
 
 use crate::gemm::{Mat, Store, gemm};
 use crate::ops::linear::matrix;
-use crate::scratch;
 use crate::{Element, Error, Real, Result, Tensor, dispatch_float, dispatch_real, parallel};
+use crate::{device, scratch};
 
 const OP: &str = "lm_head_divergence";
 
@@ -92,13 +93,21 @@ pub struct DivergenceOutput {
     /// Whether the most probable token of both is the same; a teacher's by k tokens is its first.
     pub agrees: Vec<bool>,
     /// Normalisers of the student.
-    lse: Vec<f64>,
+    pub(crate) lse: Vec<f64>,
     /// Normalisers of the teacher; by k tokens the factor on P of all other tokens.
-    teacher: Vec<f64>,
+    pub(crate) teacher: Vec<f64>,
     /// Σ P g, or nothing.
-    centre: Vec<f64>,
+    pub(crate) centre: Vec<f64>,
     /// ∂D/∂z of the k tokens, or nothing.
-    top: Vec<f64>,
+    pub(crate) top: Vec<f64>,
+}
+
+impl DivergenceOutput {
+    /// Of no rows: both columns are empty.
+    pub(crate) fn of_none(divergence: Tensor, entropy: Tensor) -> DivergenceOutput {
+        let (lse, teacher, centre, top) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        DivergenceOutput { divergence, entropy, agrees: Vec::new(), lse, teacher, centre, top }
+    }
 }
 
 /// One block of logits of each model: kept by the thread, so that it is no allocation of a step.
@@ -108,7 +117,8 @@ struct Logits<R> {
     teacher: Vec<R>,
 }
 
-fn tempered(options: &LmHead, temperature: f64) -> LmHead {
+/// Options of a head whose logits are divided by the temperature.
+pub(crate) fn tempered(options: &LmHead, temperature: f64) -> LmHead {
     LmHead { scale: options.scale / temperature, softcap: options.softcap.map(|c| c / temperature) }
 }
 
@@ -162,6 +172,15 @@ fn check(hidden: &Tensor, weight: &Tensor, options: &LmHead, teacher: &Teacher<'
     Ok(())
 }
 
+/// The tensors that must be on one device.
+fn all_of<'t>(hidden: &'t Tensor, weight: &'t Tensor, teacher: &Teacher<'t>) -> Vec<&'t Tensor> {
+    let mut all = vec![hidden, weight];
+    if let Teacher::Head { hidden, weight, .. } = *teacher {
+        all.extend([hidden, weight]);
+    }
+    all
+}
+
 /// Logits of tokens `v0..` of a block of rows, not yet capped.
 fn tile_logits<R: Real>(x: Mat<'_, R>, weight: &Tensor, v0: usize, width: usize, out: &mut [R]) -> Result<()> {
     dispatch_float!(OP, weight.dtype(), W => {
@@ -181,8 +200,10 @@ pub fn forward(
     teacher: &Teacher<'_>,
     what: &Divergence,
 ) -> Result<DivergenceOutput> {
-    crate::device::cpu_only(OP, [hidden, weight])?;
     check(hidden, weight, options, teacher, what)?;
+    if let Some(on) = device::of(OP, all_of(hidden, weight, teacher))? {
+        return device::ops::lm_head_divergence::forward(&on, hidden, weight, options, teacher, what);
+    }
     let hidden = hidden.contiguous()?;
     dispatch_real!(OP, hidden.dtype(), R => scratch::with(|b: &mut Logits<R>| match teacher {
         Teacher::Head { hidden: theirs, weight: head, options: cap } => {
@@ -208,12 +229,24 @@ pub fn backward(
     out: &DivergenceOutput,
     mut dweight: Option<&mut Tensor>,
 ) -> Result<Tensor> {
-    crate::device::cpu_only(OP, [hidden, weight])?;
     check(hidden, weight, options, teacher, what)?;
     let rows = hidden.dims()[0];
     if ddivergence.dims() != [rows] || out.lse.len() != rows {
         let (lhs, rhs) = (ddivergence.dims().to_vec(), vec![rows, out.lse.len()]);
         return Err(Error::ShapeMismatch { op: OP, what: "gradient of the divergences", lhs, rhs });
+    }
+    if let Some(on) = device::of(OP, all_of(hidden, weight, teacher).into_iter().chain([ddivergence]))? {
+        return device::ops::lm_head_divergence::backward(
+            &on,
+            ddivergence,
+            hidden,
+            weight,
+            options,
+            teacher,
+            what,
+            out,
+            dweight,
+        );
     }
     let (hidden, upstream) = (hidden.contiguous()?, ddivergence.contiguous()?);
     let (size, vocabulary) = (hidden.dims()[1], weight.dims()[0]);

@@ -44,27 +44,15 @@ pub(super) fn with_top<R: Real>(
             });
         }
     }
-    let terms = Terms::<f64>::new(what.beta);
     let (mut divergence, mut factor, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
     for (r, [all, rest]) in states.iter().enumerate() {
-        let lse = all.finish().2.to_f64();
-        let theirs = &logprobs[r * k..(r + 1) * k];
-        let ours: Vec<f64> = top[r * k..(r + 1) * k].iter().map(|z| z.to_f64() - lse).collect();
-        let left = (1.0 - theirs.iter().map(|t| t.exp()).sum::<f64>()).max(LEAST).ln();
-        // No token may be left.
-        let others = (rest.sum > R::ZERO).then(|| (rest.maximum.to_f64() + rest.sum.to_f64().ln() - lse, left));
-        let (mut d, mut total) = (0.0, 0.0);
-        let mut event = |s: f64, t: f64| {
-            d += terms.divergence(s, t);
-            let a = terms.slope(s, t);
-            total += a;
-            a
-        };
-        let at_top: Vec<f64> = ours.iter().zip(theirs).map(|(s, t)| event(*s, *t)).collect();
-        let rest = others.map(|(s, t)| event(s, t) / s.exp());
+        let row = r * k..(r + 1) * k;
+        let ours: Vec<f64> = top[row.clone()].iter().map(|z| z.to_f64()).collect();
+        let rest = (rest.maximum.to_f64(), rest.sum.to_f64());
+        let (d, f, s) = finish_top(what.beta, &ours, all.finish().2.to_f64(), rest, &logprobs[row]);
         divergence.push(R::from_f64(d));
-        factor.push(rest.map_or(0.0, |a| a - total));
-        slopes.extend(at_top.iter().zip(&ours).map(|(a, s)| a - s.exp() * total));
+        factor.push(f);
+        slopes.extend(s);
     }
     Ok(DivergenceOutput {
         divergence: Tensor::from_vec(divergence, [rows])?,
@@ -75,6 +63,33 @@ pub(super) fn with_top<R: Real>(
         centre: Vec::new(),
         top: slopes,
     })
+}
+
+/// D of a row, the factor on P of all tokens but the k, and ∂D/∂z of the k: from the student's logits of these, its ln Σ e^z, of
+/// all others the largest and Σ e^(z - largest), and the teacher's log-probabilities.
+pub(crate) fn finish_top(
+    beta: f64,
+    logits: &[f64],
+    lse: f64,
+    (largest, sum): (f64, f64),
+    theirs: &[f64],
+) -> (f64, f64, Vec<f64>) {
+    let terms = Terms::<f64>::new(beta);
+    let ours: Vec<f64> = logits.iter().map(|z| z - lse).collect();
+    let left = (1.0 - theirs.iter().map(|t| t.exp()).sum::<f64>()).max(LEAST).ln();
+    // No token may be left.
+    let others = (sum > 0.0).then(|| (largest + sum.ln() - lse, left));
+    let (mut d, mut total) = (0.0, 0.0);
+    let mut event = |s: f64, t: f64| {
+        d += terms.divergence(s, t);
+        let a = terms.slope(s, t);
+        total += a;
+        a
+    };
+    let at_top: Vec<f64> = ours.iter().zip(theirs).map(|(s, t)| event(*s, *t)).collect();
+    let rest = others.map(|(s, t)| event(s, t) / s.exp());
+    let slopes = at_top.iter().zip(&ours).map(|(a, s)| a - s.exp() * total).collect();
+    (d, rest.map_or(0.0, |a| a - total), slopes)
 }
 
 /// From raw logits to the gradient of a divergence from k tokens, in place: `factor` · P, and for the k what is known.
