@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use libfuzzer_sys::fuzz_target;
 use planish_train::data::{
     ChatExtras, ChatMessage, Columns, Cursor, Dataset, DatasetSpec, DatasetType, EncodeOptions, Encoder, Packing,
-    RenderedChat, Sampler, SamplerOptions, TextEncoder, TextError, Truncation, ValidationSplit, preflight,
+    RenderedChat, Rendering, Sampler, SamplerOptions, TextEncoder, TextError, Truncation, ValidationSplit, preflight,
 };
 
 /// A token a byte, so that the time goes into the readers.
@@ -23,13 +23,7 @@ impl TextEncoder for Bytes {
         self.encode(text)
     }
 
-    fn encode_chat(
-        &self,
-        messages: &[ChatMessage],
-        _: &ChatExtras,
-        add_generation_prompt: bool,
-        _: u64,
-    ) -> Result<RenderedChat, TextError> {
+    fn encode_chat(&self, messages: &[ChatMessage], _: &ChatExtras, how: Rendering) -> Result<RenderedChat, TextError> {
         let mut chat = RenderedChat::default();
         for (i, message) in messages.iter().enumerate() {
             let content = message.content.bytes().map(|b| (u32::from(b), Some(i as u32)));
@@ -39,7 +33,7 @@ impl TextEncoder for Bytes {
                 chat.assistant.push(message.role == "assistant" && id != 256);
             }
         }
-        if add_generation_prompt {
+        if how.add_generation_prompt {
             chat.ids.push(256);
             chat.message.push(None);
             chat.assistant.push(false);

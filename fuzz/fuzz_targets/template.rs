@@ -36,13 +36,15 @@ fuzz_target!(|data: &[u8]| {
         tools: chat.get("tools").filter(|tools| tools.is_array()).cloned(),
         extra: chat["extra"].as_object().cloned().unwrap_or_default(),
         now: Some(1_700_000_000),
+        return_assistant_tokens_mask: chat["return_assistant_tokens_mask"] == true,
     };
     let rendered = template.render(&messages, tokenizer.special_tokens(), &options);
     match template.encode(tokenizer, &messages, &options) {
         Err(error) => assert!(!error.to_string().is_empty()),
         Ok(chat) => {
             assert_eq!(chat.text, rendered.expect("what can be encoded can be rendered"));
-            assert!(chat.ids.len() == chat.message.len() && chat.ids.len() == chat.assistant.len());
+            assert_eq!(chat.ids.len(), chat.message.len());
+            assert_eq!(chat.assistant.len(), if options.return_assistant_tokens_mask { chat.ids.len() } else { 0 });
             assert!(chat.ids.iter().all(|id| (*id as usize) < tokenizer.vocab_size()));
             assert!(chat.message.iter().flatten().all(|m| (*m as usize) < messages.len()));
         }

@@ -65,6 +65,7 @@ fn options(case: &Value, now: &Value) -> ChatOptions {
         tools: given.get("tools").cloned(),
         extra: given.get("extra").and_then(Value::as_object).cloned().unwrap_or_default(),
         now: now.as_i64(),
+        return_assistant_tokens_mask: true,
     }
 }
 
@@ -167,7 +168,8 @@ fn turns_are_answers_with_their_ends() {
         let Some((_, end)) = ends.iter().find(|(n, _)| *n == name) else { continue };
         let roles = ["user", "assistant"].into_iter().cycle();
         let messages: Vec<Message> = roles.zip(chat).map(|(role, text)| Message::new(role, text)).collect();
-        let options = ChatOptions { now: fixture["now"].as_i64(), ..ChatOptions::default() };
+        let options =
+            ChatOptions { now: fixture["now"].as_i64(), return_assistant_tokens_mask: true, ..ChatOptions::default() };
         let encoded = planish_nn::template::encode_chat(&tokenizer, &messages, &options).unwrap();
         let marked = |wanted: &dyn Fn(usize) -> bool| -> Vec<u32> {
             (0..encoded.ids.len()).filter(|&i| wanted(i)).map(|i| encoded.ids[i]).collect()

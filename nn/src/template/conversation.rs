@@ -13,6 +13,7 @@ use super::error::{Result, TemplateError};
 use super::marks::{Marker, Reading, Style, reserved};
 use super::message::{size, to_jinja};
 use super::python::is_space;
+use super::shapes::{self, Part, Sought};
 use super::{ChatOptions, Message};
 use crate::tokenizer::Tokenizer;
 
@@ -28,6 +29,7 @@ const SEARCH_TIME: Duration = Duration::from_secs(20);
 pub(super) struct Conversation<'a> {
     engine: &'a Engine,
     source: &'a str,
+    messages: &'a [Message],
     inputs: Inputs,
     roles: Vec<&'a str>,
     special: &'a BTreeMap<String, String>,
@@ -54,8 +56,8 @@ struct Tracked {
 pub(super) struct Rendered {
     pub(super) text: String,
     /// Parts that came from outside of the template, in order: where, and which message's.
-    pub(super) parts: Vec<(Range<usize>, Option<usize>)>,
-    /// Generation blocks.
+    pub(super) parts: Vec<Part>,
+    /// Generation blocks, if they were asked for.
     pub(super) generation: Vec<Range<usize>>,
 }
 
@@ -80,14 +82,14 @@ impl<'a> Conversation<'a> {
         };
         let bytes: usize = inputs.messages.iter().chain([&inputs.tools]).chain(inputs.extra.values()).map(size).sum();
         let roles = messages.iter().map(|m| m.role.as_str()).collect();
-        Ok(Conversation { engine, source, inputs, roles, special, options, size: bytes })
+        Ok(Conversation { engine, source, messages, inputs, roles, special, options, size: bytes })
     }
 
     /// The text alone, as transformers' `apply_chat_template(tokenize=False)`.
     pub(super) fn text(&self) -> Result<String> {
-        let whole = self.whole(self.inputs.clone(), ["", ""])?;
-        let cut = self.cut(&whole)?;
-        Ok(whole[..cut].to_owned())
+        let mut whole = self.whole(&self.inputs, ["", ""])?;
+        whole.truncate(self.cut(&whole)?);
+        Ok(whole)
     }
 
     /// The first `n` messages alone.
@@ -111,12 +113,14 @@ impl<'a> Conversation<'a> {
     }
 
     /// All messages, the final one followed by [`TAG`] if it is to be continued.
-    fn whole(&self, mut inputs: Inputs, marks: [&str; 2]) -> Result<String> {
-        if self.options.continue_final_message {
-            let last = inputs.messages.last_mut().and_then(final_text);
-            let last = last.ok_or_else(|| TemplateError::Continue { name: self.engine.name.clone() })?;
-            last.push_str(TAG);
+    fn whole(&self, inputs: &Inputs, marks: [&str; 2]) -> Result<String> {
+        if !self.options.continue_final_message {
+            return self.render(inputs, self.options.add_generation_prompt, marks);
         }
+        let mut inputs = inputs.clone();
+        let last = inputs.messages.last_mut().and_then(final_text);
+        let last = last.ok_or_else(|| TemplateError::Continue { name: self.engine.name.clone() })?;
+        last.push_str(TAG);
         self.render(&inputs, self.options.add_generation_prompt, marks)
     }
 
@@ -137,9 +141,47 @@ impl<'a> Conversation<'a> {
         Ok(if trimmed { whole[..at].trim_end_matches(is_space).len() } else { at })
     }
 
-    /// The text, and where each part of it came from.
+    /// The text, and where each part of it came from. Generation blocks are looked for if they are asked for.
     pub(super) fn traced(&self, tokenizer: &Tokenizer) -> Result<Rendered> {
-        let whole = self.whole(self.inputs.clone(), ["", ""])?;
+        let whole = self.whole(&self.inputs, ["", ""])?;
+        if let Some(parts) = self.parts_by_shape(&whole, tokenizer)? {
+            return Ok(Rendered { text: whole, parts, generation: Vec::new() });
+        }
+        self.followed(whole, tokenizer)
+    }
+
+    #[cfg(test)]
+    pub(super) fn traced_by_shape(&self, tokenizer: &Tokenizer) -> Option<Vec<Part>> {
+        let whole = self.whole(&self.inputs, ["", ""]).ok()?;
+        self.parts_by_shape(&whole, tokenizer).unwrap()
+    }
+
+    /// The parts of a conversation of nothing but texts, if its template does nothing with them but to write them.
+    fn parts_by_shape(&self, whole: &str, tokenizer: &Tokenizer) -> Result<Option<Vec<Part>>> {
+        let o = self.options;
+        let wants_blocks = o.return_assistant_tokens_mask && self.engine.has_generation;
+        let alone = o.tools.is_none() && o.extra.is_empty() && !o.continue_final_message && !wants_blocks;
+        let texts = self.messages.iter().all(|m| m.extra.is_empty() && shapes::is_plain(&m.content));
+        let (true, true, Some(now)) = (alone, texts, o.now) else { return Ok(None) };
+        // A role that could pass for a special token is followed as well.
+        for role in &self.roles {
+            if tokenizer.spells_special(role)? {
+                return Ok(None);
+            }
+        }
+        let (special, add_generation_prompt) = (self.special, o.add_generation_prompt);
+        let sought = Sought { roles: &self.roles, add_generation_prompt, now, special };
+        let shape = self.engine.shapes.get(sought, |probe| {
+            let conversation = Conversation::new(self.engine, self.source, probe, special, o).ok()?;
+            let whole = conversation.whole(&conversation.inputs, ["", ""]).ok()?;
+            let rendered = conversation.followed(whole, tokenizer).ok()?;
+            Some((rendered.text, rendered.parts))
+        });
+        Ok(shape.parts(whole, self.messages))
+    }
+
+    /// The same of any conversation, by marks.
+    fn followed(&self, mut whole: String, tokenizer: &Tokenizer) -> Result<Rendered> {
         let cut = self.cut(&whole)?;
         let mut tracked = Vec::new();
         self.each_string(tokenizer, &mut |message, text| {
@@ -155,8 +197,7 @@ impl<'a> Conversation<'a> {
         let search =
             Search { conversation: self, tokenizer, used: &used, whole: &whole, strings: tracked.len(), until };
         let (styles, reading) = search.best(&tracked)?;
-        let mut parts: Vec<(Range<usize>, Option<usize>)> =
-            reading.spans.iter().map(|s| (s.bytes.clone(), tracked[s.string].message)).collect();
+        let mut parts: Vec<Part> = reading.spans.iter().map(|s| (s.bytes.clone(), tracked[s.string].message)).collect();
         for (i, _) in styles.iter().enumerate().filter(|(_, s)| **s == Style::Unmarked) {
             if let Some(range) = self.find_unmarked(&whole, &parts, &tracked[i])? {
                 let at = parts.partition_point(|(p, _)| p.start < range.start);
@@ -168,16 +209,12 @@ impl<'a> Conversation<'a> {
         }
         parts.retain(|(r, _)| !r.is_empty());
         let generation = reading.generation.iter().map(|r| r.start.min(cut)..r.end.min(cut)).collect();
-        Ok(Rendered { text: whole[..cut].to_owned(), parts, generation })
+        whole.truncate(cut);
+        Ok(Rendered { text: whole, parts, generation })
     }
 
     /// The one place outside of known parts where a string that cannot be marked stands.
-    fn find_unmarked(
-        &self,
-        whole: &str,
-        parts: &[(Range<usize>, Option<usize>)],
-        string: &Tracked,
-    ) -> Result<Option<Range<usize>>> {
+    fn find_unmarked(&self, whole: &str, parts: &[Part], string: &Tracked) -> Result<Option<Range<usize>>> {
         let text = string.text.trim_matches(is_space);
         let free = |r: &Range<usize>| parts.iter().all(|(p, _)| p.end <= r.start || p.start >= r.end);
         let places: Vec<Range<usize>> =
@@ -336,7 +373,7 @@ impl Search<'_> {
         let generation = marker.generation.map(String::from);
         let marks = [generation[0].as_str(), generation[1].as_str()];
         // A template may well raise an exception for a string that has become longer.
-        let Ok(rendered) = self.conversation.whole(marked, marks) else { return Ok(None) };
+        let Ok(rendered) = self.conversation.whole(&marked, marks) else { return Ok(None) };
         let reading = marker.read(&rendered);
         Ok((reading.plain == self.whole).then_some(reading))
     }

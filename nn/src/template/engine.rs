@@ -13,6 +13,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehav
 
 use super::error::{Result, TemplateError};
 use super::rewrite::{self, LISTED, MARKS, PERCENT};
+use super::shapes::Shapes;
 use super::watch::Watch;
 use super::{clock, format as widths, methods, python};
 
@@ -46,6 +47,7 @@ pub(super) struct Engine {
     env: Environment<'static>,
     pub(super) name: String,
     pub(super) has_generation: bool,
+    pub(super) shapes: Shapes,
 }
 
 /// `raise_exception` was called.
@@ -81,7 +83,7 @@ impl Engine {
                 line: e.line().unwrap_or(0),
                 reason: reason(&e),
             })?;
-            Ok(Engine { env, name: name.to_owned(), has_generation })
+            Ok(Engine { env, name: name.to_owned(), has_generation, shapes: Shapes::default() })
         })
     }
 

@@ -23,6 +23,7 @@ mod message;
 mod methods;
 mod python;
 mod rewrite;
+mod shapes;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -114,7 +115,9 @@ impl ChatTemplate {
                 _ => outside.push(range.clone()),
             }
         }
-        let turns = if self.engine.has_generation {
+        let turns = if !options.return_assistant_tokens_mask {
+            Vec::new()
+        } else if self.engine.has_generation {
             rendered.generation.clone()
         } else {
             let specials = tokenizer.free_specials(&rendered.text, &outside)?;
@@ -122,10 +125,12 @@ impl ChatTemplate {
         };
         let pieces = tokenizer.encode_pieces(&rendered.text, &outside)?;
         let owner = |bytes: &Range<usize>| owner(&rendered, bytes);
+        let said = |bytes: &Range<usize>| turns.iter().any(|t| touches(t, bytes));
+        let asked = options.return_assistant_tokens_mask;
         Ok(EncodedChat {
             ids: pieces.iter().map(|p| p.id).collect(),
             message: pieces.iter().map(|p| owner(&p.bytes)).collect(),
-            assistant: pieces.iter().map(|p| turns.iter().any(|t| touches(t, &p.bytes))).collect(),
+            assistant: pieces.iter().filter(|_| asked).map(|p| said(&p.bytes)).collect(),
             text: rendered.text,
         })
     }
@@ -151,6 +156,8 @@ pub struct ChatOptions {
     /// What `strftime_now` takes for now, in seconds since 1970 UTC. Without it the same data gives other
     /// ids tomorrow.
     pub now: Option<i64>,
+    /// Find the assistant's turns, which can take further renderings.
+    pub return_assistant_tokens_mask: bool,
 }
 
 /// A conversation as token ids, with where each came from.
@@ -161,7 +168,8 @@ pub struct EncodedChat {
     /// The message each token came from; `None` for the template's own text. A token that holds text of both
     /// counts as the message's.
     pub message: Vec<Option<u32>>,
-    /// Whether a token belongs to an assistant turn, its end included: what assistant-only loss trains on.
+    /// Whether a token belongs to an assistant turn, its end included: what assistant-only loss trains on. Empty if it was not
+    /// asked for ([`ChatOptions::return_assistant_tokens_mask`]).
     pub assistant: Vec<bool>,
     /// The text.
     pub text: String,

@@ -22,7 +22,8 @@ fn text(source: &str) -> String {
 }
 
 fn encode(source: &str, messages: &[Message], options: &ChatOptions) -> Result<EncodedChat> {
-    ChatTemplate::parse(source)?.encode(&crate::tokenizer::tests::small(), messages, options)
+    let options = ChatOptions { return_assistant_tokens_mask: true, ..options.clone() };
+    ChatTemplate::parse(source)?.encode(&crate::tokenizer::tests::small(), messages, &options)
 }
 
 /// The text of the tokens in the assistant's turns.
@@ -360,5 +361,89 @@ proptest! {
         let chat = encode(&source, &messages, &ChatOptions::default()).unwrap();
         let said = if trim { answer.trim_matches(python::is_space) } else { &answer };
         prop_assert_eq!(supervised(&chat), format!("{said}<|end|>"));
+    }
+}
+
+/// What is known of a shape gives what marks find, whichever texts and shapes were met before; a template that looks at texts
+/// is followed.
+#[test]
+fn shapes_say_what_marks_say() {
+    let tokenizer = crate::tokenizer::tests::small();
+    let writes = |expression: &str| CHATML.replace("m.content", expression);
+    let templates = [
+        (CHATML.to_owned(), true),
+        (writes("m.content | trim"), true),
+        (writes("m.content if m.content != 'hello' else 'no'"), true),
+        (writes("m.content if loop.last or m.role == 'user' else ''"), true),
+        (writes("m.content ~ (' ' ~ m.content if loop.first)"), true),
+        (writes("m.content.split('</think>')[-1]"), true),
+        (writes("m.content | upper"), false),
+        // No text of a message is in it.
+        (writes("m.content | length"), true),
+        (writes("raise_exception('too long') if m.content | length > 9 else m.content"), false),
+        (format!("{{{{ messages[-1].content }}}}{CHATML}"), true),
+        (format!("{{{{ strftime_now('%Y') }}}}{CHATML}"), true),
+        (
+            "{% for m in messages %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% endfor %}".to_owned(),
+            true,
+        ),
+    ];
+    let texts =
+        ["hello", "he said", "5", "<s>", "<|end|>", "a</think>b", " he", "\n", "", "What message 0 says.", "🎉"];
+    for (source, _) in &templates {
+        let template = ChatTemplate::parse(source).unwrap();
+        for (i, text) in texts.iter().enumerate() {
+            for roles in
+                [&["user"][..], &["user", "assistant"], &["system", "user", "assistant", "user"], &["<s>", "user"]]
+            {
+                let said = |j: usize| texts[(i * (j + 1)) % texts.len()];
+                let messages: Vec<Message> = roles
+                    .iter()
+                    .enumerate()
+                    .map(|(j, role)| Message::new(*role, if j == 0 { text } else { said(j) }))
+                    .collect();
+                for mask in [false, true] {
+                    let options = |now: Option<i64>| ChatOptions {
+                        now,
+                        return_assistant_tokens_mask: mask,
+                        add_generation_prompt: i % 2 == 0,
+                        ..ChatOptions::default()
+                    };
+                    let said = |o: &ChatOptions| template.encode(&tokenizer, &messages, o).map_err(|e| e.to_string());
+                    // Without a time there are no shapes.
+                    let (by_shape, by_marks) = (said(&options(Some(clock_now()))), said(&options(None)));
+                    assert_eq!(by_shape, by_marks, "{source} {messages:?}");
+                }
+            }
+        }
+    }
+    for (source, is_known) in templates {
+        let engine = Engine::parse("a test", &source).unwrap();
+        let (special, options) = (BTreeMap::new(), ChatOptions { now: Some(7), ..ChatOptions::default() });
+        let probe = shapes::probe(&["user", "assistant"]);
+        let conversation = Conversation::new(&engine, &source, &probe, &special, &options).unwrap();
+        assert_eq!(conversation.traced_by_shape(&tokenizer).is_some(), is_known, "{source}");
+    }
+}
+
+fn clock_now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_secs() as i64)
+}
+
+/// Shapes come and go; what is found stays.
+#[test]
+fn many_shapes() {
+    let tokenizer = crate::tokenizer::tests::small();
+    let template = ChatTemplate::parse(CHATML).unwrap();
+    for round in 0..2 {
+        for turns in (1..30).step_by(if round == 0 { 1 } else { 7 }) {
+            let messages: Vec<Message> = (0..turns)
+                .map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, ["he", "hello"][i % 2]))
+                .collect();
+            let options = ChatOptions { now: Some(1), ..ChatOptions::default() };
+            let chat = template.encode(&tokenizer, &messages, &options).unwrap();
+            assert_eq!(chat.message.iter().flatten().max(), Some(&(turns as u32 - 1)));
+        }
     }
 }

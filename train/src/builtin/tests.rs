@@ -124,7 +124,8 @@ fn the_template_renders_a_conversation_and_supervises_the_answer() {
     )
     .unwrap();
     let messages = [Message::new("user", "What is 2 plus 3?"), Message::new("assistant", "2 plus 3 is 5.")];
-    let chat = encode_chat(&tokenizer, &messages, &ChatOptions::default()).unwrap();
+    let options = ChatOptions { return_assistant_tokens_mask: true, ..ChatOptions::default() };
+    let chat = encode_chat(&tokenizer, &messages, &options).unwrap();
     assert_eq!(
         chat.text,
         "<|im_start|>user\nWhat is 2 plus 3?<|im_end|>\n<|im_start|>assistant\n2 plus 3 is 5.<|im_end|>\n"

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::encode_steps::StepOptions;
 use super::error::{DataError, Result, TextError};
 use super::row::{ChatExtras, ChatMessage, Content, Source, TypedRow};
-use super::text::TextEncoder;
+use super::text::{Rendering, TextEncoder};
 
 /// A training example: tokens, and which of them are trained on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -373,8 +373,12 @@ impl Encoder {
         if self.text.template().is_none() {
             return Err(DataError::NoTemplate { at: source.at() });
         }
-        let now = self.options.template_time.unwrap_or_default();
-        let chat = self.text.encode_chat(messages, extras, add_generation_prompt, now);
+        let how = Rendering {
+            add_generation_prompt,
+            return_assistant_tokens_mask: self.options.assistant_only_loss,
+            now: self.options.template_time.unwrap_or_default(),
+        };
+        let chat = self.text.encode_chat(messages, extras, how);
         chat.map_err(|e| DataError::Text { at: source.at(), source: e })
     }
 

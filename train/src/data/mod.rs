@@ -53,4 +53,4 @@ pub use row::{ChatExtras, ChatMessage, Content, Source, Task, Trajectory, TypedR
 pub use sampler::{Cursor, Sampler, SamplerOptions, Step, Steps};
 pub use spec::DatasetSpec;
 pub use split::ValidationSplit;
-pub use text::{RenderedChat, TextEncoder};
+pub use text::{RenderedChat, Rendering, TextEncoder};

@@ -10,8 +10,19 @@ pub struct RenderedChat {
     pub ids: Vec<u32>,
     /// Index of the message that each token came from; `None` for text of the template.
     pub message: Vec<Option<u32>>,
-    /// Whether the token belongs to an assistant's turn, its end-of-turn token included.
+    /// Whether the token belongs to an assistant's turn, its end-of-turn token included; empty if it was not asked for.
     pub assistant: Vec<bool>,
+}
+
+/// How a conversation is rendered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rendering {
+    /// It ends with the beginning of an answer.
+    pub add_generation_prompt: bool,
+    /// The assistant's turns are wanted.
+    pub return_assistant_tokens_mask: bool,
+    /// The time that a template may ask for, seconds since 1970 UTC.
+    pub now: u64,
 }
 
 /// A tokenizer with, perhaps, a chat template.
@@ -29,8 +40,7 @@ pub trait TextEncoder: Send + Sync {
     /// What the tokenizer says.
     fn encode_piece(&self, text: &str) -> Result<Vec<u32>, TextError>;
 
-    /// Renders and encodes a conversation; special tokens written inside of a message stay text. `now` is
-    /// the time that a template may ask for, seconds since 1970 UTC.
+    /// Renders and encodes a conversation; special tokens written inside of a message stay text.
     ///
     /// # Errors
     /// No template, or what the template or the tokenizer says.
@@ -38,8 +48,7 @@ pub trait TextEncoder: Send + Sync {
         &self,
         messages: &[ChatMessage],
         extras: &ChatExtras,
-        add_generation_prompt: bool,
-        now: u64,
+        how: Rendering,
     ) -> Result<RenderedChat, TextError>;
 
     /// Text of ids, special tokens included.

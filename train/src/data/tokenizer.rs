@@ -5,7 +5,7 @@ use planish_nn::tokenizer::Tokenizer;
 
 use super::error::TextError;
 use super::row::{ChatExtras, ChatMessage};
-use super::text::{RenderedChat, TextEncoder};
+use super::text::{RenderedChat, Rendering, TextEncoder};
 
 impl TextEncoder for Tokenizer {
     fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
@@ -20,18 +20,18 @@ impl TextEncoder for Tokenizer {
         &self,
         messages: &[ChatMessage],
         extras: &ChatExtras,
-        add_generation_prompt: bool,
-        now: u64,
+        how: Rendering,
     ) -> Result<RenderedChat, TextError> {
         let messages: Vec<Message> = messages
             .iter()
             .map(|m| Message { role: m.role.clone(), content: m.content.clone(), extra: m.extra.clone() })
             .collect();
         let options = ChatOptions {
-            add_generation_prompt,
+            add_generation_prompt: how.add_generation_prompt,
+            return_assistant_tokens_mask: how.return_assistant_tokens_mask,
             tools: extras.tools.clone(),
             extra: extras.kwargs.clone(),
-            now: i64::try_from(now).ok(),
+            now: i64::try_from(how.now).ok(),
             ..ChatOptions::default()
         };
         let chat = encode_chat(self, &messages, &options)?;

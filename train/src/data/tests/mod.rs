@@ -47,13 +47,7 @@ impl TextEncoder for Toy {
         Toy { add_bos: false, ..self.clone() }.encode(text)
     }
 
-    fn encode_chat(
-        &self,
-        messages: &[ChatMessage],
-        _: &ChatExtras,
-        prompt: bool,
-        _: u64,
-    ) -> Result<RenderedChat, TextError> {
+    fn encode_chat(&self, messages: &[ChatMessage], _: &ChatExtras, how: Rendering) -> Result<RenderedChat, TextError> {
         let mut out = RenderedChat::default();
         let mut add = |ids: &mut dyn Iterator<Item = u32>, message: Option<u32>, assistant: bool| {
             for id in ids {
@@ -74,7 +68,7 @@ impl TextEncoder for Toy {
             add(&mut std::iter::once(END), None, assistant);
             add(&mut std::iter::once(10), None, false);
         }
-        if prompt {
+        if how.add_generation_prompt {
             add(&mut std::iter::once(START), None, false);
             let role: &[u8] = if self.odd_prompt { b"assistant\n<think>" } else { b"assistant\n" };
             add(&mut role.iter().map(|&b| b as u32), None, false);
