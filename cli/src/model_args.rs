@@ -98,7 +98,7 @@ pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::R
         other_base(adapter, name).into_iter().for_each(output::note);
     }
     if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
-        let demands = Demands::none().model(&model.config).bf16(bf16_of(matches));
+        let demands = Demands::none().bf16(bf16_of(matches));
         device::place(&mut model, choice, &demands)?;
     }
     Ok((model, opened.tokenizer))

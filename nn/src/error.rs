@@ -23,14 +23,6 @@ pub enum Error {
         /// Why.
         source: planish_tensor::Error,
     },
-    /// A model with parts that no device has kernels for.
-    #[error("--device {device}: {what} is not supported there yet; use --device cpu")]
-    NotOnDevice {
-        /// The device asked for.
-        device: planish_tensor::Device,
-        /// What it cannot do.
-        what: String,
-    },
     /// A dtype that activations have not there.
     #[error("activations in {dtype} are not supported on {device}: they are float32, or on a GPU bfloat16")]
     Activations {

@@ -3,7 +3,6 @@
 //! A run says what it is going to do before it begins; what a device cannot do is refused by name then, and `auto`
 //! takes the processor instead.
 
-use planish_nn::config::ModelConfig;
 use planish_nn::decoder::Model;
 use planish_tensor::{DType, Device};
 
@@ -49,15 +48,6 @@ impl Demands {
         match optim.memory_budget {
             Some(_) => demands.lacks("memory_budget, which counts the processor's memory,"),
             None => demands,
-        }
-    }
-
-    /// This model.
-    #[must_use]
-    pub fn model(self, config: &ModelConfig) -> Demands {
-        match config.without_kernels() {
-            Some(what) => self.lacks(what),
-            None => self,
         }
     }
 }
@@ -112,7 +102,7 @@ const ROOM_FOR_WEIGHTS: &str =
 /// Moves a model to where `other` is, with the activations that it has there: a reference beside what is trained.
 ///
 /// # Errors
-/// A model that devices have no kernels for; no room.
+/// No room.
 pub fn beside(model: &mut Model, other: &Model) -> Result<()> {
     if !other.device().is_cpu() {
         model.to_device(other.device()).map_err(|e| Error::from(e).advised(|| ROOM_FOR_WEIGHTS))?;

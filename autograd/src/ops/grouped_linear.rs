@@ -11,7 +11,7 @@ use crate::{Result, Var, record};
 pub static OP: Op = Op {
     name: "grouped_linear",
     backward: Backward::Rule,
-    cuda: Cuda::CpuOnly("mixtures of experts, which it is for, run on the CPU"),
+    cuda: Cuda::Kernel("matmul"),
     fixture: Fixture::None("it is `linear` run by run, to the bit: its unit tests say so"),
 };
 

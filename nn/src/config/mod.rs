@@ -224,16 +224,6 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// What of the model no device has kernels for.
-    pub fn without_kernels(&self) -> Option<String> {
-        let of = |what: &str| format!("{what} (a model of type {})", self.model_type);
-        match (&self.moe, &self.latent) {
-            (Some(_), _) => Some(of("a mixture of experts")),
-            (None, Some(_)) => Some(of("latent attention")),
-            (None, None) => None,
-        }
-    }
-
     /// Number of layers.
     pub fn num_layers(&self) -> usize {
         self.layers.len()

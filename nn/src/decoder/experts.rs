@@ -17,11 +17,11 @@
 use std::cmp::Ordering;
 
 use planish_autograd::ops::{
-    concat::concat, elementwise, gather::gather, index_select::index_select, reduction, scatter_add::scatter_add,
-    softmax::softmax, unary, view,
+    cast::cast, concat::concat, elementwise, gather::gather, index_select::index_select, reduction,
+    scatter_add::scatter_add, softmax::softmax, unary, view,
 };
 use planish_autograd::{Param, Result, Var};
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use super::mlp::Mlp;
 use crate::Ctx;
@@ -47,8 +47,11 @@ pub(super) struct Experts {
 impl Experts {
     /// What goes on to the next block, and the router's logits, (tokens, experts).
     pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<(Var, Var)> {
-        let (tokens, k) = (x.dims()[0], self.moe.per_token);
+        let (tokens, k, dtype) = (x.dims()[0], self.moe.per_token, x.value().dtype());
         let logits = self.router.forward(ctx, x)?;
+        // Of halves the scores are f32, as in transformers, and so is what is summed.
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let logits = cast(&logits, wide)?;
         let scores = self.scores(&logits)?;
         let chosen = self.choose(scores.value())?;
         let mut weights = gather(&scores, &Tensor::from_slice(&chosen, [tokens, k])?)?;
@@ -62,17 +65,19 @@ impl Experts {
         if self.moe.scale != 1.0 {
             weights = elementwise::scale(&weights, self.moe.scale)?;
         }
-        let weights = view::reshape(&weights, &[tokens * k, 1])?;
+        let weights = cast(&view::reshape(&weights, &[tokens * k, 1])?, dtype)?;
 
         let runs = Runs::new(&chosen, self.experts.len());
         let rows: Vec<u32> = runs.picks.iter().map(|&i| i / k as u32).collect();
         let sorted = index_select(x, &rows)?;
-        let mut y = Var::constant(Tensor::zeros(x.dims(), x.value().dtype())?);
+        let mut y = Var::constant(Tensor::zeros_on(x.value().device(), x.dims(), wide)?);
         if !rows.is_empty() {
             let parts = self.of_runs(ctx, &sorted, &rows, &runs)?;
+            let parts = elementwise::mul(&parts, &index_select(&weights, &runs.picks)?)?;
             // A token's experts come in the order of their numbers.
-            y = scatter_add(&y, &rows, &elementwise::mul(&parts, &index_select(&weights, &runs.picks)?)?)?;
+            y = scatter_add(&y, &rows, &cast(&parts, wide)?)?;
         }
+        let y = cast(&y, dtype)?;
         let y = match &self.shared {
             None => y,
             Some((mlp, None)) => elementwise::add(&y, &mlp.forward(ctx, x)?)?,
@@ -130,9 +135,9 @@ impl Experts {
     /// The experts of each row, in the order of their numbers: (rows · k).
     fn choose(&self, scores: &Tensor) -> planish_tensor::Result<Vec<u32>> {
         let (k, experts) = (self.moe.per_token, scores.dims()[1]);
-        let s = scores.to_dtype(DType::F64)?.to_vec::<f64>()?;
+        let s = scores.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
         let bias = match &self.bias {
-            Some(bias) => bias.value().to_dtype(DType::F64)?.to_vec::<f64>()?,
+            Some(bias) => bias.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?,
             None => vec![0.0; experts],
         };
         let mut all = Vec::with_capacity(scores.dims()[0] * k);

@@ -426,11 +426,8 @@ impl Model {
     /// gradients, caches) is there too.
     ///
     /// # Errors
-    /// [`Error::NotOnDevice`]; [`Error::Placing`] with the parameter that finds no room; those of opening the device.
+    /// [`Error::Placing`] with the parameter that finds no room; those of opening the device.
     pub fn to_device(&self, device: Device) -> Result<()> {
-        if let Some(what) = self.config.without_kernels().filter(|_| !device.is_cpu()) {
-            return Err(Error::NotOnDevice { device, what });
-        }
         device.open()?;
         for param in self.params().into_iter().chain(self.base_params()) {
             let placed = param.update(|value| {

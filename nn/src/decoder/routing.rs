@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use planish_autograd::{Result, Var};
-use planish_tensor::DType;
+use planish_tensor::{DType, Device};
 
 use super::experts::Experts;
 
@@ -37,7 +37,7 @@ impl LayerRouting {
     /// Those of the kernels.
     pub fn mass(&self) -> Result<Vec<f64>> {
         let mut mass = vec![0.0; self.load.len()];
-        let shares = self.shares.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
+        let shares = self.shares.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
         for row in shares.chunks_exact(mass.len()) {
             mass.iter_mut().zip(row).for_each(|(m, p)| *m += p);
         }

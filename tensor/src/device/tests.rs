@@ -7,7 +7,7 @@ use planish_cuda::cache::KernelCache;
 use planish_cuda::emulator::Emulator;
 
 use super::*;
-use crate::ops::{attention, concat, elementwise, grouped_linear, linear, view};
+use crate::ops::{attention, concat, elementwise, linear, view};
 use crate::{DType, bf16};
 
 /// Emulator `number`, with the tests' cache of kernels; `None`, said on stderr, without NVRTC.
@@ -122,10 +122,12 @@ fn nothing_is_read_or_mixed_silently() {
         "add: one tensor is on cpu and another on emulator:2; copy one of them with to_device first"
     );
     assert!(words(linear::forward(&there, &x, None).unwrap_err()).contains("mul"));
-    let weight = Tensor::zeros_on(device, [1, 3], DType::F32).unwrap();
-    let refused = grouped_linear::forward(&there, &[weight], &[0, 2]).unwrap_err();
-    assert_eq!(refused, Error::NotOnDevice { op: "grouped_linear", device });
-    assert_eq!(words(refused), "grouped_linear: not supported on emulator:2 yet; use --device cpu");
+    let q = there.reshape([3, 1, 2]).unwrap();
+    let stem = Some(attention::Stem { of: 0, len: 1 });
+    let table = attention::Segments { cu_q: &[0, 1, 3], cu_k: &[0, 1, 3], stems: &[None, stem] };
+    let refused = attention::forward_branched(&q, &q, &q, &table, &attention::Attention::causal(1.0)).unwrap_err();
+    assert_eq!(refused, Error::NotOnDevice { op: "attention", device });
+    assert_eq!(words(refused), "attention: not supported on emulator:2 yet; use --device cpu");
     let ints = Tensor::zeros([2], DType::I64).unwrap();
     assert!(matches!(ints.to_device(device), Err(Error::UnsupportedDType { dtype: DType::I64, .. })));
     let double = x.to_dtype(DType::F64).unwrap().to_device(device).unwrap();

@@ -4,11 +4,13 @@
 //!
 //! x: (rows, in), each W: (out, in) in any float dtype or [quantised](crate::quant), y: (rows, out). A row's sum has the
 //! order and the bits of [`linear`](super::linear): neither the other rows of its run, nor the runs, nor threads are
-//! in it. All runs are one [call](crate::gemm::gemm_grouped): work is split over runs, columns and rows together.
+//! in it. On the processor all runs are one [call](crate::gemm::gemm_grouped): work is split over runs, columns and rows together;
+//! on a device a run is a product.
 //!
 //! Bound by the bytes of the matrices where runs are short, else by arithmetic: 2 rows · in · out operations.
 
 use super::linear::matrix;
+use crate::device;
 use crate::gemm::{Mat, Right, Store, gemm_grouped};
 use crate::quant::PackedMat;
 use crate::{DType, Element, Error, Result, Tensor, dispatch_float};
@@ -17,7 +19,6 @@ const OP: &str = "grouped_linear";
 
 /// Checks x (rows, in) against the weights, (out, in) each, and where their runs begin; gives (in, out).
 fn check(x: &Tensor, weights: &[Tensor], starts: &[usize]) -> Result<(usize, usize)> {
-    crate::device::cpu_only(OP, std::iter::once(x).chain(weights))?;
     for t in std::iter::once(x).chain(weights) {
         if t.rank() != 2 {
             return Err(Error::Rank { op: OP, expected: 2, shape: t.dims().to_vec() });
@@ -63,6 +64,9 @@ fn products<R: Element>(
 
 /// A B_g of the rows of each run, in the dtype of A.
 fn grouped(a: &Tensor, rights: Vec<Tensor>, starts: &[usize], n: usize) -> Result<Tensor> {
+    if let Some(on) = device::of(OP, std::iter::once(a).chain(&rights))? {
+        return device::ops::linear::grouped(&on, a, &rights, starts, n);
+    }
     let mut c = a.scratch_beside(OP, [a.dims()[0], n], a.dtype())?;
     fn call<R: crate::Real, B: Right<R>>(
         a: Mat<'_, R>,
@@ -100,7 +104,8 @@ fn grouped(a: &Tensor, rights: Vec<Tensor>, starts: &[usize], n: usize) -> Resul
 /// y.
 ///
 /// # Errors
-/// Shapes that do not agree, runs that are not those of x; x of a dtype other than f32 and f64; a device.
+/// Shapes that do not agree, runs that are not those of x; x of a dtype other than f32 and f64, or on a device of one
+/// that does not compute.
 pub fn forward(x: &Tensor, weights: &[Tensor], starts: &[usize]) -> Result<Tensor> {
     let (input, out) = check(x, weights, starts)?;
     if x.dims()[1] != input {

@@ -5,6 +5,7 @@
 mod decoding;
 mod distill;
 mod eight_bits;
+mod experts;
 mod graphs;
 mod half;
 mod law5;

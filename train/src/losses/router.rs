@@ -17,7 +17,7 @@
 use planish_autograd::Var;
 use planish_autograd::ops::{elementwise, reduction, softmax};
 use planish_nn::decoder::LayerRouting;
-use planish_tensor::{DType, Tensor};
+use planish_tensor::{DType, Device, Tensor};
 
 use crate::Result;
 
@@ -140,14 +140,15 @@ pub fn router_loss(pass: &[LayerRouting], load: &Load, terms: RouterTerms) -> Re
     for routing in pass {
         let (value, experts) = (routing.logits.value(), f.len());
         if terms.balance > 0.0 {
-            let f = Tensor::from_vec(f.clone(), [1, experts])?.to_dtype(value.dtype())?;
+            let f = Tensor::from_vec(f.clone(), [1, experts])?.to_dtype(value.dtype())?.to_device(value.device())?;
             let chosen = reduction::sum(&elementwise::mul(&routing.shares, &Var::constant(f))?)?;
             add(elementwise::scale(&chosen, terms.balance * experts as f64 / rows)?)?;
         }
         if terms.z > 0.0 {
             let lse = softmax::logsumexp(&routing.logits)?;
             let square = reduction::sum(&elementwise::mul(&lse, &lse)?)?;
-            squares += square.value().to_dtype(DType::F64)?.to_vec::<f64>()?.iter().sum::<f64>();
+            let square_here = square.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?;
+            squares += square_here.to_vec::<f64>()?.iter().sum::<f64>();
             add(elementwise::scale(&square, terms.z / rows)?)?;
         }
     }

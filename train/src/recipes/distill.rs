@@ -65,11 +65,6 @@ pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcom
     let (mut model, adapter) =
         adapt::build(&opened, &config.model, &config.lora, &config.optim, steps, resume.as_ref())?;
     drop(opened);
-    let demands = demands.adapter(adapter.as_ref()).model(&model.config);
-    let demands = match &guide {
-        Guide::Model(teacher) => demands.model(&teacher.config),
-        Guide::Stored(_) => demands,
-    };
     device::place(&mut model, config.run.device, &demands)?;
     if let Guide::Model(teacher) = &mut guide {
         device::beside(teacher, &model)?;

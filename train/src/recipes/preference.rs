@@ -91,7 +91,6 @@ fn ready(
         inputs::open(&b.data.general(), b.optim, eval_batch, &opened.tokenizer, &opened.pretrained.config, rows)?;
     b.data.template_time = inputs.sampler.encoder().options().template_time;
     let (mut model, adapter) = build(&opened, &inputs, resume.as_ref())?;
-    let demands = demands.model(&model.config);
     device::place(&mut model, b.run.device, &demands)?;
     let rates = adapt::rates(b.lora, b.optim);
     Ok(Ready { opened, model, adapter, rates, inputs, resume })

@@ -55,7 +55,6 @@ pub fn run(config: &PretrainConfig, observer: &mut dyn Observer) -> Result<Outco
         &model.config,
         inputs::Rows::new(ACCEPTED, inputs::packing(&config.data)),
     )?;
-    let demands = demands.model(&model.config);
     device::place(&mut model, config.run.device, &demands)?;
     let router = router::terms(&config.router, &model.config)?;
     inputs::fit(&inputs, &model, &mut config.optim, resume.as_ref())?;

@@ -49,7 +49,6 @@ pub fn run(config: &SftConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     config.data.template_time = inputs.sampler.encoder().options().template_time;
     let (mut model, adapter) = build(&config, &opened, inputs.steps_per_epoch, resume.as_ref())?;
     drop(opened);
-    let demands = demands.model(&model.config);
     device::place(&mut model, config.run.device, &demands)?;
     let router = router::terms(&config.router, &model.config)?;
     let share = config.sharing.share_prompts && !adapter.as_ref().is_some_and(|a| drops_out(&a.to_json()));
@@ -109,7 +108,6 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let inputs = read(config, &opened)?;
     let (mut model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;
     drop(opened);
-    let demands = demands.model(&model.config);
     device::place(&mut model, config.run.device, &demands)?;
     let o = &config.optim;
     let trial = match model.device() {

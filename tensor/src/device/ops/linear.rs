@@ -1,5 +1,7 @@
 //! Matrix products.
 
+use planish_cuda::DType as Type;
+use planish_cuda::memory::SliceMut;
 use planish_cuda::ops::elementwise;
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 
@@ -22,9 +24,9 @@ const ROW: usize = 8;
 /// What a product is computed on, with sums in f32. Halves, on tensor cores, where A is one and B is alike or the
 /// result is a half too: then A is an activation or a gradient, and a B of another type is a weight, taken in the type
 /// of the activations as torch's autocast does; so is a quantised B. Otherwise f32, with B widened as it is read.
-fn computed_in(a: DType, b: DType, c: DType) -> DType {
+fn computed_in(a: DType, b: DType, to_half: bool) -> DType {
     let half = |t| matches!(t, DType::BF16 | DType::F16);
-    if half(a) && (a == b || b == DType::Packed || half(c)) { a } else { DType::F32 }
+    if half(a) && (a == b || b == DType::Packed || to_half) { a } else { DType::F32 }
 }
 
 /// A tensor with `axis` filled up with zeros to `size`. Where that is what a sum is over, they change no bit of it.
@@ -48,27 +50,46 @@ pub(crate) fn product(
     c: &mut Tensor,
     store: Store,
 ) -> Result<()> {
-    finished(on, factors, update, bias, c, Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() })
+    if c.numel() == 0 {
+        return Ok(());
+    }
+    let epilogue = Epilogue { add: matches!(store, Store::Add), ..Epilogue::default() };
+    finished(on, factors, update, bias, c.cells_mut()?, epilogue)
 }
 
 /// C = factor · A B.
 pub(crate) fn scaled_product(on: &On, factors: (&Tensor, &Tensor), factor: f64, c: &mut Tensor) -> Result<()> {
-    finished(on, factors, None, None, c, Epilogue { alpha: factor as f32, ..Epilogue::default() })
+    if c.numel() == 0 {
+        return Ok(());
+    }
+    finished(on, factors, None, None, c.cells_mut()?, Epilogue { alpha: factor as f32, ..Epilogue::default() })
 }
 
+/// Rows `starts[g]..starts[g + 1]` of A times B_g, run by run, in the type of A.
+pub(crate) fn grouped(on: &On, a: &Tensor, rights: &[Tensor], starts: &[usize], n: usize) -> Result<Tensor> {
+    let mut c = on.scratch("grouped_linear", [a.dims()[0], n], a.dtype())?;
+    if c.numel() == 0 {
+        return Ok(c);
+    }
+    for (right, run) in rights.iter().zip(starts.windows(2)).filter(|(_, run)| run[0] < run[1]) {
+        let rows = run[1] - run[0];
+        let part = c.cells_mut()?.part(run[0] * n, rows * n)?;
+        finished(on, (&a.narrow(0, run[0], rows)?, right), None, None, part, Epilogue::default())?;
+    }
+    Ok(c)
+}
+
+/// The same for a C that is not empty.
 fn finished(
     on: &On,
     (a, b): (&Tensor, &Tensor),
     update: Option<(&Tensor, &Tensor)>,
     bias: Option<&Tensor>,
-    c: &mut Tensor,
+    mut c: SliceMut<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
     let (m, n) = (a.dims()[0], b.dims()[1]);
-    if m == 0 || n == 0 {
-        return Ok(());
-    }
-    let kind = computed_in(a.dtype(), b.dtype(), c.dtype());
+    let kind = computed_in(a.dtype(), b.dtype(), c.dtype() != Type::F32);
     let wide = kind == DType::F32;
     let right = |t: Tensor| if wide && t.dtype() != DType::Packed { Ok(t) } else { t.rounded(kind) };
     let (a, a_transposed) = dense(a)?;
@@ -99,7 +120,7 @@ fn finished(
     // Which adds no bias.
     let plain = !epilogue.add && epilogue.alpha == 1.0 && bias.is_none();
     let forward = layout == Layout::FORWARD && plain;
-    if forward && quantised::few_rows(on, [m, n, depth], &a, &b, second.as_ref(), c)? {
+    if forward && quantised::few_rows(on, [m, n, depth], &a, &b, second.as_ref(), c.reborrow())? {
         return Ok(());
     }
     let b = right(b)?;
@@ -108,7 +129,7 @@ fn finished(
     // A weight like the others: in the type that the product is computed in.
     let bias = bias.map(|bias| bias.rounded(kind)).transpose()?;
     let epilogue = Epilogue { bias: bias.as_ref().map(Tensor::cells).transpose()?, ..epilogue };
-    Ok(matmul(on.queue(), c.cells_mut()?, [m, n], layout, &terms, epilogue)?)
+    Ok(matmul(on.queue(), c, [m, n], layout, &terms, epilogue)?)
 }
 
 /// Every row of y += bias.

@@ -4,7 +4,7 @@
 //! it takes any weight, and gives their memory back: one weight at a time is there as numbers. Values are those of the
 //! processor, bit for bit, and so a product has the bits of the product with these values.
 
-use planish_cuda::memory::Slice;
+use planish_cuda::memory::{Slice, SliceMut};
 use planish_cuda::ops::matmul::Term;
 use planish_cuda::ops::{dequantise, ggml, matmul_nf4, nf4};
 
@@ -78,7 +78,7 @@ pub(crate) fn few_rows(
     a: &Tensor,
     w: &Tensor,
     update: Option<&Term<'_>>,
-    c: &mut Tensor,
+    c: SliceMut<'_>,
 ) -> Result<bool> {
     let Some(Layout::FourBit(of)) = w.quantized().filter(|q| q.shape() == [n, k]).map(Quantized::layout) else {
         return Ok(false);
@@ -92,7 +92,7 @@ pub(crate) fn few_rows(
     if of.kind() != FourBitKind::Nf4 || !matmul_nf4::takes(on.queue(), a, [m, k], weight, update) {
         return Ok(false);
     }
-    matmul_nf4::matmul(on.queue(), c.cells_mut()?, [m, n, k], a, weight, update)?;
+    matmul_nf4::matmul(on.queue(), c, [m, n, k], a, weight, update)?;
     Ok(true)
 }
 
