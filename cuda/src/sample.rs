@@ -16,8 +16,10 @@ use crate::ops::rope::{self, Heads};
 use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
-use crate::ops::{Runs, activation, adamw, cast, copy, dequantise, embedding, gather, ggml, grad_norm};
-use crate::ops::{layer_norm, lm_head_divergence, lm_head_top, matmul_nf4, nf4, reduction};
+use crate::ops::{Runs, activation, adamw, block_rotate, cast, cayley, copy, dequantise, dora_linear, embedding};
+use crate::ops::{
+    gather, ggml, grad_norm, layer_norm, lm_head_divergence, lm_head_top, lstm, matmul_nf4, nf4, reduction,
+};
 use crate::{DType, Queue, Result};
 
 const TOKENS: usize = 64;
@@ -142,6 +144,39 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let mut wide = room(TOKENS * HIDDEN, F32)?;
             cast::cast(queue, wide.slice_mut(F32), x)?;
             cast::cast(queue, y.slice_mut(T), wide.slice(F32))?;
+        }
+        "dora_linear" => {
+            // W is (64, 256), the update of rank 8.
+            let (a, b) = (numbers(queue, 8 * HIDDEN, F32)?, numbers(queue, TOKENS * 8, F32)?);
+            let (mut n, mut g, m) = (room(TOKENS, F32)?, room(TOKENS, F32)?, numbers(queue, TOKENS, F32)?);
+            dora_linear::norms(queue, n.slice_mut(F32), x, [a.slice(F32), b.slice(F32)], 0.5)?;
+            dora_linear::gains(queue, g.slice_mut(F32), m.slice(F32), n.slice(F32))?;
+            dora_linear::columns(queue, y.slice_mut(T), x, g.slice(F32))?;
+        }
+        "block_rotate" => {
+            let sizes = [HIDDEN, 32];
+            let (r, mut dr) = (numbers(queue, HIDDEN * 32, F32)?, zeros(HIDDEN * 32)?);
+            block_rotate::forward(queue, y.slice_mut(T), x, r.slice(F32), sizes, false)?;
+            block_rotate::blocks_add(queue, dr.slice_mut(F32), x, dy, sizes)?;
+        }
+        "cayley" => {
+            let (n, entries) = (16, 4 * (16 * 15 / 2));
+            let (q, mut r, mut dq) = (numbers(queue, entries, F32)?, room(4 * n * n, F32)?, room(entries, F32)?);
+            cayley::forward(queue, r.slice_mut(F32), q.slice(F32), n, 0)?;
+            cayley::backward(queue, dq.slice_mut(F32), r.slice(F32), q.slice(F32), n, 0)?;
+        }
+        "lstm" => {
+            let n = 64;
+            let (mut gates, w) = (numbers(queue, 2 * 4 * n, F32)?, numbers(queue, 4 * n * n, F32)?);
+            let (mut c, mut h) = (room(2 * n, F32)?, room(2 * n, F32)?);
+            let steps = [0, 1].map(|row: usize| lstm::Step { row, before: row.checked_sub(1) });
+            for step in steps {
+                let rows = [gates.slice_mut(F32), c.slice_mut(F32), h.slice_mut(F32)];
+                lstm::step(queue, rows, w.slice(F32), n, step)?;
+            }
+            let (mut dgates, mut dc, next) = (zeros(2 * 4 * n)?, zeros(n)?, zeros(n)?);
+            let from = [gates.slice(F32), c.slice(F32), h.slice(F32), next.slice(F32)];
+            lstm::step_backward(queue, [dgates.slice_mut(F32), dc.slice_mut(F32)], from, n, steps[1])?;
         }
         "dropout" => {
             let keys = indices(queue, 2 * TOKENS, 1 << 30)?;

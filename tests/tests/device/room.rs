@@ -20,9 +20,9 @@ use crate::{has_nvrtc, small_emulator};
 const GIB: u64 = 1 << 30;
 
 /// A model of four layers with the builtin model's tokenizer, and rows of about 30 tokens.
-pub(crate) fn prepare(dir: &Path) {
+pub(crate) fn prepare(dir: &Path, vocabulary: usize) {
     let config = serde_json::json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 1536, "hidden_size": 128,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": vocabulary, "hidden_size": 128,
         "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
         "head_dim": 64, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": false,
@@ -63,7 +63,7 @@ fn plans_are_what_runs_take() {
     }
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
-    prepare(dir);
+    prepare(dir, 1536);
     let lora = [("use_peft", "true"), ("lora_r", "8"), ("lora_target_modules", "all-linear")];
     let cases: [&[(&str, &str)]; 6] = [
         &[("gradient_accumulation_steps", "1"), ("gradient_checkpointing", "false")],
@@ -123,7 +123,7 @@ fn a_device_that_fails_ends_the_run_with_the_last_checkpoint() {
     let Some(device) = small_emulator(90, GIB) else { return };
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
-    prepare(dir);
+    prepare(dir, 1536);
     let error = fails(dir, device, "broken", 3, || break_down(device));
     let words = error.to_string();
     assert!(matches!(error, Error::DeviceFailed { step: 4, .. }) && !error.is_usage(), "{words}");
@@ -143,7 +143,7 @@ fn what_finds_no_room_says_what_to_change() {
     }
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
-    prepare(dir);
+    prepare(dir, 1536);
     let refused = |number: u32, bytes: u64, extra: &[(&str, &str)]| -> String {
         let device = small_emulator(number, bytes).unwrap();
         let error = sft::run(&config(dir, device, "none", extra), &mut Silent).unwrap_err();
