@@ -38,6 +38,27 @@ pub(crate) fn addresses(warp: &Warp, inst: &Inst, slot: u16) -> [u64; 32] {
     all
 }
 
+/// Up to eight bytes as a number. Each size is read as such: eight bytes, of which four have just been written, would wait for
+/// them to get through to the cache, which was nearly half of the time of products in f32.
+#[inline(always)]
+fn little_endian(bytes: &[u8]) -> u64 {
+    match *bytes {
+        [a] => a.into(),
+        [a, b] => u16::from_le_bytes([a, b]).into(),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => unreachable!("an element has 1, 2, 4 or 8 bytes"),
+    }
+}
+
+/// What was read for a lane, to its registers.
+#[inline(always)]
+fn put_elements(warp: &mut Warp, slots: &[u16], lane: usize, from: &[u8], access: Access) {
+    for (slot, element) in slots.iter().zip(from.chunks_exact(usize::from(access.bytes))) {
+        put(warp, *slot, lane, little_endian(element), access);
+    }
+}
+
 impl Common<'_> {
     /// Splits the lanes of a generic access by the space that each lies in, and gives addresses in their spaces.
     pub(crate) fn by_space(space: Space, addresses: &mut [u64; 32], mask: u32) -> Vec<(Space, u32)> {
@@ -100,15 +121,21 @@ impl Common<'_> {
                 continue;
             }
             for lane in lanes(mask) {
+                if space == Space::Shared {
+                    // As below, without a copy.
+                    let thread = self.thread(warp, lane);
+                    let clocks = &self.clocks[warp.number as usize];
+                    let by = Accessor { thread, pc, strong: access.strong, clocks };
+                    match self.near.shared.read(addresses[lane], total, &by) {
+                        Ok(from) => put_elements(warp, &slots[..count], lane, from, access),
+                        Err(fault) => return Err((lane as u32, fault.resolve(|pc| kernel.line(pc)))),
+                    }
+                    continue;
+                }
                 let mut value = [0; 64];
                 let value = &mut value[..total as usize];
                 self.read_near(space, warp, lane, addresses[lane], value, access.strong, pc)?;
-                let bytes = usize::from(access.bytes);
-                for (slot, element) in slots[..count].iter().zip(value.chunks_exact(bytes)) {
-                    let mut bits = [0; 8];
-                    bits[..bytes].copy_from_slice(element);
-                    put(warp, *slot, lane, u64::from_le_bytes(bits), access);
-                }
+                put_elements(warp, &slots[..count], lane, value, access);
             }
         }
         Ok(())
