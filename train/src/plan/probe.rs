@@ -30,13 +30,12 @@ use crate::config::OptimSettings;
 use crate::data::{Batch, Cursor, Example, Source, Step};
 use crate::trainer::{packed, passes, trial};
 
-/// Most tokens of a trial step that is timed, and of one for its memory alone: beyond, everything grows in
-/// proportion.
+/// Most tokens of a trial step that is timed: beyond, everything grows in proportion.
 pub const TIMED_TOKENS: usize = 512;
 /// The same on a GPU, which is busy only with many, and on the emulator of one, which is slow and whose time means nothing.
 pub const TIMED_ON_DEVICES: [usize; 2] = [4096, 64];
-/// See [`TIMED_TOKENS`].
-pub const MEMORY_TOKENS: usize = 128;
+/// The same of one for its memory alone, which does so from a few tokens on; every run begins with it.
+pub const MEMORY_TOKENS: usize = 64;
 
 /// On the processor the head's logits, one block of them at a time, are no tensors.
 const LOGITS: u64 = (lm_head::ROWS * lm_head::TILE * 4) as u64;
@@ -216,8 +215,9 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
         done?;
         Ok([peak as f64, seconds, before_head(&few, optim, &step)? as f64])
     };
-    // Makes the buffers of gradients, which are counted apart, and warms up.
-    run(layers[1], tokens[0])?;
+    // Makes the buffers of gradients, which are counted apart, and warms up for what is timed.
+    let timed = trial_tokens > MEMORY_TOKENS || !device.is_cpu();
+    run(layers[1], if timed { tokens[0] } else { tokens[0].min(8) })?;
     let found = [run(layers[0], tokens[0])?, run(layers[0], tokens[1])?, run(layers[1], tokens[1])?];
     model.params().iter().for_each(|p| p.clear_grad());
     let line = |i: usize| Line::through(found.map(|f| f[i]), tokens.map(|t| t as f64), layers.map(|l| l as f64));
