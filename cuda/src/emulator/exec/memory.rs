@@ -39,7 +39,7 @@ pub(crate) fn addresses(warp: &Warp, inst: &Inst, slot: u16) -> [u64; 32] {
 }
 
 /// Up to eight bytes as a number. Each size is read as such: eight bytes, of which four have just been written, would wait for
-/// them to get through to the cache, which was nearly half of the time of products in f32.
+/// them to get through to the cache.
 #[inline(always)]
 fn little_endian(bytes: &[u8]) -> u64 {
     match *bytes {
