@@ -30,8 +30,8 @@ RANK = 16
 
 
 def models(tiny: bool) -> list[dict]:
-    """The shapes: the tiny one, or all others."""
-    return [m for m in json.loads(MODELS.read_text()) if (m["name"] == "tiny") == tiny]
+    """The shapes: the tiny ones, or all others."""
+    return [m for m in json.loads(MODELS.read_text()) if m["name"].startswith("tiny") == tiny]
 
 
 def build(listed: dict, dtype: torch.dtype, device: torch.device, liger: bool = False):
@@ -72,7 +72,7 @@ def quantise(model, device: torch.device) -> None:
 
 
 def adapted(model):
-    """With PEFT's LoRA on all linear modules."""
+    """With PEFT's LoRA on all linear modules: where there are experts, on those of attention."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")

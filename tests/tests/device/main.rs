@@ -44,9 +44,13 @@ fn has_nvrtc() -> bool {
     false
 }
 
-/// Emulator `number`, one for each test; `None` without NVRTC.
+/// Emulator `number`, one for each test; `None` without NVRTC. With `PLANISH_TEST_DEVICE=cuda` it is the card of this machine.
 fn emulator(number: u32) -> Option<Device> {
-    small_emulator(number, 1 << 30)
+    match std::env::var("PLANISH_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Some(Device::Cuda(0)),
+        Ok(other) => panic!("PLANISH_TEST_DEVICE is '{other}'; it can be 'cuda'"),
+        Err(_) => small_emulator(number, 1 << 30),
+    }
 }
 
 /// The same with so many bytes of memory.

@@ -73,7 +73,7 @@ fn run(ground: &Ground<'_>, shape: &Shape, sequences: usize, lengths: Lengths) -
     })?;
     let (timing, kernels) = measured?;
     let rate = sequences as f64 / timing.seconds;
-    let read = 2.0 * shape.multiplied() as f64 / timing.seconds / 1e9;
+    let read = 2.0 * shape.read(sequences) as f64 / timing.seconds / 1e9;
     Ok(Figures {
         share: ground.copy_gb_per_second.map(|copy| read / copy),
         peak_memory_bytes: Some(peak as u64),

@@ -31,7 +31,7 @@ struct Listed {
     config: serde_json::Value,
 }
 
-/// The shapes that are measured: on the emulator a tiny one, on a card all others.
+/// The shapes that are measured: on the emulator the tiny ones, on a card all others.
 pub(super) fn shapes(emulated: bool) -> Vec<Shape> {
     let listed: Vec<Listed> =
         serde_json::from_str(include_str!("models.json")).expect("the list is part of the program");
@@ -39,25 +39,35 @@ pub(super) fn shapes(emulated: bool) -> Vec<Shape> {
         let config = ModelConfig::from_json(&config).expect("the list is part of the program");
         Shape { name, tokens, config }
     };
-    listed.into_iter().map(shape).filter(|shape| (shape.name == "tiny") == emulated).collect()
+    listed.into_iter().map(shape).filter(|shape| shape.name.starts_with("tiny") == emulated).collect()
 }
 
 impl Shape {
     /// Weights that a token is multiplied with: those of the linear modules and of the head.
     pub(super) fn multiplied(&self) -> usize {
-        self.of_layers() + self.config.vocab_size * self.config.hidden_size
+        self.read(1)
     }
 
-    /// Weights of the linear modules.
-    fn of_layers(&self) -> usize {
+    /// Those that a pass of so many tokens reads: of experts no more than its tokens can choose.
+    pub(super) fn read(&self, tokens: usize) -> usize {
+        let experts = self.config.moe.as_ref().map_or(0, |moe| moe.experts.min(tokens * moe.per_token));
+        self.of_layers(experts) + self.config.vocab_size * self.config.hidden_size
+    }
+
+    /// Weights of the linear modules, with so many experts in place of the MLP where there are experts.
+    fn of_layers(&self, experts: usize) -> usize {
         let c = &self.config;
         let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        c.num_layers() * c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size)
+        let mlp = match &c.moe {
+            Some(moe) => moe.experts + 3 * experts * moe.width,
+            None => 3 * c.intermediate_size,
+        };
+        c.num_layers() * c.hidden_size * (2 * q + 2 * kv + mlp)
     }
 
     /// Bytes of all weights, about, and of the values of the largest that a product dequantises.
     pub(super) fn weight_bytes(&self, held: Held) -> f64 {
-        let (all, layers) = (self.parameters() as f64, self.of_layers() as f64);
+        let (all, layers) = (self.parameters() as f64, self.of_layers(self.experts()) as f64);
         let largest = (self.config.hidden_size * self.config.intermediate_size) as f64;
         match held {
             Held::Frozen => 2.0 * all,
@@ -72,7 +82,11 @@ impl Shape {
     /// All of them, but for norms and biases.
     pub(super) fn parameters(&self) -> usize {
         let c = &self.config;
-        self.multiplied() + if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size }
+        self.read(self.experts()) + if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size }
+    }
+
+    fn experts(&self) -> usize {
+        self.config.moe.as_ref().map_or(0, |moe| moe.experts)
     }
 
     /// Operations of causal attention for a token of a row of `length`, forward: 2 products, of which half is masked.
@@ -86,7 +100,10 @@ impl Shape {
     pub(super) fn activation_bytes(&self) -> usize {
         let c = &self.config;
         let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        c.num_layers() * 2 * (4 * c.hidden_size + 2 * q + 2 * kv + 3 * c.intermediate_size) * 4 / 3
+        // Of each expert of a token what it is given and gives, too.
+        let mlp =
+            c.moe.as_ref().map_or(3 * c.intermediate_size, |moe| moe.per_token * (3 * c.hidden_size + 3 * moe.width));
+        c.num_layers() * 2 * (4 * c.hidden_size + 2 * q + 2 * kv + mlp) * 4 / 3
     }
 }
 
@@ -183,7 +200,9 @@ mod tests {
     fn the_shapes_are_those_of_their_names() {
         let of = |name: &str| shapes(false).into_iter().find(|shape| shape.name == name).unwrap();
         // 134.5, 494, 1544 and 8030 million parameters, as their model cards say, but for norms and biases.
-        for (name, millions) in [("smollm2", 134.5), ("0.5b", 494.0), ("1.5b", 1544.0), ("8b", 8030.0)] {
+        for (name, millions) in
+            [("smollm2", 134.5), ("0.5b", 494.0), ("1.5b", 1544.0), ("8b", 8030.0), ("olmoe", 6919.0)]
+        {
             let got = of(name).parameters() as f64 / 1e6;
             assert!((got / millions - 1.0).abs() < 2e-3, "{name}: {got}");
         }
@@ -192,6 +211,9 @@ mod tests {
         let bytes = of("8b").weight_bytes(Held::Nf4) / 1e9;
         assert!((bytes - (2.0 * 1.0507 + 0.5159 * 6.9793 + 0.1211)).abs() < 0.01, "{bytes}");
         assert_eq!(of("0.5b").multiplied(), of("0.5b").parameters());
-        assert_eq!(shapes(true).len(), 1);
+        // 1.3 of 6.9 thousand millions are active, of which a token is multiplied with all but the embedding's.
+        assert_eq!(of("olmoe").multiplied() / 1_000_000, 1178);
+        assert_eq!(of("olmoe").read(8), of("olmoe").parameters() - 50_304 * 2048);
+        assert_eq!(shapes(true).len(), 2);
     }
 }

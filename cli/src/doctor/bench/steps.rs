@@ -31,7 +31,7 @@ pub(super) fn entries(emulated: bool) -> Vec<Entry> {
             all.extend(lengths.iter().map(|&length| step(&shape, training, held, length, 1)));
         }
         // What a card of 141 GB has room for; four passes a step, as its optimizer goes over all weights once for them.
-        if emulated || shape.name == "8b" {
+        if shape.name == "tiny" || shape.name == "8b" {
             all.push(step(&shape, "full_8bit", Held::Trained8bit, lengths[0], 4));
         }
     }
@@ -58,7 +58,7 @@ fn run(ground: &Ground<'_>, shape: &Shape, held: Held, rows: usize, length: usiz
     let (measured, peak) = ground.device.peak_of(|| {
         let mut model = model(ground, shape, held)?;
         if !held.is_trained() {
-            let config = LoraConfig { r: RANK, target_modules: Targets::AllLinear, ..LoraConfig::default() };
+            let config = LoraConfig { r: RANK, target_modules: targets(shape), ..LoraConfig::default() };
             attach_lora(&mut model, &config, 0)?;
             model.to_device(ground.device)?;
         }
@@ -76,6 +76,14 @@ fn run(ground: &Ground<'_>, shape: &Shape, held: Held, rows: usize, length: usiz
         kernels,
         ..Figures::new(timing, Unit::Tokens, rate)
     })
+}
+
+/// Modules with an adapter: every linear one, but of experts, which PEFT leaves out as they are no modules of their own.
+fn targets(shape: &Shape) -> Targets {
+    match shape.config.moe {
+        Some(_) => Targets::Names(["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec()),
+        None => Targets::AllLinear,
+    }
 }
 
 /// Seconds of some steps after some that do not count, and the last one's loss.
