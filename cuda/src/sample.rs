@@ -130,8 +130,14 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let (mut p, mut m, mut v, g) = (zeros(n)?, zeros(n)?, zeros(n)?, numbers(queue, n, F32)?);
             let settings = adamw::AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
             let update = settings.update(1, 1.0, None);
-            let (p, w, m, v) = (p.slice_mut(F32), Some(y.slice_mut(T)), m.slice_mut(F32), v.slice_mut(F32));
-            adamw::step(queue, p, w, m, v, g.slice(F32), None, &update)?;
+            let of = adamw::Parameter {
+                p: p.slice_mut(F32),
+                weight: Some(y.slice_mut(T)),
+                m: m.slice_mut(F32),
+                v: v.slice_mut(F32),
+                g: g.slice(F32),
+            };
+            adamw::step(queue, &[(of, update)], None)?;
         }
         "copy" => {
             let transposed = |n, m| [(n, 1, m), (m, n, 1)].map(|(size, x, y)| copy::Dim { size, x, y });
