@@ -192,7 +192,8 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
         "nf4" => {
             let packed = queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN / 2])?;
             let absmax = numbers(queue, TOKENS * HIDDEN / 64, F32)?;
-            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64)?;
+            let scales = nf4::Scales::Plain(absmax.slice(F32));
+            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), scales, 64)?;
         }
         "dequantise" => {
             let (blocks, bytes) = (TOKENS * HIDDEN / 64, queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN])?);
@@ -209,7 +210,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
         "matmul_nf4_hopper" => {
             let packed = queue.upload("a sample", &vec![0x5au8; HIDDEN * HIDDEN / 2])?;
             let absmax = numbers(queue, HIDDEN * HIDDEN / 64, F32)?;
-            let (packed, scales) = (packed.slice(DType::U8), matmul_nf4::Scales::Plain(absmax.slice(F32)));
+            let (packed, scales) = (packed.slice(DType::U8), nf4::Scales::Plain(absmax.slice(F32)));
             let weight = matmul_nf4::Weight { packed, scales, block: 64 };
             matmul_nf4::matmul(queue, y.slice_mut(T), [TOKENS, HIDDEN, HIDDEN], x, weight, None)?;
         }

@@ -94,7 +94,10 @@ fn dequantise(n: usize) -> Entry {
     let bytes = n as f64 * (0.5 + 2.0 + 4.0 / 64.0);
     let needs = [Need::zeros(n, T), Need::bytes(n / 2), Need::normal(n / 64, F32)];
     item("nf4/dequantise", format!("{n} elements to bf16"), Work::Bytes(bytes), needs, |_, [mut y, packed, absmax]| {
-        launch(move |queue| nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64))
+        launch(move |queue| {
+            let scales = nf4::Scales::Plain(absmax.slice(F32));
+            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), scales, 64)
+        })
     })
 }
 
