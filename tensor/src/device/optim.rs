@@ -26,7 +26,7 @@ pub struct Parameter<'a> {
 ///
 /// # Errors
 /// [`Error::OnlyOnDevice`] for tensors of the processor; shapes, dtypes or devices that do not agree.
-pub fn adamw(parameters: Vec<Parameter<'_>>, step: u64, grad_scale: f64) -> Result<()> {
+pub fn adamw(mut parameters: Vec<Parameter<'_>>, step: u64, grad_scale: f64) -> Result<()> {
     const OP: &str = "adamw";
     fn tensors<'t>(of: &'t Parameter<'_>) -> impl Iterator<Item = &'t Tensor> {
         of.state.iter().map(|t| &**t).chain(of.weight.as_deref())
@@ -41,13 +41,23 @@ pub fn adamw(parameters: Vec<Parameter<'_>>, step: u64, grad_scale: f64) -> Resu
         return if parameters.is_empty() { Ok(()) } else { Err(Error::OnlyOnDevice { op: OP }) };
     };
     let gradients = parameters.iter().map(|p| p.gradient.contiguous()).collect::<Result<Vec<_>>>()?;
+    // Of a weight in f32 products take a rounded copy: the same launch writes it.
+    let taken = parameters.iter_mut().map(|p| if p.weight.is_none() { p.state[0].take_rounded() } else { None });
+    let mut rounded: Vec<Option<Tensor>> = taken.collect();
     let mut updates = Vec::with_capacity(parameters.len());
-    for (Parameter { state: [p, m, v], weight, settings, .. }, g) in parameters.into_iter().zip(&gradients) {
-        let weight = weight.map(Tensor::cells_mut).transpose()?;
+    for ((of, g), rounded) in parameters.iter_mut().zip(&gradients).zip(&mut rounded) {
+        let [p, m, v] = &mut of.state;
+        let weight = of.weight.as_deref_mut().or(rounded.as_mut()).map(Tensor::cells_mut).transpose()?;
         let (p, m, v, g) = (p.cells_mut()?, m.cells_mut()?, v.cells_mut()?, g.cells()?);
-        updates.push((kernel::Parameter { p, weight, m, v, g }, settings.update(step, grad_scale, None)));
+        updates.push((kernel::Parameter { p, weight, m, v, g }, of.settings.update(step, grad_scale, None)));
     }
-    Ok(kernel::step(on.queue(), &updates, None)?)
+    kernel::step(on.queue(), &updates, None)?;
+    for (of, rounded) in parameters.iter_mut().zip(rounded) {
+        if let Some(rounded) = rounded {
+            of.state[0].keep_rounded(rounded);
+        }
+    }
+    Ok(())
 }
 
 /// Σ x² over all the tensors, in f64 and in a fixed order: for the norm of a gradient. One copy from the device.
