@@ -4,7 +4,7 @@
 //   int8:   y[i] = q[i] (absmax[i / cols] / 127)         q (n) i8, n a whole number of rows
 //   scales: absmax[b] = code[codes[b]] absmax2[b / block2] + offset      codes (blocks) u8, code (256) f32
 //
-// absmax, absmax2: f32; y: (n) T. `scales` makes the absmax that `nf4` and `fp4` take.
+// absmax, absmax2: f32; y: (n) T. `scales` makes the absmax that `fp4` takes; `nf4` decodes it itself.
 // Contract: written (=). Each product and sum is rounded by itself in f32, the result once more to T: the bits of the
 // processor's values. Bound by memory: half a byte or one is read and sizeof(T) written an element; of scales a byte is
 // read and 4 are written a block.

@@ -245,7 +245,7 @@ fn an_update_writes_rounded_copies_too() {
     let sizes = [8, 5, 16, 11];
     let square = |t: Tensor| elementwise::mul(&t, &t).unwrap();
     let mut state = sizes.map(|n| [put(n), put(n), square(put(n))]);
-    let gradients = sizes.map(|n| put(n));
+    let gradients = sizes.map(put);
     let mut narrow = state[2][0].to_dtype(DType::BF16).unwrap();
     for of in [0, 3] {
         state[of][0].rounded(DType::BF16).unwrap();
