@@ -169,7 +169,7 @@ impl Objective for Distill {
     }
 
     fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let limit = usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX);
+        let limit = usize::try_from(optim.pass()).unwrap_or(usize::MAX);
         let mut sums = Sums::default();
         for step in sampler.steps(Cursor::default())?.epochs(1) {
             for batch in step?.micro_batches.iter().flat_map(|b| b.split(limit)) {
