@@ -21,7 +21,7 @@ use planish_autograd::ops::{
     softmax::softmax, unary, view,
 };
 use planish_autograd::{Param, Result, Var};
-use planish_tensor::{DType, Device, Tensor};
+use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
 use rayon::prelude::*;
 
 use super::mlp::Mlp;
@@ -132,28 +132,30 @@ impl Experts {
     /// The experts of each row, in the order of their numbers: (rows · k).
     fn choose(&self, scores: &Tensor) -> planish_tensor::Result<Vec<u32>> {
         let (k, experts) = (self.moe.per_token, scores.dims()[1]);
-        let s = scores.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
+        let scores = scores.to_device(Device::Cpu)?.contiguous()?;
         let bias = match &self.bias {
             Some(bias) => bias.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?,
             None => vec![0.0; experts],
         };
         let mut all = vec![0; scores.dims()[0] * k];
-        // Rows of a thread: with fewer it costs more to wake another.
-        let rows = s.par_chunks_exact(experts.max(1)).with_min_len(64);
-        rows.zip(all.par_chunks_exact_mut(k)).for_each_init(
-            || (vec![0.0; experts], Vec::with_capacity(experts)),
-            |(row, order), (s, chosen)| {
-                row.iter_mut().zip(s.iter().zip(&bias)).for_each(|(row, (s, b))| *row = s + b);
-                order.clear();
-                match &self.moe.groups {
-                    None => order.extend(0..experts as u32),
-                    Some(groups) => in_groups(row, groups, order),
-                }
-                best(row, k, order);
-                chosen.copy_from_slice(order);
-            },
-        );
-        Ok(all)
+        dispatch_real!("the choice of experts", scores.dtype(), R => {
+            // Rows of a thread: with fewer it costs more to wake another.
+            let rows = scores.as_slice::<R>()?.par_chunks_exact(experts.max(1)).with_min_len(64);
+            rows.zip(all.par_chunks_exact_mut(k)).for_each_init(
+                || (vec![0.0; experts], Vec::with_capacity(experts)),
+                |(row, order), (scores, chosen)| {
+                    row.iter_mut().zip(scores.iter().zip(&bias)).for_each(|(row, (s, b))| *row = s.to_f64() + b);
+                    order.clear();
+                    match &self.moe.groups {
+                        None => order.extend(0..experts as u32),
+                        Some(groups) => in_groups(row, groups, order),
+                    }
+                    best(row, k, order);
+                    chosen.copy_from_slice(order);
+                },
+            );
+            Ok(all)
+        })
     }
 
     pub(super) fn linears<'a>(&'a self, all: &mut Vec<&'a Linear>) {

@@ -66,7 +66,7 @@ impl Distill {
             Guide::Model(model) => {
                 let (ctx, layers) = (Ctx::inference(), self.features.as_ref().map_or(&[][..], |f| &f.teacher));
                 let (hidden, seen) = model.forward_with(&ctx, stream, false, layers)?;
-                Ok((model.as_teacher(&ctx, &hidden, rows)?, selected(&seen, rows, model.dtype())?))
+                Ok((model.as_teacher(&ctx, &hidden, rows)?, selected(&seen, rows)?))
             }
             Guide::Stored(stored) => {
                 let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
