@@ -1,6 +1,6 @@
 //! [`Param`]: a weight that outlives tapes.
 
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 use planish_tensor::{DType, Tensor};
 
@@ -57,7 +57,12 @@ impl Param {
     /// # Errors
     /// Those of `f`.
     pub fn update<E>(&self, f: impl FnOnce(&mut Tensor) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
-        f(&mut self.0.value.write().unwrap_or_else(|e| e.into_inner()))
+        f(&mut self.write())
+    }
+
+    /// The value, to be changed as by [`Param::update`]: for changes of several at once. Nobody reads it meanwhile.
+    pub fn write(&self) -> RwLockWriteGuard<'_, Tensor> {
+        self.0.value.write().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Dtype that gradients are kept in.

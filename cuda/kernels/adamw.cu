@@ -5,6 +5,9 @@
 //
 //   p, m, v, g (n) f32     weight (n) T: p rounded, what the model computes with; null if p is the weight itself
 //
+// One launch takes all parameters of a step: those of an adapter are hundreds of small ones, and a launch for each is mostly
+// its start.
+//
 // The host rounds the coefficients to f32 once. The factor on the gradient is `grad_scale` times what `norm` allows:
 // max_norm / (norm + 1e-6) if that is below 1, as torch clips; norm is on the device, so that nothing waits for it.
 // Contract: p, m, v, weight are updated in place.
@@ -25,11 +28,11 @@ __device__ __forceinline__ f32 factor(const Coefficients& c, const f64* squares)
     return clip < 1.0 ? (f32)((f64)c.grad_scale * clip) : c.grad_scale;
 }
 
+// What is fused is said: left to the compiler it differs from kernel to kernel.
 __device__ __forceinline__ void step(f32& p, f32& m, f32& v, f32 g, const Coefficients& c) {
-    p *= c.keep;
-    m += c.lerp * (g - m);
-    v = v * c.beta2 + c.one_minus_beta2 * g * g;
-    p += c.step_size * m / (sqrtf(v) / c.root + c.eps);
+    m = __fmaf_rn(c.lerp, g - m, m);
+    v = __fmaf_rn(g, __fmul_rn(c.one_minus_beta2, g), __fmul_rn(v, c.beta2));
+    p = __fmaf_rn(c.keep, p, __fdiv_rn(__fmul_rn(c.step_size, m), __fadd_rn(__fdiv_rn(__fsqrt_rn(v), c.root), c.eps)));
 }
 
 // Rung 0: an element a thread.
@@ -37,7 +40,7 @@ extern "C" __global__ void adamw_naive(
     f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, Coefficients c, u64 n) {
     const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    step(p[i], m[i], v[i], g[i] * factor(c, squares), c);
+    step(p[i], m[i], v[i], __fmul_rn(g[i], factor(c, squares)), c);
     if (weight) weight[i] = narrow<T>(p[i]);
 }
 
@@ -49,25 +52,46 @@ __device__ __forceinline__ void step4(
     load4(ms, m + i, n - i);
     load4(vs, v + i, n - i);
     load4(gs, g + i, n - i);
-    for (int k = 0; k < 4; ++k) step(ps[k], ms[k], vs[k], gs[k] * scale, c);
+    for (int k = 0; k < 4; ++k) step(ps[k], ms[k], vs[k], __fmul_rn(gs[k], scale), c);
     store4(p + i, ps, n - i);
     store4(m + i, ms, n - i);
     store4(v + i, vs, n - i);
     if (weight) store4(weight + i, ps, n - i);
 }
 
-// Rung 1: four elements a thread.
-extern "C" __global__ void adamw(
-    f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, Coefficients c, u64 n) {
-    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (i < n) step4(p, weight, m, v, g, factor(c, squares), c, i, n);
-}
-
-// The same with the coefficients in memory: a recorded step has other ones each time.
+// Rung 1: four elements a thread; the coefficients are in memory: a recorded step has other ones each time.
 extern "C" __global__ void adamw_recorded(
     f32* p, T* weight, f32* m, f32* v, const f32* g, const f64* squares, const Coefficients* c, u64 n) {
     const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i < n) step4(p, weight, m, v, g, factor(*c, squares), *c, i, n);
+}
+
+// A parameter among many, as the launcher writes it: 96 bytes.
+struct Row {
+    f32 *p;
+    T* weight;
+    f32 *m, *v;
+    const f32* g;
+    u64 n, first;  // elements; stretches of the parameters before
+    Coefficients c;
+};
+
+const u32 STRETCH = 4096;
+
+// Rung 2: a stretch a block, of one of many parameters; long enough that the search for it is little of the work.
+extern "C" __global__ void adamw_of_all(const Row* rows, const f64* squares, u32 parameters) {
+    // The last parameter whose first stretch is not behind this one.
+    u32 low = 0, high = parameters;
+    while (high - low > 1) {
+        const u32 middle = (low + high) / 2;
+        if (rows[middle].first <= blockIdx.x) low = middle;
+        else high = middle;
+    }
+    const Row row = rows[low];
+    const f32 scale = factor(row.c, squares);
+    const u64 begin = (blockIdx.x - row.first) * STRETCH, end = min(begin + STRETCH, row.n);
+    for (u64 i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x)
+        step4(row.p, row.weight, row.m, row.v, row.g, scale, row.c, i, row.n);
 }
 
 // State in 8 bits: m and v as a byte a number, the index of one of 256 sorted codes, and of each block of 256 numbers the

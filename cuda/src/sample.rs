@@ -142,8 +142,14 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let (mut p, mut m, mut v, g) = (zeros(n)?, zeros(n)?, zeros(n)?, numbers(queue, n, F32)?);
             let settings = adamw::AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
             let update = settings.update(1, 1.0, None);
-            let (p, w, m, v) = (p.slice_mut(F32), Some(y.slice_mut(T)), m.slice_mut(F32), v.slice_mut(F32));
-            adamw::step(queue, p, w, m, v, g.slice(F32), None, &update)?;
+            let of = adamw::Parameter {
+                p: p.slice_mut(F32),
+                weight: Some(y.slice_mut(T)),
+                m: m.slice_mut(F32),
+                v: v.slice_mut(F32),
+                g: g.slice(F32),
+            };
+            adamw::step(queue, &[(of, update)], None)?;
         }
         "copy" => {
             let transposed = |n, m| [(n, 1, m), (m, n, 1)].map(|(size, x, y)| copy::Dim { size, x, y });
@@ -198,7 +204,8 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
         "nf4" => {
             let packed = queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN / 2])?;
             let absmax = numbers(queue, TOKENS * HIDDEN / 64, F32)?;
-            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64)?;
+            let scales = nf4::Scales::Plain(absmax.slice(F32));
+            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), scales, 64)?;
         }
         "dequantise" => {
             let (blocks, bytes) = (TOKENS * HIDDEN / 64, queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN])?);
@@ -215,7 +222,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
         "matmul_nf4_hopper" => {
             let packed = queue.upload("a sample", &vec![0x5au8; HIDDEN * HIDDEN / 2])?;
             let absmax = numbers(queue, HIDDEN * HIDDEN / 64, F32)?;
-            let (packed, scales) = (packed.slice(DType::U8), matmul_nf4::Scales::Plain(absmax.slice(F32)));
+            let (packed, scales) = (packed.slice(DType::U8), nf4::Scales::Plain(absmax.slice(F32)));
             let weight = matmul_nf4::Weight { packed, scales, block: 64 };
             matmul_nf4::matmul(queue, y.slice_mut(T), [TOKENS, HIDDEN, HIDDEN], x, weight, None)?;
         }

@@ -260,9 +260,8 @@ fn learn(queue: Queue<'_>, of: &mut Learner) -> Result<()> {
         m: m.slice_mut(F32),
         v: v.slice_mut(F32),
         g: of.gradient.slice(F32),
-        squares: Some(of.norm.slice(DType::F64)),
     };
-    adamw::step_recorded(queue, parameter, of.update.slice(F32))
+    adamw::step_recorded(queue, parameter, of.norm.slice(DType::F64), of.update.slice(F32))
 }
 
 #[test]
@@ -277,7 +276,7 @@ fn a_training_step_is_replayed_with_the_same_bits() {
             get(&learner.masters, F32)
         })
         .collect();
-    // The coefficients as arguments give the same bits.
+    // The launch for many parameters gives the same bits.
     let mut by_value = Learner::new(queue);
     by_value.tell(1);
     learn(queue, &mut by_value).unwrap();
@@ -287,9 +286,14 @@ fn a_training_step_is_replayed_with_the_same_bits() {
     let settings = AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.01 };
     let update = settings.update(1, 1.0 / ROWS as f64, Some(0.5));
     let [m, v] = &mut fresh.moments;
-    let (p, w, m, v) =
-        (fresh.masters.slice_mut(F32), Some(fresh.weight.slice_mut(T)), m.slice_mut(F32), v.slice_mut(F32));
-    adamw::step(queue, p, w, m, v, g.slice(F32), Some(by_value.norm.slice(DType::F64)), &update).unwrap();
+    let parameter = adamw::Parameter {
+        p: fresh.masters.slice_mut(F32),
+        weight: Some(fresh.weight.slice_mut(T)),
+        m: m.slice_mut(F32),
+        v: v.slice_mut(F32),
+        g: g.slice(F32),
+    };
+    adamw::step(queue, &[(parameter, update)], Some(by_value.norm.slice(DType::F64))).unwrap();
     assert_eq!(get(&fresh.masters, F32), plain[0]);
 
     let mut learner = Learner::new(queue);

@@ -1,5 +1,7 @@
 //! AdamW; see `cuda/kernels/adamw.cu`.
 
+use std::collections::BTreeMap;
+
 use super::{each, or_null, or_null_mut, same, size, types};
 use crate::driver::Arg;
 use crate::kernels::ADAMW;
@@ -76,7 +78,7 @@ impl Update {
 }
 
 /// What an update works on: the masters p and the moments m, v and the gradient g, all (n) f32; `weight`, if the model's
-/// is narrower, becomes p rounded. `squares` is |g|² of all gradients (one f64), for updates that clip.
+/// is narrower, becomes p rounded.
 #[derive(Debug)]
 pub struct Parameter<'a> {
     /// Masters.
@@ -89,69 +91,101 @@ pub struct Parameter<'a> {
     pub v: SliceMut<'a>,
     /// Gradient.
     pub g: Slice<'a>,
-    /// The squared norm.
-    pub squares: Option<Slice<'a>>,
 }
 
-/// One update of the masters p and the moments m, v from g, all (n) f32; `weight`, if the model's is narrower, becomes
-/// p rounded. `squares` is |g|² of all gradients (one f64), asked for only if the update clips.
-///
-/// # Errors
-/// Sizes or types that do not agree; clipping without `squares`.
-pub fn step(
-    queue: Queue<'_>,
-    p: SliceMut<'_>,
-    weight: Option<SliceMut<'_>>,
-    m: SliceMut<'_>,
-    v: SliceMut<'_>,
-    g: Slice<'_>,
-    squares: Option<Slice<'_>>,
-    update: &Update,
-) -> Result<()> {
-    if squares.is_none() && update.max_norm != 0.0 {
-        return Err(crate::Error::Length { op: OP, what: "the squared norm", expected: 1, got: 0 });
-    }
-    launch(queue, "adamw", &Parameter { p, weight, m, v, g, squares }, Arg::Bytes(&update.bytes()))
-}
-
-/// As [`step`], with the update's numbers on the device: [`Update::bytes`], uploaded before. For a step that is recorded
-/// and replayed, whose launches cannot say them.
-///
-/// # Errors
-/// Sizes or types that do not agree; no squared norm, which the update might ask for.
-pub fn step_recorded(queue: Queue<'_>, of: Parameter<'_>, update: Slice<'_>) -> Result<()> {
-    update.expect_dtype(OP, "the update's numbers", DType::F32)?;
-    update.expect(OP, "the update's numbers", size_of::<Update>() / 4)?;
-    if of.squares.is_none() {
-        return Err(crate::Error::Length { op: OP, what: "the squared norm", expected: 1, got: 0 });
-    }
-    launch(queue, "adamw_recorded", &of, update.arg())
-}
-
-fn launch(queue: Queue<'_>, name: &'static str, of: &Parameter<'_>, update: Arg<'_>) -> Result<()> {
-    let Parameter { p, weight, m, v, g, squares } = of;
-    g.expect_dtype(OP, "the gradient", DType::F32)?;
-    same(OP, *g, &[("the masters", **p), ("m", **m), ("v", **v)])?;
-    if let Some(weight) = weight {
+impl Parameter<'_> {
+    /// Checks sizes and types, and gives the type of the weight.
+    fn check(&self) -> Result<DType> {
+        let Parameter { p, weight, m, v, g } = self;
+        g.expect_dtype(OP, "the gradient", DType::F32)?;
+        same(OP, *g, &[("the masters", **p), ("m", **m), ("v", **v)])?;
+        let Some(weight) = weight else { return Ok(DType::F32) };
         weight.expect_compute(OP, "the weight")?;
         weight.expect(OP, "the weight", g.len())?;
+        Ok(weight.dtype())
     }
-    if let Some(squares) = squares {
-        squares.expect(OP, "the squared norm", 1)?;
-        squares.expect_dtype(OP, "the squared norm", DType::F64)?;
+
+    /// Where its five arrays are, in the kernel's order; 0 for a weight that there is not.
+    fn addresses(&self) -> [u64; 5] {
+        let weight = self.weight.as_ref().map_or(0, |weight| weight.address());
+        [self.p.address(), weight, self.m.address(), self.v.address(), self.g.address()]
     }
-    let dtype = weight.as_ref().map_or(DType::F32, |weight| weight.dtype());
+}
+
+fn check_norm(squares: Option<Slice<'_>>, asked_for: bool) -> Result<()> {
+    let Some(squares) = squares else {
+        let none = crate::Error::Length { op: OP, what: "the squared norm", expected: 1, got: 0 };
+        return if asked_for { Err(none) } else { Ok(()) };
+    };
+    squares.expect(OP, "the squared norm", 1)?;
+    squares.expect_dtype(OP, "the squared norm", DType::F64)
+}
+
+/// Elements that a block of threads takes.
+const STRETCH: usize = 4096;
+
+/// As `struct Row` of the kernel, in words of 8 bytes: five addresses, the number of elements, the stretches before, and
+/// [`Update::bytes`] with 4 bytes behind them.
+type Row = [u64; 12];
+
+/// An update of each of many parameters, by a launch and an upload for all whose weights are of one type. `squares` is |g|²
+/// of all gradients (one f64), asked for only if an update clips.
+///
+/// # Errors
+/// Sizes or types that do not agree; clipping without `squares`; no room for the table of parameters.
+pub fn step(queue: Queue<'_>, of: &[(Parameter<'_>, Update)], squares: Option<Slice<'_>>) -> Result<()> {
+    check_norm(squares, of.iter().any(|(_, update)| update.max_norm != 0.0))?;
+    let mut tables: BTreeMap<&str, (DType, Vec<Row>, usize)> = BTreeMap::new();
+    for (parameter, update) in of {
+        let (dtype, n) = (parameter.check()?, parameter.g.len());
+        if n == 0 {
+            continue;
+        }
+        let (_, rows, stretches) = tables.entry(dtype.name()).or_insert((dtype, Vec::new(), 0));
+        let mut row = [0; 12];
+        row[..5].copy_from_slice(&parameter.addresses());
+        row[5..7].copy_from_slice(&[n as u64, *stretches as u64]);
+        let coefficients = update.bytes();
+        for (to, from) in row[7..].iter_mut().zip(coefficients.chunks(8)) {
+            let mut word = [0; 8];
+            word[..from.len()].copy_from_slice(from);
+            *to = u64::from_le_bytes(word);
+        }
+        rows.push(row);
+        *stretches += n.div_ceil(STRETCH);
+    }
+    for (dtype, rows, stretches) in tables.into_values() {
+        let parameters = Arg::U32(size(OP, "parameters", rows.len())?);
+        let table = queue.upload("a table of parameters", rows.as_flattened())?;
+        let args = [Arg::Ptr(table.ptr()), or_null(squares), parameters];
+        let shape = Shape::line(stretches, 256);
+        queue.launch(&ADAMW, "adamw_of_all", &types([("T", dtype)]), shape, &args)?;
+    }
+    Ok(())
+}
+
+/// As [`step`] of one parameter, with the update's numbers on the device: [`Update::bytes`], uploaded before. For a step that
+/// is recorded and replayed, whose launches cannot say them.
+///
+/// # Errors
+/// Sizes or types that do not agree.
+pub fn step_recorded(queue: Queue<'_>, of: Parameter<'_>, squares: Slice<'_>, update: Slice<'_>) -> Result<()> {
+    update.expect_dtype(OP, "the update's numbers", DType::F32)?;
+    update.expect(OP, "the update's numbers", size_of::<Update>() / 4)?;
+    check_norm(Some(squares), true)?;
+    let dtype = of.check()?;
+    let Parameter { p, weight, m, v, g } = &of;
     let args = [
         p.arg(),
         or_null_mut(weight.as_ref()),
         m.arg(),
         v.arg(),
         g.arg(),
-        or_null(*squares),
-        update,
+        squares.arg(),
+        update.arg(),
         Arg::U64(g.len() as u64),
     ];
-    queue.launch(&ADAMW, name, &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
+    queue.launch(&ADAMW, "adamw_recorded", &types([("T", dtype)]), each(g.len().div_ceil(4)), &args)
 }
 
 /// Warps of a block of threads where state is in 8 bits.

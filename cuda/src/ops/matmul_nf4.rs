@@ -1,11 +1,11 @@
 //! Linear maps of few rows with a weight in NF4; see `cuda/kernels/matmul_nf4_hopper.cu`.
 //!
-//! The results are those of [`nf4`](super::nf4) or [`dequantise`](super::dequantise) and [`matmul`](super::matmul), to the bit.
+//! The results are those of [`nf4`](super::nf4) and [`matmul`](super::matmul), to the bit.
 
-use super::dequantise::Nested;
 use super::matmul::Term;
 use super::matmul_hopper::{is_for, map};
-use super::{NULL, size, types, with};
+use super::nf4::Scales;
+use super::{size, types, with};
 use crate::driver::{Arg, TENSOR_MAP_BYTES};
 use crate::kernels::MATMUL_NF4_HOPPER;
 use crate::memory::{Slice, SliceMut};
@@ -16,15 +16,6 @@ const OP: &str = "matmul_nf4";
 /// Rows, columns and depth of a stage: 96 KiB of stages, so that two blocks share a multiprocessor.
 const TILE: usize = 64;
 const STAGES: usize = 6;
-
-/// A scale for each block.
-#[derive(Clone, Copy, Debug)]
-pub enum Scales<'a> {
-    /// (blocks) f32.
-    Plain(Slice<'a>),
-    /// Quantised themselves.
-    Nested(Nested<'a>),
-}
 
 /// A weight (n, k) in NF4.
 #[derive(Clone, Copy, Debug)]
@@ -86,18 +77,7 @@ pub fn matmul(
             slice.expect(OP, what, rows * term.depth)?;
         }
     }
-    let (nested, scales) = match weight.scales {
-        Scales::Plain(absmax) => {
-            absmax.expect_dtype(OP, "absmax", DType::F32)?;
-            absmax.expect(OP, "absmax", blocks)?;
-            (false, [NULL, NULL, absmax.arg(), Arg::F32(0.0), Arg::U32(weight.block.ilog2()), Arg::U32(0)])
-        }
-        Scales::Nested(of) => {
-            of.check(OP, blocks)?;
-            let shifts = [weight.block, of.block].map(|block| Arg::U32(block.ilog2()));
-            (true, [of.codes.arg(), of.code.arg(), of.absmax.arg(), Arg::F32(of.offset), shifts[0], shifts[1]])
-        }
-    };
+    let (nested, scales, block2) = weight.scales.args(OP, blocks)?;
     if m == 0 || n == 0 {
         return Ok(());
     }
@@ -110,6 +90,7 @@ pub fn matmul(
     let mut args = vec![c.arg(), Arg::Bytes(&first), Arg::Bytes(&second[0]), Arg::Bytes(&second[1])];
     args.push(weight.packed.arg());
     args.extend(scales);
+    args.extend([weight.block, block2].map(|block| Arg::U32(block.ilog2())));
     for (what, size_of) in [("m", m), ("n", n), ("the depth", k), ("the depth", update.map_or(0, |term| term.depth))] {
         args.push(Arg::U32(size(OP, what, size_of)?));
     }

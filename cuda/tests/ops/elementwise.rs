@@ -1,14 +1,16 @@
 //! glu, activation, unary, elementwise, cast, rope, nf4, dropout.
 
-use planish_cuda::driver::Arg;
+use planish_cuda::driver::{Arg, DevicePtr};
 use planish_cuda::kernels::{ACTIVATION, CAST, DROPOUT, ELEMENTWISE, GLU, Kernel, NF4, ROPE, UNARY};
 use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::dequantise::{self, Nested};
 use planish_cuda::ops::dropout::{self, Dropout};
 use planish_cuda::ops::elementwise::{self, Binary};
 use planish_cuda::ops::glu::{self, Act};
+use planish_cuda::ops::nf4::{self, Scales};
 use planish_cuda::ops::rope::{self, Heads};
 use planish_cuda::ops::unary::{self, Unary};
-use planish_cuda::ops::{activation, cast, nf4};
+use planish_cuda::ops::{activation, cast};
 use planish_cuda::{DType, Queue, Shape};
 
 use crate::shapes;
@@ -205,7 +207,7 @@ shapes! {
 }
 
 shapes! {
-    fn nf4_is_looked_up(queue; n in 0usize..20_000, any in 1usize..80, power in 0u32..9, types in 0usize..3; 16 cases) {
+    fn nf4_is_looked_up(queue; n in 0usize..20_000, any in 1usize..80, power in 0u32..9, block2 in 1usize..9, types in 0usize..3; 16 cases) {
         // Powers of two are found without a division.
         let block = if power < 6 { 4 << power } else { any };
         // The quantiles of a normal distribution, as bitsandbytes has them.
@@ -221,12 +223,29 @@ shapes! {
             .map(|i| code[usize::from(if i % 2 == 0 { packed[i / 2] >> 4 } else { packed[i / 2] & 15 })] * absmax[i / block])
             .collect();
         let (p, a, mut y) = (queue.upload("a test", &packed).unwrap(), put(queue, &absmax, DType::F32), room(queue, n, t));
-        nf4::dequantise(queue, y.slice_mut(t), p.slice(DType::U8), a.slice(DType::F32), block).unwrap();
+        nf4::dequantise(queue, y.slice_mut(t), p.slice(DType::U8), Scales::Plain(a.slice(DType::F32)), block).unwrap();
         close("y", &get(&y, t), &want, tolerance(t));
         let naive = room(queue, n, t);
-        let args = [ptr(&naive), ptr(&p), ptr(&a), Arg::U64(n as u64), Arg::U32(block as u32)];
-        queue.launch(&NF4, "nf4_naive", &defines(&[("T", t.name())]), Shape::line(n.div_ceil(256), 256), &args).unwrap();
+        let launch_naive = |nested: &str, [codes, fine, coarse]: [Arg<'_>; 3], block2: u32| {
+            let args = [ptr(&naive), ptr(&p), codes, fine, coarse, Arg::F32(0.3), Arg::U64(n as u64), Arg::U32(block as u32), Arg::U32(block2)];
+            let defines = defines(&[("T", t.name()), ("NESTED", nested)]);
+            queue.launch(&NF4, "nf4_naive", &defines, Shape::line(n.div_ceil(256), 256), &args).unwrap();
+        };
+        launch_naive("0", [Arg::Ptr(DevicePtr(0)), Arg::Ptr(DevicePtr(0)), ptr(&a)], 1);
         assert_eq!(get(&naive, t), get(&y, t));
+        // Scales that are quantised: the bits of decoding them first.
+        let (blocks, f32) = (n.div_ceil(block), DType::F32);
+        let codes = queue.upload("a test", &(0..blocks).map(|i| (i * 57 + 13) as u8).collect::<Vec<_>>()).unwrap();
+        let (fine, coarse) = (put(queue, &random(256, f32, 2), f32), put(queue, &random(blocks.div_ceil(block2), f32, 3), f32));
+        let of = Nested { codes: codes.slice(DType::U8), code: fine.slice(f32), absmax: coarse.slice(f32), block: block2, offset: 0.3 };
+        let mut decoded = room(queue, blocks, f32);
+        dequantise::scales(queue, decoded.slice_mut(f32), of).unwrap();
+        let mut want = room(queue, n, t);
+        nf4::dequantise(queue, want.slice_mut(t), p.slice(DType::U8), Scales::Plain(decoded.slice(f32)), block).unwrap();
+        nf4::dequantise(queue, y.slice_mut(t), p.slice(DType::U8), Scales::Nested(of), block).unwrap();
+        assert_eq!(get(&y, t), get(&want, t));
+        launch_naive("1", [ptr(&codes), ptr(&fine), ptr(&coarse)], block2 as u32);
+        assert_eq!(get(&naive, t), get(&want, t));
     }
 }
 

@@ -41,7 +41,8 @@ shapes! {
                 let args = [Arg::Ptr(ps.ptr()), Arg::Ptr(w.ptr()), Arg::Ptr(ms.ptr()), Arg::Ptr(vs.ptr()), Arg::Ptr(gs.ptr()), Arg::Ptr(sum.ptr()), Arg::Bytes(&bytes), Arg::U64(n as u64)];
                 queue.launch(&ADAMW, "adamw_naive", &defines(&[("T", t.name())]), Shape::line(n.div_ceil(256), 256), &args).unwrap();
             } else {
-                adamw::step(queue, ps.slice_mut(f32), Some(w.slice_mut(t)), ms.slice_mut(f32), vs.slice_mut(f32), gs.slice(f32), Some(sum.slice(DType::F64)), &update).unwrap();
+                let of = adamw::Parameter { p: ps.slice_mut(f32), weight: Some(w.slice_mut(t)), m: ms.slice_mut(f32), v: vs.slice_mut(f32), g: gs.slice(f32) };
+                adamw::step(queue, &[(of, update)], Some(sum.slice(DType::F64))).unwrap();
             }
             close("p", &get(&ps, f32), &want_p, 1e-6);
             close("m", &get(&ms, f32), &want_m, 1e-6);
@@ -140,9 +141,70 @@ fn clipping_needs_the_norm() {
     let f32 = DType::F32;
     let [mut p, mut m, mut v, g] = [1, 2, 3, 4].map(|salt| put(queue, &random(8, f32, salt), f32));
     let update = SETTINGS.update(1, 1.0, Some(1.0));
-    let done =
-        adamw::step(queue, p.slice_mut(f32), None, m.slice_mut(f32), v.slice_mut(f32), g.slice(f32), None, &update);
+    let of = adamw::Parameter {
+        p: p.slice_mut(f32),
+        weight: None,
+        m: m.slice_mut(f32),
+        v: v.slice_mut(f32),
+        g: g.slice(f32),
+    };
+    let done = adamw::step(queue, &[(of, update)], None);
     assert!(done.unwrap_err().to_string().contains("squared norm"));
+}
+
+/// Parameters of every size, of weights of every type and of none, each with its own rates, by a launch for each type: the bits
+/// of a launch for each parameter.
+#[test]
+fn parameters_are_updated_at_once_as_one_by_one() {
+    let Some(device) = device() else { return };
+    let (queue, f32) = (device.queue(), DType::F32);
+    let kinds = [None, Some(DType::BF16), Some(f32), Some(DType::F16)];
+    let sizes = [5, 0, 4096, 1, 4097, 9000, 12_289, 64];
+    struct Held {
+        n: usize,
+        kind: Option<DType>,
+        arrays: [planish_cuda::memory::DeviceBuffer; 5],
+        update: adamw::Update,
+    }
+    let make = || -> Vec<Held> {
+        let of = |(k, &n): (usize, &usize)| {
+            let (salt, kind) = (10 * k as u64, kinds[k % kinds.len()]);
+            let squared: Vec<f64> = random(n, f32, salt + 3).iter().map(|x| x * x).collect();
+            let arrays = [
+                put(queue, &random(n, f32, salt), f32),
+                put(queue, &random(n, f32, salt + 1), f32),
+                put(queue, &squared, f32),
+                put(queue, &random(n, f32, salt + 2), f32),
+                put(queue, &vec![0.0; n], kind.unwrap_or(f32)),
+            ];
+            let with = AdamW { learning_rate: 1e-2 / (k + 1) as f64, weight_decay: 0.1 * (k % 2) as f64, ..SETTINGS };
+            Held { n, kind, arrays, update: with.update(3, 0.5, (k != 2).then_some(0.7)) }
+        };
+        sizes.iter().enumerate().map(of).collect()
+    };
+    fn parameter(of: &mut Held) -> (adamw::Parameter<'_>, adamw::Update) {
+        let f32 = DType::F32;
+        let [p, m, v, g, weight] = &mut of.arrays;
+        let (m, v, g) = (m.slice_mut(f32), v.slice_mut(f32), g.slice(f32));
+        (adamw::Parameter { p: p.slice_mut(f32), weight: of.kind.map(|t| weight.slice_mut(t)), m, v, g }, of.update)
+    }
+    let norm = put(queue, &[3.0], DType::F64);
+    let (mut at_once, mut singly) = (make(), make());
+    let all: Vec<_> = at_once.iter_mut().map(parameter).collect();
+    adamw::step(queue, &all, Some(norm.slice(DType::F64))).unwrap();
+    adamw::step(queue, &[], None).unwrap();
+    for of in &mut singly {
+        let (parameter, update) = parameter(of);
+        let mut numbers = room(queue, update.bytes().len() / 4, f32);
+        numbers.upload(&update.bytes()).unwrap();
+        adamw::step_recorded(queue, parameter, norm.slice(DType::F64), numbers.slice(f32)).unwrap();
+    }
+    for (a, b) in at_once.iter().zip(&singly) {
+        for (i, (x, y)) in a.arrays.iter().zip(&b.arrays).enumerate() {
+            let same = x.download::<u8>().unwrap() == y.download::<u8>().unwrap();
+            assert!(same, "array {i} of {} numbers, weight {:?}", a.n, a.kind);
+        }
+    }
 }
 
 /// Tensors of every size in one launch: empty ones, whole stretches and more.

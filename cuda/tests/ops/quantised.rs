@@ -4,8 +4,9 @@
 use half::f16;
 use planish_cuda::DType;
 use planish_cuda::ops::matmul::{self, Epilogue, Layout, Term};
-use planish_cuda::ops::matmul_nf4::{self, Scales, Weight};
-use planish_cuda::ops::{dequantise, ggml, nf4};
+use planish_cuda::ops::matmul_nf4::{self, Weight};
+use planish_cuda::ops::nf4::{self, Scales};
+use planish_cuda::ops::{dequantise, ggml};
 
 use crate::shapes;
 use crate::support::*;
@@ -158,7 +159,7 @@ shapes! {
         let (a, a2, b2) = (factor(m * k, 6), factor(m * rank, 7), factor(n * rank, 8));
         let update = Term { a: a2.slice(t), b: b2.slice(t), depth: rank };
         let (mut w, mut want, mut got) = (room(queue, n * k, t), room(queue, m * n, out), room(queue, m * n, out));
-        nf4::dequantise(queue, w.slice_mut(t), packed.slice(DType::U8), absmax.slice(F32), block).unwrap();
+        nf4::dequantise(queue, w.slice_mut(t), packed.slice(DType::U8), Scales::Plain(absmax.slice(F32)), block).unwrap();
         let terms = [Term { a: a.slice(t), b: w.slice(t), depth: k }, update];
         matmul::matmul(queue, want.slice_mut(out), [m, n], Layout::FORWARD, &terms, Epilogue::default()).unwrap();
         let scales = if nested { Scales::Nested(of) } else { Scales::Plain(absmax.slice(F32)) };

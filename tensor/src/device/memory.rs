@@ -182,6 +182,22 @@ impl Tensor {
         Ok(made)
     }
 
+    /// What [`Tensor::rounded`] keeps, taken from there: for who writes all of the tensor, and with it the same rounded. None
+    /// if a write would go elsewhere.
+    pub(super) fn take_rounded(&mut self) -> Option<Tensor> {
+        let bytes = self.numel() * self.dtype().size();
+        let whole = self.is_contiguous() && !self.is_shared();
+        let memory = self.memory().filter(|m| whole && bytes == m.buffer.bytes())?;
+        memory.rounded.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives back what [`Tensor::take_rounded`] took, with the numbers that the tensor has now.
+    pub(super) fn keep_rounded(&mut self, rounded: Tensor) {
+        if let Some(memory) = self.memory() {
+            *memory.rounded.lock().unwrap_or_else(PoisonError::into_inner) = Some(rounded);
+        }
+    }
+
     /// The elements of a contiguous tensor on a device.
     pub(crate) fn cells(&self) -> Result<Slice<'_>> {
         debug_assert!(self.is_contiguous());

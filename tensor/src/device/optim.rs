@@ -8,34 +8,56 @@ use planish_cuda::ops::grad_norm;
 use super::context::of;
 use crate::{DType, Device, Error, Result, Tensor};
 
-/// One update of AdamW, number `step` from 1, of the masters p and the moments m, v from `grad_scale` · g; all f32 and
-/// of one shape. `weight`, if the model's is narrower, becomes p rounded. For the formula see `cuda/kernels/adamw.cu`.
+/// What an update of AdamW works on; for the formula see `cuda/kernels/adamw.cu`.
+#[derive(Debug)]
+pub struct Parameter<'a> {
+    /// The masters p and the moments m, v: f32, of the gradient's shape.
+    pub state: [&'a mut Tensor; 3],
+    /// The model's weight, if it is narrower: becomes p rounded.
+    pub weight: Option<&'a mut Tensor>,
+    /// f32.
+    pub gradient: &'a Tensor,
+    /// Rates.
+    pub settings: AdamW,
+}
+
+/// One update of AdamW, number `step` from 1, of many parameters from `grad_scale` times their gradients: a launch for all
+/// whose weights are of one type.
 ///
 /// # Errors
 /// [`Error::OnlyOnDevice`] for tensors of the processor; shapes, dtypes or devices that do not agree.
-pub fn adamw(
-    [p, m, v]: [&mut Tensor; 3],
-    weight: Option<&mut Tensor>,
-    g: &Tensor,
-    settings: &AdamW,
-    step: u64,
-    grad_scale: f64,
-) -> Result<()> {
+pub fn adamw(mut parameters: Vec<Parameter<'_>>, step: u64, grad_scale: f64) -> Result<()> {
     const OP: &str = "adamw";
-    for t in [&*p, &*m, &*v].into_iter().chain(weight.as_deref()) {
-        crate::ops::check::shape(OP, "weight and moments against the gradient", t, g.dims())?;
+    fn tensors<'t>(of: &'t Parameter<'_>) -> impl Iterator<Item = &'t Tensor> {
+        of.state.iter().map(|t| &**t).chain(of.weight.as_deref())
     }
-    let Some(on) = of(OP, [&*p, &*m, &*v, g].into_iter().chain(weight.as_deref()))? else {
-        return Err(Error::OnlyOnDevice { op: OP });
+    for of in &parameters {
+        for t in tensors(of) {
+            crate::ops::check::shape(OP, "weight and moments against the gradient", t, of.gradient.dims())?;
+        }
+    }
+    let all = parameters.iter().flat_map(|p| tensors(p).chain([p.gradient]));
+    let Some(on) = of(OP, all)? else {
+        return if parameters.is_empty() { Ok(()) } else { Err(Error::OnlyOnDevice { op: OP }) };
     };
-    if g.numel() == 0 {
-        return Ok(());
+    let gradients = parameters.iter().map(|p| p.gradient.contiguous()).collect::<Result<Vec<_>>>()?;
+    // Of a weight in f32 products take a rounded copy: the same launch writes it.
+    let taken = parameters.iter_mut().map(|p| if p.weight.is_none() { p.state[0].take_rounded() } else { None });
+    let mut rounded: Vec<Option<Tensor>> = taken.collect();
+    let mut updates = Vec::with_capacity(parameters.len());
+    for ((of, g), rounded) in parameters.iter_mut().zip(&gradients).zip(&mut rounded) {
+        let [p, m, v] = &mut of.state;
+        let weight = of.weight.as_deref_mut().or(rounded.as_mut()).map(Tensor::cells_mut).transpose()?;
+        let (p, m, v, g) = (p.cells_mut()?, m.cells_mut()?, v.cells_mut()?, g.cells()?);
+        updates.push((kernel::Parameter { p, weight, m, v, g }, of.settings.update(step, grad_scale, None)));
     }
-    let g = g.contiguous()?;
-    let weight = weight.map(Tensor::cells_mut).transpose()?;
-    let update = settings.update(step, grad_scale, None);
-    let (p, m, v) = (p.cells_mut()?, m.cells_mut()?, v.cells_mut()?);
-    Ok(kernel::step(on.queue(), p, weight, m, v, g.cells()?, None, &update)?)
+    kernel::step(on.queue(), &updates, None)?;
+    for (of, rounded) in parameters.iter_mut().zip(rounded) {
+        if let Some(rounded) = rounded {
+            of.state[0].keep_rounded(rounded);
+        }
+    }
+    Ok(())
 }
 
 /// Σ x² over all the tensors, in f64 and in a fixed order: for the norm of a gradient. One copy from the device.

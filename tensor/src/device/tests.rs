@@ -235,3 +235,45 @@ fn tensors_take_what_is_said() {
     }
     assert_eq!((Device::Cpu.taken(5), device.taken(0)), (5, 0));
 }
+
+/// Weights in f32 with rounded copies, which products took, and without; one with a master; one that somebody else holds.
+#[test]
+fn an_update_writes_rounded_copies_too() {
+    let Some((device, driver)) = watched(12, Emulator::with_reports) else { return };
+    let put = |n: usize| numbers(&[3, n]).to_device(device).unwrap();
+    let settings = optim::AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+    let sizes = [8, 5, 16, 11];
+    let square = |t: Tensor| elementwise::mul(&t, &t).unwrap();
+    let mut state = sizes.map(|n| [put(n), put(n), square(put(n))]);
+    let gradients = sizes.map(|n| put(n));
+    let mut narrow = state[2][0].to_dtype(DType::BF16).unwrap();
+    for of in [0, 3] {
+        state[of][0].rounded(DType::BF16).unwrap();
+    }
+    let (held, before) = (state[3][0].clone(), back(&state[3][0]));
+    let mut parameters = Vec::new();
+    for ([p, m, v], gradient) in state.iter_mut().zip(&gradients) {
+        parameters.push(optim::Parameter { state: [p, m, v], weight: None, gradient, settings });
+    }
+    parameters[2].weight = Some(&mut narrow);
+    driver.take_reports();
+    optim::adamw(parameters, 3, 0.5).unwrap();
+    let launched = |driver: &Emulator| driver.take_reports().into_iter().map(|r| r.kernel).collect::<Vec<_>>();
+    // One for those of f32 alone, one for those of bf16.
+    assert_eq!(launched(&driver), ["adamw_of_all", "adamw_of_all"]);
+    let of = |t: &Tensor| back(&t.to_dtype(DType::F32).unwrap());
+    let want = |p: &Tensor| of(&p.to_dtype(DType::BF16).unwrap());
+    assert_eq!(of(&narrow), want(&state[2][0]));
+    let [first, .., last] = &state[..] else { unreachable!() };
+    launched(&driver);
+    let kept = first[0].rounded(DType::BF16).unwrap();
+    assert!(launched(&driver).is_empty(), "it was rounded again");
+    assert_eq!(of(&kept), want(&first[0]));
+    assert_eq!(of(&last[0].rounded(DType::BF16).unwrap()), want(&last[0]));
+    assert_eq!((back(&held), of(&held.rounded(DType::BF16).unwrap())), (before, want(&held)));
+    assert!(back(&held) != back(&last[0]));
+    optim::adamw(vec![], 1, 1.0).unwrap();
+    let [p, m, v] = &mut [numbers(&[2]), numbers(&[2]), numbers(&[2])];
+    let here = optim::Parameter { state: [p, m, v], weight: None, gradient: &numbers(&[2]), settings };
+    assert_eq!(optim::adamw(vec![here], 1, 1.0).unwrap_err(), Error::OnlyOnDevice { op: "adamw" });
+}

@@ -1,5 +1,7 @@
 //! QLoRA on a device: the steps of the processor, and the bits of the same model with its weights as numbers.
 
+use std::collections::BTreeMap;
+
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::adapters::{LoraConfig, LoraInit, Targets, adapter_params, attach_lora};
@@ -66,12 +68,40 @@ fn ten_steps_in_bf16() {
     close("NF4", &trajectory(&made(), false, STEPS), &trajectory(&there, true, STEPS), BOUNDS);
     // Forward within products of few rows, backward by values.
     let seen = kernels_of(&emulator);
-    assert!(["matmul_nf4_hopper", "scales", "nf4", "matmul_hopper"].iter().all(|k| seen.contains(*k)), "{seen:?}");
+    assert!(["matmul_nf4_hopper", "nf4", "matmul_hopper"].iter().all(|k| seen.contains(*k)), "{seen:?}");
+    // Which decode the scales themselves.
+    assert!(!seen.contains("scales"), "{seen:?}");
     for (family, how) in FORMATS {
         let made = || with_lora(quantised(family, how), 0.1);
         let (here, there) = (trajectory(&made(), false, 2), trajectory(&in_bf16(made(), device), false, 2));
         close(&format!("{family} as {how:?}"), &here, &there, BOUNDS_OF_FIXTURES);
     }
+}
+
+/// The optimizer's step is one launch, which rounds the adapter's weights for the next step too; scales are decoded where they
+/// are used; nothing is turned around in memory.
+#[test]
+fn a_step_has_few_launches_beside_its_products() {
+    let Some((device, emulator)) = watched(57, (9, 0)) else { return };
+    let launches = |steps| {
+        // A rank that is filled up to a multiple of 8 would be copied for that.
+        let config = LoraConfig { r: 8, target_modules: Targets::AllLinear, ..LoraConfig::default() };
+        let mut model = tiny_nf4();
+        attach_lora(&mut model, &config, 3).unwrap();
+        let there = in_bf16(model, device);
+        emulator.take_reports();
+        trajectory(&there, false, steps);
+        let mut all = BTreeMap::new();
+        emulator.take_reports().into_iter().for_each(|report| *all.entry(report.kernel).or_insert(0) += 1);
+        all
+    };
+    let [first, both] = [launches(1), launches(2)];
+    let of_second: BTreeMap<&str, i32> =
+        both.iter().map(|(name, n)| (&**name, n - first.get(name).unwrap_or(&0))).collect();
+    let of = |name: &str| of_second.get(name).copied().unwrap_or(0);
+    assert_eq!([of("adamw_of_all"), of("scales")], [1, 0], "{of_second:?}");
+    // A few in each of two micro-batches, of activations: none of a weight.
+    assert_eq!([of("copy_strided"), of("cast")], [2, 6], "{of_second:?}");
 }
 
 /// Weights that LoftQ quantises itself are the adapter's own.

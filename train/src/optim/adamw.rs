@@ -11,6 +11,8 @@
 //! # Source
 //! Loshchilov, Hutter, arXiv:1711.05101, algorithm 2; torch.optim.AdamW.
 
+use std::sync::RwLockWriteGuard;
+
 use planish_autograd::Param;
 use planish_tensor::{DType, Element, Real, Tensor, dispatch_real, optim};
 
@@ -103,12 +105,19 @@ impl AdamW {
     /// Those of the kernels.
     pub fn step(&mut self, update: Update) -> Result<()> {
         self.step += 1;
+        let mut on_device = Vec::new();
         for state in &mut self.states {
-            let Some(grad) = state.param.take_grad() else { continue };
-            let dtype = state.m.dtype();
-            dispatch_real_step(dtype, state, &grad, &self.settings, self.step, update)?;
+            let Some(gradient) = state.param.take_grad() else { continue };
+            if gradient.device().is_cpu() {
+                dispatch_real_step(state.m.dtype(), state, &gradient, &self.settings, self.step, update)?;
+                continue;
+            }
+            let settings = on_device_settings(&self.settings, update, state.decay, state.rate);
+            let State { param, m, v, master, .. } = state;
+            let (value, master) = (param.write(), master.as_mut());
+            on_device.push(OnDevice { value, moments: [m, v], master, gradient, settings });
         }
-        Ok(())
+        update_on_device(&mut on_device, self.step, update)
     }
 
     /// Its state as named tensors: `m.NAME`, `v.NAME` and, where there is one, `master.NAME`.
@@ -179,34 +188,45 @@ fn dispatch_real_step(
     step: u64,
     update: Update,
 ) -> Result<()> {
-    if !grad.device().is_cpu() {
-        return update_on_device(state, grad, settings, step, update);
-    }
     let mut inner = || -> planish_tensor::Result<()> {
         dispatch_real!("adamw", dtype, R => update_one::<R>(state, grad, settings, step, update))
     };
     Ok(inner()?)
 }
 
-fn update_on_device(
-    state: &mut State,
-    grad: &Tensor,
-    settings: &AdamWSettings,
-    step: u64,
-    update: Update,
-) -> Result<()> {
-    let with = optim::AdamW {
-        learning_rate: update.learning_rate * state.rate,
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        eps: settings.eps,
-        weight_decay: if state.decay { settings.weight_decay } else { 0.0 },
-    };
-    let State { param, m, v, master, .. } = state;
-    Ok(param.update(|value| match master {
-        None => optim::adamw([value, m, v], None, grad, &with, step, update.grad_scale),
-        Some(master) => optim::adamw([master, m, v], Some(value), grad, &with, step, update.grad_scale),
-    })?)
+/// A parameter on a device with what its update takes; nobody else has the parameter meanwhile.
+pub(super) struct OnDevice<'a> {
+    pub(super) value: RwLockWriteGuard<'a, Tensor>,
+    pub(super) moments: [&'a mut Tensor; 2],
+    pub(super) master: Option<&'a mut Tensor>,
+    pub(super) gradient: Tensor,
+    pub(super) settings: optim::AdamW,
+}
+
+impl OnDevice<'_> {
+    fn parameter(&mut self) -> optim::Parameter<'_> {
+        let [m, v] = &mut self.moments;
+        let (p, weight) = match &mut self.master {
+            None => (&mut *self.value, None),
+            Some(master) => (&mut **master, Some(&mut *self.value)),
+        };
+        optim::Parameter { state: [p, m, v], weight, gradient: &self.gradient, settings: self.settings }
+    }
+}
+
+pub(super) fn on_device_settings(s: &AdamWSettings, update: Update, decays: bool, rate: f64) -> optim::AdamW {
+    optim::AdamW {
+        learning_rate: update.learning_rate * rate,
+        beta1: s.beta1,
+        beta2: s.beta2,
+        eps: s.eps,
+        weight_decay: if decays { s.weight_decay } else { 0.0 },
+    }
+}
+
+/// All by a launch or a few: those of an adapter are hundreds of small ones.
+pub(super) fn update_on_device(of: &mut [OnDevice<'_>], step: u64, update: Update) -> Result<()> {
+    Ok(optim::adamw(of.iter_mut().map(OnDevice::parameter).collect(), step, update.grad_scale)?)
 }
 
 fn update_one<R: Real>(

@@ -3,7 +3,7 @@
 use planish_autograd::Param;
 use planish_tensor::{DType, Device, Tensor, optim};
 
-use super::adamw::decays;
+use super::adamw::{OnDevice, decays, on_device_settings, update_on_device};
 use super::codes::{BLOCK, signed, unsigned};
 use super::rules::{Field, Rule};
 use super::{AdamWSettings, Optimizer, Rates, Update};
@@ -81,35 +81,30 @@ impl Optimizer for AdamW8 {
 
     fn step(&mut self, update: Update) -> Result<()> {
         self.step += 1;
-        let (s, step, scale) = (self.settings, self.step, update.grad_scale);
+        let (step, scale) = (self.step, update.grad_scale);
+        let mut full = Vec::new();
         for slot in &mut self.slots {
-            let Some(grad) = slot.param.take_grad() else { continue };
-            let with = optim::AdamW {
-                learning_rate: update.learning_rate * slot.rate,
-                beta1: s.beta1,
-                beta2: s.beta2,
-                eps: s.eps,
-                weight_decay: if slot.decays { s.weight_decay } else { 0.0 },
-            };
-            let codes = self.codes.as_ref();
+            let Some(gradient) = slot.param.take_grad() else { continue };
+            let settings = on_device_settings(&self.settings, update, slot.decays, slot.rate);
             let Slot { param, state, .. } = slot;
-            param.update(|value| -> planish_tensor::Result<()> {
-                match (&mut state[..], codes) {
-                    ([m, m_largest, v, v_largest, master @ ..], Some(codes)) => {
-                        let moments =
-                            [(m, m_largest), (v, v_largest)].map(|(bytes, largest)| optim::Moment8 { bytes, largest });
-                        match master.first_mut() {
-                            None => optim::adamw8(value, None, moments, &grad, codes, &with, step, scale),
-                            Some(p) => optim::adamw8(p, Some(value), moments, &grad, codes, &with, step, scale),
-                        }
-                    }
-                    ([m, v, p], _) => optim::adamw([p, m, v], Some(value), &grad, &with, step, scale),
-                    ([m, v], _) => optim::adamw([value, m, v], None, &grad, &with, step, scale),
-                    _ => unreachable!("fields are of one of these kinds"),
+            let mut value = param.write();
+            match (&mut state[..], &self.codes) {
+                ([m, m_largest, v, v_largest, master @ ..], Some(codes)) => {
+                    let moments =
+                        [(m, m_largest), (v, v_largest)].map(|(bytes, largest)| optim::Moment8 { bytes, largest });
+                    let (p, weight) = match master.first_mut() {
+                        None => (&mut *value, None),
+                        Some(master) => (master, Some(&mut *value)),
+                    };
+                    optim::adamw8(p, weight, moments, &gradient, codes, &settings, step, scale)?;
                 }
-            })?;
+                ([m, v, master @ ..], _) => {
+                    full.push(OnDevice { value, moments: [m, v], master: master.first_mut(), gradient, settings });
+                }
+                _ => unreachable!("fields are of one of these kinds"),
+            }
         }
-        Ok(())
+        update_on_device(&mut full, step, update)
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

@@ -94,7 +94,10 @@ fn dequantise(n: usize) -> Entry {
     let bytes = n as f64 * (0.5 + 2.0 + 4.0 / 64.0);
     let needs = [Need::zeros(n, T), Need::bytes(n / 2), Need::normal(n / 64, F32)];
     item("nf4/dequantise", format!("{n} elements to bf16"), Work::Bytes(bytes), needs, |_, [mut y, packed, absmax]| {
-        launch(move |queue| nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), absmax.slice(F32), 64))
+        launch(move |queue| {
+            let scales = nf4::Scales::Plain(absmax.slice(F32));
+            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), scales, 64)
+        })
     })
 }
 
@@ -111,9 +114,14 @@ fn adam(n: usize) -> Entry {
     item("adamw", shape, Work::Bytes(30.0 * n as f64), needs, |_, [mut p, mut weight, mut m, mut v, g]| {
         let settings = adamw::AdamW { learning_rate: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         launch(move |queue| {
-            let (p, m, v) = (p.slice_mut(F32), m.slice_mut(F32), v.slice_mut(F32));
-            let update = settings.update(10, 1.0, None);
-            adamw::step(queue, p, Some(weight.slice_mut(T)), m, v, g.slice(F32), None, &update)
+            let of = adamw::Parameter {
+                p: p.slice_mut(F32),
+                weight: Some(weight.slice_mut(T)),
+                m: m.slice_mut(F32),
+                v: v.slice_mut(F32),
+                g: g.slice(F32),
+            };
+            adamw::step(queue, &[(of, settings.update(10, 1.0, None))], None)
         })
     })
 }

@@ -89,8 +89,7 @@ fn everything_runs_on_the_emulator() {
             // Each kernel of a step, with its time.
             let kernels = row["kernels"].as_array().unwrap();
             let of = |name: &str| kernels.iter().find(|k| k["kernel"].as_str().unwrap().starts_with(name)).unwrap();
-            let dequantised = ["nf4", "scales"];
-            let dequantised = if name.contains("/qlora/") { &dequantised[..] } else { &[] };
+            let dequantised: &[&str] = if name.contains("/qlora/") { &["nf4"] } else { &[] };
             for name in ["matmul", "attention", "rms_norm", "lm_head_take"].iter().chain(dequantised) {
                 let k = of(name);
                 assert!(k["launches"].as_u64().unwrap() > 0 && k["seconds"].as_f64().unwrap() > 0.0, "{k}");

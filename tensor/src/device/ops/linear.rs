@@ -122,7 +122,8 @@ fn finished(
             // A rank that is no multiple of 8 would send the whole product away from the tensor cores.
             let rank = if wide { u.dims()[1] } else { u.dims()[1].next_multiple_of(ROW) };
             let u = filled(on, like(&u.to_dtype(kind)?, a_transposed)?, usize::from(!a_transposed), rank)?;
-            let v = filled(on, like(&right(v.clone())?, b_plain)?, usize::from(b_plain), rank)?;
+            // Turned first: a weight that then lies as it is kept has been rounded before.
+            let v = filled(on, right(like(v, b_plain)?)?, usize::from(b_plain), rank)?;
             Some((u, v, rank))
         }
     };

@@ -39,10 +39,11 @@ fn write(on: &On, out: &mut Tensor, weight: &Quantized) -> Result<()> {
     match weight.layout() {
         Layout::FourBit(of) => {
             let (bytes, block) = (of.bytes().cells()?, of.block_size());
-            let absmax = scales(on, of)?;
             match of.kind() {
-                FourBitKind::Nf4 => nf4::dequantise(queue, out.cells_mut()?, bytes, absmax.cells()?, block)?,
-                FourBitKind::Fp4 => dequantise::fp4(queue, out.cells_mut()?, bytes, absmax.cells()?, block)?,
+                FourBitKind::Nf4 => nf4::dequantise(queue, out.cells_mut()?, bytes, scales_of(of)?, block)?,
+                FourBitKind::Fp4 => {
+                    dequantise::fp4(queue, out.cells_mut()?, bytes, absmax(on, of)?.cells()?, block)?;
+                }
             }
         }
         Layout::Int8(of) => {
@@ -54,8 +55,16 @@ fn write(on: &On, out: &mut Tensor, weight: &Quantized) -> Result<()> {
     Ok(())
 }
 
+/// Scales as they are kept, which kernels for NF4 take.
+fn scales_of(of: &FourBit) -> Result<nf4::Scales<'_>> {
+    Ok(match of.scales() {
+        Scales::Plain(absmax) => nf4::Scales::Plain(absmax.cells()?),
+        Scales::Nested(nested) => nf4::Scales::Nested(nested_of(nested)?),
+    })
+}
+
 /// A scale in f32 for each block.
-fn scales(on: &On, of: &FourBit) -> Result<Tensor> {
+fn absmax(on: &On, of: &FourBit) -> Result<Tensor> {
     let nested = match of.scales() {
         Scales::Plain(absmax) => return Ok(absmax.clone()),
         Scales::Nested(nested) => nested,
@@ -83,11 +92,7 @@ pub(crate) fn few_rows(
     let Some(Layout::FourBit(of)) = w.quantized().filter(|q| q.shape() == [n, k]).map(Quantized::layout) else {
         return Ok(false);
     };
-    let scales = match of.scales() {
-        Scales::Plain(absmax) => matmul_nf4::Scales::Plain(absmax.cells()?),
-        Scales::Nested(nested) => matmul_nf4::Scales::Nested(nested_of(nested)?),
-    };
-    let weight = matmul_nf4::Weight { packed: of.bytes().cells()?, scales, block: of.block_size() };
+    let weight = matmul_nf4::Weight { packed: of.bytes().cells()?, scales: scales_of(of)?, block: of.block_size() };
     let a = a.cells()?;
     if of.kind() != FourBitKind::Nf4 || !matmul_nf4::takes(on.queue(), a, [m, k], weight, update) {
         return Ok(false);
