@@ -219,7 +219,8 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             dequantise::fp4(queue, y.slice_mut(T), all.part(0, TOKENS * HIDDEN / 2)?, absmax, 64)?;
             dequantise::int8(queue, y.slice_mut(T), all, absmax.part(0, TOKENS)?, HIDDEN)?;
         }
-        "matmul_nf4_hopper" => {
+        // The launcher chooses the file by the device.
+        "matmul_nf4" | "matmul_nf4_hopper" => {
             let packed = queue.upload("a sample", &vec![0x5au8; HIDDEN * HIDDEN / 2])?;
             let absmax = numbers(queue, HIDDEN * HIDDEN / 64, F32)?;
             let (packed, scales) = (packed.slice(DType::U8), nf4::Scales::Plain(absmax.slice(F32)));
