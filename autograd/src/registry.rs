@@ -53,6 +53,7 @@ pub fn ops() -> &'static [&'static Op] {
         &block_rotate::OP,
         &cast::OP,
         &cayley::OP,
+        &combine::OP,
         &concat::OP,
         &dora_linear::OP,
         &dropout::OP,

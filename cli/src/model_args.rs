@@ -97,11 +97,16 @@ pub(crate) fn open_with(matches: &ArgMatches, adapters: &[PathBuf]) -> anyhow::R
         let name = matches.get_one::<String>("model").map(String::as_str).unwrap_or_default();
         other_base(adapter, name).into_iter().for_each(output::note);
     }
-    if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
-        let demands = Demands::none().bf16(bf16_of(matches));
-        device::place(&mut model, choice, &demands)?;
-    }
+    place(matches, &mut model)?;
     Ok((model, opened.tokenizer))
+}
+
+/// Puts a model on the device that the flags name, if the command has such a flag.
+fn place(matches: &ArgMatches, model: &mut Model) -> anyhow::Result<()> {
+    if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device") {
+        device::place(model, choice, &Demands::none().bf16(bf16_of(matches)))?;
+    }
+    Ok(())
 }
 
 /// Lays the weights of a model that will decode on the processor [out](quantize::lay_out) for that, if there is room for
@@ -142,11 +147,6 @@ pub(crate) fn members(matches: &ArgMatches) -> anyhow::Result<Vec<Named<'_>>> {
 /// # Errors
 /// What is wrong with it; that there is no such head.
 pub(crate) fn open_reward(matches: &ArgMatches, (name, adapter): Named<'_>) -> anyhow::Result<(Model, Tokenizer)> {
-    if let Ok(Some(&choice)) = matches.try_get_one::<DeviceChoice>("device")
-        && !device::choose(choice, &Demands::none().bf16(bf16_of(matches)))?.is_cpu()
-    {
-        return Err(wrong("rewards are computed on the CPU only; leave --device out"));
-    }
     let (opened, dtype) = files_of(matches, name)?;
     let of_adapter = match adapter {
         Some(adapter) => adapter_head(adapter)?,
@@ -160,6 +160,7 @@ pub(crate) fn open_reward(matches: &ArgMatches, (name, adapter): Named<'_>) -> a
         load_adapter(&mut model, adapter)?;
         other_base(adapter, name).into_iter().for_each(output::note);
     }
+    place(matches, &mut model)?;
     Ok((model, opened.tokenizer))
 }
 

@@ -67,6 +67,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("running.cuh", include_str!("../kernels/running.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("hopper.cuh", include_str!("../kernels/hopper.cuh")),
+    ("ring.cuh", include_str!("../kernels/ring.cuh")),
+    ("nf4.cuh", include_str!("../kernels/nf4.cuh")),
     ("keys.cuh", include_str!("../kernels/keys.cuh")),
     ("philox.cuh", include_str!("../kernels/philox.cuh")),
 ];
@@ -240,6 +242,7 @@ kernels! {
     ROPE = "rope", T;
     EMBEDDING = "embedding", TW;
     GATHER = "gather", T;
+    COMBINE = "combine", T;
     SOFTMAX = "softmax", T;
     ELEMENTWISE = "elementwise", T;
     UNARY = "unary", &[
@@ -280,6 +283,21 @@ kernels! {
         &[("T", "bf16"), ("O", "f32"), ("ADD", "0"), ("BN", "64"), ("STAGES", "8")],
         &[("T", "bf16"), ("O", "f32"), ("ADD", "0"), ("BN", "32"), ("STAGES", "16")],
     ], only Arch::specific(9, 0);
+    MATMUL_RUNS_HOPPER = "matmul_runs_hopper", &[
+        matmul!(bf16 -> bf16, 0, 0, 0; wide, 1),
+        matmul!(bf16 -> bf16, 0, 0, 0; two_groups, 1),
+        matmul!(bf16 -> bf16, 0, 0, 0; one_group),
+        matmul!(bf16 -> bf16, 0, 0, 0; tiny),
+        matmul!(bf16 -> bf16, 0, 1, 0; wide, 1),
+        matmul!(bf16 -> bf16, 0, 1, 0; two_groups, 1),
+        matmul!(bf16 -> bf16, 0, 1, 0; one_group),
+    ], only Arch::specific(9, 0);
+    MATMUL_NF4 = "matmul_nf4", &[
+        &[("T", "bf16"), ("O", "bf16"), ("NESTED", "0"), ("BM", "16")],
+        &[("T", "bf16"), ("O", "bf16"), ("NESTED", "1"), ("BM", "16")],
+        &[("T", "bf16"), ("O", "bf16"), ("NESTED", "1"), ("BM", "64")],
+        &[("T", "f16"), ("O", "f32"), ("NESTED", "1"), ("BM", "64")],
+    ];
     MATMUL_NF4_HOPPER = "matmul_nf4_hopper", &[
         &[("T", "bf16"), ("O", "bf16"), ("NESTED", "0"), ("STAGES", "6")],
         &[("T", "bf16"), ("O", "bf16"), ("NESTED", "1"), ("STAGES", "6")],

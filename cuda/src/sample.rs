@@ -16,9 +16,11 @@ use crate::ops::rope::{self, Heads};
 use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
-use crate::ops::{Runs, activation, adamw, block_rotate, cast, cayley, copy, dequantise, dora_linear, embedding};
 use crate::ops::{
-    gather, ggml, grad_norm, layer_norm, lm_head_divergence, lm_head_top, lstm, matmul_nf4, nf4, reduction,
+    Runs, activation, adamw, block_rotate, cast, cayley, combine, copy, dequantise, dora_linear, embedding,
+};
+use crate::ops::{
+    gather, ggml, grad_norm, layer_norm, lm_head_divergence, lm_head_top, lstm, matmul_nf4, matmul_runs, nf4, reduction,
 };
 use crate::{DType, Queue, Result};
 
@@ -92,6 +94,16 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             embedding::forward(queue, y.slice_mut(T), table.slice(T), ids.slice(U32), HIDDEN)?;
             let (mut dtable, runs) = (zeros(VOCABULARY * HIDDEN)?, Runs::new(queue, &index(TOKENS, VOCABULARY))?);
             embedding::backward(queue, dtable.slice_mut(F32), dy, &runs, HIDDEN)?;
+        }
+        "combine" => {
+            // Two choices of each of half as many tokens.
+            let (tokens, weights) = (TOKENS / 2, numbers(queue, TOKENS, F32)?);
+            let places = queue.upload("a sample", &(0..TOKENS as u32).rev().collect::<Vec<u32>>())?;
+            let of = combine::Choices { weights: weights.slice(F32), places: places.slice(U32), of_token: 2 };
+            combine::forward(queue, y.slice_mut(T).part(0, tokens * HIDDEN)?, x, of)?;
+            let (mut dparts, mut dw) = (room(TOKENS * HIDDEN, T)?, room(TOKENS, F32)?);
+            let (dparts, dw) = (dparts.slice_mut(T), dw.slice_mut(F32));
+            combine::backward(queue, Some(dparts), dw, dy.part(0, tokens * HIDDEN)?, x, of)?;
         }
         "gather" => {
             let (at, mut picked) = (indices(queue, 4 * TOKENS, HIDDEN)?, room(4 * TOKENS, T)?);
@@ -207,7 +219,8 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             dequantise::fp4(queue, y.slice_mut(T), all.part(0, TOKENS * HIDDEN / 2)?, absmax, 64)?;
             dequantise::int8(queue, y.slice_mut(T), all, absmax.part(0, TOKENS)?, HIDDEN)?;
         }
-        "matmul_nf4_hopper" => {
+        // The launcher chooses the file by the device.
+        "matmul_nf4" | "matmul_nf4_hopper" => {
             let packed = queue.upload("a sample", &vec![0x5au8; HIDDEN * HIDDEN / 2])?;
             let absmax = numbers(queue, HIDDEN * HIDDEN / 64, F32)?;
             let (packed, scales) = (packed.slice(DType::U8), nf4::Scales::Plain(absmax.slice(F32)));
@@ -241,6 +254,13 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
                 HIDDEN,
                 false,
             )?;
+        }
+        "matmul_runs_hopper" => {
+            let square = numbers(queue, HIDDEN * HIDDEN, T)?;
+            let rights = [square.slice(T); 3];
+            let runs = [0, TOKENS / 8, TOKENS / 2, TOKENS];
+            matmul_runs::matmul_runs(queue, y.slice_mut(T), HIDDEN, x, &rights, false, &runs)?;
+            matmul_runs::matmul_runs(queue, y.slice_mut(T), HIDDEN, dy, &rights, true, &runs)?;
         }
         "attention" | "attention_hopper" => attention(queue, false)?,
         "attention_long" | "attention_long_hopper" => {

@@ -67,7 +67,7 @@ fn a_steady_step_allocates_nothing_large() {
                 let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
                 let mut adamw = AdamW::new(&params, settings).unwrap();
                 let own = OptimSettings { gradient_checkpointing, recompute_granularity, ..OptimSettings::default() };
-                let optim = OptimSettings { tokens_per_pass, ..own };
+                let optim = OptimSettings { tokens_per_pass: Some(tokens_per_pass), ..own };
                 let step = step(model.config.vocab_size);
                 let mut run = |done: u64| {
                     accumulate_sharing(&model, &optim, &step, done, share).unwrap();

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod block_rotate;
 pub mod cast;
 pub mod cayley;
+pub mod combine;
 pub mod concat;
 pub mod dora_linear;
 pub mod dropout;

@@ -10,7 +10,7 @@ use planish_nn::Ctx;
 use planish_nn::decoder::{Model, Packed};
 use planish_nn::reward::RewardKind;
 use planish_nn::weights::atomic_write;
-use planish_tensor::DType;
+use planish_tensor::{DType, Device};
 use planish_train::data::{
     Columns, Dataset, DatasetType, EncodeOptions, Encoder, Example, OnUnsupervised, StepOptions,
 };
@@ -89,7 +89,8 @@ fn judge(model: &Model, rows: &[Row], kind: RewardKind) -> anyhow::Result<Vec<f6
     let hidden = model.forward(&ctx, &batch, false)?;
     let at = sequences.iter().zip(&batch.cu_seqlens[..]).flat_map(|(s, start)| s.at.iter().map(move |i| start + i));
     let at: Vec<u32> = at.collect();
-    let values = model.rewards(&ctx, &hidden, &at)?.value().to_dtype(DType::F64)?.to_vec::<f64>()?;
+    let values =
+        model.rewards(&ctx, &hidden, &at)?.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
     Ok(match kind {
         RewardKind::Outcome => values,
         RewardKind::Process => values.chunks_exact(2).map(|z| 1.0 / (1.0 + (z[0] - z[1]).exp())).collect(),

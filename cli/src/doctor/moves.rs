@@ -1,6 +1,8 @@
 //! Ops that move numbers, combine two, or add them up.
 
-use planish_autograd::ops::{cast, concat, dropout, elementwise, gather, index_select, reduction, scatter_add, view};
+use planish_autograd::ops::{
+    cast, combine, concat, dropout, elementwise, gather, index_select, reduction, scatter_add, view,
+};
 use planish_autograd::{Result, Var};
 use planish_tensor::rng::{Purpose, Rows, Stream};
 use planish_tensor::{DType, Tensor};
@@ -28,6 +30,7 @@ pub(super) fn cases(name: &str) -> Option<Make> {
         "gather" => gathers,
         "index_select" => selects,
         "scatter_add" => scatters,
+        "combine" => combines,
         "concat" => concats,
         "narrow" => |s| seen(s, Rounding::Exact, |x| view::narrow(x, 0, 3, x.dims()[0] / 2)),
         "reshape" => |s| seen(s, Rounding::Exact, |x| view::reshape(x, &[x.dims()[1], x.dims()[0]])),
@@ -147,6 +150,17 @@ fn scatters(s: &Sizes) -> Result<Vec<Case>> {
     let moved = bytes(s.tokens * s.hidden);
     let work = Work::Bytes(5.0 * moved, 2.0 * moved);
     Ok(vec![Case::new("", inputs, Rounding::Terms(8), work, move |v| scatter_add::scatter_add(&v[0], &index, &v[1]))])
+}
+
+/// Two choices a token, whose rows are those of `scatters`' other way round.
+fn combines(s: &Sizes) -> Result<Vec<Case>> {
+    let (tokens, k) = (s.tokens, 2);
+    let inputs = vec![activation(s.normal(1, &[tokens * k, s.hidden])?), activation(s.normal(2, &[tokens, k])?)];
+    let places: Vec<u32> = (0..(tokens * k) as u32).rev().collect();
+    let moved = bytes(tokens * s.hidden);
+    let work = Work::Bytes(3.0 * moved, 6.0 * moved);
+    let terms = Rounding::Terms(s.hidden);
+    Ok(vec![Case::new("2 of a token", inputs, terms, work, move |v| combine::combine(&v[0], &v[1], &places))])
 }
 
 fn concats(s: &Sizes) -> Result<Vec<Case>> {

@@ -95,6 +95,16 @@ impl Tile {
     }
 }
 
+/// Whether tensor cores take a term as it lies in memory.
+pub(super) fn fits_tensor_cores(term: &Term<'_>, [m, n]: [usize; 2], layout: Layout) -> bool {
+    let stored = |x: Slice<'_>, transposed, across| {
+        let row = if transposed { across } else { term.depth };
+        row.is_multiple_of(8) && x.ptr().0.is_multiple_of(16)
+    };
+    let halves = term.a.dtype() != DType::F32 && term.b.dtype() == term.a.dtype();
+    halves && stored(term.a, layout.a_transposed, m) && stored(term.b, layout.b_transposed, n)
+}
+
 /// C = α Σ A B + bias, or C += that; C: (m, n), one term or two (a low-rank update).
 ///
 /// bf16 and f16 factors of one type go to tensor cores if every stored row is a multiple of 8 elements; f32, an A and
@@ -154,10 +164,7 @@ pub fn matmul(
     for (name, flag) in [("A_T", layout.a_transposed), ("B_T", layout.b_transposed), ("ADD", epilogue.add)] {
         defines = with(defines, name, u8::from(flag));
     }
-    let fits = |slice: Slice<'_>, ld: usize| ld.is_multiple_of(8) && slice.ptr().0.is_multiple_of(16);
-    let tensor_cores = dtype != DType::F32
-        && terms.iter().all(|t| t.b.dtype() == dtype && fits(t.a, lda(t.depth)) && fits(t.b, ldb(t.depth)));
-    if !tensor_cores {
+    if !terms.iter().all(|term| fits_tensor_cores(term, [m, n], layout)) {
         for (name, term) in ["TB", "TB2"].into_iter().zip(terms) {
             if term.b.dtype() != dtype {
                 defines = with(defines, name, term.b.dtype());

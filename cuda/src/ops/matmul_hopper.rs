@@ -13,15 +13,15 @@ use crate::{DType, Queue, Result, Shape};
 const OP: &str = "matmul";
 
 /// Rows and columns of a box, and bytes.
-const BOX: usize = 64;
+pub(super) const BOX: usize = 64;
 const BOX_BYTES: usize = BOX * BOX * 2;
 
 /// A tile of C and what makes it: part of the speed, not of the arithmetic.
 #[derive(Clone, Copy, Debug)]
-struct Tile {
+pub(super) struct Tile {
     /// Groups of four warps that multiply, each 64 rows.
     groups: usize,
-    columns: usize,
+    pub(super) columns: usize,
     stages: usize,
     /// Blocks that share B, their tiles one under the other.
     cluster: usize,
@@ -44,7 +44,7 @@ const PART: usize = 1024;
 const FEW_TILES: usize = 256;
 
 impl Tile {
-    fn defines(self, mut defines: Defines) -> Defines {
+    pub(super) fn defines(self, mut defines: Defines) -> Defines {
         for (name, value) in
             [("GROUPS", self.groups), ("BN", self.columns), ("STAGES", self.stages), ("CLUSTER", self.cluster)]
         {
@@ -76,12 +76,41 @@ impl Tile {
     }
 
     fn shape(self, size: [usize; 2], parts: usize, multiprocessors: usize) -> Shape {
-        let tiles = self.stages * (self.groups * BOX + self.columns) * BOX_BYTES / BOX;
+        let blocks = self.blocks(self.count(size), multiprocessors);
+        Shape::grid([blocks, parts, 1], self.threads()).shared(self.shared()).clusters(self.cluster)
+    }
+
+    /// Blocks for so many tiles.
+    pub(super) fn blocks(self, tiles: usize, multiprocessors: usize) -> usize {
         // One group takes a tile and ends: several blocks share a multiprocessor.
-        let blocks = if self.groups == 1 { self.count(size) } else { self.count(size).min(self.room(multiprocessors)) };
-        Shape::grid([blocks, parts, 1], 128 * (self.groups as u32 + 1))
-            .shared(tiles + 16 * self.stages)
-            .clusters(self.cluster)
+        if self.groups == 1 { tiles } else { tiles.min(self.room(multiprocessors)) }
+    }
+
+    pub(super) fn threads(self) -> u32 {
+        128 * (self.groups as u32 + 1)
+    }
+
+    /// Bytes of shared memory.
+    pub(super) fn shared(self) -> usize {
+        self.stages * ((self.groups * BOX + self.columns) * BOX_BYTES / BOX + 16)
+    }
+
+    pub(super) fn rows(self) -> usize {
+        self.groups * BOX
+    }
+
+    /// The tile of products of n columns and so many rows each, none of no rows, and the tiles of rows of all.
+    pub(super) fn of_runs(rows: &[usize], n: usize, transposed: bool, multiprocessors: usize) -> (Tile, usize) {
+        let down = |tile: Tile| rows.iter().map(|rows| rows.div_ceil(tile.rows())).sum::<usize>();
+        let tiles = |tile: Tile| down(tile) * n.div_ceil(tile.columns);
+        let tile = if rows.iter().sum::<usize>() <= BOX * rows.len() {
+            if tiles(SMALL) < multiprocessors && !transposed { TINY } else { SMALL }
+        } else {
+            let turns = |tile: Tile| tiles(tile).div_ceil(multiprocessors) * tile.groups * tile.columns;
+            let [large, middle] = [LARGE, MIDDLE].map(|tile| Tile { cluster: 1, ..tile });
+            if 9 * turns(large) <= 10 * turns(middle) { large } else { middle }
+        };
+        (tile, down(tile))
     }
 
     /// The tile of a product.

@@ -21,8 +21,7 @@ impl Runs {
     /// # Errors
     /// Those of the allocator.
     pub fn new(queue: Queue<'_>, index: &[u32]) -> Result<Runs> {
-        let mut order: Vec<u32> = (0..index.len() as u32).collect();
-        order.sort_by_key(|&i| index[i as usize]);
+        let order = sorted(index);
         let (mut rows, mut starts) = (Vec::new(), Vec::new());
         for (at, &i) in order.iter().enumerate() {
             let row = index[i as usize];
@@ -69,5 +68,38 @@ impl Runs {
 
     pub(super) fn args(&self) -> [crate::driver::Arg<'static>; 3] {
         [&self.rows, &self.starts, &self.order].map(|buffer| buffer.slice(DType::U32).arg())
+    }
+}
+
+/// Positions in the order of what they hold, of equal ones the first.
+fn sorted(index: &[u32]) -> Vec<u32> {
+    let largest = index.iter().copied().max().unwrap_or(0) as usize;
+    let mut order: Vec<u32> = (0..index.len() as u32).collect();
+    // Counting takes time for each number that there might be.
+    if largest > 4 * index.len() {
+        order.sort_by_key(|&i| index[i as usize]);
+        return order;
+    }
+    let mut next = vec![0; largest + 2];
+    index.iter().for_each(|&row| next[row as usize + 1] += 1);
+    (1..next.len()).for_each(|row| next[row] += next[row - 1]);
+    for (i, &row) in (0..).zip(index) {
+        order[next[row as usize]] = i;
+        next[row as usize] += 1;
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sorted;
+
+    #[test]
+    fn counting_and_sorting_give_one_order() {
+        let index: Vec<u32> = (0..500u32).map(|i| i * i * 7 % 211).collect();
+        let wide: Vec<u32> = index.iter().map(|i| i * 1_000_003).collect();
+        assert_eq!(sorted(&index), sorted(&wide));
+        assert_eq!(sorted(&[5, 1, 5, 0, 1]), [3, 1, 4, 0, 2]);
+        assert!(sorted(&[]).is_empty());
     }
 }

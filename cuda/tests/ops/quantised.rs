@@ -136,6 +136,7 @@ shapes! {
 }
 
 shapes! {
+    on BOTH;
     /// Few rows: the bits of dequantising and multiplying.
     fn few_rows_of_nf4(queue; m in 0usize..=64, n in 1usize..200, depth in 1usize..12, rank in 0usize..12, block in 5u32..9, nested in proptest::bool::ANY, kind in 0usize..3; 16 cases) {
         let (k, rank, block) = (64 * depth, 8 * rank, 1usize << block);
@@ -165,7 +166,7 @@ shapes! {
         let scales = if nested { Scales::Nested(of) } else { Scales::Plain(absmax.slice(F32)) };
         let weight = Weight { packed: packed.slice(DType::U8), scales, block };
         let update = (rank > 0).then_some(&update);
-        assert!(matmul_nf4::takes(queue, a.slice(t), [m, k], weight, update));
+        assert!(matmul_nf4::takes(a.slice(t), [m, k], weight, update));
         matmul_nf4::matmul(queue, got.slice_mut(out), [m, n, k], a.slice(t), weight, update).unwrap();
         assert_eq!(get(&got, out), get(&want, out));
     }
@@ -175,12 +176,12 @@ shapes! {
 fn other_products_are_not_for_few_rows() {
     let devices = [device(), device_of((8, 0))];
     let [Some(hopper), Some(ampere)] = &devices else { return };
-    for (device, want) in [(hopper, true), (ampere, false)] {
+    for device in [hopper, ampere] {
         let queue = device.queue();
         let (u, f) = (queue.upload("a test", &[0u8; 8192]).unwrap(), put(queue, &[1.0; 8], F32));
         let weight = |block| Weight { packed: u.slice(DType::U8), scales: Scales::Plain(f.slice(F32)), block };
-        let takes = |dtype, size, block| matmul_nf4::takes(queue, u.slice(dtype), size, weight(block), None);
-        assert_eq!(takes(DType::BF16, [64, 128], 64), want);
+        let takes = |dtype, size, block| matmul_nf4::takes(u.slice(dtype), size, weight(block), None);
+        assert!(takes(DType::BF16, [64, 128], 64));
         for (dtype, size, block) in
             [(F32, [1, 64], 64), (DType::F16, [65, 64], 64), (DType::F16, [1, 72], 64), (DType::F16, [1, 64], 16)]
         {

@@ -3,6 +3,7 @@
 use planish_cuda::driver::Arg;
 use planish_cuda::kernels::{EMBEDDING, REDUCTION};
 use planish_cuda::memory::DeviceBuffer;
+use planish_cuda::ops::combine::{self, Choices};
 use planish_cuda::ops::{Runs, embedding, gather, reduction};
 use planish_cuda::{DType, Shape};
 
@@ -62,6 +63,46 @@ shapes! {
         let mut taken = room(queue, n, t);
         gather::rows_by_index(queue, taken.slice_mut(t), w.slice(t), i.slice(DType::U32), size).unwrap();
         assert_eq!(get(&taken, t), get(&out, t));
+    }
+}
+
+shapes! {
+    fn choices_are_weighed_and_added_up(queue; tokens in 1usize..20, k in 1usize..9, size in 1usize..300, types in 0usize..3; 12 cases) {
+        let (t, rows) = (TYPES[types], tokens * k);
+        // Each row once: 7 and 11 are prime to their number.
+        let step = [7, 11, 13].into_iter().find(|step| rows % step != 0).unwrap();
+        let places: Vec<u32> = (0..rows).map(|c| ((c * step + 3) % rows) as u32).collect();
+        let (parts, weights) = (random(rows * size, t, 1), random(rows, DType::F32, 2));
+        let dy = random(tokens * size, t, 3);
+        let part = |c: usize| &parts[places[c] as usize * size..][..size];
+        let (p, w, d) = (put(queue, &parts, t), put(queue, &weights, DType::F32), put(queue, &dy, t));
+        let i = queue.upload("a test", &places).unwrap();
+        let of = Choices { weights: w.slice(DType::F32), places: i.slice(DType::U32), of_token: k };
+        let mut y = room(queue, tokens * size, t);
+        combine::forward(queue, y.slice_mut(t), p.slice(t), of).unwrap();
+        let mut want = vec![0.0; tokens * size];
+        for c in 0..rows {
+            for (y, p) in want[c / k * size..][..size].iter_mut().zip(part(c)) {
+                *y += weights[c] * p;
+            }
+        }
+        let allowed = |n: usize, t| tolerance(t) + 2f64.powi(-23) * (n as f64).sqrt();
+        close("y", &get(&y, t), &want, allowed(k, t));
+        let (mut dparts, mut dw) = (room(queue, rows * size, t), room(queue, rows, DType::F32));
+        let given = || d.slice(t);
+        combine::backward(queue, Some(dparts.slice_mut(t)), dw.slice_mut(DType::F32), given(), p.slice(t), of).unwrap();
+        let (mut want_parts, mut want_w) = (vec![0.0; rows * size], vec![0.0; rows]);
+        for c in 0..rows {
+            let dy = &dy[c / k * size..][..size];
+            want_parts[places[c] as usize * size..][..size].iter_mut().zip(dy).for_each(|(to, d)| *to = weights[c] * d);
+            want_w[c] = part(c).iter().zip(dy).map(|(p, d)| p * d).sum();
+        }
+        close("dparts", &get(&dparts, t), &want_parts, allowed(1, t));
+        close("dw", &get(&dw, DType::F32), &want_w, allowed(size, DType::F32));
+        // The same without the parts' gradient.
+        let mut alone = room(queue, rows, DType::F32);
+        combine::backward(queue, None, alone.slice_mut(DType::F32), given(), p.slice(t), of).unwrap();
+        assert_eq!(get(&alone, DType::F32), get(&dw, DType::F32));
     }
 }
 

@@ -17,11 +17,12 @@
 use std::cmp::Ordering;
 
 use planish_autograd::ops::{
-    cast::cast, concat::concat, elementwise, gather::gather, index_select::index_select, reduction,
-    scatter_add::scatter_add, softmax::softmax, unary, view,
+    cast::cast, combine::combine, concat::concat, elementwise, gather::gather, index_select::index_select, reduction,
+    softmax::softmax, unary, view,
 };
 use planish_autograd::{Param, Result, Var};
-use planish_tensor::{DType, Device, Tensor};
+use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
+use rayon::prelude::*;
 
 use super::mlp::Mlp;
 use crate::Ctx;
@@ -49,7 +50,7 @@ impl Experts {
     pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<(Var, Var)> {
         let (tokens, k, dtype) = (x.dims()[0], self.moe.per_token, x.value().dtype());
         let logits = self.router.forward(ctx, x)?;
-        // Of halves the scores are f32, as in transformers, and so is what is summed.
+        // Of halves the scores are f32, as in transformers, and so are weights and sums.
         let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let logits = cast(&logits, wide)?;
         let scores = self.scores(&logits)?;
@@ -65,19 +66,15 @@ impl Experts {
         if self.moe.scale != 1.0 {
             weights = elementwise::scale(&weights, self.moe.scale)?;
         }
-        let weights = cast(&view::reshape(&weights, &[tokens * k, 1])?, dtype)?;
-
         let runs = Runs::new(&chosen, self.experts.len());
         let rows: Vec<u32> = runs.picks.iter().map(|&i| i / k as u32).collect();
-        let sorted = index_select(x, &rows)?;
-        let mut y = Var::constant(Tensor::zeros_on(x.value().device(), x.dims(), wide)?);
-        if !rows.is_empty() {
-            let parts = self.of_runs(ctx, &sorted, &rows, &runs)?;
-            let parts = elementwise::mul(&parts, &index_select(&weights, &runs.picks)?)?;
+        let y = if rows.is_empty() {
+            Var::constant(Tensor::zeros_on(x.value().device(), x.dims(), dtype)?)
+        } else {
+            let parts = self.of_runs(ctx, &index_select(x, &rows)?, &rows, &runs)?;
             // A token's experts come in the order of their numbers.
-            y = scatter_add(&y, &rows, &cast(&parts, wide)?)?;
-        }
-        let y = cast(&y, dtype)?;
+            combine(&parts, &weights, &runs.places())?
+        };
         let y = match &self.shared {
             None => y,
             Some((mlp, None)) => elementwise::add(&y, &mlp.forward(ctx, x)?)?,
@@ -135,25 +132,30 @@ impl Experts {
     /// The experts of each row, in the order of their numbers: (rows · k).
     fn choose(&self, scores: &Tensor) -> planish_tensor::Result<Vec<u32>> {
         let (k, experts) = (self.moe.per_token, scores.dims()[1]);
-        let s = scores.to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
+        let scores = scores.to_device(Device::Cpu)?.contiguous()?;
         let bias = match &self.bias {
             Some(bias) => bias.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?,
             None => vec![0.0; experts],
         };
-        let mut all = Vec::with_capacity(scores.dims()[0] * k);
-        let (mut row, mut order) = (Vec::new(), Vec::new());
-        for s in s.chunks_exact(experts.max(1)) {
-            row.clear();
-            row.extend(s.iter().zip(&bias).map(|(s, b)| s + b));
-            order.clear();
-            match &self.moe.groups {
-                None => order.extend(0..experts as u32),
-                Some(groups) => in_groups(&row, groups, &mut order),
-            }
-            best(&row, k, &mut order);
-            all.extend_from_slice(&order);
-        }
-        Ok(all)
+        let mut all = vec![0; scores.dims()[0] * k];
+        dispatch_real!("the choice of experts", scores.dtype(), R => {
+            // Rows of a thread: with fewer it costs more to wake another.
+            let rows = scores.as_slice::<R>()?.par_chunks_exact(experts.max(1)).with_min_len(64);
+            rows.zip(all.par_chunks_exact_mut(k)).for_each_init(
+                || (vec![0.0; experts], Vec::with_capacity(experts)),
+                |(row, order), (scores, chosen)| {
+                    row.iter_mut().zip(scores.iter().zip(&bias)).for_each(|(row, (s, b))| *row = s.to_f64() + b);
+                    order.clear();
+                    match &self.moe.groups {
+                        None => order.extend(0..experts as u32),
+                        Some(groups) => in_groups(row, groups, order),
+                    }
+                    best(row, k, order);
+                    chosen.copy_from_slice(order);
+                },
+            );
+            Ok(all)
+        })
     }
 
     pub(super) fn linears<'a>(&'a self, all: &mut Vec<&'a Linear>) {
@@ -194,6 +196,13 @@ impl Runs {
         }
         Runs { picks, starts }
     }
+
+    /// Where each choice is in the sorted rows.
+    fn places(&self) -> Vec<u32> {
+        let mut places = vec![0; self.picks.len()];
+        (0..).zip(&self.picks).for_each(|(place, &pick)| places[pick as usize] = place);
+        places
+    }
 }
 
 /// The larger first, of equals the smaller number.
@@ -201,9 +210,27 @@ fn larger_first(row: &[f64], a: u32, b: u32) -> Ordering {
     row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b))
 }
 
-/// Leaves the k of `order` with the largest scores, in the order of their numbers.
+/// Up to so many are found by insertion.
+const FEW: usize = 16;
+
+/// Leaves the k of `order`, which goes by number, with the largest scores, in the order of their numbers.
 fn best(row: &[f64], k: usize, order: &mut Vec<u32>) {
-    if k < order.len() {
+    if k < order.len() && (1..=FEW).contains(&k) {
+        // The best so far, the largest first; a later one has the larger number and comes after those that are equal.
+        let (mut found, mut count) = ([0; FEW], 0);
+        for &e in order.iter() {
+            let before = |other: &u32| row[*other as usize].total_cmp(&row[e as usize]).is_ge();
+            if count == k && before(&found[k - 1]) {
+                continue;
+            }
+            let at = found[..count].iter().rposition(before).map_or(0, |last| last + 1);
+            count = (count + 1).min(k);
+            found.copy_within(at..count - 1, at + 1);
+            found[at] = e;
+        }
+        order.clear();
+        order.extend_from_slice(&found[..k]);
+    } else if k < order.len() {
         order.select_nth_unstable_by(k, |&a, &b| larger_first(row, a, b));
         order.truncate(k);
     }
@@ -243,6 +270,23 @@ mod tests {
         assert_eq!(chosen(&[0.1, 0.4, 0.3, 0.2], 4), [0, 1, 2, 3]);
     }
 
+    /// By insertion as by sorting all.
+    #[test]
+    fn however_many_they_are_the_same() {
+        for salt in 0..50u64 {
+            let stream = planish_tensor::rng::Stream::new(salt, planish_tensor::rng::Purpose::Data, 0);
+            // Many are equal.
+            let row: Vec<f64> = (0..40).map(|i| stream.below(i, 12) as f64).collect();
+            for k in 1..40 {
+                let mut all: Vec<u32> = (0..40).collect();
+                all.sort_by(|&a, &b| larger_first(&row, a, b));
+                all.truncate(k);
+                all.sort_unstable();
+                assert_eq!(chosen(&row, k), all, "{k} of {row:?}");
+            }
+        }
+    }
+
     #[test]
     fn groups_are_judged_by_their_best() {
         let row = [0.9, 0.0, 0.5, 0.6, 0.3, 0.4];
@@ -261,6 +305,7 @@ mod tests {
         let runs = Runs::new(&[2, 0, 2, 1, 2, 0], 4);
         assert_eq!(runs.starts, [0, 2, 3, 6, 6]);
         assert_eq!(runs.picks, [1, 5, 3, 0, 2, 4]);
+        assert_eq!(runs.places(), [3, 0, 4, 2, 5, 1]);
         let none = Runs::new(&[], 3);
         assert!(none.picks.is_empty() && none.starts == [0; 4]);
     }

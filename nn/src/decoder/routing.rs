@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use planish_autograd::{Result, Var};
-use planish_tensor::{DType, Device};
+use planish_tensor::{Device, Element, dispatch_real};
 
 use super::experts::Experts;
 
@@ -37,10 +37,16 @@ impl LayerRouting {
     /// Those of the kernels.
     pub fn mass(&self) -> Result<Vec<f64>> {
         let mut mass = vec![0.0; self.load.len()];
-        let shares = self.shares.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
-        for row in shares.chunks_exact(mass.len()) {
-            mass.iter_mut().zip(row).for_each(|(m, p)| *m += p);
-        }
+        let shares = self.shares.value().to_device(Device::Cpu)?.contiguous()?;
+        let mut add = || -> planish_tensor::Result<()> {
+            dispatch_real!("the mass of experts", shares.dtype(), R => {
+                for row in shares.as_slice::<R>()?.chunks_exact(mass.len()) {
+                    mass.iter_mut().zip(row).for_each(|(m, p)| *m += p.to_f64());
+                }
+                Ok(())
+            })
+        };
+        add()?;
         Ok(mass)
     }
 }

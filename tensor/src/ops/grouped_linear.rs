@@ -5,7 +5,7 @@
 //! x: (rows, in), each W: (out, in) in any float dtype or [quantised](crate::quant), y: (rows, out). A row's sum has the
 //! order and the bits of [`linear`](super::linear): neither the other rows of its run, nor the runs, nor threads are
 //! in it. On the processor all runs are one [call](crate::gemm::gemm_grouped): work is split over runs, columns and rows together;
-//! on a device a run is a product.
+//! so they are on Hopper in halves, and else on a device a run is a product.
 //!
 //! Bound by the bytes of the matrices where runs are short, else by arithmetic: 2 rows · in · out operations.
 

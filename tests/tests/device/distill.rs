@@ -46,8 +46,9 @@ fn a_student_learns_as_on_the_processor() {
     assert_eq!(done.code, 0, "{done:?}");
     let lora = [("use_peft", "true"), ("lora_r", "4")];
     let cases: [Vec<(&str, &str)>; 4] = [
-        vec![("teacher_model", &teacher), ("beta", "0")],
-        [&lora[..], &[("teacher_model", &teacher), ("beta", "0.3"), ("temperature", "2")]].concat(),
+        vec![("teacher_model", &teacher), ("beta", "0"), ("feature_layers", "0=1"), ("feature_weight", "0.1")],
+        [&lora[..], &[("teacher_model", &teacher), ("beta", "0.3"), ("temperature", "2"), ("feature_layers", "1=0")]]
+            .concat(),
         vec![("teacher_model", &teacher), ("beta", "1"), ("hard_weight", "0.5")],
         [&lora[..], &[("teacher_scores", &scores), ("beta", "0.5"), ("tokens_per_pass", "60")]].concat(),
     ];

@@ -8,6 +8,7 @@ use planish_nn::pretrained::Pretrained;
 use planish_nn::reward::RewardKind;
 use planish_tensor::DType;
 use planish_tests::law5::sequences;
+use planish_tests::program::planish;
 use planish_tests::runs::{Listener, metrics, result, settings, stopped_or_not};
 use planish_tests::tiny::tiny_model;
 use planish_train::config::{
@@ -306,6 +307,26 @@ fn runs_have_the_losses_of_the_processor() {
                 assert!((want - got).abs() <= 5e-5 * want.abs().max(0.1), "{recipe}: {key} {got} for {want}");
             }
         }
+    }
+    // The head of rewards reads rows there too.
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (model, pairs) = (text(&dir.join("6-cpu/final")), text(&dir.join("pairs.jsonl")));
+    let rewards = |device: &[&str]| {
+        let out = text(&dir.join(format!("rewards{}.jsonl", device.len())));
+        let own = ["score", "--reward", "--model", &model, "--dataset", &pairs, "--output", &out];
+        let done = planish(&[&own[..], device].concat());
+        assert_eq!(done.code, 0, "{done:?}");
+        let lines = std::fs::read_to_string(&out).unwrap();
+        let line = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            ["chosen", "rejected"].map(|side| line[side].as_f64().unwrap())
+        };
+        lines.lines().flat_map(line).collect::<Vec<f64>>()
+    };
+    let (here, there) = (rewards(&[]), rewards(&["--device", "emulator", "--bf16", "false"]));
+    assert!(here.len() == there.len() && here.len() > 10);
+    for (a, b) in here.iter().zip(&there) {
+        assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{b} for {a}");
     }
     // What one kind of device precomputed is not another's.
     assert_eq!(std::fs::read_dir(dir.join("reference-cache")).unwrap().count(), 2);

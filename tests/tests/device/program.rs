@@ -186,11 +186,6 @@ fn what_devices_do_not_do_is_refused_by_name() {
     refuse("sft", &[&emulator[..], &["--optim", "muon"]].concat(), "the optimizer muon is not supported there yet");
     refuse("sft", &[&emulator[..], &["--memory-budget", "4"]].concat(), "memory_budget");
     refuse("dpo", &[&emulator[..], &["--optim", "lion_32bit"]].concat(), "the optimizer lion_32bit is not supported");
-    refuse(
-        "distill",
-        &[&emulator[..], &["--teacher-model", "builtin", "--feature-layers", "0=1"]].concat(),
-        "feature_layers is not supported there yet",
-    );
     refused(&["generate", "--model", "builtin", "--prompt", "x", "--bf16"], "the processor computes in float32");
     for command in ["sft", "dpo", "plan"] {
         refuse(command, &["--bf16", "true"], "the processor computes in float32: leave it out");

@@ -79,7 +79,11 @@ fn train(
     };
     let mut objective = objective(name, spec, &mut student);
     let mut optimizer = AdamW::new(&student.params(), settings).unwrap();
-    let optim = OptimSettings { tokens_per_pass, gradient_checkpointing: recompute, ..OptimSettings::default() };
+    let optim = OptimSettings {
+        tokens_per_pass: Some(tokens_per_pass),
+        gradient_checkpointing: recompute,
+        ..OptimSettings::default()
+    };
     let per_step = 4 * spec["accumulation"].as_u64().unwrap() as usize;
     let mut trajectory = Vec::new();
     for s in 0..spec["steps"].as_array().unwrap().len() {

@@ -9,6 +9,7 @@ mod block_rotate;
 mod cast;
 mod cayley;
 mod checkpoint;
+mod combine;
 mod concat;
 mod dora_linear;
 mod dropout;
@@ -43,6 +44,7 @@ fn covered() -> Vec<&'static str> {
         cast::COVERS,
         cayley::COVERS,
         checkpoint::COVERS,
+        combine::COVERS,
         concat::COVERS,
         dora_linear::COVERS,
         dropout::COVERS,

@@ -76,7 +76,7 @@ pub(crate) fn train(run: &Value, dtype: Option<DType>, feed: Feed) -> Vec<(Sums,
     };
     let mut objective = CrossEntropy::new(false, router::terms(&router, &model.config).unwrap());
     let optim = OptimSettings {
-        tokens_per_pass: feed.tokens_per_pass,
+        tokens_per_pass: Some(feed.tokens_per_pass),
         gradient_checkpointing: feed.recompute,
         ..OptimSettings::default()
     };

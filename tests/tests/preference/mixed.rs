@@ -97,7 +97,7 @@ fn a_mixed_gradient_is_the_weighted_sum_of_the_others() {
         }
     }
     let model = open(0.0);
-    let optim = |tokens_per_pass| OptimSettings { tokens_per_pass, ..OptimSettings::default() };
+    let optim = |tokens_per_pass| OptimSettings { tokens_per_pass: Some(tokens_per_pass), ..OptimSettings::default() };
     let mixed = |tokens_per_pass, share| {
         let member = |(i, (weight, loss)): (usize, &(f64, IngredientLoss))| Member {
             name: format!("{i}"),

@@ -53,7 +53,7 @@ pub(crate) fn follow(
         AdamWSettings { beta1: 0.9, beta2: 0.999, eps: number("adam_epsilon"), weight_decay: number("weight_decay") };
     let mut optimizer = AdamW::new(&model.params(), settings).unwrap();
     let optim = OptimSettings {
-        tokens_per_pass: feed.tokens_per_pass,
+        tokens_per_pass: Some(feed.tokens_per_pass),
         gradient_checkpointing: feed.recompute,
         ..OptimSettings::default()
     };

@@ -54,7 +54,7 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
         let ways = [(false, Granularity::Full), (true, Granularity::Selective), (true, Granularity::Full)];
         for (gradient_checkpointing, recompute_granularity) in ways {
             let own = OptimSettings { gradient_checkpointing, recompute_granularity, ..OptimSettings::default() };
-            let optim = OptimSettings { tokens_per_pass: 0, ..own };
+            let optim = OptimSettings { tokens_per_pass: Some(0), ..own };
             let step = step(3000);
             let work = Work {
                 tokens: 3000,

@@ -4,6 +4,8 @@
 // The doc comments of settings are also the program's help, where brackets hold a default.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+use planish_tensor::Device;
+
 use super::device::DeviceChoice;
 use super::schedule::{Schedule, ScheduleArgs};
 use super::setting::rules::*;
@@ -347,8 +349,8 @@ settings! {
         /// Magnitude of NEFTune's noise on the embeddings (arXiv 2310.05914).
         neftune_noise_alpha: Option<f64> = None, NOT_NEGATIVE;
         /// Tokens that are in memory at once: larger micro-batches go through the model in parts, cut between
-        /// examples, which changes the gradient by rounding only; 0 for never.
-        tokens_per_pass: u64 = 1024u64, WHOLE;
+        /// examples, which changes the gradient by rounding only; 0 for never [1024; on a device 8192, or half of it and so on if memory is short].
+        tokens_per_pass: Option<u64> = None, WHOLE;
         /// Memory that the run may take, GiB: passes are made shorter, then MLPs and then layers recomputed until the plan
         /// fits; the choice stands in the run's config.yaml, and a resumed run keeps it.
         memory_budget: Option<f64> = None, POSITIVE;
@@ -363,7 +365,23 @@ settings! {
     }
 }
 
+/// Tokens of a pass where nothing is said: on the processor enough to keep it busy, on a device to fill one.
+const PASS: [u64; 2] = [1024, 8192];
+
 impl OptimSettings {
+    /// Tokens of a pass; 0 for all.
+    pub fn pass(&self) -> u64 {
+        self.tokens_per_pass.unwrap_or(PASS[0])
+    }
+
+    /// Settles the tokens of a pass for a device, if nothing is said of them; the fewest that it may be changed to if memory is
+    /// short.
+    pub(crate) fn settle_pass(&mut self, device: Device) -> u64 {
+        let least = self.tokens_per_pass.unwrap_or(PASS[0]);
+        self.tokens_per_pass.get_or_insert(PASS[usize::from(!device.is_cpu())]);
+        least
+    }
+
     /// Whether each layer is computed again in the backward pass.
     pub fn recomputes_layers(&self) -> bool {
         self.gradient_checkpointing && self.recompute_granularity == Granularity::Full

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use planish_autograd::ops::cast::cast;
 use planish_autograd::ops::index_select::index_select;
 use planish_autograd::ops::{elementwise, linear, reduction};
 use planish_autograd::{Param, Var};
@@ -55,7 +56,7 @@ impl Features {
             let stream = Stream::new(seed, Purpose::Init, 1 + i as u64);
             let deviation = (from as f64).sqrt().recip();
             let values: Vec<f64> = (0..(to * from) as u64).map(|k| stream.normal(k) * deviation).collect();
-            let value = Tensor::from_vec(values, [to, from])?.to_dtype(student.dtype())?;
+            let value = Tensor::from_vec(values, [to, from])?.to_dtype(student.dtype())?.to_device(student.device())?;
             projections.push(Param::trainable(format!("distill.projection.{i}"), value));
         }
         student.beside.extend(projections.iter().cloned());
@@ -72,7 +73,9 @@ impl Features {
     pub(super) fn distance(&self, ctx: &Ctx, student: &[Var], teacher: &[Tensor], rows: &[u32]) -> Result<Var> {
         let mut sum: Option<Var> = None;
         for ((own, theirs), projection) in student.iter().zip(teacher).zip(&self.projections) {
-            let projected = linear::linear(&index_select(own, rows)?, &ctx.param(projection), None)?;
+            // Of halves the distance is f32, as every sum is.
+            let own = cast(&index_select(own, rows)?, theirs.dtype())?;
+            let projected = linear::linear(&own, &ctx.param(projection), None)?;
             let off = elementwise::sub(&projected, &Var::constant(theirs.clone()))?;
             let factor = self.weight / theirs.dims()[1] as f64;
             let term = elementwise::scale(&reduction::sum(&elementwise::mul(&off, &off)?)?, factor)?;
@@ -101,7 +104,8 @@ impl Features {
             let fits = found.filter(|t| t.dims() == p.value().dims() && t.dtype() == p.value().dtype());
             let tensor = fits.ok_or_else(|| bad(format!("{PROJECTIONS_FILE} has no `{}` that fits", p.name())))?;
             p.update(|t| -> Result<()> {
-                *t = tensor.copied()?;
+                // Out of the mapped file, so that it can be written.
+                *t = if t.device().is_cpu() { tensor.copied()? } else { tensor.to_device(t.device())? };
                 Ok(())
             })?;
         }
@@ -109,7 +113,9 @@ impl Features {
     }
 }
 
-/// Hidden states at rows, as a teacher's: nothing is recorded.
-pub(super) fn selected(hidden: &[Var], rows: &[u32], dtype: DType) -> Result<Vec<Tensor>> {
-    hidden.iter().map(|h| Ok(index_select(&h.detach(), rows)?.value().to_dtype(dtype)?)).collect()
+/// Hidden states at rows, as a teacher's, in the type of a distance: nothing is recorded.
+pub(super) fn selected(hidden: &[Var], rows: &[u32]) -> Result<Vec<Tensor>> {
+    let wide = |dtype| if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let of = |h: &Var| index_select(&h.detach(), rows).map(|rows| rows.value().clone());
+    hidden.iter().map(|h| of(h).and_then(|rows| Ok(rows.to_dtype(wide(rows.dtype()))?)).map_err(Into::into)).collect()
 }

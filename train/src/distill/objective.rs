@@ -66,7 +66,7 @@ impl Distill {
             Guide::Model(model) => {
                 let (ctx, layers) = (Ctx::inference(), self.features.as_ref().map_or(&[][..], |f| &f.teacher));
                 let (hidden, seen) = model.forward_with(&ctx, stream, false, layers)?;
-                Ok((model.as_teacher(&ctx, &hidden, rows)?, selected(&seen, rows, model.dtype())?))
+                Ok((model.as_teacher(&ctx, &hidden, rows)?, selected(&seen, rows)?))
             }
             Guide::Stored(stored) => {
                 let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
@@ -169,7 +169,7 @@ impl Objective for Distill {
     }
 
     fn evaluate(&mut self, model: &Model, optim: &OptimSettings, sampler: &Arc<Sampler>) -> Result<Sums> {
-        let limit = usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX);
+        let limit = usize::try_from(optim.pass()).unwrap_or(usize::MAX);
         let mut sums = Sums::default();
         for step in sampler.steps(Cursor::default())?.epochs(1) {
             for batch in step?.micro_batches.iter().flat_map(|b| b.split(limit)) {

@@ -189,7 +189,7 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
     let first = if optim.recomputes_layers() { 0 } else { first };
     let recorded = model.layers.len() - first;
     // A trial is one pass, however short passes are to be.
-    let optim = &OptimSettings { tokens_per_pass: 0, ..optim.clone() };
+    let optim = &OptimSettings { tokens_per_pass: Some(0), ..optim.clone() };
     let few = |layers: usize| {
         let mut model = model.clone();
         model.layers.drain(..model.layers.len() - layers);

@@ -322,7 +322,7 @@ impl Preference for Mixed {
         mode: Mode,
     ) -> Result<(Totals, Option<Routers>)> {
         let members = self.counts(micro_batches, mode);
-        let all = passes(micro_batches, optim.tokens_per_pass);
+        let all = passes(micro_batches, optim.pass());
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         let mut totals = Totals { members: members.clone(), measured: Sums::default() };
         for (batch, parts) in micro_batches.iter().zip(&all) {

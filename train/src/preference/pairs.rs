@@ -288,7 +288,7 @@ impl Preference for Pairs {
         }
         // Of a token's log-probability, in the loss that is still to be divided by the pairs.
         let nll = self.loss.nll().map_or(0.0, |n| n.weight * totals.pairs / totals.nll_tokens.max(1.0));
-        let all = passes(micro_batches, optim.tokens_per_pass);
+        let all = passes(micro_batches, optim.pass());
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         for parts in &all {
             let together = if self.loss.couples() { parts.len().max(1) } else { 1 };

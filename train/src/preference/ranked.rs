@@ -192,7 +192,7 @@ impl Preference for Ranked {
             }
         }
         let nll = self.loss.nll().map_or(0.0, |n| n.weight * totals.pairs / totals.nll_tokens.max(1.0));
-        let all = passes(micro_batches, optim.tokens_per_pass);
+        let all = passes(micro_batches, optim.pass());
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         for part in all.iter().flatten() {
             self.part(model, optim, (part, mode), nll, (&mut totals, &mut routers))?;

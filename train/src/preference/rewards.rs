@@ -58,7 +58,7 @@ impl Preference for Rewards {
         mode: Mode,
     ) -> Result<(Sums, Option<Routers>)> {
         let mut sums = Sums::default();
-        let all = passes(micro_batches, optim.tokens_per_pass);
+        let all = passes(micro_batches, optim.pass());
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         for parts in &all {
             let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);

@@ -54,7 +54,7 @@ impl Preference for StepRewards {
         mode: Mode,
     ) -> Result<(Sums, Option<Routers>)> {
         let (mut sums, mut judgement) = (Sums::default(), StepJudgement::default());
-        let passes = passes(micro_batches, optim.tokens_per_pass);
+        let passes = passes(micro_batches, optim.pass());
         let mut routers = routers(model, self.kept.balance.terms(), optim, &passes, mode)?;
         for part in passes.iter().flatten() {
             let batch = &part.batch;

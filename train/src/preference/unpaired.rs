@@ -142,7 +142,7 @@ impl Preference for Unpaired {
     ) -> Result<(Totals, Option<Routers>)> {
         let mut totals = Totals { delta: self.kept.delta, ..Totals::default() };
         let completions: usize = micro_batches.iter().map(Batch::segments).sum();
-        let all = passes(micro_batches, optim.tokens_per_pass);
+        let all = passes(micro_batches, optim.pass());
         let mut routers = routers(model, self.kept.balance.terms(), optim, &all, mode)?;
         let routed = routers.is_some();
         for (batch, parts) in micro_batches.iter().zip(&all) {
@@ -224,7 +224,7 @@ pub(super) fn divergence(
         return Ok(None);
     }
     let (batch, mut sum) = (mismatched(batch, max_length), 0.0);
-    for part in batch.split(usize::try_from(optim.tokens_per_pass).unwrap_or(usize::MAX)) {
+    for part in batch.split(usize::try_from(optim.pass()).unwrap_or(usize::MAX)) {
         let ones = vec![1.0; part.supervised()];
         let reference = reference.compare(model, &part, &ones, false, Want::default())?.sums;
         let scores = token_scores(model, &Ctx::inference(), &packed(&part), &part.mask, Want::default())?;

@@ -41,10 +41,6 @@ pub const ACCEPTED: &[DatasetType] = &[
 /// written then. Later: stored predictions that are not of the data; a full disk; a loss that is no number any more.
 pub fn run(config: &DistillConfig, observer: &mut dyn Observer) -> Result<Outcome> {
     let demands = Demands::none().training(&config.optim).bf16(config.run.bf16);
-    let demands = match config.distill.feature_layers.is_empty() {
-        true => demands,
-        false => demands.lacks("feature_layers"),
-    };
     device::choose(config.run.device, &demands)?;
     let opened = Opened::by(&config.model, &mut |p| observer.downloading(&p))?;
     let (tokenizer, vocabulary) = (opened.tokenizer.clone(), opened.pretrained.config.vocab_size);

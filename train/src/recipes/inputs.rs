@@ -42,14 +42,14 @@ impl Inputs {
     pub(super) fn memory(&self, model: &Model, optim: &OptimSettings, trial: usize) -> Result<(MemoryPlan, Costs)> {
         let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
-        let tokens = self.pass(worst, optim.tokens_per_pass);
+        let tokens = self.pass(worst, optim.pass());
         let work = Work { tokens, mean_length, supervised_share };
         let measured = plan::measure(model, optim, &work, trial);
         let costs = measured.map_err(|e| e.advised(|| plan::room_for_step(optim)))?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the
         // program's.
         planish_tensor::pool::clear();
-        Ok((self.plan(model, optim, &costs, optim.tokens_per_pass)?, costs))
+        Ok((self.plan(model, optim, &costs, optim.pass())?, costs))
     }
 
     /// The plan for passes of up to `limit` tokens, from costs that were measured for any other.
@@ -90,7 +90,7 @@ fn trial_tokens(model: &Model) -> usize {
 /// The shortest pass that a memory budget leads to: below, matrix products lose more than memory is won.
 const SHORTEST_PASS: u64 = 256;
 
-/// Refuses a run that will not fit into memory (law 7); with a memory budget, chooses the longest passes that
+/// Refuses a run that will not fit into memory (law 7), after shorter passes than a device's usual ones; with a memory budget, chooses the longest passes that
 /// fit, and recomputation, of MLPs and then of layers, only where the shortest do not. A resumed run keeps the passes of its checkpoint.
 pub(super) fn fit(
     inputs: &Inputs,
@@ -100,22 +100,34 @@ pub(super) fn fit(
 ) -> Result<()> {
     let (in_use, available) = memory_of(model);
     let in_use = in_use.unwrap_or(0);
-    let Some(gib) = optim.memory_budget else {
-        let (plan, costs) = inputs.memory(model, optim, trial_tokens(model))?;
-        let device = model.device();
-        let check = |plan: &MemoryPlan| plan::check_fits(plan, device, in_use, available, optim.recomputes_layers());
-        return check(&plan)
-            .or_else(|_| check(&inputs.plan(model, optim, &costs.at_least(), optim.tokens_per_pass)?));
-    };
-    let budget = (gib * (1u64 << 30) as f64) as u64;
     let fixed = match resume {
         Some(from) => TrainerState::read(&from.path)?.tokens_per_pass,
         None => None,
     };
+    // A run goes on as it began, whatever else would be chosen now.
+    optim.tokens_per_pass = optim.tokens_per_pass.or(fixed);
+    let least = optim.settle_pass(model.device());
+    let Some(gib) = optim.memory_budget else {
+        let (plan, costs) = inputs.memory(model, optim, trial_tokens(model))?;
+        let device = model.device();
+        let recomputes = optim.recomputes_layers();
+        let check = |plan: &MemoryPlan| plan::check_fits(plan, device, in_use, available, recomputes);
+        let fits = |plan: &MemoryPlan, limit: u64| {
+            check(plan).or_else(|_| check(&inputs.plan(model, optim, &costs.at_least(), limit)?))
+        };
+        let (mut limit, mut found) = (optim.pass(), fits(&plan, optim.pass()));
+        while found.is_err() && limit > least {
+            limit /= 2;
+            found = inputs.plan(model, optim, &costs, limit).and_then(|plan| fits(&plan, limit));
+        }
+        optim.tokens_per_pass = Some(limit);
+        return found;
+    };
+    let budget = (gib * (1u64 << 30) as f64) as u64;
     let mut limits: Vec<u64> = fixed.into_iter().collect();
     if fixed.is_none() {
-        limits.push(optim.tokens_per_pass);
-        let mut next = inputs.pass(inputs.worst(optim), optim.tokens_per_pass).next_power_of_two() / 2;
+        limits.push(optim.pass());
+        let mut next = inputs.pass(inputs.worst(optim), optim.pass()).next_power_of_two() / 2;
         while next >= SHORTEST_PASS {
             limits.push(next);
             next /= 2;
@@ -129,7 +141,7 @@ pub(super) fn fit(
         for &limit in &limits {
             let plan = inputs.plan(model, optim, &costs, limit)?;
             if plan.total() <= budget {
-                optim.tokens_per_pass = limit;
+                optim.tokens_per_pass = Some(limit);
                 return plan::check_fits(&plan, model.device(), in_use, available, optim.recomputes_layers());
             }
             least = Some(plan);

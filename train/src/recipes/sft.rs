@@ -109,7 +109,9 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let (mut model, _) = build(config, &opened, inputs.steps_per_epoch, None)?;
     drop(opened);
     device::place(&mut model, config.run.device, &demands)?;
-    let o = &config.optim;
+    let mut optim = config.optim.clone();
+    optim.settle_pass(model.device());
+    let o = &optim;
     let trial = match model.device() {
         Device::Cpu => plan::TIMED_TOKENS,
         Device::Cuda(_) => plan::TIMED_ON_DEVICES[0],

@@ -102,7 +102,7 @@ impl Trainer<'_> {
             None => TrainerState::default(),
         };
         state.template_time = self.sampler.encoder().options().template_time;
-        state.tokens_per_pass = Some(o.tokens_per_pass);
+        state.tokens_per_pass = Some(o.pass());
         let total = self.total_steps();
         let warmup = o.warmup(total);
         let trained = optimizer.params();
@@ -400,7 +400,7 @@ pub(crate) fn trial(model: &Model, optim: &OptimSettings, step: &Step) -> Result
 /// The passes that a step's micro-batches are cut into, each with its context: a tape of its own, and its random
 /// numbers (without dropout if examples `share` their beginnings).
 pub(crate) fn passes(optim: &OptimSettings, step: &Step, done: u64, share: bool) -> Vec<(Batch, Ctx)> {
-    let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.tokens_per_pass as usize)).collect();
+    let parts: Vec<Batch> = step.micro_batches.iter().flat_map(|b| b.split(optim.pass() as usize)).collect();
     let keys = row_keys(&parts);
     let context = |keys: Arc<[u64]>| {
         let rows = |purpose| Rows::new(Stream::new(optim.seed, purpose, done), keys.clone());

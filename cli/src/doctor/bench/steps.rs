@@ -96,7 +96,7 @@ fn timed(
 ) -> Result<(Timing, f64, Option<Vec<Spent>>), Trouble> {
     let settings = OptimSettings {
         gradient_checkpointing: false,
-        tokens_per_pass: shape.tokens as u64,
+        tokens_per_pass: Some(shape.tokens as u64),
         learning_rate: 1e-5,
         optim: if held == Held::Trained8bit { OptimizerChoice::AdamW8bit } else { OptimizerChoice::AdamW },
         ..OptimSettings::default()

@@ -4,6 +4,7 @@ use planish_cuda::DType as Type;
 use planish_cuda::memory::SliceMut;
 use planish_cuda::ops::elementwise;
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
+use planish_cuda::ops::matmul_runs::matmul_runs;
 
 use super::{On, quantised};
 use crate::gemm::Store;
@@ -70,6 +71,19 @@ pub(crate) fn grouped(on: &On, a: &Tensor, rights: &[Tensor], starts: &[usize], 
     let mut c = on.scratch("grouped_linear", [a.dims()[0], n], a.dtype())?;
     if c.numel() == 0 {
         return Ok(c);
+    }
+    let kind = a.dtype();
+    if kind != DType::F32 && rights.iter().all(|right| right.dtype() != DType::Packed) {
+        // Of quantised ones the values of one at a time are there; these are, or are kept, as they are multiplied.
+        let rounded = |right: &Tensor| dense(right).and_then(|(b, plain)| Ok((b.rounded(kind)?, plain)));
+        let (dense, plain): (Vec<Tensor>, Vec<bool>) = rights.iter().map(rounded).collect::<Result<_>>()?;
+        // As in `finished`, the layout of a weight is the kernel's plain one.
+        if plain.iter().all(|p| *p == plain[0]) {
+            let cells = dense.iter().map(Tensor::cells).collect::<Result<Vec<_>>>()?;
+            let a = a.contiguous()?;
+            matmul_runs(on.queue(), c.cells_mut()?, n, a.cells()?, &cells, !plain[0], starts)?;
+            return Ok(c);
+        }
     }
     for (right, run) in rights.iter().zip(starts.windows(2)).filter(|(_, run)| run[0] < run[1]) {
         let rows = run[1] - run[0];

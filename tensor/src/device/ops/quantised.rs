@@ -94,7 +94,7 @@ pub(crate) fn few_rows(
     };
     let weight = matmul_nf4::Weight { packed: of.bytes().cells()?, scales: scales_of(of)?, block: of.block_size() };
     let a = a.cells()?;
-    if of.kind() != FourBitKind::Nf4 || !matmul_nf4::takes(on.queue(), a, [m, k], weight, update) {
+    if of.kind() != FourBitKind::Nf4 || !matmul_nf4::takes(a, [m, k], weight, update) {
         return Ok(false);
     }
     matmul_nf4::matmul(on.queue(), c, [m, n, k], a, weight, update)?;

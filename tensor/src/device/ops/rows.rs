@@ -1,6 +1,7 @@
 //! Rows by index: embedding, index_select, scatter_add.
 
 use planish_cuda::memory::Slice;
+use planish_cuda::ops::combine::{self, Choices};
 use planish_cuda::ops::{embedding, gather};
 
 use super::On;
@@ -59,4 +60,40 @@ pub(crate) fn add(on: &On, rows: &Tensor, index: &[u32], y: &mut Tensor) -> Resu
     let width = y.dims()[1..].iter().product();
     let runs = on.runs(index)?;
     Ok(gather::scatter_add(on.queue(), y.cells_mut()?, rows.cells()?, &runs, width)?)
+}
+
+/// y_t = Σ_j w_tj parts_(places_(t k + j)), in the type of parts.
+pub(crate) fn combine(on: &On, parts: &Tensor, weights: &Tensor, places: &[u32]) -> Result<Tensor> {
+    let (parts, weights) = (parts.contiguous()?, weights.contiguous()?);
+    let mut y = on.scratch("combine", [weights.dims()[0], parts.dims()[1]], parts.dtype())?;
+    if y.numel() == 0 {
+        return Ok(y);
+    }
+    let places = on.words(places)?;
+    let places = places.slice(planish_cuda::DType::U32);
+    let of = Choices { weights: weights.cells()?, places, of_token: weights.dims()[1] };
+    combine::forward(on.queue(), y.cells_mut()?, parts.cells()?, of)?;
+    Ok(y)
+}
+
+/// Its gradients: of parts, if it is wanted, and of w.
+pub(crate) fn combine_backward(
+    on: &On,
+    dy: &Tensor,
+    parts: &Tensor,
+    weights: &Tensor,
+    places: &[u32],
+    wants_parts: bool,
+) -> Result<(Option<Tensor>, Tensor)> {
+    let (dy, parts, weights) = (dy.to_dtype(parts.dtype())?.contiguous()?, parts.contiguous()?, weights.contiguous()?);
+    let mut dw = on.scratch("combine", weights.shape(), DType::F32)?;
+    let mut dparts = if wants_parts { Some(on.scratch("combine", parts.shape(), parts.dtype())?) } else { None };
+    if parts.numel() > 0 {
+        let places = on.words(places)?;
+        let places = places.slice(planish_cuda::DType::U32);
+        let of = Choices { weights: weights.cells()?, places, of_token: weights.dims()[1] };
+        let to = dparts.as_mut().map(Tensor::cells_mut).transpose()?;
+        combine::backward(on.queue(), to, dw.cells_mut()?, dy.cells()?, parts.cells()?, of)?;
+    }
+    Ok((dparts, dw))
 }
