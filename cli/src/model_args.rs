@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use planish_nn::adapters::{base_name, is_same_base, load_adapter, load_adapter_as};
 use planish_nn::decoder::Model;
 use planish_nn::quantize;
 use planish_nn::reward::adapter_head;
 use planish_nn::tokenizer::Tokenizer;
-use planish_train::config::{DeviceChoice, WeightDtype};
+use planish_train::config::{DeviceChoice, FourBitType, ModelSettings, WeightDtype};
 use planish_train::device::{self, Demands};
 use planish_train::models::{self, Opened};
 use planish_train::plan;
@@ -34,6 +34,42 @@ pub(crate) fn with_flags(command: Command) -> Command {
                 .help("Dtype of the weights in memory; auto is that of the file"),
         )
         .arg(threads())
+}
+
+/// `--load-in-4bit` and what belongs to it, of commands that take weights as `sft` trains an adapter on them.
+pub(crate) fn with_quantisation(command: Command) -> Command {
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    command
+        .arg(
+            switch("load-in-4bit").help(
+                "Quantise the linear modules of the layers to 4 bits: the base that QLoRA's adapter was trained on",
+            ),
+        )
+        .arg(switch("load-in-8bit").conflicts_with("load-in-4bit").help("Quantise them to 8 bits"))
+        .arg(
+            Arg::new("bnb-4bit-quant-type")
+                .long("bnb-4bit-quant-type")
+                .value_name("TYPE")
+                .value_parser(["nf4", "fp4"])
+                .requires("load-in-4bit")
+                .help("Code of the 4 bits [nf4]"),
+        )
+        .arg(
+            switch("use-bnb-nested-quant").requires("load-in-4bit").help("Quantise the scales of the 4-bit blocks too"),
+        )
+}
+
+/// What these flags quantise a base to, in the words of the settings.
+fn quantisation(matches: &ArgMatches) -> ModelSettings {
+    let set = |name: &str| matches.try_get_one::<bool>(name).ok().flatten().copied().unwrap_or_default();
+    let kind = matches.try_get_one::<String>("bnb-4bit-quant-type").ok().flatten();
+    ModelSettings {
+        load_in_4bit: set("load-in-4bit"),
+        load_in_8bit: set("load-in-8bit"),
+        bnb_4bit_quant_type: if kind.is_some_and(|k| k == "fp4") { FourBitType::Fp4 } else { FourBitType::Nf4 },
+        use_bnb_nested_quant: set("use-bnb-nested-quant"),
+        ..ModelSettings::default()
+    }
 }
 
 /// `--device`, of commands that compute on one.
@@ -197,7 +233,7 @@ pub(crate) fn start_threads(matches: &ArgMatches) -> anyhow::Result<()> {
 /// A model's files, and the dtype to hold them in.
 fn files_of(matches: &ArgMatches, name: &str) -> anyhow::Result<(Opened, WeightDtype)> {
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
-    let opened = models::open(name, text("model-revision"), &mut |_| {})?;
+    let opened = models::open(name, text("model-revision"), &mut |_| {})?.quantized(&quantisation(matches));
     let dtype = match text("dtype") {
         "float32" => WeightDtype::Float32,
         "bfloat16" => WeightDtype::Bfloat16,

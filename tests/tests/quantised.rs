@@ -497,3 +497,33 @@ fn a_resumed_run_is_the_run_that_was_not_stopped() {
     let got = run(&cut, &["--resume-from-checkpoint", &from, "--threads", "3"]);
     assert!(got == want, "the adapters differ");
 }
+
+/// `--load-in-4bit` and its like make the weights that `planish quantize` writes: log-probabilities have the bits of its files.
+#[test]
+fn commands_quantise_what_they_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let data = path("data.jsonl");
+    fs::write(&data, "{\"prompt\": \"1\", \"completion\": \" is a number\"}\n".repeat(3)).unwrap();
+    let score = |name: &str, model: &[&str]| {
+        let out = path(&format!("{name}.jsonl"));
+        ok(&[&["score", "--dataset", &data, "--output", &out, "--model"], model].concat());
+        fs::read_to_string(&out).unwrap()
+    };
+    let plain = score("plain", &[&builtin()]);
+    let kinds: [(&str, &[&str], &[&str]); 3] = [
+        ("nf4", &["--quant-type", "nf4", "--double-quant"], &["--load-in-4bit", "--use-bnb-nested-quant"]),
+        ("fp4", &["--quant-type", "fp4"], &["--load-in-4bit", "--bnb-4bit-quant-type", "fp4"]),
+        ("int8", &["--quant-type", "int8"], &["--load-in-8bit"]),
+    ];
+    for (name, written, loaded) in kinds {
+        let out = path(name);
+        ok(&[&["quantize", "--model", &builtin(), "-o", &out][..], written].concat());
+        let files = score(&format!("{name}-files"), &[&out]);
+        let flags = score(&format!("{name}-flags"), &[&[&builtin()[..]][..], loaded].concat());
+        assert!(files == flags && files != plain, "{name}");
+    }
+    let own = ["generate", "--model", &builtin(), "--prompt", "1"];
+    refused(&[&own[..], &["--load-in-4bit", "--load-in-8bit"]].concat(), "--load-in-8bit");
+    refused(&[&own[..], &["--use-bnb-nested-quant"]].concat(), "--load-in-4bit");
+}

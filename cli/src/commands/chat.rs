@@ -11,7 +11,8 @@ use crate::failure::DONE;
 use crate::{model_args, output};
 
 pub(crate) fn command() -> Command {
-    let command = model_args::with_flags(Command::new("chat").about("Talk with a model; /clear forgets, /exit ends"))
+    let command = Command::new("chat").about("Talk with a model; /clear forgets, /exit ends");
+    let command = model_args::with_quantisation(model_args::with_flags(command))
         .arg(Arg::new("system").long("system").value_name("TEXT").help("The system message"))
         .arg(model_args::device())
         .arg(model_args::bf16());

@@ -16,7 +16,7 @@ use crate::{model_args, output};
 
 pub(crate) fn command() -> Command {
     let command = Command::new("generate").about("Answer prompts");
-    let command = requests::with_flags(model_args::with_flags(command))
+    let command = requests::with_flags(model_args::with_quantisation(model_args::with_flags(command)))
         .arg(
             Arg::new("n")
                 .long("n")

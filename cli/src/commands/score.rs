@@ -21,7 +21,8 @@ pub(crate) fn command() -> Command {
         let help = format!("{}{members}", arg.get_help().map(ToString::to_string).unwrap_or_default());
         arg.action(ArgAction::Append).help(help)
     };
-    model_args::with_flags(Command::new("score").about("Write the log-probability of every supervised token"))
+    let command = Command::new("score").about("Write the log-probability of every supervised token");
+    model_args::with_quantisation(model_args::with_flags(command))
         .mut_arg("model", member)
         .mut_arg("adapter", member)
         .arg(dataset.help("Examples, as for sft; may be repeated"))
