@@ -19,52 +19,9 @@
 // rows or keys).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 2, split in two; Shah et al., FlashAttention-3,
 // arXiv:2407.08608, for the producer.
-#include "attention.cuh"
-#include "hopper.cuh"
+#include "backward_hopper.cuh"
 
 const u32 STAGES = 3;
-const u32 BOXES = D / 64;  // of a tile
-const u32 TILE_BYTES = BOXES * BOX;
-
-// A tile of one head, rows from `row` on.
-__device__ __forceinline__ void load_tile(u32 to, const TensorMap* map, u32 barrier, u32 head, u32 row) {
-#pragma unroll
-    for (u32 b = 0; b < BOXES; ++b) load_box(to + b * BOX, map, barrier, 64 * b, head, row);
-}
-
-// A lane's share of a row of sums, times `by`.
-__device__ __forceinline__ void store_sums(T* row, const f32 (&sums)[D / 8][4], u32 e, f32 by) {
-#pragma unroll
-    for (u32 d = 0; d < D / 8; ++d)
-        *(u32*)(row + 8 * d + threadIdx.x % 4 * 2) = pair<T>(sums[d][2 * e] * by, sums[d][2 * e + 1] * by);
-}
-
-// Two neighbours in shared memory.
-__device__ __forceinline__ float2 pair_at(u32 address) {
-    float2 v;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
-    return v;
-}
-
-// What scores have in common: P = 2^(factor s - LOG2_E lse), and what dS is to be multiplied with in the end.
-struct Factors {
-    f32 exponent, end;
-};
-__device__ __forceinline__ Factors factors(const Options& o) {
-    return CAP ? Factors{LOG2_E, 1.0f} : Factors{LOG2_E * o.scale, o.scale};
-}
-
-// P in place of the score.
-__device__ __forceinline__ void probability(f32& s, f32 exponent, f32 shift, const Options& o) {
-    if (CAP) s = capped(s, o);
-    s = exp2_fast(fmaf(s, exponent, -shift));
-}
-
-// dS of a dP, but for what comes in the end. With a soft-cap the score is found again from P, which is there already.
-__device__ __forceinline__ void score_gradient(f32& ds, f32 p, f32 shift, f32 level, const Options& o) {
-    ds = p * (ds - level);
-    if (CAP) ds *= p > 0.0f ? capped_slope((log2f(p) + shift) / LOG2_E, o) : 0.0f;
-}
 
 // dQ, 64 GROUPS rows a block, a row being a query and a head of the group that shares keys.
 // Shared memory: STAGES tiles of k and of v, and 8 (2 STAGES + 1) bytes.
@@ -245,36 +202,9 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
         for (u32 h = g * share; h < (g + 1) * share; ++h)
             for (u32 block = first; block < blocks; ++block, ++n) {
                 const u32 i = n % STAGES, tq = ring + 2 * i * TILE_BYTES;
-                const bool whole = (block + 1) * TILE <= s.queries;
                 barrier_wait(empty + 8 * i, n / STAGES & 1 ^ 1);  // at first at once
-                if (lane == 0) {
-                    const u32 to = whole ? full + 8 * i : landed;
-                    barrier_expect(to, 2 * TILE_BYTES);
-                    load_tile(tq, &map_q, to, h, s.q_start + block * TILE);
-                    load_tile(tq + TILE_BYTES, &map_dout, to, h, s.q_start + block * TILE);
-                }
-#pragma unroll
-                for (u32 half = 0; half < 2; ++half) {
-                    const u32 row = lane + 32 * half, query = block * TILE + row;
-                    const u64 at = (u64)(s.q_start + query) * o.heads + h;
-                    // Of a query that sees no key lse is -inf; that of one that there is not is made so: P is 0.
-                    f32 log = query < s.queries ? lse[at] : -INFINITY_F32;
-                    const f32 level = query < s.queries ? delta[at] : 0.0f;
-                    if (log == -INFINITY_F32) log = INFINITY_F32;
-                    asm volatile("st.shared.f32 [%0], %1;\nst.shared.f32 [%0 + 256], %2;" ::"r"(levels + 512 * i + 4 * row),
-                                 "f"(log * LOG2_E), "f"(level)
-                                 : "memory");
-                }
-                if (!whole) {
-                    barrier_wait(landed, rests++ & 1);
-                    clear_rows<2 * BOXES>(tq, s.queries - block * TILE);
-                    fence_asynchronous();
-                }
-                __syncwarp();
-                if (lane == 0) {
-                    if (!whole) barrier_arrive(full + 8 * i);
-                    barrier_arrive(full + 8 * i);
-                }
+                const Stage to = {tq, levels + 512 * i, full + 8 * i, landed};
+                load_queries(to, rests, &map_q, &map_dout, lse, delta, s, block, h, o);
             }
         return;
     }
@@ -310,9 +240,6 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
             products_wait<1>();
             settle(p);
             if (n > 0 && lane == 0) barrier_arrive(empty + 8 * ((n - 1) % STAGES));
-            // The block's first and last query, at the positions of keys: which of them see all of this group's keys?
-            const u32 lowest = block * TILE + behind, highest = lowest + TILE - 1;
-            const bool whole = !o.causal || (own0 + TILE - 1 <= lowest && !(o.window && own0 + o.window <= highest));
             u32 fp[TILE / 16][4], fs[TILE / 16][4];
     #pragma unroll
             for (u32 j = 0; j < TILE / 8; ++j) {
@@ -320,15 +247,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
 #pragma unroll
                 for (u32 e = 0; e < 4; ++e) probability(p[j][e], by.exponent, e % 2 ? log.y : log.x, o);
             }
-            if (!whole)
-#pragma unroll
-                for (u32 j = 0; j < TILE / 8; ++j)
-#pragma unroll
-                    for (u32 e = 0; e < 4; ++e) {
-                        const u32 at = lowest + 8 * j + lane % 4 * 2 + e % 2;
-                        const u32 key = own0 + warp * 16 + lane / 4 + e / 2 * 8;
-                        if (key > at || (o.window && key + o.window <= at)) p[j][e] = 0.0f;
-                    }
+            hide_queries(p, own0, block * TILE + behind, o);
 #pragma unroll
             for (u32 j = 0; j < TILE / 8; ++j)
 #pragma unroll

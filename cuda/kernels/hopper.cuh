@@ -221,6 +221,15 @@ template <bool TRANSPOSED> __device__ __forceinline__ u64 factor(u32 box, u32 st
             "%68, add, 1, 1, %70;\n}"                                                                                 \
             : SUMS_32(0), SUMS_32(8)                                                                                  \
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"((int)B_TRANSPOSED));                    \
+    }                                                                                                                 \
+    template <bool B_TRANSPOSED> __device__ __forceinline__ void group_multiply(                                      \
+        f32 (&sums)[32][4], const u32 (&a)[4], u64 b, Half) {                                                         \
+        asm volatile(                                                                                                 \
+            "{\n.reg .pred add;\nsetp.ne.u32 add, %133, 0;\n"                                                         \
+            "wgmma.mma_async.sync.aligned.m64n256k16.f32." half "." half " {" NAMES_128 "}, {%128, %129, %130, "      \
+            "%131}, %132, add, 1, 1, %134;\n}"                                                                        \
+            : SUMS_32(0), SUMS_32(8), SUMS_32(16), SUMS_32(24)                                                        \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"((int)B_TRANSPOSED));                    \
     }
 
 PRODUCT(bf16, "bf16")

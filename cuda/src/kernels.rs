@@ -69,6 +69,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("hopper.cuh", include_str!("../kernels/hopper.cuh")),
     ("ring.cuh", include_str!("../kernels/ring.cuh")),
     ("nf4.cuh", include_str!("../kernels/nf4.cuh")),
+    ("backward_hopper.cuh", include_str!("../kernels/backward_hopper.cuh")),
     ("keys.cuh", include_str!("../kernels/keys.cuh")),
     ("philox.cuh", include_str!("../kernels/philox.cuh")),
 ];
@@ -200,14 +201,16 @@ macro_rules! norm {
 macro_rules! kernels {
     (@only) => { None };
     (@only $only:expr) => { Some($only) };
-    ($($name:ident = $stem:literal, $variants:expr $(, only $only:expr)?;)*) => {
+    (@spills) => { &[] };
+    (@spills $spills:expr) => { $spills };
+    ($($name:ident = $stem:literal, $variants:expr $(, only $only:expr)? $(, spills $spills:expr)?;)*) => {
         $(
             #[doc = concat!("`", $stem, ".cu`")]
             pub const $name: Kernel = Kernel {
                 name: $stem,
                 text: include_str!(concat!("../kernels/", $stem, ".cu")),
                 variants: $variants,
-                may_spill: &[],
+                may_spill: kernels!(@spills $($spills)?),
                 only: kernels!(@only $($only)?),
             };
         )*
@@ -339,6 +342,11 @@ kernels! {
         &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2")],
     ], only Arch::specific(9, 0);
+    // With a soft-cap of all that dK's group holds one word more than there are registers, which is stored once.
+    ATTENTION_BACKWARD_WIDE_HOPPER = "attention_backward_wide_hopper", &[
+        &[("T", "bf16"), ("D", "256"), ("CAP", "0")], &[("T", "bf16"), ("D", "256"), ("CAP", "1")],
+        &[("T", "f16"), ("D", "256"), ("CAP", "0")],
+    ], only Arch::specific(9, 0), spills &["attention_dkv_wide_hopper"];
     LM_HEAD = "lm_head", T;
     LM_HEAD_DIVERGENCE = "lm_head_divergence", T;
     LM_HEAD_TOP = "lm_head_top", &[&[]];

@@ -273,6 +273,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             attention::forward_cached(queue, out.slice_mut(T), lse.slice_mut(F32), q, (&caches, 0), &of, &KIND)?;
         }
         "attention_backward" | "attention_backward_hopper" => attention(queue, true)?,
+        "attention_backward_wide_hopper" => attention_of(queue, &WIDE, true)?,
         "lm_head" => head(queue)?,
         "lm_head_divergence" => divergence(queue)?,
         "lm_head_top" => {
@@ -298,20 +299,27 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
 const KIND: Attention =
     Attention { heads: 4, kv_heads: 2, size: 64, scale: 0.125, causal: true, window: None, softcap: None };
 
+/// A quarter as many of four times the size; two share their keys.
+const WIDE: Attention = Attention { heads: 2, kv_heads: 1, size: 256, scale: 0.0625, ..KIND };
+
 fn attention(queue: Queue<'_>, backward: bool) -> Result<()> {
-    let (n, kv) = (TOKENS * HIDDEN, TOKENS * HIDDEN / 2);
+    attention_of(queue, &KIND, backward)
+}
+
+fn attention_of(queue: Queue<'_>, kind: &Attention, backward: bool) -> Result<()> {
+    let (n, kv) = (TOKENS * kind.heads * kind.size, TOKENS * kind.kv_heads * kind.size);
     let of = Segments::packed(queue, &[0, 40, 64], &[0, 40, 64])?;
     let (q, k, v) = (numbers(queue, n, T)?, numbers(queue, kv, T)?, numbers(queue, kv, T)?);
     let [q, k, v] = [&q, &k, &v].map(|buffer| buffer.slice(T));
-    let (mut out, mut lse) = (queue.alloc("a sample", n, T)?, queue.alloc("a sample", TOKENS * 4, F32)?);
-    attention::forward(queue, out.slice_mut(T), lse.slice_mut(F32), q, k, v, &of, &KIND)?;
+    let (mut out, mut lse) = (queue.alloc("a sample", n, T)?, queue.alloc("a sample", TOKENS * kind.heads, F32)?);
+    attention::forward(queue, out.slice_mut(T), lse.slice_mut(F32), q, k, v, &of, kind)?;
     if !backward {
         return Ok(());
     }
     let mut grads = [n, kv, kv].map(|n| queue.alloc("a sample", n, T));
     let [Ok(dq), Ok(dk), Ok(dv)] = &mut grads else { return grads.into_iter().try_for_each(|g| g.map(drop)) };
     let grads = [dq.slice_mut(T), dk.slice_mut(T), dv.slice_mut(T)];
-    attention::backward(queue, grads, q, [q, k, v], out.slice(T), lse.slice(F32), &of, &KIND)
+    attention::backward(queue, grads, q, [q, k, v], out.slice(T), lse.slice(F32), &of, kind)
 }
 
 fn divergence(queue: Queue<'_>) -> Result<()> {

@@ -22,7 +22,7 @@ KERNELS = [
     ("card", 30), ("attention", 60), ("gemm", 60), ("lm_head,sampling", 60), ("swiglu,rms_norm", 40),
     ("lora_linear,nf4,adamw,grad_norm", 40), ("rope,embedding,cast,add", 40),
 ]
-STEPS = [("step/smollm2", 40), ("step/0.5b", 60), ("step/1.5b", 60), ("step/8b", 90), ("decode", 90)]
+STEPS = [("step/smollm2", 40), ("step/0.5b", 60), ("step/1.5b", 60), ("step/8b", 90), ("step/olmoe", 60), ("decode", 90)]
 EMULATED_STEPS = [("step/tiny", 60), ("decode/tiny", 60)]
 
 

@@ -187,7 +187,7 @@ mod tests {
     fn headers_that_are_not_included_change_nothing() {
         let of = |kernel: &Kernel| included(kernel.text).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(of(&kernels::CAST), ["common.cuh"]);
-        assert_eq!(of(&kernels::MATMUL_HOPPER), ["common.cuh", "mma.cuh", "product.cuh", "hopper.cuh"]);
+        assert_eq!(of(&kernels::MATMUL_HOPPER), ["common.cuh", "mma.cuh", "product.cuh", "hopper.cuh", "ring.cuh"]);
         assert!(of(&kernels::ATTENTION_HOPPER).contains(&"attention.cuh"), "by way of another");
     }
 

@@ -196,11 +196,20 @@ shapes! {
     }
 }
 
-/// On Hopper heads of 256 go to the kernels of other cards.
+/// On Hopper heads of 256 go to the kernels of other cards, and backward to some of their own: blocks of several tiles, rests,
+/// segments without queries or keys; windows, soft-caps.
 #[test]
 fn large_heads_on_hopper() {
     let Some(device) = device() else { return };
-    check(device.queue(), DType::BF16, &large(2, 1), &[(17, 40), (3, 3)]);
+    let base = large(2, 1);
+    for (t, of, lengths) in [
+        (DType::BF16, base, &[(17, 40), (3, 3)][..]),
+        (DType::BF16, large(2, 2), &[(70, 200), (0, 3), (64, 64), (0, 0)]),
+        (DType::F16, Attention { window: Some(30), ..base }, &[(100, 130)]),
+        (DType::BF16, Attention { causal: false, softcap: Some(1.5), ..base }, &[(40, 66), (1, 1)]),
+    ] {
+        check(device.queue(), t, &of, lengths);
+    }
 }
 
 /// Law 5: a token decoded over a paged cache has the bits that it has in training, whatever the rest of the batch.

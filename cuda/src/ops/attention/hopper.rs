@@ -1,9 +1,10 @@
-//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu` and `attention_backward_hopper.cu`.
+//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu`, `attention_backward_hopper.cu` and, for heads of 256,
+//! `attention_backward_wide_hopper.cu`.
 
 use super::{Attention, Caches, Segments, TILE, long};
 use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
-use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_HOPPER};
+use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_BACKWARD_WIDE_HOPPER, ATTENTION_HOPPER};
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
 use crate::ops::with;
@@ -12,7 +13,11 @@ use crate::{DType, Queue, Result};
 /// Tiles in the ring, as in the kernel.
 const STAGES: usize = 3;
 
-/// The largest heads whose sums registers have room for here; larger ones go to the kernels of other cards.
+/// The same of heads of 256, backward.
+const WIDE_STAGES: usize = 2;
+
+/// The largest heads whose sums registers have room for here; larger ones go to the kernels of other cards, but for the backward
+/// pass, which has kernels of its own for them.
 const LARGEST: usize = 128;
 
 /// Whether attention over caches of heads of this size and type goes to this kernel on the queue's device.
@@ -25,6 +30,11 @@ pub(super) fn takes(queue: Queue<'_>, dtype: DType, size: usize) -> bool {
 pub(super) fn is_for(queue: Queue<'_>, size: usize, of: &Segments) -> bool {
     // Without a key there is nothing to make a map of, and nothing to add.
     queue.device.arch() == Arch::specific(9, 0) && size <= LARGEST && of.key_rows() > 0
+}
+
+/// Whether the backward pass of attention on tensor cores goes here on the queue's device. No other pass must have its bits.
+pub(super) fn goes_back(queue: Queue<'_>, of: &Segments) -> bool {
+    queue.device.arch() == Arch::specific(9, 0) && of.key_rows() > 0
 }
 
 /// Boxes of a tile's rows, one of `heads` and 64 of its dimensions.
@@ -94,7 +104,7 @@ fn launch(queue: Queue<'_>, defines: Defines, args: &[Arg<'_>], of: &Segments, a
     queue.launch(&ATTENTION_HOPPER, "attention_hopper", &with(defines, "GROUPS", groups), shape.shared(room), args)
 }
 
-/// Everything has been checked, and `delta` is there.
+/// Everything has been checked, and `delta` is there; the size of a head is 64, 128 or 256.
 pub(super) fn backward(
     queue: Queue<'_>,
     [dq, dk, dv]: [&SliceMut<'_>; 3],
@@ -113,20 +123,31 @@ pub(super) fn backward(
     let [map_q, map_dout, map_k, map_v] = [&map_q, &map_dout, &map_k, &map_v].map(|map| Arg::Bytes(map));
     let defines = with(attention.defines(q.dtype()), "CAP", usize::from(attention.softcap.is_some()));
     let tile = TILE * attention.size * 2;
+    let rows = of.max_queries() * attention.group();
+    let of_dq = [&[**dq, dout, q, lse, delta].map(|x| x.arg())[..], &[map_k, map_v], &table].concat();
+    let of_dkv = [&[dk.arg(), dv.arg(), lse.arg(), delta.arg()][..], &[map_q, map_dout, map_k, map_v], &table].concat();
+    if attention.size > LARGEST {
+        let launch = |name, [pieces, hot]: [usize; 2], threads, room, args: &[Arg<'_>]| {
+            let shape = attention.grid(of, pieces, hot, threads).shared(room);
+            queue.launch(&ATTENTION_BACKWARD_WIDE_HOPPER, name, &defines, shape, args)
+        };
+        let room = 2 * (1 + WIDE_STAGES) * tile + 16 * WIDE_STAGES;
+        launch("attention_dq_wide_hopper", [rows.div_ceil(64), of.max_keys()], 256, room + 8, &of_dq)?;
+        let pieces = of.max_keys().div_ceil(TILE);
+        let room = room + 512 * WIDE_STAGES + 16;
+        return launch("attention_dkv_wide_hopper", [pieces, of.max_queries()], 384, room, &of_dkv);
+    }
     let launch = |name, [pieces, hot]: [usize; 2], groups: usize, room: usize, args: &[Arg<'_>]| {
         let shape = attention.grid(of, pieces, hot, 128 * (groups as u32 + 1)).shared(room);
         queue.launch(&ATTENTION_BACKWARD_HOPPER, name, &with(defines.clone(), "GROUPS", groups), shape, args)
     };
 
-    let rows = of.max_queries() * attention.group();
     let groups = if rows <= 64 { 1 } else { 2 };
-    let args = [&[**dq, dout, q, lse, delta].map(|x| x.arg())[..], &[map_k, map_v], &table].concat();
     let pieces = rows.div_ceil(64 * groups);
-    launch("attention_dq_hopper", [pieces, of.max_keys()], groups, 2 * STAGES * tile + 16 * STAGES + 8, &args)?;
+    launch("attention_dq_hopper", [pieces, of.max_keys()], groups, 2 * STAGES * tile + 16 * STAGES + 8, &of_dq)?;
 
     let groups = if of.max_keys() <= TILE { 1 } else { 2 };
-    let args = [&[dk.arg(), dv.arg(), lse.arg(), delta.arg()][..], &[map_q, map_dout, map_k, map_v], &table].concat();
     let room = 2 * (groups + STAGES) * tile + STAGES * (512 + 16) + 16;
     let pieces = of.max_keys().div_ceil(TILE * groups);
-    launch("attention_dkv_hopper", [pieces, of.max_queries()], groups, room, &args)
+    launch("attention_dkv_hopper", [pieces, of.max_queries()], groups, room, &of_dkv)
 }
