@@ -90,8 +90,19 @@ fn trial_tokens(model: &Model) -> usize {
 /// The shortest pass that a memory budget leads to: below, matrix products lose more than memory is won.
 const SHORTEST_PASS: u64 = 256;
 
-/// Refuses a run that will not fit into memory (law 7), after shorter passes than a device's usual ones; with a memory budget, chooses the longest passes that
-/// fit, and recomputation, of MLPs and then of layers, only where the shortest do not. A resumed run keeps the passes of its checkpoint.
+/// The first of `limit`, half of it and so on down to `least` that fits, or the last and what is wrong with it.
+fn halved(mut limit: u64, least: u64, mut fits: impl FnMut(u64) -> Result<()>) -> (u64, Result<()>) {
+    loop {
+        match fits(limit) {
+            Err(_) if limit / 2 >= least.max(1) => limit /= 2,
+            found => return (limit, found),
+        }
+    }
+}
+
+/// Refuses a run that will not fit into memory (law 7), on a device not before shorter passes than its usual ones; with a
+/// memory budget, chooses the longest passes that fit, and recomputation, of MLPs and then of layers, only where the shortest
+/// do not. A resumed run keeps the passes of its checkpoint.
 pub(super) fn fit(
     inputs: &Inputs,
     model: &Model,
@@ -108,18 +119,13 @@ pub(super) fn fit(
     optim.tokens_per_pass = optim.tokens_per_pass.or(fixed);
     let least = optim.settle_pass(model.device());
     let Some(gib) = optim.memory_budget else {
-        let (plan, costs) = inputs.memory(model, optim, trial_tokens(model))?;
-        let device = model.device();
-        let recomputes = optim.recomputes_layers();
-        let check = |plan: &MemoryPlan| plan::check_fits(plan, device, in_use, available, recomputes);
-        let fits = |plan: &MemoryPlan, limit: u64| {
-            check(plan).or_else(|_| check(&inputs.plan(model, optim, &costs.at_least(), limit)?))
+        let (_, costs) = inputs.memory(model, optim, trial_tokens(model))?;
+        let (device, recomputes) = (model.device(), optim.recomputes_layers());
+        let check = |costs: &Costs, limit| {
+            plan::check_fits(&inputs.plan(model, optim, costs, limit)?, device, in_use, available, recomputes)
         };
-        let (mut limit, mut found) = (optim.pass(), fits(&plan, optim.pass()));
-        while found.is_err() && limit > least {
-            limit /= 2;
-            found = inputs.plan(model, optim, &costs, limit).and_then(|plan| fits(&plan, limit));
-        }
+        let fits = |limit| check(&costs, limit).or_else(|_| check(&costs.at_least(), limit));
+        let (limit, found) = halved(optim.pass(), least, fits);
         optim.tokens_per_pass = Some(limit);
         return found;
     };
@@ -353,4 +359,36 @@ fn run_dir(run: &RunSettings) -> Result<(RunDir, Option<Checkpoint>)> {
         None => (RunDir::create(&run.output_dir, run.overwrite_output_dir)?, None),
         Some(checkpoint) => (RunDir::resume(&run.output_dir, &checkpoint)?, Some(checkpoint)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ConfigError;
+
+    #[test]
+    fn passes_are_halved_until_one_fits() {
+        let up_to = |room: u64| {
+            move |limit: u64| match limit <= room {
+                true => Ok(()),
+                false => Err(ConfigError::Conflict { key: "limit", problem: "is too much" }.into()),
+            }
+        };
+        for (limit, least, room, want, fits) in [
+            (8192, 1024, 10_000, 8192, true),
+            (8192, 1024, 3000, 2048, true),
+            (8192, 1024, 1000, 1024, false),
+            // Said by the user, or not to be cut at all.
+            (4096, 4096, 3000, 4096, false),
+            (0, 0, 0, 0, true),
+        ] {
+            let (got, found) = halved(limit, least, up_to(room));
+            assert_eq!((got, found.is_ok()), (want, fits), "{limit} down to {least} in {room}");
+        }
+        let mut optim = OptimSettings::default();
+        assert_eq!((optim.settle_pass(Device::Cuda(0)), optim.tokens_per_pass), (1024, Some(8192)));
+        assert_eq!((optim.settle_pass(Device::Cuda(0)), optim.pass()), (8192, 8192));
+        let mut optim = OptimSettings::default();
+        assert_eq!((optim.settle_pass(Device::Cpu), optim.tokens_per_pass), (1024, Some(1024)));
+    }
 }
