@@ -260,7 +260,7 @@ fn doctor_measures_what_is_asked_for() {
     }
     let doctor = ["doctor", "--device", "emulator", "--bench", "--json", "--bench-only"];
     refused(&[&doctor[..], &["swiglu,swish"]].concat(), "--bench-only swish");
-    let done = planish(&[&doctor[..], &["swiglu/forward,decode"]].concat());
+    let done = planish(&[&doctor[..], &["swiglu/forward,decode/tiny/"]].concat());
     assert_eq!(done.code, 0, "{done:?}");
     let report: Value = serde_json::from_str(&done.stdout).unwrap();
     assert!(report["passed"] == true && report["bench"]["card"]["emulated"] == true, "{report}");
