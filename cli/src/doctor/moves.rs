@@ -152,7 +152,7 @@ fn scatters(s: &Sizes) -> Result<Vec<Case>> {
     Ok(vec![Case::new("", inputs, Rounding::Terms(8), work, move |v| scatter_add::scatter_add(&v[0], &index, &v[1]))])
 }
 
-/// Two choices a token, whose rows are those of `scatters`' other way round.
+/// Two choices a token, whose rows lie in reverse.
 fn combines(s: &Sizes) -> Result<Vec<Case>> {
     let (tokens, k) = (s.tokens, 2);
     let inputs = vec![activation(s.normal(1, &[tokens * k, s.hidden])?), activation(s.normal(2, &[tokens, k])?)];

@@ -325,6 +325,7 @@ fn runs_have_the_losses_of_the_processor() {
     };
     let (here, there) = (rewards(&[]), rewards(&["--device", "emulator", "--bf16", "false"]));
     assert!(here.len() == there.len() && here.len() > 10);
+    // Twice the bound of the losses above: a loss is made of the difference of two.
     for (a, b) in here.iter().zip(&there) {
         assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{b} for {a}");
     }

@@ -4,8 +4,6 @@
 // The doc comments of settings are also the program's help, where brackets hold a default.
 #![allow(rustdoc::broken_intra_doc_links)]
 
-use planish_tensor::Device;
-
 use super::device::DeviceChoice;
 use super::schedule::{Schedule, ScheduleArgs};
 use super::setting::rules::*;
@@ -365,23 +363,7 @@ settings! {
     }
 }
 
-/// Tokens of a pass where nothing is said: on the processor enough to keep it busy, on a device to fill one.
-const PASS: [u64; 2] = [1024, 8192];
-
 impl OptimSettings {
-    /// Tokens of a pass; 0 for all.
-    pub fn pass(&self) -> u64 {
-        self.tokens_per_pass.unwrap_or(PASS[0])
-    }
-
-    /// Settles the tokens of a pass for a device, if nothing is said of them; the fewest that it may be changed to if memory is
-    /// short.
-    pub(crate) fn settle_pass(&mut self, device: Device) -> u64 {
-        let least = self.tokens_per_pass.unwrap_or(PASS[0]);
-        self.tokens_per_pass.get_or_insert(PASS[usize::from(!device.is_cpu())]);
-        least
-    }
-
     /// Whether each layer is computed again in the backward pass.
     pub fn recomputes_layers(&self) -> bool {
         self.gradient_checkpointing && self.recompute_granularity == Granularity::Full

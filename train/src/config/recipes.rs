@@ -1,5 +1,7 @@
 //! The settings of each recipe: which blocks it takes, its own defaults, and what must agree.
 
+use planish_tensor::Device;
+
 use super::adapters;
 use super::device::DeviceChoice;
 use super::error::ConfigError;
@@ -189,7 +191,7 @@ pub(super) fn check_run(optim: &OptimSettings, run: &RunSettings) -> Result<(), 
             "removes the run that `resume_from_checkpoint` would go on from; give one of the two",
         );
     }
-    if run.bf16 == Some(true) && run.device == DeviceChoice::On(planish_tensor::Device::Cpu) {
+    if run.bf16 == Some(true) && run.device == DeviceChoice::On(Device::Cpu) {
         return conflict(BF16_ON_CPU.0, BF16_ON_CPU.1);
     }
     if optim.warmup_steps > 0.0 && optim.warmup_ratio > 0.0 {
@@ -233,7 +235,23 @@ pub(super) fn check_eval(data: &DataSettings, eval: &EvalSettings, run: &RunSett
     Ok(())
 }
 
+/// Tokens of a pass where nothing is said: on the processor enough to keep it busy, on a device to fill one.
+const PASS: [u64; 2] = [1024, 8192];
+
 impl OptimSettings {
+    /// Tokens of a pass; 0 for all.
+    pub fn pass(&self) -> u64 {
+        self.tokens_per_pass.unwrap_or(PASS[0])
+    }
+
+    /// Settles the tokens of a pass for a device, if nothing is said of them; the fewest that it may be changed to if memory is
+    /// short.
+    pub(crate) fn settle_pass(&mut self, device: Device) -> u64 {
+        let least = self.tokens_per_pass.unwrap_or(PASS[0]);
+        self.tokens_per_pass.get_or_insert(PASS[usize::from(!device.is_cpu())]);
+        least
+    }
+
     /// Steps of warm-up of a run of `total` steps: `warmup_steps` if at least 1, else
     /// `ceil(share * total)`, as in transformers.
     pub fn warmup(&self, total: u64) -> u64 {

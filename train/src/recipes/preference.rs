@@ -117,6 +117,8 @@ impl Ready {
         };
         let samplers = (&*self.inputs.sampler, self.inputs.held_out.as_deref());
         let note = &mut |sentence: &str| observer.note(sentence);
+        let mut optim = optim.clone();
+        optim.settle_pass(self.model.device());
         let how = Scoring { verbose_weight: verbose, tokens_per_pass: optim.pass(), share };
         let known = precompute(&reference, &self.model, samplers, how, &dir, note)?;
         Ok(Reference::Known(known))
