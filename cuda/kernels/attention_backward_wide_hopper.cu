@@ -262,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_dkv_wide_ho
     }
     __syncthreads();
     if (threadIdx.x >= 2 * GROUP) {
-        release_registers<32>();
+        release_registers<24>();
         const u32 lane = threadIdx.x - 2 * GROUP;
         if (lane >= 32) return;
         if (lane == 0) {

@@ -309,3 +309,29 @@ fn registers_are_given_back_in_eights() {
         assert!(run(count).unwrap_err().to_string().contains("multiple of 8 from 24 to 256"), "{count}");
     }
 }
+
+/// One group of 128 threads gives registers back and two claim more, of the 168 that each thread of 384 begins with.
+fn registers(left: u32, claimed: u32, bound: &str) -> planish_cuda::Result<()> {
+    let text = format!(
+        ".version 8.0\n.target sm_90a\n.address_size 64
+        .visible .entry k(.param .u64 x) {bound} {{
+        .reg .pred %p; .reg .b32 %t;
+        mov.u32 %t, %tid.x; setp.lt.u32 %p, %t, 256; @%p bra MORE;
+        setmaxnreg.dec.sync.aligned.u32 {left}; ret;
+        MORE: setmaxnreg.inc.sync.aligned.u32 {claimed}; ret; }}"
+    );
+    let device = Device::with(Emulator::new((9, 0)).unwrap(), &text);
+    let x = device.empty(4);
+    device.launch("k", [1; 3], [384, 1, 1], 0, &[Arg::Ptr(x)])
+}
+
+#[test]
+fn registers_that_no_warp_gives_back() {
+    let bound = ".maxntid 384, 1, 1 .minnctapersm 1";
+    for (left, claimed) in [(24, 240), (40, 232), (32, 232)] {
+        registers(left, claimed, bound).unwrap();
+    }
+    assert_eq!(kind(registers(32, 240, bound)), FaultKind::TooManyRegisters { claimed: 65_536, there: 64_512 });
+    // The assembler ignores it where nothing bounds the block.
+    registers(32, 240, "").unwrap();
+}

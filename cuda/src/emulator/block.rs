@@ -19,6 +19,9 @@ use super::trace::{Step, Watch};
 const TURN: u64 = 1024;
 /// Instructions of a warp that tests a barrier in vain.
 const LOOKS: u64 = 8;
+/// Registers of a multiprocessor, and of a thread at most.
+const REGISTERS: u64 = 65536;
+const MOST_REGISTERS: u64 = 255;
 /// Turns of a loop after which a group lets others of its warp run.
 const PATIENCE: u32 = 64;
 
@@ -186,7 +189,7 @@ impl<'a> Block<'a> {
                 alive |= self.warps[at].alive != 0;
             }
             if !alive {
-                return Ok(true);
+                return self.registers_are_there().map(|()| true);
             }
             let ran = self.common.instructions - before;
             if ran == 0 && !self.let_finished_pass() {
@@ -204,6 +207,24 @@ impl<'a> Block<'a> {
                 return Ok(false);
             }
         }
+    }
+
+    /// Whether a block has the registers that its warps claimed: it keeps as many as it began with, and on a card
+    /// `setmaxnreg.inc` waits until others gave enough of them back. Those of warps that have finished are not counted on.
+    fn registers_are_there(&self) -> Result<(), Box<Fault>> {
+        // Without a bound on its threads the assembler ignores the instruction.
+        let Some(most) = self.grid.kernel.most_threads else { return Ok(()) };
+        let each = (REGISTERS / most.max(1) / 8 * 8).min(MOST_REGISTERS);
+        let claimed = |warp: &Warp| warp.claimed.map_or(each, |(registers, _)| registers.into());
+        let all = 32 * self.warps.iter().map(claimed).sum::<u64>();
+        let there = 32 * each * self.warps.len() as u64;
+        if all <= there {
+            return Ok(());
+        }
+        let largest =
+            (0..self.warps.len()).max_by_key(|&at| (self.warps[at].claimed, std::cmp::Reverse(at))).unwrap_or(0);
+        let pc = self.warps[largest].claimed.map_or(0, |(_, pc)| pc);
+        Err(self.fault(largest, 0, pc, FaultKind::TooManyRegisters { claimed: all, there }))
     }
 
     /// Warp instructions that it has run.
@@ -497,6 +518,10 @@ impl<'a> Block<'a> {
             Op::ProxyFence => {
                 super::exec::memory::lanes(mask)
                     .for_each(|lane| common.near.shared.fence(warp.overall * 32 + lane as u32));
+                Ok(())
+            }
+            Op::SetRegisters => {
+                warp.claimed = Some((inst.imm as u32, pc));
                 Ok(())
             }
             _ => common.mbarrier(warp, inst, mask, pc),

@@ -99,6 +99,7 @@ impl Op {
             | Self::GroupCommit
             | Self::GroupWait
             | Self::ProxyFence
+            | Self::SetRegisters
             | Self::CopyWait
             | Self::CopyWaitAll
             | Self::MbarrierInit

@@ -237,6 +237,13 @@ pub enum FaultKind {
         /// Its instruction.
         write: Line,
     },
+    /// `setmaxnreg` of a block's warps together claims more registers than the block began with: on a card they wait forever.
+    TooManyRegisters {
+        /// Registers that its warps claim.
+        claimed: u64,
+        /// Registers of the block.
+        there: u64,
+    },
     /// A matrix descriptor or tile that the layouts of `wgmma` do not have.
     BadDescriptor {
         /// The descriptor.
@@ -430,6 +437,11 @@ impl fmt::Display for FaultKind {
                 f,
                 "barrier.cluster was arrived at by {arrived} threads of {threads}, of which {finished} have finished, and \
                  the others cannot go on"
+            ),
+            Self::TooManyRegisters { claimed, there } => write!(
+                f,
+                "setmaxnreg of the block's warps claims {claimed} registers, and the block began with {there}: the last would \
+                 wait forever"
             ),
             Self::BadDescriptor { descriptor, problem } => write!(f, "the descriptor {descriptor:#018x} {problem}"),
             Self::BadTensorMap { address, problem } => write!(f, "the tensor map at {address:#x} {problem}"),

@@ -406,6 +406,8 @@ pub(crate) enum Op {
     GroupWait,
     /// `fence.proxy.async`
     ProxyFence,
+    /// `setmaxnreg`; the instruction's number is of registers a thread.
+    SetRegisters,
 
     Shuffle(Shuffle, bool),
     Vote(Vote),

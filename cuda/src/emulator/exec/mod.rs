@@ -71,6 +71,8 @@ pub(crate) struct Warp {
     pub(crate) product_groups: u32,
     /// The word registers at the last `wgmma.fence`; empty before it.
     pub(crate) fenced: Vec<[u32; LANES]>,
+    /// Registers a thread that the last `setmaxnreg` claimed, and where that is.
+    pub(crate) claimed: Option<(u32, u32)>,
     /// The meeting of the cluster that each lane has arrived at and not waited for, or `NOT_ARRIVED`.
     pub(crate) gathered: [u64; LANES],
 }
@@ -108,6 +110,7 @@ impl Warp {
         self.held.clear();
         self.product_groups = 0;
         self.fenced.clear();
+        self.claimed = None;
         self.local.clear();
         self.local.resize(kernel.local_bytes as usize * LANES, 0);
         let [words, wides, preds] = kernel.slots;
