@@ -44,7 +44,7 @@ pub(super) fn decode<'a>(d: &mut Decoder<'a>, mods: &mut Mods<'a>, operands: &'a
             if !known || !(24..=256).contains(count) || !count.is_multiple_of(8) {
                 return d.problem("setmaxnreg takes a multiple of 8 from 24 to 256");
             }
-            d.emit_at(Op::SetRegisters, vec![], vec![], *count, false);
+            d.emit_at(Op::SetRegisters, vec![], vec![], *count as i64, false);
         }
         "membar" | "griddepcontrol" | "nanosleep" | "pmevent" => {
             // Memory here is in the order of the program, and there is nothing to wait for.
