@@ -69,6 +69,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("hopper.cuh", include_str!("../kernels/hopper.cuh")),
     ("ring.cuh", include_str!("../kernels/ring.cuh")),
     ("nf4.cuh", include_str!("../kernels/nf4.cuh")),
+    ("tile_hopper.cuh", include_str!("../kernels/tile_hopper.cuh")),
     ("backward_hopper.cuh", include_str!("../kernels/backward_hopper.cuh")),
     ("keys.cuh", include_str!("../kernels/keys.cuh")),
     ("philox.cuh", include_str!("../kernels/philox.cuh")),
