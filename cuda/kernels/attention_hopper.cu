@@ -23,32 +23,16 @@
 // scores are capped before the softmax, or scaled by no positive number), CACHED (defined or not).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 1; Shah et al., FlashAttention-3, arXiv:2407.08608, for the
 // producer and for the overlap of softmax and products.
-#include "hopper.cuh"
 #include "running.cuh"
+#include "tile_hopper.cuh"
 
 const u32 STAGES = 3;
-const u32 BOXES = D / 64;  // of a tile
-const u32 TILE_BYTES = BOXES * BOX;
-const u32 STEP = 2 * TILE;             // keys
-const u32 STAGE = 4 * TILE_BYTES;      // bytes
+const u32 STAGE = 4 * TILE_BYTES;  // bytes
 // In a stage: of k, for each 64 dimensions the boxes of both halves of the keys, so that rows go on; then the halves of v,
 // each with its boxes.
 __device__ __forceinline__ u32 key_box(u32 stage, u32 half, u32 b) { return stage + (2 * b + half) * BOX; }
 __device__ __forceinline__ u32 value_box(u32 stage, u32 half, u32 b) {
     return stage + 2 * TILE_BYTES + half * TILE_BYTES + b * BOX;
-}
-
-// 64 keys of k or v from key `first` on to boxes that are `apart`, by the warp's own loads; zeros behind the segment's end.
-__device__ __forceinline__ void load_rest(
-    u32 to, u32 apart, const T* from, const Segment& s, u32 first, u32 g, const Options& o) {
-    for (u32 i = threadIdx.x % 32; i < TILE * D / 8; i += 32) {
-        const u32 r = i / (D / 8), c = i % (D / 8), j = first + r;
-        uint4 chunk = make_uint4(0, 0, 0, 0);
-        if (j < s.keys) chunk = *(const uint4*)(from + (s.key(j) * o.kv_heads + g) * D + c * 8);
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + c / 8 * apart + tile_at<64>(r, c % 8)),
-                     "r"(chunk.x), "r"(chunk.y), "r"(chunk.z), "r"(chunk.w)
-                     : "memory");
-    }
 }
 
 // sums += p v, asked for.

@@ -5,26 +5,27 @@
 //
 //   q, out (queries, heads, D) T     k, v in caches (cache.cuh), of layer `layer`     lse (queries, heads) f32
 //
-// attention_long.cu says why and how; here the bits are those of attention_hopper.cu, whose steps are of 128 keys. The rows are
-// those of one warp: the other three of a group multiply zeros, as they do there.
+// attention_long.cu says why and how; here the bits are those of attention_hopper.cu, whose steps are of 128 keys, and, of heads
+// of 256, of attention_wide_hopper.cu, whose steps are of 64. The rows are those of one warp: the other three of a group multiply
+// zeros, as they do there.
 //
 // Memory between the two kernels: of each segment and key/value head, for each step its scores as lanes hold them, 16 blocks
-// of keys x 32 lanes x 2 of 8 rows (1024 f32; twice that if there are more rows), and the largest of each of 16 rows.
+// of keys (of heads of 256, 8) x 32 lanes x 2 of 8 rows (8 STEP f32; twice that if there are more rows), and the largest of each
+// of 16 rows.
 // Contract: written (=). Bound by reading k and v; the chain of products takes about as long as a block takes to read its
 // columns of v.
 //
-// Macros: T (bf16 or f16), D (size of a head: 64 or 128).
+// Macros: T (bf16 or f16), D (size of a head: 64, 128 or 256).
 // Source: as attention_long.cu.
-#include "hopper.cuh"
 #include "running.cuh"
+#include "tile_hopper.cuh"
 
-const u32 ROWS = 16;                  // at most: queries times heads of a group
-const u32 STEP = 2 * TILE;            // keys
-const u32 BOXES = D / 64;
-const u32 STEP_SCORES = 16 * 32 * 2;  // of 8 rows
-const u32 STAGES = 3;                 // steps of k
-const u32 ROUND = 4;                  // steps at a time of attention_values_hopper: one a warp
-const u32 RING = 3 * ROUND;           // steps of 64 columns of v
+const u32 ROWS = 16;                    // at most: queries times heads of a group
+const u32 HALVES = STEP / TILE;         // boxes of 64 keys of a step: two, or one of large heads
+const u32 STEP_SCORES = STEP / 8 * 64;  // of 8 rows
+const u32 STAGES = 3;                   // steps of k
+const u32 ROUND = 4;                    // steps at a time of attention_values_hopper: one a warp
+const u32 RING = 3 * ROUND;             // steps of 64 columns of v
 
 // A segment and head of keys: its rows, and the steps that any of them sees.
 struct Work {
@@ -38,7 +39,7 @@ struct Work {
     }
     __device__ __forceinline__ u32 key(u32 step) const { return (first + step) * STEP; }
     // Boxes of 64 keys that a step has.
-    __device__ __forceinline__ u32 halves(u32 step) const { return s.keys - key(step) > TILE ? 2 : 1; }
+    __device__ __forceinline__ u32 halves(u32 step) const { return HALVES > 1 && s.keys - key(step) > TILE ? HALVES : 1; }
     __device__ __forceinline__ bool whole(u32 step) const { return key(step) + STEP <= s.keys; }
     // Keys of a half.
     __device__ __forceinline__ u32 keys(u32 step, u32 half) const {
@@ -73,14 +74,14 @@ extern "C" __global__ void __launch_bounds__(GROUP) attention_scores_hopper(
     f32* scores, f32* tops, const T* q, const Cache* caches, u32 layer, const u32* cu_q, const u32* k_len, u32 room,
     u32 halves, Options o) {
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 bytes = 2 * BOXES * BOX, ring = shared_address(memory), full = ring + STAGES * bytes;
+    const u32 bytes = HALVES * TILE_BYTES, ring = shared_address(memory), full = ring + STAGES * bytes;
     const Cache& own = caches[blockIdx.z];
     const TensorMap& map = *(const TensorMap*)own.map;
     const Work w = work_of(segment(blockIdx.z, cu_q, k_len, own, layer), room, o);
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     auto number = [&](u32 n) { return blockIdx.y + n * gridDim.y; };
-    // For each 64 dimensions the boxes of both halves of the keys, so that rows go on.
-    auto box = [&](u32 n, u32 half, u32 b) { return ring + n % STAGES * bytes + (2 * b + half) * BOX; };
+    // For each 64 dimensions the boxes of all halves of the keys, so that rows go on.
+    auto box = [&](u32 n, u32 half, u32 b) { return ring + n % STAGES * bytes + (HALVES * b + half) * BOX; };
     auto stage = [&](u32 n) {
         const u32 step = number(n);
         if (threadIdx.x > 0 || step >= w.steps) return;
@@ -111,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(GROUP) attention_scores_hopper(
         barrier_wait(full + 8 * (n % STAGES), n / STAGES & 1);
         if (!w.whole(step)) {
             // Nobody sees what comes behind the keys, but products read it.
-            if (warp < 2)
+            if (warp < HALVES)
                 for (u32 b = 0; b < BOXES; ++b) clear_rows<1>(box(n, warp, b), w.keys(step, warp));
             fence_asynchronous();
             __syncthreads();
@@ -146,22 +147,22 @@ extern "C" __global__ void __launch_bounds__(GROUP) attention_scores_hopper(
 }
 
 // A block has 64 columns of o. In each round a warp makes the probabilities of one step, and the group adds the steps of the
-// round, in order. Shared memory: RING steps of v, 16 KiB of probabilities, 512 bytes, and 8 RING bytes.
+// round, in order. Shared memory: RING steps of v, 4 steps of probabilities of 128 bytes a key, 512 bytes, and 8 RING bytes.
 // Grid: (heads of keys, D / 64, segments).
 extern "C" __global__ void __launch_bounds__(GROUP, 1) attention_values_hopper(
     T* out, f32* lse, const f32* scores, const f32* tops, const Cache* caches, u32 layer, const u32* cu_q,
     const u32* k_len, u32 room, u32 halves, Options o) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 ring = shared_address(memory);
-    uint4* probabilities = (uint4*)(memory + RING * 2 * BOX);  // (step, 16 keys, lane): left factors
-    f32(*shrinks)[ROWS] = (f32(*)[ROWS])(probabilities + ROUND * 8 * 32);
+    uint4* probabilities = (uint4*)(memory + RING * HALVES * BOX);  // (step, 16 keys, lane): left factors
+    f32(*shrinks)[ROWS] = (f32(*)[ROWS])(probabilities + ROUND * (STEP / 16) * 32);
     f32(*added)[ROWS] = shrinks + ROUND;
     const u32 full = shared_address(added + ROUND);
     const Cache& cache = caches[blockIdx.z];
     const TensorMap& map = *(const TensorMap*)cache.map;
     const Work w = work_of(segment(blockIdx.z, cu_q, k_len, cache, layer), room, o);
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = blockIdx.y * 64;
-    auto box = [&](u32 step, u32 half) { return ring + (step % RING * 2 + half) * BOX; };
+    auto box = [&](u32 step, u32 half) { return ring + (step % RING * HALVES + half) * BOX; };
     auto stage = [&](u32 round) {
         if (threadIdx.x > 0) return;
         for (u32 step = ROUND * round; step < min(w.steps, ROUND * (round + 1)); ++step) {
@@ -217,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(GROUP, 1) attention_values_hopper(
         for (u32 j = 0; j < STEP / 16; ++j) {
             u32 fp[4];
             rounded(fp, own, j);
-            probabilities[(warp * 8 + j) * 32 + lane] = make_uint4(fp[0], fp[1], fp[2], fp[3]);
+            probabilities[(warp * (STEP / 16) + j) * 32 + lane] = make_uint4(fp[0], fp[1], fp[2], fp[3]);
         }
         if (lane % 4 == 0)
             for (u32 e = 0; e < 2; ++e) {
@@ -241,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(GROUP, 1) attention_values_hopper(
             u32 fp[STEP / 16][4];
 #pragma unroll
             for (u32 j = 0; j < STEP / 16; ++j) {
-                const uint4 p = warp == 0 ? probabilities[(u * 8 + j) * 32 + lane] : make_uint4(0, 0, 0, 0);
+                const uint4 p = warp == 0 ? probabilities[(u * (STEP / 16) + j) * 32 + lane] : make_uint4(0, 0, 0, 0);
                 fp[j][0] = p.x;
                 fp[j][1] = p.y;
                 fp[j][2] = p.z;
@@ -250,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(GROUP, 1) attention_values_hopper(
             barrier_wait(full + 8 * (step % RING), step / RING & 1);
             if (!w.whole(step)) {
                 // 0 times what comes behind the keys need not be 0.
-                if (warp < 2) clear_rows<1>(box(step, warp), w.keys(step, warp));
+                if (warp < HALVES) clear_rows<1>(box(step, warp), w.keys(step, warp));
                 fence_asynchronous();
                 __syncthreads();
             }

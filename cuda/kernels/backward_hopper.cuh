@@ -2,17 +2,7 @@
 //
 // Macros: T (bf16 or f16), D (64, 128 or 256), CAP (whether there is a soft-cap).
 #pragma once
-#include "attention.cuh"
-#include "hopper.cuh"
-
-const u32 BOXES = D / 64;  // of a tile
-const u32 TILE_BYTES = BOXES * BOX;
-
-// A tile of one head, rows from `row` on.
-__device__ __forceinline__ void load_tile(u32 to, const TensorMap* map, u32 barrier, u32 head, u32 row) {
-#pragma unroll
-    for (u32 b = 0; b < BOXES; ++b) load_box(to + b * BOX, map, barrier, 64 * b, head, row);
-}
+#include "tile_hopper.cuh"
 
 // A lane's share of a row of sums, times `by`.
 __device__ __forceinline__ void store_sums(T* row, const f32 (&sums)[D / 8][4], u32 e, f32 by) {

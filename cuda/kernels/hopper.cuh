@@ -107,6 +107,11 @@ template <u32 COUNT> __device__ __forceinline__ void clear_rows(u32 boxes, u32 r
             asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(boxes + b * BOX + 16 * i), "r"(0) : "memory");
 }
 
+// Threads of a group meet: barrier `number` of the block, from 1 on, as 0 is where all meet.
+__device__ __forceinline__ void group_meet(u32 number) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(GROUP) : "memory");
+}
+
 // Registers of the warps of a group: fewer for those that only ask for copies, more for those that multiply. Each warp of
 // the group runs it once.
 template <u32 N> __device__ __forceinline__ void release_registers() {
@@ -146,6 +151,11 @@ template <u32 N> __device__ __forceinline__ void settle(u32 (&words)[N][4]) {
 template <bool TRANSPOSED> __device__ __forceinline__ u64 factor(u32 box, u32 step) {
     const u32 start = box + step * (TRANSPOSED ? 2048 : 32), leading = TRANSPOSED ? BOX : 16, stride = 1024;
     return (u64)(start >> 4 & 0x3fff) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | 1ull << 62;
+}
+
+// The same of what lies `bytes` behind it: an addition, where factor() would be made anew for each product.
+__device__ __forceinline__ u64 behind(u64 factor, u32 bytes) {
+    return factor & 0xffffffff00000000ull | (u32)factor + (bytes >> 4);
 }
 
 // sums += a b, 64 rows and 8 * N columns, 16 steps of depth, in the background. Warp w of the group holds rows 16 w to

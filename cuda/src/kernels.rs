@@ -69,6 +69,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("hopper.cuh", include_str!("../kernels/hopper.cuh")),
     ("ring.cuh", include_str!("../kernels/ring.cuh")),
     ("nf4.cuh", include_str!("../kernels/nf4.cuh")),
+    ("tile_hopper.cuh", include_str!("../kernels/tile_hopper.cuh")),
     ("backward_hopper.cuh", include_str!("../kernels/backward_hopper.cuh")),
     ("keys.cuh", include_str!("../kernels/keys.cuh")),
     ("philox.cuh", include_str!("../kernels/philox.cuh")),
@@ -325,8 +326,19 @@ kernels! {
         &[("T", "bf16"), ("D", "64"), ("CACHED", "1"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "bf16"), ("D", "128"), ("CACHED", "1"), ("CAP", "0"), ("GROUPS", "1")],
     ], only Arch::specific(9, 0);
+    ATTENTION_WIDE_HOPPER = "attention_wide_hopper", &[
+        &[("T", "bf16"), ("D", "256"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "1"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "0"), ("GROUPS", "1")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "1"), ("GROUPS", "1")],
+        &[("T", "f16"), ("D", "256"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CACHED", "1"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CACHED", "1"), ("CAP", "1"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CACHED", "1"), ("CAP", "0"), ("GROUPS", "1")],
+        &[("T", "bf16"), ("D", "256"), ("CACHED", "1"), ("CAP", "1"), ("GROUPS", "1")],
+    ], only Arch::specific(9, 0);
     ATTENTION_LONG_HOPPER = "attention_long_hopper", &[
-        &[("T", "bf16"), ("D", "64")], &[("T", "bf16"), ("D", "128")],
+        &[("T", "bf16"), ("D", "64")], &[("T", "bf16"), ("D", "128")], &[("T", "bf16"), ("D", "256")],
         &[("T", "f16"), ("D", "64")], &[("T", "f16"), ("D", "128")],
     ], only Arch::specific(9, 0);
     ATTENTION_BACKWARD = "attention_backward", &[

@@ -263,6 +263,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             matmul_runs::matmul_runs(queue, y.slice_mut(T), HIDDEN, dy, &rights, true, &runs)?;
         }
         "attention" | "attention_hopper" => attention(queue, false)?,
+        "attention_wide_hopper" => attention_of(queue, &WIDE, false)?,
         "attention_long" | "attention_long_hopper" => {
             // Room for 1024 keys, of which few are in use: what counts is how many there may be.
             let cache = numbers(queue, 2 * 1024 * HIDDEN / 2, T)?;

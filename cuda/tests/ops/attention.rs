@@ -196,8 +196,8 @@ shapes! {
     }
 }
 
-/// On Hopper heads of 256 go to the kernels of other cards, and backward to some of their own: blocks of several tiles, rests,
-/// segments without queries or keys; windows, soft-caps.
+/// On Hopper heads of 256 have kernels of their own: one group and two, more tiles than a ring has room for, rests, segments
+/// without queries or keys; windows, soft-caps.
 #[test]
 fn large_heads_on_hopper() {
     let Some(device) = device() else { return };
@@ -207,6 +207,8 @@ fn large_heads_on_hopper() {
         (DType::BF16, large(2, 2), &[(70, 200), (0, 3), (64, 64), (0, 0)]),
         (DType::F16, Attention { window: Some(30), ..base }, &[(100, 130)]),
         (DType::BF16, Attention { causal: false, softcap: Some(1.5), ..base }, &[(40, 66), (1, 1)]),
+        (DType::BF16, large(3, 1), &[(1, 1), (130, 390), (5, 128)]),
+        (DType::F16, Attention { window: Some(70), softcap: Some(2.5), ..base }, &[(31, 257), (0, 0), (2, 63)]),
     ] {
         check(device.queue(), t, &of, lengths);
     }
@@ -215,10 +217,10 @@ fn large_heads_on_hopper() {
 /// Law 5: a token decoded over a paged cache has the bits that it has in training, whatever the rest of the batch.
 #[test]
 fn decoding_gives_the_bits_of_training() {
-    for capability in [(8, 0), (9, 0)] {
+    for (capability, size) in [((8, 0), 64), ((9, 0), 64), ((9, 0), 256)] {
         let Some(device) = device_of(capability) else { return };
         let (queue, t) = (device.queue(), DType::BF16);
-        let a = causal(3, 1, 64);
+        let a = causal(3, 1, size);
         let (n, width) = (133, a.kv_heads * a.size);
         let (q, k, v) = (random(n * a.heads * a.size, t, 1), random(n * width, t, 2), random(n * width, t, 3));
         let [qs, ks, vs] = [&q, &k, &v].map(|x| put(queue, x, t));
@@ -264,8 +266,9 @@ fn decoding_gives_the_bits_of_training() {
                 &a,
             )
             .unwrap();
-            assert_eq!(get(&out, t)[..per_token], whole[i * per_token..][..per_token], "token {i}");
-            assert_eq!(get(&lse, DType::F32)[..a.heads], whole_lse[i * a.heads..][..a.heads], "token {i}");
+            let what = format!("token {i}, heads of {size} on {capability:?}");
+            assert_eq!(get(&out, t)[..per_token], whole[i * per_token..][..per_token], "{what}");
+            assert_eq!(get(&lse, DType::F32)[..a.heads], whole_lse[i * a.heads..][..a.heads], "{what}");
         }
     }
 }

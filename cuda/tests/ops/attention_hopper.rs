@@ -1,7 +1,7 @@
 //! attention on Hopper against the kernel of other cards, which other tests hold against f64.
 
 use planish_cuda::driver::{Arg, Fill, Swizzle, TensorMap};
-use planish_cuda::kernels::{ATTENTION_HOPPER, Kernel};
+use planish_cuda::kernels::{ATTENTION_HOPPER, ATTENTION_WIDE_HOPPER, Kernel};
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::attention::{self, Attention, Segments};
 use planish_cuda::{DType, Device, Shape};
@@ -40,7 +40,7 @@ fn causal(heads: usize, kv_heads: usize, size: usize) -> Attention {
     Attention { heads, kv_heads, size, scale: (size as f32).powf(-0.5), causal: true, window: None, softcap: None }
 }
 
-/// One takes 128 keys at a time, the other 64.
+/// One takes 128 keys at a time, of heads of 256 64, the other 64 and less.
 #[test]
 fn hopper_and_ampere_attend_alike() {
     let (Some(hopper), Some(ampere)) = (device_of((9, 0)), device_of((8, 0))) else { return };
@@ -53,6 +53,13 @@ fn hopper_and_ampere_attend_alike() {
         (DType::BF16, Attention { window: Some(20), ..base }, &[(75, 190), (3, 3)]),
         (DType::BF16, Attention { causal: false, softcap: Some(2.0), ..base }, &[(40, 66), (5, 0), (5, 2)]),
         (DType::BF16, base, &[(0, 0)]),
+        (DType::BF16, causal(3, 1, 256), &[(64, 64), (5, 128), (0, 3), (70, 200)]),
+        (DType::F16, Attention { window: Some(20), ..causal(2, 2, 256) }, &[(75, 190), (3, 3), (0, 0)]),
+        (
+            DType::BF16,
+            Attention { causal: false, softcap: Some(2.0), ..causal(2, 1, 256) },
+            &[(40, 66), (5, 0), (5, 2)],
+        ),
     ] {
         let of = |device| forward(device, t, &a, lengths, None);
         let ([out, lse], [want, want_lse]) = (of(&hopper), of(&ampere));
@@ -67,44 +74,56 @@ fn hopper_and_ampere_attend_alike() {
 #[test]
 fn what_is_in_the_next_segment_changes_nothing() {
     let Some(device) = device_of((9, 0)) else { return };
-    let (a, lengths) = (causal(2, 1, 64), [(6, 70), (2, 90)]);
-    let of = |last| forward(&device, DType::BF16, &a, &lengths, last);
-    let ([want, want_lse], own) = (of(None), 6 * 2);
-    for value in [f64::NAN, f64::INFINITY, 3e38] {
-        let [got, lse] = of(Some(value));
-        assert_eq!(got[..own * 64], want[..own * 64], "{value}");
-        assert_eq!(lse[..own], want_lse[..own], "{value}");
+    for size in [64, 256] {
+        let (a, lengths) = (causal(2, 1, size), [(6, 70), (2, 90)]);
+        let of = |last| forward(&device, DType::BF16, &a, &lengths, last);
+        let ([want, want_lse], own) = (of(None), 6 * 2);
+        for value in [f64::NAN, f64::INFINITY, 3e38] {
+            let [got, lse] = of(Some(value));
+            assert_eq!(got[..own * size], want[..own * size], "{value}, heads of {size}");
+            assert_eq!(lse[..own], want_lse[..own], "{value}, heads of {size}");
+        }
     }
 }
 
 /// What ordinary stores brought is read by the tensor cores: without the fence they may see what was there before.
 #[test]
 fn a_missing_fence_is_seen() {
-    let Some(device) = device_of((9, 0)) else { return };
-    let (queue, t) = (device.queue(), DType::BF16);
-    let fence = "fence_asynchronous();\n                __syncwarp();";
-    assert!(ATTENTION_HOPPER.text.contains(fence));
-    let text = ATTENTION_HOPPER.text.replace(fence, "__syncwarp();").leak();
-    let kernel = Kernel { text, name: "attention_without_fence", ..ATTENTION_HOPPER };
-    let [q, k, v] = [1, 2, 3].map(|salt| put(queue, &random(5 * 64, t, salt), t));
-    let (out, lse) = (room(queue, 5 * 64, t), room(queue, 5, DType::F32));
-    let (cu, start, keys) =
-        (queue.upload("a test", &[0u32, 5]), queue.upload("a test", &[0u32]), queue.upload("a test", &[5u32]));
-    let map = |x: &DeviceBuffer| {
-        let (sizes, strides, tile) = (&[64, 1, 5], &[128, 128], &[64, 1, 64]);
-        let (swizzle, fill) = (Swizzle::Bytes128, Fill::Zeros);
-        device.driver().tensor_map(&TensorMap { base: x.ptr(), dtype: t, sizes, strides, tile, swizzle, fill }).unwrap()
-    };
-    let (map_k, map_v) = (map(&k), map(&v));
-    let options: Vec<u8> = [0.125f32.to_bits(), 0, 1, 0, 1, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
-    let mut args: Vec<Arg<'_>> = [&out, &lse, &q, &k, &v].map(|x| Arg::Ptr(x.ptr())).to_vec();
-    args.extend([&map_k, &map_v].map(|map| Arg::Bytes(map)));
-    args.extend([&cu, &start, &keys].map(|x| Arg::Ptr(x.as_ref().unwrap().ptr())));
-    args.extend([Arg::U64(0), Arg::Bytes(&options)]);
-    let of = defines(&[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "1")]);
-    let shape = Shape::line(1, 256).shared(3 * (4 * 8192 + 16) + 8);
-    let run = |kernel| queue.launch(kernel, "attention_hopper", &of, shape, &args);
-    run(&ATTENTION_HOPPER).unwrap();
-    let seen = run(&kernel).unwrap_err().to_string();
-    assert!(seen.contains("without a fence.proxy.async between") && seen.contains("st.shared"), "{seen}");
+    let rest = "fence_asynchronous();\n                __syncwarp();";
+    let queries = "fence_asynchronous();\n    group_meet(1 + group);";
+    for (kernel, name, size, fence, shared) in [
+        (ATTENTION_HOPPER, "attention_hopper", 64, rest, 3 * (4 * 8192 + 16) + 8),
+        (ATTENTION_WIDE_HOPPER, "attention_wide_hopper", 256, rest, 16384 + 6 * (32768 + 16) + 8),
+        (ATTENTION_WIDE_HOPPER, "attention_wide_hopper", 256, queries, 16384 + 6 * (32768 + 16) + 8),
+    ] {
+        // One that has failed does nothing more.
+        let Some(device) = device_of((9, 0)) else { return };
+        let (queue, t) = (device.queue(), DType::BF16);
+        assert!(kernel.text.contains(fence));
+        let text = kernel.text.replace(fence, fence.strip_prefix("fence_asynchronous();").unwrap()).leak();
+        let without = Kernel { text, name: "attention_without_fence", ..kernel };
+        let [q, k, v] = [1, 2, 3].map(|salt| put(queue, &random(5 * size, t, salt), t));
+        let (out, lse) = (room(queue, 5 * size, t), room(queue, 5, DType::F32));
+        let (cu, start, keys) =
+            (queue.upload("a test", &[0u32, 5]), queue.upload("a test", &[0u32]), queue.upload("a test", &[5u32]));
+        let map = |x: &DeviceBuffer| {
+            let row = 2 * size as u64;
+            let (sizes, strides, tile) = (&[size as u64, 1, 5], &[row, row], &[64, 1, 64]);
+            let (swizzle, fill) = (Swizzle::Bytes128, Fill::Zeros);
+            let map = TensorMap { base: x.ptr(), dtype: t, sizes, strides, tile, swizzle, fill };
+            device.driver().tensor_map(&map).unwrap()
+        };
+        let (map_k, map_v) = (map(&k), map(&v));
+        let options: Vec<u8> =
+            [0.125f32.to_bits(), 0, 1, 0, 1, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut args: Vec<Arg<'_>> = [&out, &lse, &q, &k, &v].map(|x| Arg::Ptr(x.ptr())).to_vec();
+        args.extend([&map_k, &map_v].map(|map| Arg::Bytes(map)));
+        args.extend([&cu, &start, &keys].map(|x| Arg::Ptr(x.as_ref().unwrap().ptr())));
+        args.extend([Arg::U64(0), Arg::Bytes(&options)]);
+        let of = defines(&[("T", "bf16"), ("D", &size.to_string()), ("CAP", "0"), ("GROUPS", "1")]);
+        let run = |kernel| queue.launch(kernel, name, &of, Shape::line(1, 256).shared(shared), &args);
+        run(&kernel).unwrap();
+        let seen = run(&without).unwrap_err().to_string();
+        assert!(seen.contains("without a fence.proxy.async between") && seen.contains("st.shared"), "{seen}");
+    }
 }

@@ -56,7 +56,7 @@ pub fn backward(
     let args = [delta.arg(), dout.arg(), out.arg(), Arg::U64(rows as u64)];
     launch("attention_delta", Shape::line(rows.div_ceil(8), 256), &args)?;
 
-    if tensor_cores && hopper::goes_back(queue, of) {
+    if tensor_cores && hopper::is_for(queue, of) {
         return hopper::backward(queue, [&dq, &dk, &dv], dout, [q, k, v], [lse, delta], of, attention);
     }
     let options = attention.bytes(0)?;

@@ -1,10 +1,12 @@
 //! Attention on Hopper; see `cuda/kernels/attention_hopper.cu`, `attention_backward_hopper.cu` and, for heads of 256,
-//! `attention_backward_wide_hopper.cu`.
+//! `attention_wide_hopper.cu` and `attention_backward_wide_hopper.cu`.
 
 use super::{Attention, Caches, Segments, TILE, long};
 use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
-use crate::kernels::{ATTENTION_BACKWARD_HOPPER, ATTENTION_BACKWARD_WIDE_HOPPER, ATTENTION_HOPPER};
+use crate::kernels::{
+    ATTENTION_BACKWARD_HOPPER, ATTENTION_BACKWARD_WIDE_HOPPER, ATTENTION_HOPPER, ATTENTION_WIDE_HOPPER,
+};
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
 use crate::ops::with;
@@ -16,24 +18,26 @@ const STAGES: usize = 3;
 /// The same of heads of 256, backward.
 const WIDE_STAGES: usize = 2;
 
-/// The largest heads whose sums registers have room for here; larger ones go to the kernels of other cards, but for the backward
-/// pass, which has kernels of its own for them.
+/// Tiles in the ring of heads of 256, forward.
+const WIDE_SLOTS: usize = 6;
+
+/// The largest heads whose queries, scores and sums registers have room for; kernels of their own take those of 256.
 const LARGEST: usize = 128;
 
-/// Whether attention over caches of heads of this size and type goes to this kernel on the queue's device.
+/// Keys of a step, forward: part of the arithmetic, as in the kernels.
+pub(super) fn step(size: usize) -> usize {
+    if size > LARGEST { TILE } else { 2 * TILE }
+}
+
+/// Whether attention over caches of heads of this size and type goes to these kernels on the queue's device.
 pub(super) fn takes(queue: Queue<'_>, dtype: DType, size: usize) -> bool {
-    queue.device.arch() == Arch::specific(9, 0) && super::on_tensor_cores(dtype, size) && size <= LARGEST
+    queue.device.arch() == Arch::specific(9, 0) && super::on_tensor_cores(dtype, size)
 }
 
-/// Whether attention on tensor cores goes to this kernel on the queue's device. On Hopper all of it does, in training and
-/// in decoding, by the size of a head alone: `mma.sync` may add the 16 products of a step otherwise.
-pub(super) fn is_for(queue: Queue<'_>, size: usize, of: &Segments) -> bool {
+/// Whether attention on tensor cores goes to these kernels on the queue's device. On Hopper all of it does, in training and
+/// in decoding: `mma.sync` may add the 16 products of a step otherwise.
+pub(super) fn is_for(queue: Queue<'_>, of: &Segments) -> bool {
     // Without a key there is nothing to make a map of, and nothing to add.
-    queue.device.arch() == Arch::specific(9, 0) && size <= LARGEST && of.key_rows() > 0
-}
-
-/// Whether the backward pass of attention on tensor cores goes here on the queue's device. No other pass must have its bits.
-pub(super) fn goes_back(queue: Queue<'_>, of: &Segments) -> bool {
     queue.device.arch() == Arch::specific(9, 0) && of.key_rows() > 0
 }
 
@@ -51,7 +55,7 @@ pub(super) fn map(queue: Queue<'_>, x: Slice<'_>, heads: usize, size: usize) -> 
     })
 }
 
-/// Everything has been checked; the size of a head is 64 or 128.
+/// Everything has been checked; the size of a head is 64, 128 or 256.
 pub(super) fn forward(
     queue: Queue<'_>,
     out: &SliceMut<'_>,
@@ -96,12 +100,19 @@ pub(super) fn forward_cached(
 fn launch(queue: Queue<'_>, defines: Defines, args: &[Arg<'_>], of: &Segments, attention: &Attention) -> Result<()> {
     let rows = of.max_queries() * attention.group();
     let groups = if rows <= 64 { 1 } else { 2 };
-    // 128 keys and values a stage.
-    let room = STAGES * (4 * TILE * attention.size * 2 + 16) + 8;
+    let tile = TILE * attention.size * 2;
+    let (kernel, name, room) = if attention.size > LARGEST {
+        // Of q half a tile for each group.
+        let room = groups * tile / 2 + WIDE_SLOTS * (tile + 16) + 8;
+        (&ATTENTION_WIDE_HOPPER, "attention_wide_hopper", room)
+    } else {
+        // 128 keys and values a stage.
+        (&ATTENTION_HOPPER, "attention_hopper", STAGES * (4 * tile + 16) + 8)
+    };
     let capped = attention.softcap.is_some() || attention.scale <= 0.0;
     let defines = with(defines, "CAP", usize::from(capped));
     let shape = attention.grid(of, rows.div_ceil(64 * groups), of.max_keys(), 128 * (groups as u32 + 1));
-    queue.launch(&ATTENTION_HOPPER, "attention_hopper", &with(defines, "GROUPS", groups), shape.shared(room), args)
+    queue.launch(kernel, name, &with(defines, "GROUPS", groups), shape.shared(room), args)
 }
 
 /// Everything has been checked, and `delta` is there; the size of a head is 64, 128 or 256.

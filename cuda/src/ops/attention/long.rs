@@ -3,7 +3,7 @@
 //! The bits are those of the one kernel that does it otherwise, so whether a step goes here may depend on what is fast, on the
 //! batch, the room of the caches and the card, and on what room there is for the scores.
 
-use super::{Attention, Caches, Segments, TILE};
+use super::{Attention, Caches, Segments, TILE, hopper};
 use crate::driver::Arg;
 use crate::kernels::{ATTENTION_LONG, ATTENTION_LONG_HOPPER};
 use crate::memory::{DeviceBuffer, Slice, SliceMut};
@@ -19,8 +19,7 @@ const COLUMNS: usize = 32;
 const ROUND: usize = 4;
 const STAGES: usize = 3;
 
-/// On Hopper: keys of a step, columns of a block, steps in the ring of v.
-const STEP: usize = 2 * TILE;
+/// On Hopper: columns of a block, steps in the ring of v.
 const HOPPER_COLUMNS: usize = 64;
 const RING: usize = 3 * ROUND;
 
@@ -132,7 +131,8 @@ pub(super) fn forward_hopper(
     of: &Segments,
     attention: &Attention,
 ) -> Result<bool> {
-    let Some(between) = Between::new(queue, caches.longest(), STEP, of, attention)? else { return Ok(false) };
+    let step = hopper::step(attention.size);
+    let Some(between) = Between::new(queue, caches.longest(), step, of, attention)? else { return Ok(false) };
     let options = attention.bytes(0)?;
     let [cu_q, _, k_len, _] = of.args();
     let keys = [caches.arg(), Arg::U32(layer as u32), cu_q, k_len];
@@ -142,10 +142,10 @@ pub(super) fn forward_hopper(
         |name, shape, args: &[&[Arg<'_>]]| queue.launch(&ATTENTION_LONG_HOPPER, name, &defines, shape, &args.concat());
 
     let shape = Shape::grid([attention.kv_heads, between.parts, of.len()], 128)
-        .shared(STAGES * (STEP * attention.size * 2 + 8));
+        .shared(STAGES * (step * attention.size * 2 + 8));
     launch("attention_scores_hopper", shape, &[&memory, &[q.arg()], &keys, &sizes, &options])?;
     let shape = Shape::grid([attention.kv_heads, attention.size / HOPPER_COLUMNS, of.len()], 128)
-        .shared(RING * (STEP * HOPPER_COLUMNS * 2 + 8) + ROUND * (STEP / 16 * 32 * 16 + 2 * ROWS * 4));
+        .shared(RING * (step * HOPPER_COLUMNS * 2 + 8) + ROUND * (step / 16 * 32 * 16 + 2 * ROWS * 4));
     launch("attention_values_hopper", shape, &[&[out.arg(), lse.arg()], &memory, &keys, &sizes, &options])?;
     Ok(true)
 }

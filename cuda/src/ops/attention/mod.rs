@@ -1,5 +1,5 @@
 //! Attention over a packed stream of sequences; see `cuda/kernels/attention.cu`, `attention_long.cu`,
-//! `attention_hopper.cu` and `attention_backward.cu`.
+//! `attention_hopper.cu`, `attention_wide_hopper.cu` and `attention_backward.cu`.
 //!
 //! [`forward`] is training, prefill and decoding: [`Segments`] says which keys belong to which queries, in a stream of
 //! keys or in pages of a cache; [`forward_cached`] is the same over [`Caches`] that lie apart. f32 and head sizes
@@ -169,7 +169,7 @@ pub fn forward(
     lse.expect(OP, "lse", of.queries() * attention.heads)?;
     lse.expect_dtype(OP, "lse", DType::F32)?;
     of.check(attention)?;
-    if attention.tensor_cores(q.dtype()) && hopper::is_for(queue, attention.size, of) {
+    if attention.tensor_cores(q.dtype()) && hopper::is_for(queue, of) {
         return hopper::forward(queue, &out, &lse, [q, k, v], of, attention);
     }
     launch(queue, &out, &lse, q, [k.arg(), v.arg()], None, of, attention)
