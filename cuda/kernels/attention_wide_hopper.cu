@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     }
     __syncthreads();
     if (threadIdx.x >= GROUP * GROUPS) {
-        if (GROUPS == 2) release_registers<32>();
+        if (GROUPS == 2) release_registers<24>();
         const u32 lane = threadIdx.x - GROUP * GROUPS;
 #ifdef CACHED
         if (lane == 0) acquire_map(&map_k);
