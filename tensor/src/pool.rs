@@ -3,7 +3,8 @@
 //!
 //! Blocks below [`SMALL`] come from the allocator. Larger ones are mappings of their own (so that what is
 //! given back really goes back), rounded up to one of eight sizes per power of two and, when freed, kept by
-//! size. What is in use and what is kept never exceed the most
+//! size. Passes differ in their tokens: where none that is kept is large enough, the next smaller one grows, on Linux, and
+//! keeps the pages that it has. What is in use and what is kept never exceed the most
 //! that was in use at once by more than a twentieth of it (or 16 MiB): beyond that, the blocks that
 //! were kept longest are given back first.
 //!
@@ -28,6 +29,10 @@ const MIN_SLACK: usize = 16 << 20;
 /// A block may serve a request this much smaller.
 const FIT: f64 = 1.25;
 
+/// A block may grow to serve a request this much larger: passes of a run are seldom longer than others by more, and what has
+/// another size for another reason is left alone.
+const GROWTH: f64 = 1.6;
+
 /// What the pool has done and holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolStats {
@@ -39,6 +44,8 @@ pub struct PoolStats {
     pub peak: usize,
     /// Blocks that had to come from the system.
     pub fresh: u64,
+    /// Blocks that were made larger by the system.
+    pub grown: u64,
     /// Blocks that were reused.
     pub reused: u64,
 }
@@ -80,6 +87,25 @@ impl Block {
             Memory::Mapped(map)
         };
         Some(Block { memory, zero: true })
+    }
+
+    /// Makes a mapping longer where the system can; otherwise, and if it has no memory, the block comes back as it was.
+    fn grow(mut self, capacity: usize) -> Result<Block, Block> {
+        let Memory::Mapped(map) = &mut self.memory else { return Err(self) };
+        debug_assert!(map.len() <= capacity);
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: the mapping is anonymous, so there is no file whose end it could pass; nothing points into it, as the
+            // block is owned. What is new are zeros.
+            if unsafe { map.remap(capacity, memmap2::RemapOptions::new().may_move(true)) }.is_ok() {
+                if capacity >= HUGE {
+                    let _ = map.advise(memmap2::Advice::HugePage);
+                }
+                return Ok(Block { zero: false, ..self });
+            }
+        }
+        let _ = map;
+        Err(self)
     }
 
     /// Bytes of the pool's account; none for a small block.
@@ -149,9 +175,22 @@ pub(crate) fn take(len: usize) -> Option<Block> {
     if capacity < SMALL {
         return Block::fresh(capacity);
     }
-    if let Some(block) = with_pool(|pool| pool.reuse(capacity)) {
-        return Some(block);
+    let smaller = match with_pool(|pool| pool.reuse(capacity)) {
+        Found::Block(block) => return Some(block),
+        Found::Smaller(block) => Some(block),
+        Found::Nothing => None,
+    };
+    // Outside the lock: the system moves pages.
+    if let Some(block) = smaller {
+        match block.grow(capacity) {
+            Ok(block) => {
+                with_pool(|pool| pool.stats.grown += 1);
+                return Some(block);
+            }
+            Err(block) => drop(block),
+        }
     }
+    with_pool(|pool| pool.stats.fresh += 1);
     let block = Block::fresh(capacity).or_else(|| {
         clear();
         Block::fresh(capacity)
@@ -170,29 +209,47 @@ pub(crate) fn give(block: Block) {
     }
 }
 
+/// What was kept for a request.
+enum Found {
+    /// A block that is large enough.
+    Block(Block),
+    /// One that is to grow.
+    Smaller(Block),
+    Nothing,
+}
+
 impl Pool {
-    /// The smallest kept block that fits, or an account of a fresh one.
-    fn reuse(&mut self, capacity: usize) -> Option<Block> {
+    /// The smallest kept block that fits; or an account of one of `capacity`, with the largest that is to grow, if there is one.
+    fn reuse(&mut self, capacity: usize) -> Found {
         let most = (capacity as f64 * FIT) as usize;
         let found = self.kept.range(capacity..=most).next().map(|(&size, _)| size);
-        let block = found.and_then(|size| {
-            let queue = self.kept.get_mut(&size)?;
-            // The latest to come is the likeliest to be in a cache.
-            let (_, kept) = queue.pop_back()?;
-            if queue.is_empty() {
-                self.kept.remove(&size);
-            }
-            self.stats.kept -= size;
+        if let Some(block) = found.and_then(|size| self.take_of(size)) {
             self.stats.reused += 1;
-            Some(Block { zero: false, ..kept })
-        });
-        self.stats.used += block.as_ref().map_or(capacity, Block::capacity);
-        self.stats.peak = self.stats.peak.max(self.stats.used);
-        if block.is_none() {
-            self.stats.fresh += 1;
-            drop(self.shrink(self.allowance()));
+            self.account(block.capacity());
+            return Found::Block(block);
         }
-        block
+        let least = (capacity as f64 / GROWTH).ceil() as usize;
+        let smaller = self.kept.range(least.max(SMALL)..capacity).next_back().map(|(&size, _)| size);
+        let smaller = smaller.and_then(|size| self.take_of(size));
+        self.account(capacity);
+        drop(self.shrink(self.allowance()));
+        smaller.map_or(Found::Nothing, Found::Smaller)
+    }
+
+    /// The block of this size that was kept last: the likeliest to be in a cache.
+    fn take_of(&mut self, size: usize) -> Option<Block> {
+        let queue = self.kept.get_mut(&size)?;
+        let (_, kept) = queue.pop_back()?;
+        if queue.is_empty() {
+            self.kept.remove(&size);
+        }
+        self.stats.kept -= size;
+        Some(Block { zero: false, ..kept })
+    }
+
+    fn account(&mut self, bytes: usize) {
+        self.stats.used += bytes;
+        self.stats.peak = self.stats.peak.max(self.stats.used);
     }
 
     /// Keeps a block; gives those that make room for it.
@@ -248,13 +305,21 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded_and_reused() {
         let mut pool = Pool::default();
-        let get = |pool: &mut Pool, len: usize| {
+        let mut fresh = 0;
+        let mut get = |pool: &mut Pool, len: usize| {
             let capacity = class(len).unwrap();
-            pool.reuse(capacity).unwrap_or_else(|| Block::fresh(capacity).unwrap())
+            match pool.reuse(capacity) {
+                Found::Block(block) => block,
+                Found::Smaller(_) => unreachable!("no size of this test is near another"),
+                Found::Nothing => {
+                    fresh += 1;
+                    Block::fresh(capacity).unwrap()
+                }
+            }
         };
         const MB: usize = 1 << 20;
         let first: Vec<Block> = (0..4).map(|_| get(&mut pool, 8 * MB)).collect();
-        assert_eq!((pool.stats.used, pool.stats.peak, pool.stats.fresh), (32 * MB, 32 * MB, 4));
+        assert_eq!((pool.stats.used, pool.stats.peak), (32 * MB, 32 * MB));
         first.into_iter().for_each(|b| drop(pool.keep(b)));
         assert_eq!((pool.stats.used, pool.stats.kept), (0, 32 * MB));
         let again = get(&mut pool, 7 * MB);
@@ -264,11 +329,37 @@ mod tests {
             "a slightly larger one serves"
         );
         let other = get(&mut pool, 20 * MB);
-        assert_eq!(pool.stats.fresh, 5, "none is large enough");
+        assert_eq!(fresh, 5, "none is large enough");
         let (peak, slack) = (pool.stats.peak, MIN_SLACK);
         assert!(pool.stats.used + pool.stats.kept <= peak + slack, "{:?}", pool.stats);
         [again, other].into_iter().for_each(|b| drop(pool.keep(b)));
         pool.shrink(0);
         assert_eq!((pool.stats.kept, pool.stats.used), (0, 0));
+    }
+
+    /// A little more than what is kept: the pages that are there stay, with what is in them.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_a_little_too_small_grows() {
+        let mut pool = Pool::default();
+        let size = |len: usize| class(len).unwrap();
+        assert!(matches!(pool.reuse(size(6 << 20)), Found::Nothing));
+        let mut block = Block::fresh(size(6 << 20)).unwrap();
+        block.bytes_mut().fill(7);
+        drop(pool.keep(block));
+        // Far more is another block's business.
+        assert!(matches!(pool.reuse(size(12 << 20)), Found::Nothing));
+        pool.stats.used -= size(12 << 20);
+        let Found::Smaller(block) = pool.reuse(size(8 << 20)) else { panic!("6 MiB grow to 8") };
+        assert_eq!((pool.stats.kept, pool.stats.used), (0, 8 << 20));
+        let block = block.grow(8 << 20).unwrap_or_else(|_| panic!("there is memory"));
+        assert!(!block.zero);
+        let bytes = block.bytes();
+        assert_eq!(
+            (bytes.len(), bytes[0], bytes[(6 << 20) - 1], bytes[6 << 20], bytes[(8 << 20) - 1]),
+            (8 << 20, 7, 7, 0, 0)
+        );
+        drop(pool.keep(block));
+        assert_eq!((pool.stats.kept, pool.stats.used), (8 << 20, 0));
     }
 }

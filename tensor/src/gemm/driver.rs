@@ -28,8 +28,8 @@ fn panels_bytes() -> usize {
 /// of columns; the panels come from the third, each once for all rows that are packed together.
 const WIDE_BYTES: usize = 4 << 20;
 
-/// Parts that the last blocks of a product are cut into, by rows: threads are never quite equally fast, and one waits
-/// for no more than a part of a block.
+/// Parts that the last blocks of a product are cut into: threads are never quite equally fast, and one waits for no more than a
+/// part of a block. They are cut between panels, of which none is packed twice; a block of one panel between rows.
 const LAST_PARTS: usize = 4;
 
 /// Rows of A that are packed together at most, where they must be: with the panels they fit the second-level cache.
@@ -83,21 +83,31 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         let (rows, cols) = self.blocks(threads);
         let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
         let whole = across * down;
-        // The last block of each thread, in parts of rows.
+        // The last block of each thread, in parts.
         let last = if threads > 1 && rows >= LAST_PARTS * MIN_ROWS { threads.min(whole) } else { 0 };
-        let part = rows.div_ceil(LAST_PARTS).next_multiple_of(R::shape().mr);
-        let parts = rows.div_ceil(part);
+        let panels = cols / R::shape().nr;
+        let [part_rows, part_cols] = match panels {
+            0 | 1 => [rows.div_ceil(LAST_PARTS).next_multiple_of(R::shape().mr), cols],
+            _ => [rows, panels.div_ceil(LAST_PARTS) * R::shape().nr],
+        };
+        let parts_down = rows.div_ceil(part_rows);
+        let parts = parts_down * cols.div_ceil(part_cols);
         let c = Disjoint::new(c);
         let task = |i: usize| {
-            let (block, inner) = match i.checked_sub(whole - last) {
-                Some(i) => (whole - last + i / parts, i % parts * part..(i % parts + 1) * part),
-                None => (i, 0..rows),
+            let (block, part, height, width) = match i.checked_sub(whole - last) {
+                Some(i) => (whole - last + i / parts, i % parts, part_rows, part_cols),
+                None => (i, 0, rows, cols),
             };
-            let (i, j) = (block % down * rows, block / down * cols);
-            let rows = self.m.min(i + inner.start)..self.m.min(i + inner.end.min(rows));
+            // Of a part the end is that of its block, and of that C's.
+            let range = |block: usize, size: usize, part: usize, length: usize, end: usize| {
+                let from = block * size;
+                end.min(from + part * length)..end.min(from + size.min((part + 1) * length))
+            };
+            let is = range(block % down, rows, part % parts_down, height, self.m);
+            let js = range(block / down, cols, part / parts_down, width, self.n);
             crate::scratch::with(|scratch| {
                 // SAFETY: blocks, and the parts of one, are disjoint and inside C, which holds m rows of n.
-                unsafe { self.block(rows, j..self.n.min(j + cols), c.ptr(), scratch) }
+                unsafe { self.block(is, js, c.ptr(), scratch) }
             });
         };
         crate::team::for_each(whole - last + last * parts, task);
