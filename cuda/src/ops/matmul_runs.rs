@@ -14,6 +14,11 @@ const OP: &str = "products of runs";
 const MAP: usize = TENSOR_MAP_BYTES / 4;
 const ROW_TILE: usize = 4;
 
+/// Whether [`matmul_runs`] of halves is one launch on the queue's device, or one for each run.
+pub fn is_one_launch(queue: Queue<'_>) -> bool {
+    matmul_hopper::is_for(queue)
+}
+
 /// C_r = A_r B_g for the rows `starts[g]..starts[g + 1]` of each run g; a: (rows, depth), each of `rights` (n, depth), or (depth, n)
 /// if they are `transposed`, c: (rows, n).
 ///

@@ -255,6 +255,15 @@ fn every_way_gives_the_same_bits() {
 }
 
 /// The same with other sizes, with adapters, and what sampling reports.
+/// Heads whose kernels are of their own, on Hopper and elsewhere; more tokens than a step of keys.
+#[test]
+fn every_way_of_large_heads() {
+    let Some(device) = emulator(98) else { return };
+    let model = in_bf16(tiny_of(256, DType::BF16, false), device);
+    let sequences = sequences(&model, &[70, 2], 5);
+    law5::check("heads of 256", &model, &Ctx::inference(), &sequences);
+}
+
 #[test]
 fn every_way_of_other_families() {
     let Some(device) = emulator(39) else { return };

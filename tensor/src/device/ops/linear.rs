@@ -4,7 +4,7 @@ use planish_cuda::DType as Type;
 use planish_cuda::memory::SliceMut;
 use planish_cuda::ops::elementwise;
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
-use planish_cuda::ops::matmul_runs::matmul_runs;
+use planish_cuda::ops::matmul_runs::{is_one_launch, matmul_runs};
 
 use super::{On, quantised};
 use crate::gemm::Store;
@@ -66,6 +66,24 @@ pub(crate) fn scaled_product(on: &On, factors: (&Tensor, &Tensor), factor: f64, 
     finished(on, factors, None, None, c.cells_mut()?, Epilogue { alpha: factor as f32, ..Epilogue::default() })
 }
 
+/// Rows of a run on average, from which on it pays to make the values of all quantised matrices for one launch. Fewer read them
+/// within their products.
+const ROWS_FOR_VALUES: usize = 64;
+
+/// Bytes of these values at most, all there at once: the largest map of 128 experts of Qwen3-30B-A3B has 0.4 GB, of 8 of Mixtral
+/// 8x7B 0.94.
+const VALUES: usize = 1 << 30;
+
+/// Whether the matrices of these runs are one product: they have values, or the values of all are made first. A matter of
+/// speed, not of bits.
+fn are_one_product<'a>(on: &On, runs: impl Iterator<Item = (&'a Tensor, &'a [usize])>) -> bool {
+    let packed = runs.filter(|(right, _)| right.dtype() == DType::Packed);
+    let [count, rows, bytes] = packed.fold([0; 3], |[count, rows, bytes], (right, run)| {
+        [count + 1, rows + run[1] - run[0], bytes + 2 * right.numel()]
+    });
+    count == 0 || is_one_launch(on.queue()) && rows >= ROWS_FOR_VALUES * count && bytes <= VALUES
+}
+
 /// Rows `starts[g]..starts[g + 1]` of A times B_g, run by run, in the type of A.
 pub(crate) fn grouped(on: &On, a: &Tensor, rights: &[Tensor], starts: &[usize], n: usize) -> Result<Tensor> {
     let mut c = on.scratch("grouped_linear", [a.dims()[0], n], a.dtype())?;
@@ -73,19 +91,22 @@ pub(crate) fn grouped(on: &On, a: &Tensor, rights: &[Tensor], starts: &[usize], 
         return Ok(c);
     }
     let kind = a.dtype();
-    if kind != DType::F32 && rights.iter().all(|right| right.dtype() != DType::Packed) {
-        // Of quantised ones the values of one at a time are there; these are, or are kept, as they are multiplied.
+    // Those that have rows: no other's values are wanted.
+    let runs = || rights.iter().zip(starts.windows(2)).filter(|(_, run)| run[0] < run[1]);
+    if kind != DType::F32 && are_one_product(on, runs()) {
         let rounded = |right: &Tensor| dense(right).and_then(|(b, plain)| Ok((b.rounded(kind)?, plain)));
-        let (dense, plain): (Vec<Tensor>, Vec<bool>) = rights.iter().map(rounded).collect::<Result<_>>()?;
+        let (dense, plain): (Vec<Tensor>, Vec<bool>) =
+            runs().map(|(right, _)| rounded(right)).collect::<Result<_>>()?;
         // As in `finished`, the layout of a weight is the kernel's plain one.
         if plain.iter().all(|p| *p == plain[0]) {
             let cells = dense.iter().map(Tensor::cells).collect::<Result<Vec<_>>>()?;
+            let starts: Vec<usize> = std::iter::once(0).chain(runs().map(|(_, run)| run[1])).collect();
             let a = a.contiguous()?;
-            matmul_runs(on.queue(), c.cells_mut()?, n, a.cells()?, &cells, !plain[0], starts)?;
+            matmul_runs(on.queue(), c.cells_mut()?, n, a.cells()?, &cells, !plain[0], &starts)?;
             return Ok(c);
         }
     }
-    for (right, run) in rights.iter().zip(starts.windows(2)).filter(|(_, run)| run[0] < run[1]) {
+    for (right, run) in runs() {
         let rows = run[1] - run[0];
         let part = c.cells_mut()?.part(run[0] * n, rows * n)?;
         finished(on, (&a.narrow(0, run[0], rows)?, right), None, None, part, Epilogue::default())?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::f16;
-use crate::ops::{embedding, lm_head, lora_linear};
+use crate::ops::{embedding, grouped_linear, lm_head, lora_linear};
 use crate::quant::{FourBit, FourBitKind, Ggml, GgmlKind, Int8, Quantized};
 use crate::rng::{Purpose, Stream};
 
@@ -175,5 +175,39 @@ fn quantised_weights_are_not_read_or_mixed_silently() {
     // What takes no packed weight says so.
     for refused in [elementwise::add(&there, &there), elementwise::scale(&there, 2.0), concat::forward(&[&there], 0)] {
         assert!(words(refused.unwrap_err()).contains("packed"));
+    }
+}
+
+/// Experts in 4 bits: with many rows each they are one product of the values of those that have rows, with few a product each, and
+/// the bits are the same, there and back.
+#[test]
+fn experts_of_many_rows_are_one_product() {
+    let Some((device, driver)) = watched(20, |e| e.with_reports()) else { return };
+    let half = |dims: &[usize], salt| random(dims, salt).to_dtype(DType::BF16).unwrap();
+    let packed = |i| FourBit::quantize(&half(&[32, 64], i), FourBitKind::Nf4, 64, i % 2 == 0).unwrap();
+    let here: Vec<Tensor> = (0..4).map(|i| Tensor::packed(packed(i))).collect();
+    let weights: Vec<Tensor> = here.iter().map(|w| w.to_device(device).unwrap()).collect();
+    let dense: Vec<Tensor> = here.iter().map(|w| w.to_dtype(DType::BF16).unwrap().to_device(device).unwrap()).collect();
+    // None of the second has rows; then two that have, few of them.
+    for (starts, together) in [([0, 130, 130, 131, 200], true), ([0, 3, 3, 3, 9], false)] {
+        let rows = starts[4];
+        let [x, dy] = [64, 32].map(|size| half(&[rows, size], 8).to_device(device).unwrap());
+        driver.take_reports();
+        let got = [
+            grouped_linear::forward(&x, &weights, &starts).unwrap(),
+            grouped_linear::backward_input(&dy, &weights, &starts).unwrap(),
+        ];
+        let ran: Vec<String> = driver.take_reports().into_iter().map(|r| r.kernel).collect();
+        let times = |kernel| ran.iter().filter(|ran| *ran == kernel).count();
+        if together {
+            assert_eq!((times("matmul_runs_hopper"), times("nf4"), ran.len()), (2, 6, 8), "{ran:?}");
+        } else {
+            assert_eq!(times("matmul_runs_hopper"), 0, "{ran:?}");
+        }
+        let want = [
+            grouped_linear::forward(&x, &dense, &starts).unwrap(),
+            grouped_linear::backward_input(&dy, &dense, &starts).unwrap(),
+        ];
+        assert_eq!(got.each_ref().map(bits), want.each_ref().map(bits), "{rows} rows");
     }
 }
