@@ -40,7 +40,10 @@ fn a_memory_budget_chooses_passes_and_recomputation() {
     let plenty = flags("plenty", &[("memory_budget", "64"), ("max_steps", "1")]);
     sft::run(&plenty, &mut Silent).unwrap();
     assert_eq!(chosen("plenty"), (1024, None), "the longest pass fits, and nothing is recomputed");
+    let foreseen = sft::plan(&plenty).unwrap();
+    assert!(foreseen.recomputes.is_none() && foreseen.memory.tokens > 512, "what a run would choose: {foreseen:?}");
     let none = flags("none", &[("memory_budget", "0.001"), ("max_steps", "1")]);
+    assert!(matches!(sft::plan(&none), Err(Error::OverBudget { .. })));
     let refusal = sft::run(&none, &mut Silent).unwrap_err();
     let problem = refusal.to_string();
     assert!(problem.contains("memory_budget allows 1 MiB") && problem.contains("raise memory_budget"), "{problem}");
@@ -78,6 +81,10 @@ fn a_memory_budget_chooses_passes_and_recomputation() {
     let mut on = flags("some", &[("max_steps", "2"), ("resume_from_checkpoint", "latest")]);
     on.optim.memory_budget = Some(64.0);
     let before = chosen("some");
+    let mut like = flags("like", &[("max_steps", "1")]);
+    like.optim.memory_budget = Some(smallest as f64 / 1024.0 + 0.01);
+    let foreseen = sft::plan(&like).unwrap();
+    assert!(foreseen.recomputes.is_some() && foreseen.memory.tokens <= 1024, "{foreseen:?}");
     sft::run(&on, &mut Silent).unwrap();
     assert_eq!(chosen("some").0, before.0, "a resumed run keeps its passes");
 }

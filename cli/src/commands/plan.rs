@@ -25,6 +25,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<u8> {
     let m = &f.memory;
     output::line(format_args!("steps          {} ({} an epoch)", f.total_steps, f.steps_per_epoch))?;
     output::line(format_args!("tokens         {:.0} a step, {} in the largest pass", f.tokens_per_step, m.tokens))?;
+    if let Some(what) = &f.recomputes {
+        output::line(format_args!("recomputation  {what}"))?;
+    }
     output::line(format_args!("peak memory    {}", mib(m.total())))?;
     for (name, bytes) in [
         ("program", m.program),

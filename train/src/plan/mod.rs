@@ -57,6 +57,8 @@ pub struct Forecast {
     pub tokens_per_step: f64,
     /// Peak memory.
     pub memory: MemoryPlan,
+    /// What the backward pass makes again, by the name of the setting, if anything.
+    pub recomputes: Option<String>,
     /// Floating-point operations of a step.
     pub operations_per_step: f64,
     /// Seconds of the whole run, evaluations apart.

@@ -110,7 +110,12 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     drop(opened);
     device::place(&mut model, config.run.device, &demands)?;
     let mut optim = config.optim.clone();
-    optim.settle_pass(model.device());
+    // The passes, and within a memory budget the recomputation, that the run would choose. One that does not fit is
+    // foreseen all the same, but for a budget that no choice keeps to.
+    let fits = inputs::fit(&inputs, &model, &mut optim, None);
+    if optim.memory_budget.is_some() {
+        fits?;
+    }
     let o = &optim;
     let trial = match model.device() {
         Device::Cpu => plan::TIMED_TOKENS,
@@ -128,7 +133,17 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     let seconds = total_steps as f64 * costs.seconds(tokens_per_step, o.gradient_accumulation_steps as f64);
     let steps_per_epoch = inputs.steps_per_epoch;
     let device = model.device().to_string();
-    Ok(Forecast { device, total_steps, steps_per_epoch, tokens_per_step, memory, operations_per_step, seconds })
+    let recomputes = o.gradient_checkpointing.then(|| o.recompute_granularity.to_string());
+    Ok(Forecast {
+        device,
+        total_steps,
+        steps_per_epoch,
+        tokens_per_step,
+        memory,
+        recomputes,
+        operations_per_step,
+        seconds,
+    })
 }
 
 /// The model, with a fresh adapter, a given one, or that of the checkpoint.
