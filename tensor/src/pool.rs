@@ -26,12 +26,9 @@ const SLACK: f64 = 0.05;
 /// Bytes that may always be kept.
 const MIN_SLACK: usize = 16 << 20;
 
-/// A block may serve a request this much smaller.
-const FIT: f64 = 1.25;
-
-/// A block may grow to serve a request this much larger: passes of a run are seldom longer than others by more, and what has
-/// another size for another reason is left alone.
-const GROWTH: f64 = 1.6;
+/// A block may serve a request this much smaller, or grow for one this much larger: passes of a run seldom differ by more, and what
+/// has another size for another reason (a layer's values are a half, a third, a quarter as wide as others) is left alone.
+const FIT: f64 = 1.6;
 
 /// What the pool has done and holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -228,7 +225,7 @@ impl Pool {
             self.account(block.capacity());
             return Found::Block(block);
         }
-        let least = (capacity as f64 / GROWTH).ceil() as usize;
+        let least = (capacity as f64 / FIT).ceil() as usize;
         let smaller = self.kept.range(least.max(SMALL)..capacity).next_back().map(|(&size, _)| size);
         let smaller = smaller.and_then(|size| self.take_of(size));
         self.account(capacity);
