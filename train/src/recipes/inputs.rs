@@ -100,6 +100,46 @@ fn halved(mut limit: u64, least: u64, mut fits: impl FnMut(u64) -> Result<()>) -
     }
 }
 
+/// Chooses the longest pass that fits, of the usual length of the device and its halves down to `least`, by the memory that was in
+/// use and to be had before the trial.
+fn settle(
+    inputs: &Inputs,
+    model: &Model,
+    optim: &mut OptimSettings,
+    costs: &Costs,
+    least: u64,
+    (in_use, available): (u64, Option<u64>),
+) -> Result<()> {
+    let (device, recomputes) = (model.device(), optim.recomputes_layers());
+    let check = |costs: &Costs, limit| {
+        plan::check_fits(&inputs.plan(model, optim, costs, limit)?, device, in_use, available, recomputes)
+    };
+    let fits = |limit| check(costs, limit).or_else(|_| check(&costs.at_least(), limit));
+    let (limit, found) = halved(optim.pass(), least, fits);
+    optim.tokens_per_pass = Some(limit);
+    found
+}
+
+/// What a run would take, in the passes that it would choose, and within a memory budget with the recomputation; one that does not fit is
+/// foreseen all the same, but for a budget that no choice keeps to. The trial is of `trial` tokens.
+pub(super) fn foreseen(
+    inputs: &Inputs,
+    model: &Model,
+    optim: &mut OptimSettings,
+    trial: usize,
+) -> Result<(MemoryPlan, Costs)> {
+    if optim.memory_budget.is_some() {
+        fit(inputs, model, optim, None)?;
+        return inputs.memory(model, optim, trial);
+    }
+    let (in_use, available) = memory_of(model);
+    let least = optim.settle_pass(model.device());
+    // One trial: it leaves copies of weights on a device.
+    let (_, costs) = inputs.memory(model, optim, trial)?;
+    let _ = settle(inputs, model, optim, &costs, least, (in_use.unwrap_or(0), available));
+    Ok((inputs.plan(model, optim, &costs, optim.pass())?, costs))
+}
+
 /// Refuses a run that will not fit into memory (law 7), on a device not before shorter passes than its usual ones; with a
 /// memory budget, chooses the longest passes that fit, and recomputation, of MLPs and then of layers, only where the shortest
 /// do not. A resumed run keeps the passes of its checkpoint.
@@ -120,14 +160,7 @@ pub(super) fn fit(
     let least = optim.settle_pass(model.device());
     let Some(gib) = optim.memory_budget else {
         let (_, costs) = inputs.memory(model, optim, trial_tokens(model))?;
-        let (device, recomputes) = (model.device(), optim.recomputes_layers());
-        let check = |costs: &Costs, limit| {
-            plan::check_fits(&inputs.plan(model, optim, costs, limit)?, device, in_use, available, recomputes)
-        };
-        let fits = |limit| check(&costs, limit).or_else(|_| check(&costs.at_least(), limit));
-        let (limit, found) = halved(optim.pass(), least, fits);
-        optim.tokens_per_pass = Some(limit);
-        return found;
+        return settle(inputs, model, optim, &costs, least, (in_use, available));
     };
     let budget = (gib * (1u64 << 30) as f64) as u64;
     let mut limits: Vec<u64> = fixed.into_iter().collect();

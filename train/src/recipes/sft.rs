@@ -110,19 +110,13 @@ pub fn plan(config: &SftConfig) -> Result<Forecast> {
     drop(opened);
     device::place(&mut model, config.run.device, &demands)?;
     let mut optim = config.optim.clone();
-    // The passes, and within a memory budget the recomputation, that the run would choose. One that does not fit is
-    // foreseen all the same, but for a budget that no choice keeps to.
-    let fits = inputs::fit(&inputs, &model, &mut optim, None);
-    if optim.memory_budget.is_some() {
-        fits?;
-    }
-    let o = &optim;
     let trial = match model.device() {
         Device::Cpu => plan::TIMED_TOKENS,
         Device::Cuda(_) => plan::TIMED_ON_DEVICES[0],
         Device::Emulator(_) => plan::TIMED_ON_DEVICES[1],
     };
-    let (memory, costs) = inputs.memory(&model, o, trial)?;
+    let (memory, costs) = inputs::foreseen(&inputs, &model, &mut optim, trial)?;
+    let o = &optim;
     let total_steps = crate::trainer::total_steps(o, inputs.steps_per_epoch);
     let report = &inputs.report;
     let mean = report.tokens as f64 / report.examples.max(1) as f64;
