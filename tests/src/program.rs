@@ -27,13 +27,14 @@ pub fn command() -> Command {
         let test = std::env::current_exe().expect("a test has a file");
         let profile = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps").to_owned();
         let binary = profile.join(format!("planish{}", std::env::consts::EXE_SUFFIX));
-        if is_fresh(&binary) {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        if is_fresh(&binary, root) {
             return binary;
         }
         let target = profile.parent().expect("target");
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "-p", "planish", "--target-dir"]).arg(target);
-        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        build.current_dir(root);
         // What cargo tells a test about itself. Build scripts that look at it (that of `ring` does) would take it
         // for a change, and half of the dependencies would be built again each time, here and outside.
         let of_this_package = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
@@ -51,23 +52,28 @@ pub fn command() -> Command {
     Command::new(binary)
 }
 
-/// Whether a binary is younger than everything it was made of, which cargo writes beside it as a rule of make.
-fn is_fresh(binary: &Path) -> bool {
-    let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    let (Some(built), Ok(rule)) = (modified(binary), std::fs::read_to_string(binary.with_extension("d"))) else {
-        return false;
-    };
-    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    let sources = parts_of(&rule);
-    let locked = ["Cargo.toml", "Cargo.lock"].map(|name| root.join(name));
-    !sources.is_empty() && sources.iter().chain(&locked).all(|path| modified(path).is_some_and(|at| at <= built))
-}
+/// The packages that it is made of.
+const PACKAGES: [&str; 6] = ["autograd", "cli", "cuda", "nn", "tensor", "train"];
 
-/// What a rule of make depends on: `target: part part`, where a space in a name has a backslash before it.
-fn parts_of(rule: &str) -> Vec<PathBuf> {
-    let parts = rule.lines().next().and_then(|line| line.split_once(": ")).map_or("", |(_, parts)| parts);
-    let names = parts.replace("\\ ", "\0");
-    names.split(' ').filter(|name| !name.is_empty()).map(|name| name.replace('\0', " ").into()).collect()
+/// Whether a binary is younger than all of the packages in `root`, their folders included: a file that is gone changes its folder. What
+/// cargo writes beside a binary, a rule of make, is not there when only tests asked for it.
+fn is_fresh(binary: &Path, root: &Path) -> bool {
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let Some(built) = modified(binary) else { return false };
+    let mut left = vec![root.join("Cargo.toml"), root.join("Cargo.lock")];
+    left.extend(PACKAGES.map(|name| root.join(name)));
+    while let Some(path) = left.pop() {
+        if modified(&path).is_none_or(|at| at > built) {
+            return false;
+        }
+        if path.is_dir() {
+            let Ok(entries) = std::fs::read_dir(&path) else { return false };
+            let inside =
+                entries.flatten().filter(|entry| !["tests", "examples"].iter().any(|name| entry.file_name() == *name));
+            left.extend(inside.map(|entry| entry.path()));
+        }
+    }
+    true
 }
 
 /// Runs the program to its end.
@@ -101,22 +107,29 @@ mod tests {
     #[test]
     fn a_binary_is_fresh_until_a_source_is_touched() {
         let dir = tempfile::tempdir().unwrap();
-        let (binary, source) = (dir.path().join("program"), dir.path().join("a file.rs"));
-        std::fs::write(&source, "").unwrap();
-        assert!(!is_fresh(&binary), "nothing there");
+        let (root, binary) = (dir.path(), dir.path().join("program"));
+        let source = root.join("cli/src/main.rs");
+        for package in PACKAGES {
+            std::fs::create_dir_all(root.join(package).join("src")).unwrap();
+        }
+        std::fs::create_dir(root.join("cuda/tests")).unwrap();
+        for file in [&source, &root.join("Cargo.toml"), &root.join("Cargo.lock"), &root.join("cuda/tests/ops.rs")] {
+            std::fs::write(file, "").unwrap();
+        }
+        assert!(!is_fresh(&binary, root), "nothing there");
         std::fs::write(&binary, "").unwrap();
-        assert!(!is_fresh(&binary), "nobody knows what of");
-        let rule = |source: &Path| format!("program: {}\n", source.display().to_string().replace(' ', "\\ "));
-        std::fs::write(binary.with_extension("d"), rule(&source)).unwrap();
         let at = |path: &Path, ahead: u64| {
             let file = std::fs::File::options().write(true).open(path).unwrap();
             file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(ahead)).unwrap();
         };
         at(&binary, 5);
-        assert!(is_fresh(&binary));
+        at(&root.join("cuda/tests/ops.rs"), 20);
+        assert!(is_fresh(&binary, root), "tests are no part of it");
         at(&source, 10);
-        assert!(!is_fresh(&binary));
-        std::fs::write(binary.with_extension("d"), rule(&dir.path().join("gone.rs"))).unwrap();
-        assert!(!is_fresh(&binary), "a source is gone");
+        assert!(!is_fresh(&binary, root));
+        at(&binary, 15);
+        assert!(is_fresh(&binary, root));
+        std::fs::remove_file(root.join("Cargo.lock")).unwrap();
+        assert!(!is_fresh(&binary, root), "a file is gone");
     }
 }
