@@ -254,7 +254,6 @@ fn every_way_gives_the_same_bits() {
     }
 }
 
-/// The same with other sizes, with adapters, and what sampling reports.
 /// Heads whose kernels are of their own, on Hopper and elsewhere; more tokens than a step of keys.
 #[test]
 fn every_way_of_large_heads() {
@@ -264,6 +263,7 @@ fn every_way_of_large_heads() {
     law5::check("heads of 256", &model, &Ctx::inference(), &sequences);
 }
 
+/// The same with other sizes, with adapters, and what sampling reports.
 #[test]
 fn every_way_of_other_families() {
     let Some(device) = emulator(39) else { return };

@@ -1,8 +1,9 @@
 //! Whole steps of training: data, forward, backward, clipping and AdamW, as the trainer does them.
 //!
-//! A step is one pass of 8192 tokens, as runs have by default (of `full_8bit` four) over rows of one length, all of whose tokens are supervised, without recomputation. Its share of
-//! the product's rate is the MFU: 6 operations for each weight that a token is multiplied with, or 4 where weights are frozen
-//! and need no gradient, and three times those of attention; an adapter's own do not count.
+//! A step is one pass of 8192 tokens, as runs have by default (of `full_8bit` four), over rows of one length, all of whose tokens
+//! are supervised, without recomputation. Its share of the product's rate is the MFU: 6 operations for each weight that a token is
+//! multiplied with, or 4 where weights are frozen and need no gradient, and three times those of attention; an adapter's own do
+//! not count.
 
 use std::path::PathBuf;
 use std::time::Instant;

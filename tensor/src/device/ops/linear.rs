@@ -95,15 +95,18 @@ pub(crate) fn grouped(on: &On, a: &Tensor, rights: &[Tensor], starts: &[usize], 
     let runs = || rights.iter().zip(starts.windows(2)).filter(|(_, run)| run[0] < run[1]);
     if kind != DType::F32 && are_one_product(on, runs()) {
         let rounded = |right: &Tensor| dense(right).and_then(|(b, plain)| Ok((b.rounded(kind)?, plain)));
-        let (dense, plain): (Vec<Tensor>, Vec<bool>) =
-            runs().map(|(right, _)| rounded(right)).collect::<Result<_>>()?;
-        // As in `finished`, the layout of a weight is the kernel's plain one.
-        if plain.iter().all(|p| *p == plain[0]) {
-            let cells = dense.iter().map(Tensor::cells).collect::<Result<Vec<_>>>()?;
-            let starts: Vec<usize> = std::iter::once(0).chain(runs().map(|(_, run)| run[1])).collect();
-            let a = a.contiguous()?;
-            matmul_runs(on.queue(), c.cells_mut()?, n, a.cells()?, &cells, !plain[0], &starts)?;
-            return Ok(c);
+        match runs().map(|(right, _)| rounded(right)).collect::<Result<(Vec<Tensor>, Vec<bool>)>>() {
+            // As in `finished`, the layout of a weight is the kernel's plain one.
+            Ok((dense, plain)) if plain.iter().all(|p| *p == plain[0]) => {
+                let cells = dense.iter().map(Tensor::cells).collect::<Result<Vec<_>>>()?;
+                let starts: Vec<usize> = std::iter::once(0).chain(runs().map(|(_, run)| run[1])).collect();
+                let a = a.contiguous()?;
+                matmul_runs(on.queue(), c.cells_mut()?, n, a.cells()?, &cells, !plain[0], &starts)?;
+                return Ok(c);
+            }
+            // The values of one at a time may find it: a plan by a step of few rows has not seen more.
+            Err(error) if !error.is_no_room() => return Err(error),
+            _ => {}
         }
     }
     for (right, run) in runs() {

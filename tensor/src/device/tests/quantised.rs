@@ -211,3 +211,22 @@ fn experts_of_many_rows_are_one_product() {
         assert_eq!(got.each_ref().map(bits), want.each_ref().map(bits), "{rows} rows");
     }
 }
+
+/// Where the values of all experts have no room, those of one at a time do, with the same bits.
+#[test]
+fn experts_whose_values_have_no_room_together() {
+    let Some(small) = watched(21, |e| e.with_memory(1300 << 10).with_reports()) else { return };
+    let Some(large) = watched(22, Emulator::with_reports) else { return };
+    let packed = |i| FourBit::quantize(&random(&[256, 256], i), FourBitKind::Nf4, 64, true).unwrap();
+    let weights: Vec<Tensor> = (0..8).map(|i| Tensor::packed(packed(i))).collect();
+    let x = random(&[512, 256], 9).to_dtype(DType::BF16).unwrap();
+    let starts: Vec<usize> = (0..9).map(|i| 64 * i).collect();
+    let of = |(device, driver): (Device, Arc<Emulator>)| {
+        let weights: Vec<Tensor> = weights.iter().map(|w| w.to_device(device).unwrap()).collect();
+        let y = bits(&grouped_linear::forward(&x.to_device(device).unwrap(), &weights, &starts).unwrap());
+        (y, driver.take_reports().iter().filter(|report| report.kernel == "matmul_runs_hopper").count())
+    };
+    let [(got, no_launch), (want, one_launch)] = [small, large].map(of);
+    assert_eq!((no_launch, one_launch), (0, 1));
+    assert!(got == want);
+}
