@@ -1,7 +1,8 @@
 //! Large blocks of memory, kept for reuse: a training step asks for the same sizes again and again, and
 //! the operating system's fresh pages cost more than the arithmetic on them.
 //!
-//! Blocks below [`SMALL`] come from the allocator. Larger ones are mappings of their own (so that what is
+//! Blocks below [`SMALL`] come from the allocator, and each thread keeps a few: a step of decoding asks for hundreds, which
+//! the system's allocator takes longer over than some ops do. Larger ones are mappings of their own (so that what is
 //! given back really goes back), rounded up to one of eight sizes per power of two and, when freed, kept by
 //! size. Passes differ in their tokens: where none that is kept is large enough, the next smaller one grows, on Linux, and
 //! keeps the pages that it has. What is in use and what is kept never exceed the most
@@ -10,6 +11,7 @@
 //!
 //! A block holds initialised bytes always: zeros from the system, then whatever its last user wrote.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
@@ -19,6 +21,9 @@ use crate::storage::ALIGN;
 
 /// Blocks below this many bytes are not kept.
 pub const SMALL: usize = 64 << 10;
+
+/// Bytes of such blocks that a thread keeps at most.
+const NEAR: usize = 512 << 10;
 
 /// Share of the peak that may be kept beyond it.
 const SLACK: f64 = 0.05;
@@ -136,6 +141,36 @@ struct Pool {
     stats: PoolStats,
 }
 
+/// Small blocks that a thread keeps, by size.
+#[derive(Default)]
+struct Near {
+    kept: BTreeMap<usize, Vec<Block>>,
+    bytes: usize,
+}
+
+impl Near {
+    fn take(&mut self, size: usize) -> Option<Block> {
+        let block = self.kept.get_mut(&size)?.pop()?;
+        self.bytes -= size;
+        Some(Block { zero: false, ..block })
+    }
+
+    /// Keeps a block, or gives it back if there is no room.
+    fn keep(&mut self, block: Block) -> Option<Block> {
+        let size = block.bytes().len();
+        if self.bytes + size > NEAR {
+            return Some(block);
+        }
+        self.bytes += size;
+        self.kept.entry(size).or_default().push(block);
+        None
+    }
+}
+
+thread_local! {
+    static KEPT_NEAR: RefCell<Near> = RefCell::default();
+}
+
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 
 fn with_pool<T>(f: impl FnOnce(&mut Pool) -> T) -> T {
@@ -157,12 +192,9 @@ pub fn clear() {
     drop(with_pool(|pool| pool.shrink(0)));
 }
 
-/// The pool's size for `len` bytes: up to an eighth more. `None` if that is no size.
+/// The pool's size for `len` bytes: up to an eighth more, and whole cache lines. `None` if that is no size.
 fn class(len: usize) -> Option<usize> {
-    if len < SMALL {
-        return Some(len);
-    }
-    let step = 1 << (len.ilog2() - 3);
+    let step = (1 << (len.max(8).ilog2() - 3)).max(ALIGN);
     len.checked_next_multiple_of(step)
 }
 
@@ -170,7 +202,9 @@ fn class(len: usize) -> Option<usize> {
 pub(crate) fn take(len: usize) -> Option<Block> {
     let capacity = class(len)?;
     if capacity < SMALL {
-        return Block::fresh(capacity);
+        // A thread that is ending keeps nothing.
+        let near = KEPT_NEAR.try_with(|near| near.borrow_mut().take(capacity)).ok().flatten();
+        return near.or_else(|| Block::fresh(capacity));
     }
     let smaller = match with_pool(|pool| pool.reuse(capacity)) {
         Found::Block(block) => return Some(block),
@@ -203,6 +237,8 @@ pub(crate) fn give(block: Block) {
     if block.capacity() > 0 {
         // What is given back to the system is unmapped outside the lock.
         drop(with_pool(|pool| pool.keep(block)));
+    } else {
+        let _ = KEPT_NEAR.try_with(|near| near.borrow_mut().keep(block));
     }
 }
 
@@ -294,8 +330,21 @@ mod tests {
             let size = class(len).unwrap();
             assert!(size >= len && size - len <= len / 8 && class(size) == Some(size), "{len} {size}");
         }
-        assert_eq!(class(100), Some(100));
+        assert_eq!([1, 64, 100, 512, 577, 60_000].map(class), [64, 64, 128, 512, 640, 61_440].map(Some));
         assert_eq!(class(usize::MAX), None);
+    }
+
+    #[test]
+    fn small_blocks_are_kept_by_the_thread_up_to_a_bound() {
+        let mut near = Near::default();
+        let fresh = |size: usize| Block::fresh(size).unwrap();
+        assert!(near.take(128).is_none());
+        assert!(near.keep(fresh(128)).is_none() && near.keep(fresh(192)).is_none());
+        let block = near.take(192).unwrap();
+        assert_eq!((block.bytes().len(), block.zero, near.bytes), (192, false, 128));
+        assert!(near.take(192).is_none() && near.keep(block).is_none());
+        let kept = (0..100).filter(|_| near.keep(fresh(32 << 10)).is_none()).count();
+        assert_eq!((kept, near.bytes), (NEAR / (32 << 10) - 1, 320 + kept * (32 << 10)));
     }
 
     /// On a pool of its own: the program's is shared by every test.

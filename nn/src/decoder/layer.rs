@@ -109,7 +109,7 @@ impl Layer {
         let (tokens, d) = (x.dims()[0], c.head_dim);
         let which = c.layers[self.index].rope;
         let (q, k, v) = match &self.qkv {
-            Qkv::Split(qkv) => (qkv[0].forward(ctx, x)?, qkv[1].forward(ctx, x)?, qkv[2].forward(ctx, x)?),
+            Qkv::Split(qkv) => Linear::forward_together(qkv.each_ref(), ctx, x)?.into(),
             Qkv::Fused(qkv) => {
                 let all = qkv.forward(ctx, x)?;
                 let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);

@@ -28,7 +28,8 @@ pub(super) struct Mlp {
 impl Mlp {
     pub(super) fn forward(&self, ctx: &Ctx, x: &Var) -> Result<Var> {
         let (gate, up) = match &self.gate_up {
-            GateUp::Split(both) => (widened(&both[0], ctx, x)?, widened(&both[1], ctx, x)?),
+            GateUp::Split(both) if ctx.is_lean() => (widened(&both[0], ctx, x)?, widened(&both[1], ctx, x)?),
+            GateUp::Split(both) => Linear::forward_together(both.each_ref(), ctx, x)?.into(),
             GateUp::Fused(both) => {
                 let all = widened(both, ctx, x)?;
                 let n = all.dims()[1] / 2;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use planish_autograd::ops::linear::linear;
 use planish_autograd::{Param, Result, Var};
 use planish_tensor::Tensor;
+use planish_tensor::ops::linear as kernel;
 
 use super::{Slots, Weight};
 use crate::Ctx;
@@ -56,6 +57,23 @@ impl Linear {
             None => linear(x, &weight, bias.as_ref()),
             Some(adapter) => adapter.forward(ctx, x, &weight, bias.as_ref()),
         }
+    }
+
+    /// Applies several maps to one input, each with the bits of [`Linear::forward`]. Where nothing is recorded and no adapter
+    /// takes part they may be one piece of work.
+    ///
+    /// # Errors
+    /// Shapes that do not agree.
+    pub fn forward_together<const N: usize>(linears: [&Linear; N], ctx: &Ctx, x: &Var) -> Result<[Var; N]> {
+        let plain = |linear: &&Linear| linear.adapters.active(ctx).is_none();
+        let all: Vec<Var> = if ctx.tape().is_none() && !x.is_tracked() && linears.iter().all(plain) {
+            let maps = linears.map(|linear| (linear.weight.var(ctx), linear.bias.as_ref().map(|b| b.var(ctx))));
+            let values = maps.each_ref().map(|(weight, bias)| (weight.value(), bias.as_ref().map(Var::value)));
+            kernel::forward_together(x.value(), &values)?.into_iter().map(Var::constant).collect()
+        } else {
+            linears.iter().map(|linear| linear.forward(ctx, x)).collect::<Result<_>>()?
+        };
+        Ok(all.try_into().expect("one for each map"))
     }
 
     /// Every parameter.

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack};
-use super::panels::FewRows;
+use super::panels::{FewRows, WIDTH, packs};
 use super::right::Lines;
 use super::{KC, Mat, Right, Store};
 use crate::DType;
@@ -43,11 +43,13 @@ const PIECE: usize = 96;
 const PANELS: usize = 4;
 
 /// Most rows that take a panel of B piece by piece. With more, panels are packed whole.
-const FEW_ROWS: usize = 32;
+pub(crate) const FEW_ROWS: usize = 32;
 
-/// With few rows: runs of columns for each thread at most, and panels of each at least.
-const FEW_RUNS: usize = 4;
-const FEW_PANELS: usize = 6;
+/// With few rows: the least columns of a run for each [`FEW_STEP`] rows, and the part of what is left that a run is, where
+/// each thread takes one.
+const LEAST_COLUMNS: usize = 32;
+const FEW_STEP: usize = 8;
+const FEW_SHARE: usize = 2;
 
 /// Rows of C that pay for packing a panel of B anew: fewer are not split between tasks.
 const MIN_ROWS: usize = 192;
@@ -80,6 +82,17 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
             return;
         }
         let threads = rayon::current_num_threads();
+        if self.m <= FEW_ROWS && threads > 1 && !self.is_small() {
+            let mut runs = Vec::new();
+            self.runs(threads, &mut self.work(), |cols| runs.push(cols));
+            let c = Disjoint::new(c);
+            return crate::team::for_each(runs.len(), |i| {
+                crate::scratch::with(|scratch| {
+                    // SAFETY: runs are disjoint and inside C, which holds m rows of n.
+                    unsafe { self.block(0..self.m, runs[i].clone(), c.ptr(), scratch) }
+                });
+            });
+        }
         let (rows, cols) = self.blocks(threads);
         let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
         let whole = across * down;
@@ -113,7 +126,33 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         crate::team::for_each(whole - last + last * parts, task);
     }
 
-    /// Rows and columns of a task's block: as many columns as there are panels for in the second-level cache,
+    /// Multiply-adds.
+    pub(super) fn work(&self) -> usize {
+        self.m * self.n * self.base.a.cols.max(1)
+    }
+
+    /// Whether it is over before a second thread has begun.
+    fn is_small(&self) -> bool {
+        self.work() < (1 << 17)
+    }
+
+    /// Cuts the columns of a product of few rows: W passes once, in runs as long as may be; but threads are never quite
+    /// equally fast, so each is a part of what is left, and the last are short. `left`: multiply-adds that are not handed out,
+    /// of this product and of those behind it.
+    pub(super) fn runs(&self, threads: usize, left: &mut usize, mut run: impl FnMut(Range<usize>)) {
+        let column = self.work() / self.n;
+        let least = LEAST_COLUMNS * self.m.div_ceil(FEW_STEP);
+        let mut from = 0;
+        while from < self.n {
+            let cols = (*left / (FEW_SHARE * threads * column)).max(least).next_multiple_of(R::shape().nr);
+            let to = self.n.min(from + cols);
+            run(from..to);
+            *left -= (to - from) * column;
+            from = to;
+        }
+    }
+
+    /// Rows and columns of a task's block, of many rows: as many columns as there are panels for in the second-level cache,
     /// fewer where that leaves threads idle; then rows, as long as packing a panel again for each pays.
     pub(super) fn blocks(&self, threads: usize) -> (usize, usize) {
         let shape = R::shape();
@@ -122,15 +161,9 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
         let packs_a = self.base.a.cs != 1 && self.m > FEW_ROWS;
         let bytes = if packs_a { WIDE_BYTES } else { panels_bytes() };
         let most = (bytes / size_of::<R>() / kc / shape.nr).max(1);
-        let small = self.m * self.n * self.base.a.cols.max(1) < (1 << 17);
+        let small = self.is_small();
         if threads == 1 || small {
             return (self.m, if small { self.n } else { most * shape.nr });
-        }
-        // Few rows pass once: long runs of W, which asks for its own lines ahead, but more of them than threads, which
-        // are never quite equally fast.
-        if self.m <= FEW_ROWS {
-            let runs = (panels / FEW_PANELS).clamp(threads, FEW_RUNS * threads);
-            return (self.m, panels.div_ceil(runs) * shape.nr);
         }
         // A whole number of rounds of equal tasks.
         let rounds = panels.div_ceil(most * threads);
@@ -203,7 +236,7 @@ impl<R: Real> Block<R> {
             let mode = if set { Mode::Set } else { Mode::Add };
             // SAFETY: the caller's promise.
             unsafe {
-                if self.in_panels(term, &depth, mode) {
+                if self.in_panels(term, &depth, mode, scratch) {
                     set = false;
                     continue;
                 }
@@ -228,19 +261,32 @@ impl<R: Real> Block<R> {
     ///
     /// # Safety
     /// As [`Block::add`].
-    unsafe fn in_panels<B: Right<R>>(&self, term: &Term<R, B>, depth: &Range<usize>, mode: Mode) -> bool {
+    unsafe fn in_panels<B: Right<R>>(
+        &self,
+        term: &Term<R, B>,
+        depth: &Range<usize>,
+        mode: Mode,
+        scratch: &mut Vec<R>,
+    ) -> bool {
         let Term { a, b } = term;
         if R::DTYPE != DType::F32 || self.rows.len() > FEW_ROWS || a.cs != 1 {
             return false;
         }
         let Lines::Panels(b, b_panel, stored) = b.lines(&self.cols, depth) else { return false };
+        let (rows, cols, kc) = (self.rows.len(), self.cols.len(), depth.len());
+        let (a, a_row) = if packs(rows) {
+            let width = rows.next_multiple_of(WIDTH);
+            let [packed] = parts(scratch, [width * kc]);
+            pack_a(packed, width, a, self.rows.clone(), depth);
+            (packed.as_ptr(), width)
+        } else {
+            (a.data[self.rows.start * a.rs + depth.start..].as_ptr(), a.rs)
+        };
         // SAFETY: R is f32; rows and columns of A and C are in range by `Mat`'s check and the caller's promise, the
         // panels by that of `lines`, which says how they are stored.
         unsafe {
-            let a_at = a.data[self.rows.start * a.rs + depth.start..].as_ptr().cast();
             let c = self.c.add(self.rows.start * self.n + self.cols.start).cast();
-            let (rows, cols, kc) = (self.rows.len(), self.cols.len(), depth.len());
-            FewRows { rows, cols, kc, a: a_at, a_row: a.rs, stored, b, b_panel, c, c_row: self.n, mode }.run();
+            FewRows { rows, cols, kc, a: a.cast(), a_row, stored, b, b_panel, c, c_row: self.n, mode }.run();
         }
         true
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::driver::{Product, Term};
+use super::driver::{FEW_ROWS, Product, Term};
 use super::{Mat, Right, Store};
 use crate::dtype::Real;
 
@@ -20,11 +20,16 @@ pub fn gemm_grouped<R: Real, B: Right<R>>(products: Vec<(Mat<'_, R>, B, &mut [R]
     let threads = rayon::current_num_threads();
     let products: Vec<_> =
         products.into_iter().map(|p| Whole::new(p, store)).filter(|p| p.of.m > 0 && p.of.n > 0).collect();
-    let work = |p: &Whole<'_, R, B>| p.of.m * p.of.n * p.of.base.a.cols().max(1);
-    let share = products.iter().map(work).sum::<usize>().div_ceil(threads * TASKS).max(1);
+    let mut left = products.iter().map(|p| p.of.work()).sum::<usize>();
+    let share = left.div_ceil(threads * TASKS).max(1);
     let mut tasks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new();
     for (g, p) in products.iter().enumerate() {
-        let parts = if threads == 1 { 1 } else { work(p).div_ceil(share) };
+        if p.of.m <= FEW_ROWS && threads > 1 {
+            p.of.runs(threads, &mut left, |cols| tasks.push((g, 0..p.of.m, cols)));
+            continue;
+        }
+        left -= p.of.work();
+        let parts = if threads == 1 { 1 } else { p.of.work().div_ceil(share) };
         let (Product { m, n, .. }, (rows, cols)) = (p.of, p.of.blocks(parts));
         for j in (0..n).step_by(cols) {
             tasks.extend((0..m).step_by(rows).map(|i| (g, i..m.min(i + rows), j..n.min(j + cols))));

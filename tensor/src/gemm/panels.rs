@@ -31,9 +31,6 @@ use vectors::{Plain, Vectors};
 /// Columns of a panel: a cache line of f32, and a multiple of every kernel's lanes.
 pub(crate) const WIDTH: usize = 16;
 
-/// Bytes ahead that a line is asked for.
-const AHEAD: usize = 1024;
-
 const CACHE_LINE: usize = 64;
 
 /// Bytes of a line of T.
@@ -47,7 +44,8 @@ pub(super) struct FewRows {
     pub(super) cols: usize,
     /// Whole units.
     pub(super) kc: usize,
-    /// Element (r, p) of A is `a + r * a_row + p`.
+    /// Element (r, p) of A is `a + r * a_row + p`, or if it is [packed](packs) `a + r + p * a_row`. Packed rows are
+    /// filled up to a multiple of [`WIDTH`] with what may be read and is not used.
     pub(super) a: *const f32,
     pub(super) a_row: usize,
     pub(super) stored: Stored,
@@ -60,6 +58,18 @@ pub(super) struct FewRows {
     pub(super) mode: Mode,
 }
 
+/// Whether so many rows of A are to be packed: those of a depth side by side. Sixteen rows have more addresses than there
+/// are registers for, and one pass over a panel in place of two is what they gain.
+pub(super) fn packs(rows: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return rows > UNPACKED && level() == Simd::Avx512;
+    #[cfg(not(target_arch = "x86_64"))]
+    return rows == usize::MAX;
+}
+
+/// Most rows that a kernel reads where they are.
+const UNPACKED: usize = 8;
+
 /// # Safety
 /// As [`FewRows::run`], with AVX-512: 32 registers of a whole line.
 #[cfg(target_arch = "x86_64")]
@@ -67,7 +77,12 @@ pub(super) struct FewRows {
 unsafe fn avx512<S: Source>(job: &FewRows, source: S) {
     // SAFETY: the caller's promise.
     unsafe {
-        if S::BLOCKS { job.all::<S, Avx512, 4, 1, 1, 8>(source) } else { job.all::<S, Avx512, 4, 4, 2, 8>(source) }
+        match S::BLOCKS {
+            _ if packs(job.rows) => job.columns::<S, Avx512, 16, 1, true>(source),
+            true => job.all::<S, Avx512, 4, 1, 1, 8>(source),
+            // One stream for each core is what the processor itself reads ahead best; two or more are slower by a third.
+            false => job.all::<S, Avx512, 1, 1, 1, 8>(source),
+        }
     }
 }
 
@@ -123,28 +138,28 @@ impl FewRows {
         unsafe {
             match self.rows {
                 0 => {}
-                1 => self.columns::<S, V, 1, ONE>(source),
-                2 if TWO > MORE => self.columns::<S, V, 2, TWO>(source),
-                _ => self.columns::<S, V, MR, MORE>(source),
+                1 => self.columns::<S, V, 1, ONE, false>(source),
+                2 if TWO > MORE => self.columns::<S, V, 2, TWO, false>(source),
+                _ => self.columns::<S, V, MR, MORE, false>(source),
             }
         }
     }
 
-    /// All of it, NP panels and up to MR rows at a time.
+    /// All of it, NP panels and up to MR rows at a time, of a packed A or of one as it is.
     ///
     /// # Safety
     /// As [`FewRows::all`].
     #[inline(always)]
-    unsafe fn columns<S: Source, V: Vectors, const MR: usize, const NP: usize>(&self, source: S) {
+    unsafe fn columns<S: Source, V: Vectors, const MR: usize, const NP: usize, const PACKED: bool>(&self, source: S) {
         let mut j = 0;
         // SAFETY: the caller's promise.
         unsafe {
             while if NP > 1 { j + NP * WIDTH <= self.cols } else { j < self.cols } {
-                self.panels::<S, V, MR, NP>(source, j);
+                self.panels::<S, V, MR, NP, PACKED>(source, j);
                 j += NP * WIDTH;
             }
             while NP > 1 && j < self.cols {
-                self.panels::<S, V, MR, 1>(source, j);
+                self.panels::<S, V, MR, 1, PACKED>(source, j);
                 j += WIDTH;
             }
         }
@@ -155,23 +170,30 @@ impl FewRows {
     /// # Safety
     /// As [`FewRows::all`]; column `j` must begin a panel.
     #[inline(always)]
-    unsafe fn panels<S: Source, V: Vectors, const MR: usize, const NP: usize>(&self, source: S, j: usize) {
+    unsafe fn panels<S: Source, V: Vectors, const MR: usize, const NP: usize, const PACKED: bool>(
+        &self,
+        source: S,
+        j: usize,
+    ) {
         let mut r = 0;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; packed rows are there up to a multiple of 16.
         unsafe {
             while r + MR <= self.rows {
-                self.block::<S, V, MR, NP>(source, r, j);
+                self.block::<S, V, MR, NP, PACKED>(source, r, j);
                 r += MR;
             }
-            // Fewer than MR, which is known when this is compiled.
+            // Fewer than MR, which is known when this is compiled. Of a packed A some may be computed in vain.
             match self.rows - r {
-                1 if MR > 1 => self.block::<S, V, 1, NP>(source, r, j),
-                2 if MR > 2 => self.block::<S, V, 2, NP>(source, r, j),
-                3 if MR > 3 => self.block::<S, V, 3, NP>(source, r, j),
-                4 if MR > 4 => self.block::<S, V, 4, NP>(source, r, j),
-                5 if MR > 5 => self.block::<S, V, 5, NP>(source, r, j),
-                6 if MR > 6 => self.block::<S, V, 6, NP>(source, r, j),
-                7 if MR > 7 => self.block::<S, V, 7, NP>(source, r, j),
+                1 if MR > 1 => self.block::<S, V, 1, NP, PACKED>(source, r, j),
+                2 if MR > 2 => self.block::<S, V, 2, NP, PACKED>(source, r, j),
+                3 if MR > 3 => self.block::<S, V, 3, NP, PACKED>(source, r, j),
+                4 if MR > 4 => self.block::<S, V, 4, NP, PACKED>(source, r, j),
+                5 if MR > 5 => self.block::<S, V, 5, NP, PACKED>(source, r, j),
+                6 if MR > 6 => self.block::<S, V, 6, NP, PACKED>(source, r, j),
+                7 if MR > 7 => self.block::<S, V, 7, NP, PACKED>(source, r, j),
+                8 if MR > 8 => self.block::<S, V, 8, NP, PACKED>(source, r, j),
+                9..=12 if MR > 12 => self.block::<S, V, 12, NP, PACKED>(source, r, j),
+                13..=15 if MR > 12 => self.block::<S, V, MR, NP, PACKED>(source, r, j),
                 _ => {}
             }
         }
@@ -180,34 +202,41 @@ impl FewRows {
     /// MR rows of NP panels. A chain of multiply-adds waits four cycles for each link, so there must be several.
     ///
     /// # Safety
-    /// As [`FewRows::panels`]; rows `r..r + MR` must be there.
+    /// As [`FewRows::panels`]; rows `r..r + MR` must be there, at least to be read.
     #[inline(always)]
-    unsafe fn block<S: Source, V: Vectors, const MR: usize, const NP: usize>(&self, source: S, r: usize, j: usize) {
+    unsafe fn block<S: Source, V: Vectors, const MR: usize, const NP: usize, const PACKED: bool>(
+        &self,
+        source: S,
+        r: usize,
+        j: usize,
+    ) {
         // SAFETY: rows below `rows`, whole panels from column j on, and depths below `kc`.
         unsafe {
             let mut acc = [[V::zero(); MR]; NP];
-            let (a, b) = (self.a.add(r * self.a_row), self.b.add(j / WIDTH * self.b_panel));
+            let row = if PACKED { 1 } else { self.a_row };
+            let (a, b) = (self.a.add(r * row), self.b.add(j / WIDTH * self.b_panel));
             for u in 0..self.kc / S::DEPTH {
-                let (a, unit) = (a.add(u * S::DEPTH), b.add(u * S::BYTES));
+                let unit = b.add(u * S::BYTES);
                 // Rows after the first find the panel in the cache.
                 if r == 0 && (u * S::BYTES).is_multiple_of(CACHE_LINE) {
                     for n in 0..NP {
                         for line in (0..S::BYTES).step_by(CACHE_LINE) {
-                            prefetch(unit.wrapping_add(n * self.b_panel + line + AHEAD));
+                            prefetch(unit.wrapping_add(n * self.b_panel + line + V::AHEAD));
                         }
                     }
                 }
                 if S::HALVES {
-                    self.lines::<S, V, MR, NP, false>(source, a, unit, S::DEPTH / 2, &mut acc);
-                    self.lines::<S, V, MR, NP, true>(source, a.add(S::DEPTH / 2), unit, S::DEPTH / 2, &mut acc);
+                    let half = S::DEPTH / 2;
+                    self.lines::<S, V, MR, NP, PACKED, false>(source, a, u * S::DEPTH, unit, half, &mut acc);
+                    self.lines::<S, V, MR, NP, PACKED, true>(source, a, u * S::DEPTH + half, unit, half, &mut acc);
                 } else {
-                    self.lines::<S, V, MR, NP, false>(source, a, unit, S::DEPTH, &mut acc);
+                    self.lines::<S, V, MR, NP, PACKED, false>(source, a, u * S::DEPTH, unit, S::DEPTH, &mut acc);
                 }
             }
             for (n, acc) in acc.iter().enumerate() {
                 let j = j + n * WIDTH;
                 let live = WIDTH.min(self.cols - j);
-                for (i, &acc) in acc.iter().enumerate() {
+                for (i, &acc) in acc.iter().enumerate().take(self.rows - r) {
                     let sums = S::values::<V>(acc);
                     let c = std::slice::from_raw_parts_mut(self.c.add((r + i) * self.c_row + j), live);
                     for (c, &sum) in c.iter_mut().zip(&sums) {
@@ -218,27 +247,31 @@ impl FewRows {
         }
     }
 
-    /// The first `depths` lines of a half of NP units, with MR rows from `a` on.
+    /// The first `depths` lines of a half of NP units, with MR rows of A from `a` on, at depths `from` on.
     ///
     /// # Safety
     /// As [`FewRows::block`].
     #[inline(always)]
     #[allow(clippy::needless_range_loop)]
-    unsafe fn lines<S: Source, V: Vectors, const MR: usize, const NP: usize, const HIGH: bool>(
+    unsafe fn lines<S: Source, V: Vectors, const MR: usize, const NP: usize, const PACKED: bool, const HIGH: bool>(
         &self,
         source: S,
         a: *const f32,
+        from: usize,
         unit: *const u8,
         depths: usize,
         acc: &mut [[V::Line; MR]; NP],
     ) {
         // SAFETY: the caller's promise.
         unsafe {
+            let a = |i: usize, p: usize| {
+                *if PACKED { a.add(i + (from + p) * self.a_row) } else { a.add(i * self.a_row + from + p) }
+            };
             if S::DEPTH == 1 {
                 for n in 0..NP {
                     let b = source.line::<V>(unit.add(n * self.b_panel));
                     for i in 0..MR {
-                        acc[n][i] = V::fma(*a.add(i * self.a_row), b, acc[n][i]);
+                        acc[n][i] = V::fma(a(i, 0), b, acc[n][i]);
                     }
                 }
                 return;
@@ -247,10 +280,10 @@ impl FewRows {
                 for n in 0..NP {
                     let [b, next] = source.pair::<V, HIGH>(unit.add(n * self.b_panel), p);
                     for i in 0..MR {
-                        acc[n][i] = V::fma(*a.add(i * self.a_row + p), b, acc[n][i]);
+                        acc[n][i] = V::fma(a(i, p), b, acc[n][i]);
                     }
                     for i in 0..MR {
-                        acc[n][i] = V::fma(*a.add(i * self.a_row + p + 1), next, acc[n][i]);
+                        acc[n][i] = V::fma(a(i, p + 1), next, acc[n][i]);
                     }
                 }
             }

@@ -4,7 +4,8 @@
 //! order [`gemm`](crate::gemm) documents; W may be stored in any float dtype, or [quantised](crate::quant).
 
 use crate::device::{self, ops::linear as on_device};
-use crate::gemm::{Mat, Store, gemm};
+use crate::gemm::{FEW_ROWS, Mat, Store, gemm, gemm_grouped};
+use crate::quant::PackedMat;
 use crate::{DType, Error, Real, Result, Tensor, dispatch_real};
 
 const OP: &str = "linear";
@@ -166,6 +167,40 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let mut dims = x.dims().to_vec();
     *dims.last_mut().expect("flat() refuses scalars") = weight.dims()[0];
     y.reshape(dims)
+}
+
+/// y_i = x W_iᵀ + b_i for several maps of one x, each with the bits of [`forward`]. Of few rows and quantised weights, or
+/// weights in panels, on the processor it is one piece of work: threads wait for each other once.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_together(x: &Tensor, maps: &[(&Tensor, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
+    let flat_x = flat(x, OP)?;
+    let rows = flat_x.dims()[0];
+    let packed = maps.iter().all(|(weight, _)| weight.quantized().is_some());
+    if !packed || rows > FEW_ROWS || x.dtype() != DType::F32 || device::of(OP, [x])?.is_some() {
+        return maps.iter().map(|(weight, bias)| forward(x, weight, *bias)).collect();
+    }
+    let (mut rights, mut outputs) = (Vec::with_capacity(maps.len()), Vec::with_capacity(maps.len()));
+    for (weight, bias) in maps {
+        check(&flat_x, weight, *bias)?;
+        device::of(OP, [x, weight])?;
+        rights.push(weight.transpose(0, 1)?);
+        outputs.push(x.scratch_beside(OP, [rows, weight.dims()[0]], DType::F32)?);
+    }
+    let mut products = Vec::with_capacity(maps.len());
+    for (right, y) in rights.iter().zip(&mut outputs) {
+        let right = PackedMat::of(right).expect("quantised, as just seen");
+        products.push((matrix::<f32>(&flat_x), right, y.as_slice_mut::<f32>()?));
+    }
+    gemm_grouped(products, Store::Set);
+    let finish = |(mut y, (weight, bias)): (Tensor, &(&Tensor, Option<&Tensor>))| {
+        bias.map_or(Ok(()), |bias| add_bias(&mut y, bias))?;
+        let mut dims = x.dims().to_vec();
+        *dims.last_mut().expect("flat() refuses scalars") = weight.dims()[0];
+        y.reshape(dims)
+    };
+    outputs.into_iter().zip(maps).map(finish).collect()
 }
 
 /// dL/dx = dy W.

@@ -190,6 +190,34 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(Tensor::packed(Panels::of(&w).unwrap()).nbytes(), 16 * 64 * 4, "whole panels");
 }
 
+/// Maps of one input as one piece of work, of every format, with and without a bias, of few rows and of more than these.
+#[test]
+fn maps_of_one_input_together_are_each_alone() {
+    let (wide, cols) = (70, 256);
+    let weights: Vec<Tensor> =
+        [wide, 33, 1].into_iter().flat_map(|rows| pairs(rows, cols)).map(|(_, _, packed)| packed).collect();
+    let biases: Vec<Option<Tensor>> =
+        weights.iter().enumerate().map(|(i, w)| (i % 2 == 1).then(|| random(&[w.dims()[0]], DType::F32, 5))).collect();
+    let maps: Vec<_> = weights.iter().zip(&biases).map(|(w, b)| (w, b.as_ref())).collect();
+    for rows in [1, 5, 16, 33] {
+        let x = random(&[1, rows, cols], DType::F32, rows as u64);
+        let alone: Vec<Tensor> = maps.iter().map(|(w, b)| linear::forward(&x, w, *b).unwrap()).collect();
+        same_bits_on_any_threads(|| {
+            let together = linear::forward_together(&x, &maps).unwrap();
+            assert_eq!(together.len(), maps.len());
+            for (together, alone) in together.iter().zip(&alone) {
+                assert_eq!(together.dims(), alone.dims());
+                assert_eq!(bits(together), bits(alone));
+            }
+            together
+        });
+    }
+    let x = random(&[2, cols], DType::F32, 1);
+    let narrow = Tensor::packed(Panels::of(&random(&[8, 32], DType::F32, 2)).unwrap());
+    assert!(linear::forward_together(&x, &[maps[0], (&narrow, None)]).is_err());
+    assert!(linear::forward_together(&x, &[]).unwrap().is_empty());
+}
+
 #[test]
 fn panels_are_the_weight() {
     for dtype in FLOATS {

@@ -84,9 +84,13 @@ unsafe fn rest<const PER_WORD: usize, const BF16: bool>(job: &Job, from: usize, 
 /// AVX-512 must be there; as [`transpose`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn avx512<const PER_WORD: usize, const BF16: bool>(job: &Job) {
+    if job.lines < 16 {
+        // SAFETY: the caller's promise.
+        return unsafe { avx2::<PER_WORD, BF16>(job) };
+    }
     let depth = 16 * PER_WORD;
-    let (lines, kc) = (job.lines / 16 * 16, job.kc / depth * depth);
-    for l in (0..lines).step_by(16) {
+    let kc = job.kc / depth * depth;
+    for l in blocks(job.lines, 16) {
         for p in (0..kc).step_by(depth) {
             // SAFETY: 16 whole lines of 64 bytes inside the part, and their places in the panel.
             unsafe {
@@ -107,7 +111,13 @@ unsafe fn avx512<const PER_WORD: usize, const BF16: bool>(job: &Job) {
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { rest::<PER_WORD, BF16>(job, lines, kc) }
+    unsafe { rest::<PER_WORD, BF16>(job, job.lines, kc) }
+}
+
+/// Where blocks of `size` lines begin, of which the last ends with the lines; none if there are fewer.
+fn blocks(lines: usize, size: usize) -> impl Iterator<Item = usize> {
+    let last = lines.checked_sub(size);
+    last.into_iter().flat_map(move |last| (0..last).step_by(size).chain([last]))
 }
 
 /// The two halves of each word, bf16 or f16, widened: the lower, which comes first in memory, and the upper.
@@ -222,8 +232,8 @@ pub(in crate::gemm) fn transpose_16(r: &mut [__m512i; 16]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
     let depth = 8 * PER_WORD;
-    let (lines, kc) = (job.lines / 8 * 8, job.kc / depth * depth);
-    for l in (0..lines).step_by(8) {
+    let kc = job.kc / depth * depth;
+    for l in blocks(job.lines, 8) {
         for p in (0..kc).step_by(depth) {
             // SAFETY: 8 whole lines of 32 bytes inside the part, and their places in the panel.
             unsafe {
@@ -244,7 +254,7 @@ unsafe fn avx2<const PER_WORD: usize, const BF16: bool>(job: &Job) {
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { rest::<PER_WORD, BF16>(job, lines, kc) }
+    unsafe { rest::<PER_WORD, BF16>(job, if job.lines < 8 { 0 } else { job.lines }, kc) }
 }
 
 /// 8 words of 8 lines, `stride` bytes apart, transposed: word i of each line in register i, in the order of the

@@ -66,16 +66,21 @@ fn every_output_is_one_chain() {
     for stored in all() {
         let (depth, unit) = stored.unit();
         let depths: &[usize] = if depth == 1 { &[1, 7, 16, 33, 77] } else { &[32, 96] };
-        for (rows, &kc) in (1..=17).flat_map(|rows| depths.iter().map(move |kc| (rows, kc))) {
+        for (rows, &kc) in (1..=17).chain([27, 31]).flat_map(|rows| depths.iter().map(move |kc| (rows, kc))) {
             for cols in [1usize, 16, 31, 4 * 16, 5 * 16 + 3] {
                 let (a_row, b_panel, c_row) = (kc + 1, (kc / depth + 2) * unit, cols + 8);
                 let a = normals(rows * a_row, 0);
                 let (b, values) = panels(stored, cols, kc, b_panel);
                 let old = normals(rows * c_row, 2_000_000);
+                let width = rows.next_multiple_of(WIDTH);
+                let at = |i: usize| if i % width < rows { a[i % width * a_row + i / width] } else { f32::NAN };
+                let packed: Vec<f32> = (0..kc * width).map(at).collect();
                 for (mode, portable) in [(Mode::Set, false), (Mode::Add, false), (Mode::Set, true)] {
                     let mut c = old.clone();
-                    let (a_at, b, c_at) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-                    let job = FewRows { rows, cols, kc, a: a_at, a_row, stored, b, b_panel, c: c_at, c_row, mode };
+                    let (b, c_at) = (b.as_ptr(), c.as_mut_ptr());
+                    let (a_at, row) =
+                        if packs(rows) && !portable { (packed.as_ptr(), width) } else { (a.as_ptr(), a_row) };
+                    let job = FewRows { rows, cols, kc, a: a_at, a_row: row, stored, b, b_panel, c: c_at, c_row, mode };
                     // SAFETY: every buffer holds what the job speaks of.
                     unsafe {
                         if portable {

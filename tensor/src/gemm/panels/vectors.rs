@@ -11,6 +11,8 @@ use crate::{Float, bf16, f16};
 pub(super) trait Vectors {
     /// [`WIDTH`] numbers in registers.
     type Line: Copy;
+    /// Bytes ahead that a line of a panel is asked for.
+    const AHEAD: usize = 1024;
     unsafe fn zero() -> Self::Line;
     unsafe fn f32s(at: *const f32) -> Self::Line;
     unsafe fn bf16s(at: *const bf16) -> Self::Line;
@@ -309,6 +311,8 @@ mod x86 {
 
     impl Vectors for Avx512 {
         type Line = __m512;
+        // With 16 rows a line lasts so long that the processor stops reading ahead by itself.
+        const AHEAD: usize = 4096;
 
         #[inline(always)]
         unsafe fn zero() -> Self::Line {
