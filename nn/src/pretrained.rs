@@ -38,7 +38,7 @@ impl TensorSource for GgufFile {
         }
         Ok(Some(match self.packed_hf(name)? {
             Some(packed) => packed,
-            None => self.tensor_hf(name)?,
+            None => self.tensor_hf_native(name)?,
         }))
     }
 

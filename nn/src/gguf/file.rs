@@ -141,6 +141,15 @@ impl GgufFile {
         self.tensor_hf_as(name, DType::F32)
     }
 
+    /// As [`GgufFile::tensor_hf`], in the dtype that the file has it in; blocks in f32.
+    ///
+    /// # Errors
+    /// As [`GgufFile::tensor_hf_as`].
+    pub fn tensor_hf_native(&self, name: &str) -> Result<Tensor> {
+        let kind = self.hf.get(name).map(|&(i, _)| self.infos[i].kind);
+        self.tensor_hf_as(name, kind.and_then(native).unwrap_or(DType::F32))
+    }
+
     /// As [`GgufFile::tensor_hf`], in f32, bf16 or f16: rounded once, from the f32. One stored in the
     /// dtype asked for lies over the mapped file.
     ///

@@ -8,7 +8,7 @@ use super::{Attention, OP, check_table, forward_segments};
 use crate::device::ops::attention::LONG;
 use crate::device::{self, ops::attention::Step};
 use crate::ops::rope;
-use crate::{DType, Device, Element, Error, Result, Tensor, dispatch};
+use crate::{DType, Device, Error, Result, Tensor, dispatch};
 
 /// Elements that a device copies by one launch.
 const MOST_AT_ONCE: usize = 1 << 31;
@@ -18,12 +18,13 @@ fn grown(need: usize) -> usize {
     need.next_power_of_two().max(64)
 }
 
-/// Keys and values of one sequence in every layer, in one piece of memory: (layers, 2, capacity, kv_heads, size).
+/// Keys and values of one sequence in every layer, in one piece of memory: (layers, 2, capacity, kv_heads, size) on a device;
+/// on the processor (layers, 2, kv_heads, capacity, size), so that what a head reads is one stream.
 ///
 /// A clone shares the memory until one of the two is written to.
 #[derive(Debug, Clone)]
 pub struct KeyValues {
-    /// (2 layers, capacity, kv_heads · width); none while there is no room.
+    /// (2 layers, capacity, kv_heads · width), or (2 layers · kv_heads, capacity, size); none while there is no room.
     data: Option<Tensor>,
     layers: usize,
     kv_heads: usize,
@@ -67,7 +68,11 @@ impl KeyValues {
                 }
                 return Ok(());
             }
-            _ => Tensor::zeros_on(self.device, [2 * self.layers, grown(need), self.kv_heads * self.width], self.dtype)?,
+            _ => {
+                let (apart, together) = if self.device.is_cpu() { (self.kv_heads, 1) } else { (1, self.kv_heads) };
+                let shape = [2 * self.layers * apart, grown(need), together * self.width];
+                Tensor::zeros_on(self.device, shape, self.dtype)?
+            }
         };
         let Some(old) = self.data.replace(grown) else { return Ok(()) };
         let data = self.data.as_mut().expect("just put there");
@@ -94,21 +99,25 @@ impl KeyValues {
         self.data.as_ref().expect("a pass makes room")
     }
 
-    /// Keys (`part` 0) or values (1) of a layer: (capacity, kv_heads, size). On the processor.
+    /// Keys (`part` 0) or values (1) of a layer: a view, (capacity, kv_heads, size). On the processor.
     fn part(&self, layer: usize, part: usize) -> Result<Tensor> {
-        self.data().narrow(0, 2 * layer + part, 1)?.reshape([self.capacity(), self.kv_heads, self.size])
+        self.data().narrow(0, (2 * layer + part) * self.kv_heads, self.kv_heads)?.transpose(0, 1)
     }
 
     /// Puts rows behind the first `at` of them. On the processor.
     fn put(&mut self, layer: usize, part: usize, at: usize, rows: &Tensor) -> Result<()> {
-        fn go<T: Element>(data: &mut Tensor, start: usize, rows: &Tensor) -> Result<()> {
-            let rows = rows.as_slice::<T>()?;
-            data.as_slice_mut::<T>()?[start..start + rows.len()].copy_from_slice(rows);
-            Ok(())
-        }
-        let start = ((2 * layer + part) * self.capacity() + at) * self.kv_heads * self.width;
+        let [heads, size, capacity] = [self.kv_heads, self.size, self.capacity()];
         let data = self.data.as_mut().expect("a pass makes room");
-        dispatch!(self.dtype, T => go::<T>(data, start, &rows.contiguous()?))
+        dispatch!(self.dtype, T => {
+            let (rows, data) = (rows.contiguous()?, data.as_slice_mut::<T>()?);
+            for (n, row) in rows.as_slice::<T>()?.chunks_exact(heads * size).enumerate() {
+                for (g, head) in row.chunks_exact(size).enumerate() {
+                    let to = (((2 * layer + part) * heads + g) * capacity + at + n) * size;
+                    data[to..to + size].copy_from_slice(head);
+                }
+            }
+            Ok(())
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Forward pass.
 
+use std::ops::Range;
+
 use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, gather, validate};
 use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
@@ -42,12 +44,12 @@ pub fn forward_branched(
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let (kd, vd) = (k.as_slice::<R>()?, v.as_slice::<R>()?);
-        let width = sizes.kv_heads * sizes.size;
+        let (width, strides) = (sizes.kv_heads * sizes.size, [sizes.kv_heads * sizes.size, sizes.size]);
         let segments: Vec<Segment<'_, R>> = table.cu_q.windows(2).enumerate().map(|(s, q)| {
             let keys = table.keys(s);
             let [k, v] = [kd, vd].map(|x| keys.clone().map(|rows| &x[rows.start * width..rows.end * width]));
             Segment { q0: q[0] as usize, queries: (q[1] - q[0]) as usize, stem: keys[0].len(),
-                keys: keys[0].len() + keys[1].len(), k, v }
+                keys: keys[0].len() + keys[1].len(), k, v, strides }
         }).collect();
         run::<R>(&q, &segments, sizes, options)
     })
@@ -56,7 +58,8 @@ pub fn forward_branched(
 /// Attention of a packed stream of queries over keys and values that lie apart, one pair a segment:
 /// for decoding on the processor, where each sequence has a cache of its own.
 ///
-/// `caches[s]` is (k, v, keys): tensors (capacity, kv_heads, size) of which the first `keys` rows count.
+/// `caches[s]` is (k, v, keys): tensors (capacity, kv_heads, size) of which the first `keys` rows count, both with the same
+/// strides, of which the last is 1.
 ///
 /// # Errors
 /// As [`forward`], and a cache shorter than its `keys`.
@@ -96,16 +99,18 @@ pub(super) fn forward_segments(
     device::cpu_only(OP, [q].into_iter().chain(caches.iter().flat_map(|c| [c.0, c.1])))?;
     let q = q.contiguous()?;
     dispatch_real!(OP, q.dtype(), R => {
-        let width = sizes.kv_heads * sizes.size;
         let mut segments = Vec::with_capacity(caches.len());
         for (s, (k, v, keys)) in caches.iter().enumerate() {
+            let strides = [k.strides()[0], k.strides()[1]];
+            debug_assert!(k.strides() == v.strides() && k.strides()[2] == 1);
             segments.push(Segment {
                 q0: cu_q[s] as usize,
                 queries: (cu_q[s + 1] - cu_q[s]) as usize,
                 stem: 0,
                 keys: *keys,
-                k: [&[], &k.as_slice::<R>()?[..keys * width]],
-                v: [&[], &v.as_slice::<R>()?[..keys * width]],
+                k: [&[], &k.elements::<R>()[k.offset()..]],
+                v: [&[], &v.elements::<R>()[v.offset()..]],
+                strides,
             });
         }
         run::<R>(&q, &segments, sizes, options)
@@ -113,7 +118,7 @@ pub(super) fn forward_segments(
 }
 
 /// One sequence: where its queries lie, and its keys and values, (keys, kv_heads, size), the first `stem` of them in
-/// one place and the others in another.
+/// one place and the others in another. Of both, keys and heads are `strides` apart.
 struct Segment<'a, R> {
     q0: usize,
     queries: usize,
@@ -121,20 +126,20 @@ struct Segment<'a, R> {
     keys: usize,
     k: [&'a [R]; 2],
     v: [&'a [R]; 2],
+    strides: [usize; 2],
 }
 
-/// Keys or values `tokens` of head `g`: where they lie, or copied together if that is two places.
+/// Keys or values `tokens` of head `g` of a segment: where they lie, or copied together if that is two places.
 fn tile<'t, R: Real>(
     parts: [&'t [R]; 2],
-    stem: usize,
-    tokens: std::ops::Range<usize>,
+    seg: &Segment<'_, R>,
+    tokens: Range<usize>,
     g: usize,
-    sizes: Sizes,
+    size: usize,
     buffer: &'t mut Vec<R>,
 ) -> Mat<'t, R> {
-    let Sizes { kv_heads, size, .. } = sizes;
-    let (n, stride) = (tokens.len(), kv_heads * size);
-    let lying = |part: &'t [R], first: usize| Mat::strided(&part[first * stride + g * size..], n, size, stride, 1);
+    let (n, stem, [key, head]) = (tokens.len(), seg.stem, seg.strides);
+    let lying = |part: &'t [R], first: usize| Mat::strided(&part[first * key + g * head..], n, size, key, 1);
     if tokens.start >= stem {
         return lying(parts[1], tokens.start - stem);
     }
@@ -142,8 +147,11 @@ fn tile<'t, R: Real>(
         return lying(parts[0], tokens.start);
     }
     buffer.clear();
-    gather(buffer, parts[0], tokens.start..stem, kv_heads, g, 1, size);
-    gather(buffer, parts[1], 0..tokens.end - stem, kv_heads, g, 1, size);
+    let mut copy = |part: &[R], tokens: Range<usize>| {
+        tokens.for_each(|t| buffer.extend_from_slice(&part[t * key + g * head..][..size]));
+    };
+    copy(parts[0], tokens.start..stem);
+    copy(parts[1], 0..tokens.end - stem);
     Mat::new(&*buffer, n, size)
 }
 
@@ -226,8 +234,8 @@ fn block<R: Real>(
     for j0 in (first / TILE * TILE..last).step_by(TILE) {
         // Keys that no query of the block sees are left out: they add 0 to sums whose order goes by place.
         let n = TILE.min(last - j0);
-        let k = tile(seg.k, seg.stem, j0..j0 + n, g, sizes, k_tile);
-        let v = tile(seg.v, seg.stem, j0..j0 + n, g, sizes, v_tile);
+        let k = tile(seg.k, seg, j0..j0 + n, g, size, k_tile);
+        let v = tile(seg.v, seg, j0..j0 + n, g, size, v_tile);
         let scores = &mut scores[..rows * n];
         gemm_serial(Mat::new(q, rows, size), k.t(), scores, Store::Set, gemm);
         for r in 0..rows {
