@@ -71,7 +71,24 @@ pub(super) struct Product<'a, 'u, R, B, V> {
     pub(super) store: Store,
 }
 
-impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
+/// Rows of A that all tasks of a product read, packed.
+#[derive(Default)]
+pub(super) struct PackedRows<R>(Vec<R>);
+
+impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
+    /// The same product, its rows of A packed here where each task would pack them for itself.
+    pub(super) fn packed_once<'s>(&'s self, packed: &'s mut PackedRows<R>) -> Product<'s, 'u, R, B, V> {
+        let Term { a, b } = self.base;
+        let takes = R::DTYPE == DType::F32 && self.m <= FEW_ROWS && packs(self.m) && a.cols > 0;
+        if !takes || !matches!(b.lines(&(0..self.n), &(0..a.cols.min(KC))), Lines::Panels(..)) {
+            return *self;
+        }
+        let width = self.m.next_multiple_of(WIDTH);
+        let [rows] = parts(&mut packed.0, [width * a.cols]);
+        pack_a(rows, width, &a, 0..self.m, &(0..a.cols));
+        Product { base: Term { a: Mat::strided(rows, self.m, a.cols, 1, width), b }, ..*self }
+    }
+
     /// Computes all of C on all threads.
     ///
     /// # Panics
@@ -86,10 +103,13 @@ impl<R: Real, B: Right<R>, V: Right<R>> Product<'_, '_, R, B, V> {
             let mut runs = Vec::new();
             self.runs(threads, &mut self.work(), |cols| runs.push(cols));
             let c = Disjoint::new(c);
-            return crate::team::for_each(runs.len(), |i| {
-                crate::scratch::with(|scratch| {
-                    // SAFETY: runs are disjoint and inside C, which holds m rows of n.
-                    unsafe { self.block(0..self.m, runs[i].clone(), c.ptr(), scratch) }
+            return crate::scratch::with(|packed: &mut PackedRows<R>| {
+                let product = self.packed_once(packed);
+                crate::team::for_each(runs.len(), |i| {
+                    crate::scratch::with(|scratch| {
+                        // SAFETY: runs are disjoint and inside C, which holds m rows of n.
+                        unsafe { product.block(0..product.m, runs[i].clone(), c.ptr(), scratch) }
+                    });
                 });
             });
         }
@@ -269,13 +289,16 @@ impl<R: Real> Block<R> {
         scratch: &mut Vec<R>,
     ) -> bool {
         let Term { a, b } = term;
-        if R::DTYPE != DType::F32 || self.rows.len() > FEW_ROWS || a.cs != 1 {
+        if R::DTYPE != DType::F32 || self.rows.len() > FEW_ROWS || (a.cs != 1 && !packs(self.rows.len())) {
             return false;
         }
         let Lines::Panels(b, b_panel, stored) = b.lines(&self.cols, depth) else { return false };
         let (rows, cols, kc) = (self.rows.len(), self.cols.len(), depth.len());
-        let (a, a_row) = if packs(rows) {
-            let width = rows.next_multiple_of(WIDTH);
+        let width = rows.next_multiple_of(WIDTH);
+        let are_packed = a.rs == 1 && a.cs == width && self.rows.start == 0 && a.data.len() >= width * a.cols;
+        let (a, a_row) = if packs(rows) && are_packed {
+            (a.data[depth.start * width..].as_ptr(), width)
+        } else if packs(rows) {
             let [packed] = parts(scratch, [width * kc]);
             pack_a(packed, width, a, self.rows.clone(), depth);
             (packed.as_ptr(), width)

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::driver::{FEW_ROWS, Product, Term};
+use super::driver::{FEW_ROWS, PackedRows, Product, Term};
 use super::{Mat, Right, Store};
 use crate::dtype::Real;
 
@@ -35,18 +35,26 @@ pub fn gemm_grouped<R: Real, B: Right<R>>(products: Vec<(Mat<'_, R>, B, &mut [R]
             tasks.extend((0..m).step_by(rows).map(|i| (g, i..m.min(i + rows), j..n.min(j + cols))));
         }
     }
-    crate::team::for_each(tasks.len(), |t| {
-        let (g, rows, cols) = tasks[t].clone();
-        let product = &products[g];
-        crate::scratch::with(|scratch| {
-            // SAFETY: the blocks of a product are disjoint and inside its C, which holds m rows of n; no two products
-            // share one.
-            unsafe { product.of.block(rows, cols, product.c, scratch) }
+    crate::scratch::with(|packed: &mut PackedRows<R>| {
+        // Maps of one input: its rows are packed once for all.
+        let of_one =
+            products.split_first().filter(|(first, others)| others.iter().all(|p| p.of.base.a.same(&first.of.base.a)));
+        let one = of_one.map(|(first, _)| first.of.packed_once(packed).base.a);
+        crate::team::for_each(tasks.len(), |t| {
+            let (g, rows, cols) = tasks[t].clone();
+            let Whole { mut of, c } = products[g];
+            of.base.a = one.unwrap_or(of.base.a);
+            crate::scratch::with(|scratch| {
+                // SAFETY: the blocks of a product are disjoint and inside its C, which holds m rows of n; no two products
+                // share one.
+                unsafe { of.block(rows, cols, c, scratch) }
+            });
         });
     });
 }
 
 /// A product, and where its C is.
+#[derive(Clone, Copy)]
 struct Whole<'a, R, B> {
     of: Product<'a, 'a, R, B, Mat<'a, R>>,
     c: *mut R,

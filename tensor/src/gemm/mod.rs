@@ -65,6 +65,12 @@ impl<'a, T: Float> Mat<'a, T> {
         Mat { data, rows, cols, rs, cs }
     }
 
+    /// Whether the other is the same view.
+    fn same(&self, other: &Self) -> bool {
+        let place = |m: &Self| (m.data.as_ptr(), m.rows, m.cols, m.rs, m.cs);
+        place(self) == place(other)
+    }
+
     /// The transposed view.
     pub fn t(self) -> Self {
         Mat { data: self.data, rows: self.cols, cols: self.rows, rs: self.cs, cs: self.rs }

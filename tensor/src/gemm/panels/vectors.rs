@@ -294,17 +294,20 @@ mod x86 {
     pub(in super::super) struct Avx512;
 
     impl Avx512 {
-        /// Two lines of bytes, in order.
+        /// Two lines of bytes, and [`ABOVE`], as [`Avx2::above`] makes them: words in quarters of a register, that are put
+        /// in order behind it.
         ///
         /// # Safety
         /// As [`Vectors`].
         #[inline(always)]
-        unsafe fn pair(at: *const u8) -> [__m128i; 2] {
+        unsafe fn above(at: *const u8) -> [__m512; 2] {
             // SAFETY: the caller's promise.
             unsafe {
-                let (a, b) = (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(WIDTH).cast()));
-                [_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b)]
-                    .map(|line| _mm_shuffle_epi32::<0b11_01_10_00>(line))
+                let words = _mm512_slli_epi16::<8>(_mm512_cvtepu8_epi16(_mm256_loadu_si256(at.cast())));
+                let high = _mm512_set1_epi16((32768f32.to_bits() >> 16) as i16);
+                let a = _mm512_castsi512_ps(_mm512_unpacklo_epi16(words, high));
+                let b = _mm512_castsi512_ps(_mm512_unpackhi_epi16(words, high));
+                [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)]
             }
         }
     }
@@ -344,9 +347,16 @@ mod x86 {
         #[inline(always)]
         unsafe fn bytes(at: *const u8) -> [Self::Line; 2] {
             // SAFETY: the caller's promise.
+            unsafe { Self::above(at).map(|line| _mm512_sub_ps(line, _mm512_set1_ps(ABOVE))) }
+        }
+
+        /// As that of [`Avx2`].
+        #[inline(always)]
+        unsafe fn bytes_times(at: *const u8, scale: Self::Line) -> [Self::Line; 2] {
+            // SAFETY: the caller's promise.
             unsafe {
-                let zero = _mm512_set1_epi32(128);
-                Self::pair(at).map(|line| _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(line), zero)))
+                let less = _mm512_mul_ps(scale, _mm512_set1_ps(-ABOVE));
+                Self::above(at).map(|line| _mm512_fmadd_ps(line, scale, less))
             }
         }
 
@@ -355,11 +365,13 @@ mod x86 {
             // SAFETY: the caller's promise.
             unsafe {
                 let table = _mm512_loadu_ps(table.values.as_ptr());
-                Self::pair(at).map(|line| {
-                    let line = if HIGH { _mm_srli_epi16::<4>(line) } else { line };
-                    let at = _mm512_cvtepu8_epi32(_mm_and_si128(line, _mm_set1_epi8(15)));
-                    _mm512_permutexvar_ps(at, table)
-                })
+                let bytes = _mm256_loadu_si256(at.cast());
+                let bytes = if HIGH { _mm256_srli_epi16::<4>(bytes) } else { bytes };
+                let places = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+                // The words of the first line, then those of the second.
+                let lines = _mm256_permutevar8x32_epi32(places, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                [_mm256_castsi256_si128(lines), _mm256_extracti128_si256::<1>(lines)]
+                    .map(|line| _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(line), table))
             }
         }
 
