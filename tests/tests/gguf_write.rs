@@ -82,20 +82,31 @@ fn every_family_reads_back_bit_for_bit() {
                     assert_eq!(got.to_bits(), want.to_bits(), "{name}, {quant:?}, {}", param.name());
                 }
             }
+            let again = Pretrained::open(&path).unwrap();
+            let as_f32 = again.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
+            let ids: Vec<Vec<u32>> = vec![(0..30u32).map(|i| (i * 7 + 3) % model.config.vocab_size as u32).collect()];
+            let logits = |m: &Model| {
+                let ctx = Ctx::inference();
+                let hidden = m.forward(&ctx, &Packed::new(&ids), false).unwrap();
+                m.logits(&ctx, hidden.value()).unwrap().to_vec::<f32>().unwrap()
+            };
             if quant == Quant::F32 && model.config.norm_offset == 0.0 {
-                let again = Pretrained::open(&path).unwrap();
-                let again = again.load(LoadOptions { dtype: Some(DType::F32), trainable: false }).unwrap();
-                let ids: Vec<Vec<u32>> =
-                    vec![(0..30u32).map(|i| (i * 7 + 3) % model.config.vocab_size as u32).collect()];
-                let logits = |m: &Model| {
-                    let ctx = Ctx::inference();
-                    let hidden = m.forward(&ctx, &Packed::new(&ids), false).unwrap();
-                    m.logits(&ctx, hidden.value()).unwrap().to_vec::<f32>().unwrap()
-                };
-                let (a, b) = (logits(&model), logits(&again));
+                let (a, b) = (logits(&model), logits(&as_f32));
                 // Settings are f32 in the file.
                 assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0)), "{name}");
             }
+            // Unless asked for another dtype, weights stay what the file has, and compute the same.
+            let as_it_is = again.load(LoadOptions::default()).unwrap();
+            let half = match quant {
+                Quant::F16 => DType::F16,
+                Quant::BF16 => DType::BF16,
+                _ => DType::F32,
+            };
+            for param in as_it_is.base_params().iter().filter(|param| param.name().ends_with("_proj.weight")) {
+                assert_eq!(param.value().dtype(), half, "{name}, {quant:?}: {}", param.name());
+            }
+            let bits = |m: &Model| logits(m).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert!(bits(&as_it_is) == bits(&as_f32), "{name}, {quant:?}");
         }
         seen += 1;
     }
