@@ -76,13 +76,19 @@ pub(super) struct Product<'a, 'u, R, B, V> {
 pub(super) struct PackedRows<R>(Vec<R>);
 
 impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
-    /// The same product, its rows of A packed here where each task would pack them for itself.
-    pub(super) fn packed_once<'s>(&'s self, packed: &'s mut PackedRows<R>) -> Product<'s, 'u, R, B, V> {
-        let Term { a, b } = self.base;
+    /// Whether each task would pack its rows of A for itself.
+    pub(super) fn packs_rows(&self) -> bool {
+        let Term { a, b } = &self.base;
         let takes = R::DTYPE == DType::F32 && self.m <= FEW_ROWS && packs(self.m) && a.cols > 0;
-        if !takes || !matches!(b.lines(&(0..self.n), &(0..a.cols.min(KC))), Lines::Panels(..)) {
+        takes && matches!(b.lines(&(0..self.n), &(0..a.cols.min(KC))), Lines::Panels(..))
+    }
+
+    /// The same product, its rows of A packed here if [each task would](Product::packs_rows).
+    pub(super) fn packed_once<'s>(&'s self, packed: &'s mut PackedRows<R>) -> Product<'s, 'u, R, B, V> {
+        if !self.packs_rows() {
             return *self;
         }
+        let Term { a, b } = self.base;
         let width = self.m.next_multiple_of(WIDTH);
         let [rows] = parts(&mut packed.0, [width * a.cols]);
         pack_a(rows, width, &a, 0..self.m, &(0..a.cols));

@@ -37,8 +37,9 @@ pub fn gemm_grouped<R: Real, B: Right<R>>(products: Vec<(Mat<'_, R>, B, &mut [R]
     }
     crate::scratch::with(|packed: &mut PackedRows<R>| {
         // Maps of one input: its rows are packed once for all.
-        let of_one =
-            products.split_first().filter(|(first, others)| others.iter().all(|p| p.of.base.a.same(&first.of.base.a)));
+        let of_one = products
+            .split_first()
+            .filter(|(first, others)| others.iter().all(|p| p.of.base.a.same(&first.of.base.a) && p.of.packs_rows()));
         let one = of_one.map(|(first, _)| first.of.packed_once(packed).base.a);
         crate::team::for_each(tasks.len(), |t| {
             let (g, rows, cols) = tasks[t].clone();

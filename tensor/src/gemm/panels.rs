@@ -20,7 +20,6 @@ pub use stored::{Stored, Table};
 use std::ops::Range;
 
 use super::kernel::Mode;
-#[cfg(target_arch = "x86_64")]
 use crate::simd::{Simd, level};
 use crate::{bf16, f16};
 use stored::{Bytes, Codes, Floats, Source, with_source};
@@ -61,10 +60,7 @@ pub(super) struct FewRows {
 /// Whether so many rows of A are to be packed: those of a depth side by side. Sixteen rows have more addresses than there
 /// are registers for, and one pass over a panel in place of two is what they gain.
 pub(super) fn packs(rows: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return rows > UNPACKED && level() == Simd::Avx512;
-    #[cfg(not(target_arch = "x86_64"))]
-    return rows == usize::MAX;
+    rows > UNPACKED && level() == Simd::Avx512
 }
 
 /// Most rows that a kernel reads where they are.

@@ -190,24 +190,27 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(Tensor::packed(Panels::of(&w).unwrap()).nbytes(), 16 * 64 * 4, "whole panels");
 }
 
-/// Maps of one input as one piece of work, of every format, with and without a bias, of few rows and of more than these.
+/// Maps of one input as one piece of work, of every format, with and without a bias, of few rows and of more than these, and
+/// deeper than one block of the sum: each row has the bits that it has alone.
 #[test]
 fn maps_of_one_input_together_are_each_alone() {
-    let (wide, cols) = (70, 256);
+    let (wide, cols) = (70, 1024);
     let weights: Vec<Tensor> =
         [wide, 33, 1].into_iter().flat_map(|rows| pairs(rows, cols)).map(|(_, _, packed)| packed).collect();
     let biases: Vec<Option<Tensor>> =
         weights.iter().enumerate().map(|(i, w)| (i % 2 == 1).then(|| random(&[w.dims()[0]], DType::F32, 5))).collect();
     let maps: Vec<_> = weights.iter().zip(&biases).map(|(w, b)| (w, b.as_ref())).collect();
-    for rows in [1, 5, 16, 33] {
+    for rows in [1, 5, 11, 16, 27, 33] {
         let x = random(&[1, rows, cols], DType::F32, rows as u64);
-        let alone: Vec<Tensor> = maps.iter().map(|(w, b)| linear::forward(&x, w, *b).unwrap()).collect();
+        let row = |r: usize, w: &Tensor, b| bits(&linear::forward(&x.narrow(1, r, 1).unwrap(), w, b).unwrap());
+        let alone = maps.iter().map(|&(w, b)| (0..rows).flat_map(|r| row(r, w, b)).collect::<Vec<u32>>());
+        let alone: Vec<_> = alone.collect();
         same_bits_on_any_threads(|| {
             let together = linear::forward_together(&x, &maps).unwrap();
             assert_eq!(together.len(), maps.len());
-            for (together, alone) in together.iter().zip(&alone) {
-                assert_eq!(together.dims(), alone.dims());
-                assert_eq!(bits(together), bits(alone));
+            for ((together, alone), (w, _)) in together.iter().zip(&alone).zip(&maps) {
+                assert_eq!(together.dims(), [1, rows, w.dims()[0]]);
+                assert!(bits(together) == *alone, "{rows} rows by {w:?}");
             }
             together
         });
