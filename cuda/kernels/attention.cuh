@@ -82,14 +82,16 @@ __device__ __forceinline__ Span visible(const Segment& s, const Options& o, u32 
 struct Piece {
     u32 head, segment, number;
 };
-__device__ __forceinline__ Piece piece_of(const Options& o, u32 number) {
-    const u32 sections = o.kv_heads / gridDim.x;
+__device__ __forceinline__ Piece piece_of(u32 kv_heads, u32 number) {
+    const u32 sections = kv_heads / gridDim.x;
     return {blockIdx.z % sections * gridDim.x + blockIdx.x, blockIdx.z / sections, number};
 }
 // The last rows see the most keys.
-__device__ __forceinline__ Piece piece_of_rows(const Options& o) { return piece_of(o, gridDim.y - 1 - blockIdx.y); }
+__device__ __forceinline__ Piece piece_of_rows(const Options& o) {
+    return piece_of(o.kv_heads, gridDim.y - 1 - blockIdx.y);
+}
 // The first keys are seen by the most rows.
-__device__ __forceinline__ Piece piece_of_keys(const Options& o) { return piece_of(o, blockIdx.y); }
+__device__ __forceinline__ Piece piece_of_keys(u32 kv_heads) { return piece_of(kv_heads, blockIdx.y); }
 
 const f32 LOG2_E = 1.4426950408889634f;
 

@@ -224,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(128 * PARTS) attention_dkv(
     extern __shared__ __align__(128) u8 memory[];
     const u32 bytes = TILE * D * 2, part = QB * D * 2;
     const u32 tk = shared_address(memory), tv = tk + bytes, tq = tv + bytes, to = tq + 2 * part;
-    const Piece piece = piece_of_keys(o);
+    const Piece piece = piece_of_keys(o.kv_heads);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const Rows all = {s, o.heads / o.kv_heads, piece.head, o.heads};
     const u32 tile = piece.number, rows = all.count();

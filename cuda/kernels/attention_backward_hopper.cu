@@ -13,16 +13,20 @@
 // Order: dQ in tiles of 64 keys counted from the segment's first; dK and dV over the heads that share the key, one after
 // another, of each in blocks of 64 queries counted from the segment's first; each sum in steps of 16 (wgmma) onto one
 // accumulator in f32. So a row's bits depend on its segment alone. P and dS / scale are rounded to T before they multiply.
-// Contract: written (=). Bound by arithmetic: 14 D a pair of query and key.
+// Contract: written (=). Bound by arithmetic: 14 D a pair of query and key, or 8 D with STORED.
+//
+// With STORED the kernel of dK and dV also stores dS, of which attention_scores_hopper.cu makes dQ by one product instead of
+// three.
 //
 // Macros: T (bf16 or f16), D (64 or 128), CAP (whether there is a soft-cap), GROUPS (of four warps that multiply, each 64
-// rows or keys).
+// rows or keys), STORED (of a head of 128: dS is stored).
 // Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithm 2, split in two; Shah et al., FlashAttention-3,
 // arXiv:2407.08608, for the producer.
 #include "backward_hopper.cuh"
 
 const u32 STAGES = 3;
 
+#ifndef STORED
 // dQ, 64 GROUPS rows a block, a row being a query and a head of the group that shares keys.
 // Shared memory: STAGES tiles of k and of v, and 8 (2 STAGES + 1) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_dq_hopper(
@@ -154,18 +158,29 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
             store_sums(dq + places[e] * D, sums, e, by.end);
 }
 
+#endif
+
 // dK and dV: everything transposed, so that a lane owns two keys.
 // 64 GROUPS keys a block. Shared memory: GROUPS tiles of k and of v, STAGES tiles of q
 // and of dout, 512 bytes for each stage (LOG2_E lse and delta of its queries), and 8 (2 STAGES + 2) bytes.
 extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_dkv_hopper(
     T* dk, T* dv, const f32* lse, const f32* delta, const __grid_constant__ TensorMap map_q,
     const __grid_constant__ TensorMap map_dout, const __grid_constant__ TensorMap map_k,
-    const __grid_constant__ TensorMap map_v, const u32* cu_q, const u32* k_start, const u32* k_len, Options o) {
+    const __grid_constant__ TensorMap map_v, const u32* cu_q, const u32* k_start, const u32* k_len,
+#ifdef STORED
+    T* scores, Stored stored,
+#endif
+    Options o) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory), ring = shared + 2 * GROUPS * TILE_BYTES;
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
-    const Piece piece = piece_of_keys(o);
+#ifdef STORED
+    Piece piece = piece_of_keys(stored.kv_heads);
+    piece.head += stored.first;
+#else
+    const Piece piece = piece_of_keys(o.kv_heads);
+#endif
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const u32 share = o.heads / o.kv_heads, g = piece.head, key0 = piece.number * TILE * GROUPS;
     if (key0 >= s.keys) return;
@@ -279,6 +294,24 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
 #pragma unroll
             for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sk, fs[j], factor<true>(tq, j), T());
             products_commit();
+#ifdef STORED
+            // While that is multiplied. Behind the segment's last key dS is anything, here 0.
+            const Span seen = seen_tiles(s, o, block);
+            if (seen.has(own0 / TILE)) {
+                const u64 tile = stored_tiles(stored, s, piece.segment, block, g * share + h, o) + own0 / TILE - seen.first;
+                const u32 row = warp * 16 + lane / 4;
+                T* const to_tile = scores + tile * (TILE * TILE) + row * TILE + lane % 4 * 8;
+#pragma unroll
+                for (u32 e = 0; e < 2; ++e) {
+                    const u32 all = own0 + row + 8 * e < s.keys ? 0xffffffff : 0;
+#pragma unroll
+                    for (u32 half = 0; half < 2; ++half)
+                        store_scores(
+                            to_tile + 8 * e * TILE + 32 * half, fs[2 * half][e] & all, fs[2 * half][2 + e] & all,
+                            fs[2 * half + 1][e] & all, fs[2 * half + 1][2 + e] & all);
+                }
+            }
+#endif
             products_wait<1>();  // dV: its left factor's registers are wanted
         }
     products_wait<0>();

@@ -241,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_dkv_wide_ho
     const u32 tk = shared_address(memory), tv = tk + TILE_BYTES, ring = tv + TILE_BYTES;
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
-    const Piece piece = piece_of_keys(o);
+    const Piece piece = piece_of_keys(o.kv_heads);
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const u32 share = o.heads / o.kv_heads, g = piece.head, key0 = piece.number * TILE;
     if (key0 >= s.keys) return;

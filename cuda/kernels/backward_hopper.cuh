@@ -94,3 +94,37 @@ __device__ __forceinline__ void hide_queries(f32 (&p)[TILE / 8][4], u32 key0, u3
             if (key > at || (o.window && key + o.window <= at)) p[j][e] = 0.0f;
         }
 }
+
+// dS between the kernel that makes it and the one that makes dQ of it: tiles of 64 keys and 64 queries, as T, of `kv_heads`
+// heads of keys from `first` on with those that share them. Each head has `tiles` of them; places[q_start / 64 + segment + b]
+// says where those of block b of a segment's queries begin (segments are no longer than their blocks, so none share a place),
+// one for each tile of keys that some query of the block sees.
+//
+// A tile is stored [key][query], as the lanes that make it have it, 16 bytes each: chunk c of a key's row is queries
+// 32 (c / 4) + 2 (c % 4) + {0, 1, 8, 9, 16, 17, 24, 25}. dQ's rows are then in that order, and are put right when they are
+// stored.
+struct Stored {
+    const u32* places;
+    u32 tiles, first, kv_heads;
+};
+
+// The query that element `at` of a key's row belongs to.
+__device__ __forceinline__ u32 stored_query(u32 at) { return at / 32 * 32 + at / 8 % 4 * 2 + at % 8 / 2 * 8 + at % 2; }
+
+// Tiles of keys that some query of block `block` sees.
+__device__ __forceinline__ Span seen_tiles(const Segment& s, const Options& o, u32 block) {
+    const u32 query = block * TILE, last = min(query + TILE, s.queries);
+    if (query >= last) return {0, 0};
+    return {visible(s, o, query).first / TILE, (visible(s, o, last - 1).last + TILE - 1) / TILE};
+}
+
+// The first tile of a head's block of queries.
+__device__ __forceinline__ u64 stored_tiles(const Stored& in, const Segment& s, u32 segment, u32 block, u32 h, const Options& o) {
+    const u32 head = h - in.first * (o.heads / o.kv_heads);
+    return (u64)head * in.tiles + in.places[s.q_start / TILE + segment + block];
+}
+
+// 8 elements. In PTX, as the compiler makes four stores of some.
+__device__ __forceinline__ void store_scores(T* to, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}

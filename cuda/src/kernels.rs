@@ -353,6 +353,15 @@ kernels! {
         &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "2"), ("STORED", "1")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1"), ("STORED", "1")],
+        &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2"), ("STORED", "1")],
+    ], only Arch::specific(9, 0);
+    ATTENTION_SCORES_HOPPER = "attention_scores_hopper", &[
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "4")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1")],
+        &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "4")],
     ], only Arch::specific(9, 0);
     // With a soft-cap of all that dK's group holds one word more than there are registers, which is stored once.
     ATTENTION_BACKWARD_WIDE_HOPPER = "attention_backward_wide_hopper", &[

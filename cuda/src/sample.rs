@@ -274,6 +274,7 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             attention::forward_cached(queue, out.slice_mut(T), lse.slice_mut(F32), q, (&caches, 0), &of, &KIND)?;
         }
         "attention_backward" | "attention_backward_hopper" => attention(queue, true)?,
+        "attention_scores_hopper" => attention_of(queue, &STORED, true)?,
         "attention_backward_wide_hopper" => attention_of(queue, &WIDE, true)?,
         "lm_head" => head(queue)?,
         "lm_head_divergence" => divergence(queue)?,
@@ -299,6 +300,9 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
 
 const KIND: Attention =
     Attention { heads: 4, kv_heads: 2, size: 64, scale: 0.125, causal: true, window: None, softcap: None };
+
+/// Half as many of twice the size.
+const STORED: Attention = Attention { heads: 2, kv_heads: 1, size: 128, scale: 0.0884, ..KIND };
 
 /// A quarter as many of four times the size; two share their keys.
 const WIDE: Attention = Attention { heads: 2, kv_heads: 1, size: 256, scale: 0.0625, ..KIND };

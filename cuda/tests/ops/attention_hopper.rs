@@ -127,3 +127,107 @@ fn a_missing_fence_is_seen() {
         assert!(seen.contains("without a fence.proxy.async between") && seen.contains("st.shared"), "{seen}");
     }
 }
+
+/// dq, dk, dv, with so many bytes for dS.
+fn backward(device: &Device, t: DType, a: &Attention, lengths: &[(usize, usize)], most: u64) -> [Vec<f64>; 3] {
+    let queue = device.queue();
+    let (cu_q, cu_k) = (cumulative(lengths.iter().map(|l| l.0)), cumulative(lengths.iter().map(|l| l.1)));
+    let (queries, keys) = (cu_q[lengths.len()] as usize, cu_k[lengths.len()] as usize);
+    let (nq, nk) = (queries * a.heads * a.size, keys * a.kv_heads * a.size);
+    let of = Segments::packed(queue, &cu_q, &cu_k).unwrap();
+    let [q, dout] = [1, 4].map(|seed| put(queue, &random(nq, t, seed), t));
+    let [k, v] = [2, 3].map(|seed| put(queue, &random(nk, t, seed), t));
+    let (mut out, mut lse) = (room(queue, nq, t), room(queue, queries * a.heads, DType::F32));
+    let (to, sums) = (out.slice_mut(t), lse.slice_mut(DType::F32));
+    attention::forward(queue, to, sums, q.slice(t), k.slice(t), v.slice(t), &of, a).unwrap();
+    let [mut dq, mut dk, mut dv] = [nq, nk, nk].map(|n| room(queue, n, t));
+    let grads = [dq.slice_mut(t), dk.slice_mut(t), dv.slice_mut(t)];
+    let qkv = [q.slice(t), k.slice(t), v.slice(t)];
+    let lse = lse.slice(DType::F32);
+    attention::backward_within(queue, grads, dout.slice(t), qkv, out.slice(t), lse, &of, a, most).unwrap();
+    [&dq, &dk, &dv].map(|grad| get(grad, t))
+}
+
+/// The gradient of scores stored, for all heads of keys or one after another, or made again: the same bits.
+#[test]
+fn stored_scores_give_the_bits_of_those_made_again() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let base = causal(2, 1, 128);
+    for (t, a, lengths) in [
+        // One group, two and four; more tiles than stages; rests; segments without queries or keys.
+        (DType::BF16, base, &[(64, 64), (5, 128), (0, 3), (1, 1)][..]),
+        (DType::BF16, causal(4, 2, 128), &[(70, 200), (0, 0), (128, 128)]),
+        (DType::BF16, causal(3, 3, 128), &[(330, 390), (200, 200), (7, 7)]),
+        (DType::F16, Attention { window: Some(70), softcap: Some(2.0), ..base }, &[(300, 420), (3, 3)]),
+        (DType::BF16, Attention { window: Some(1), ..base }, &[(150, 150)]),
+        (DType::F16, Attention { causal: false, ..causal(2, 2, 128) }, &[(40, 66), (5, 0), (270, 130)]),
+    ] {
+        let [again, whole] = [0, 1 << 24].map(|most| backward(&device, t, &a, lengths, most));
+        let what = format!("{t} {a:?} {lengths:?}");
+        assert!(again.iter().flatten().all(|x| x.is_finite()) && again[0].iter().any(|&x| x != 0.0), "{what}");
+        assert_eq!(again, whole, "{what}");
+        let tiles: usize = lengths.iter().map(|l| l.0.div_ceil(64) * l.1.div_ceil(64)).sum();
+        let of_head = (tiles * 64 * 64 * 2 * a.heads / a.kv_heads) as u64;
+        assert_eq!(again, backward(&device, t, &a, lengths, of_head), "{what}, one head of keys at a time");
+    }
+}
+
+/// dS behind a segment's last key is made of another segment's.
+#[test]
+fn keys_behind_the_end_are_no_part_of_stored_scores() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let a = Attention { causal: false, ..causal(1, 1, 128) };
+    let queue = device.queue();
+    let (t, n) = (DType::BF16, 40 * 128);
+    let of = Segments::packed(queue, &[0, 30, 40], &[0, 30, 40]).unwrap();
+    let gradient = |last: f64| {
+        let keys = |seed| {
+            let mut all = random(n, t, seed);
+            all[30 * 128..].fill(last);
+            put(queue, &all, t)
+        };
+        let (q, k, v, dout) = (put(queue, &random(n, t, 1), t), keys(2), keys(3), put(queue, &random(n, t, 4), t));
+        let (mut out, mut lse) = (room(queue, n, t), room(queue, 40, DType::F32));
+        let (to, sums) = (out.slice_mut(t), lse.slice_mut(DType::F32));
+        attention::forward(queue, to, sums, q.slice(t), k.slice(t), v.slice(t), &of, &a).unwrap();
+        let [mut dq, mut dk, mut dv] = [n; 3].map(|n| room(queue, n, t));
+        let grads = [dq.slice_mut(t), dk.slice_mut(t), dv.slice_mut(t)];
+        let (qkv, lse) = ([q.slice(t), k.slice(t), v.slice(t)], lse.slice(DType::F32));
+        attention::backward(queue, grads, dout.slice(t), qkv, out.slice(t), lse, &of, &a).unwrap();
+        get(&dq, t)[..30 * 128].to_vec()
+    };
+    let want = gradient(0.5);
+    assert!(want.iter().all(|x| x.is_finite()));
+    assert_eq!(want, gradient(f64::NAN));
+}
+
+/// What is foreseen of dS is what is taken.
+#[test]
+fn the_memory_of_stored_scores_is_foreseen() {
+    let Some(device) = device_of((9, 0)) else { return };
+    let (queue, t) = (device.queue(), DType::BF16);
+    for (a, lengths) in [
+        (causal(4, 2, 128), &[330, 70][..]),
+        (Attention { window: Some(100), ..causal(4, 2, 128) }, &[500]),
+        (causal(4, 2, 64), &[70]),
+    ] {
+        let cu = cumulative(lengths.iter().copied());
+        let tokens = cu[lengths.len()] as usize;
+        let (nq, nk) = (tokens * a.heads * a.size, tokens * a.kv_heads * a.size);
+        let of = Segments::packed(queue, &cu, &cu).unwrap();
+        let [q, k, v] = [nq, nk, nk].map(|n| put(queue, &vec![0.0; n], t));
+        let lse = put(queue, &vec![0.0; tokens * a.heads], DType::F32);
+        let [mut dq, mut dk, mut dv] = [nq, nk, nk].map(|n| room(queue, n, t));
+        let grads = [dq.slice_mut(t), dk.slice_mut(t), dv.slice_mut(t)];
+        device.pool().reset_peak();
+        let before = device.pool().usage().in_use;
+        let qkv = [q.slice(t), k.slice(t), v.slice(t)];
+        attention::backward(queue, grads, q.slice(t), qkv, q.slice(t), lse.slice(DType::F32), &of, &a).unwrap();
+        let taken = device.pool().usage().peak - before;
+        let foreseen = attention::stored_bytes(queue, t, lengths, &a);
+        // Beside it delta, and the table of places.
+        let other = (tokens * a.heads * 4) as u64;
+        assert!((foreseen + other..=foreseen + other + 2048).contains(&taken), "{taken} for {foreseen} and {other}");
+        assert_eq!(foreseen > 0, a.size == 128);
+    }
+}

@@ -59,6 +59,7 @@ fn activations_of_a_large_micro_batch_are_foreseen_from_small_ones() {
             let work = Work {
                 tokens: 3000,
                 mean_length: 3000.0 / step.micro_batches[0].segments() as f64,
+                longest: 3000,
                 supervised_share: step.supervised as f64 / 3000.0,
             };
             let predicted = plan::measure(&model, &optim, &work, plan::MEMORY_TOKENS).unwrap().bytes(3000);

@@ -43,7 +43,7 @@ impl Inputs {
         let worst = self.worst(optim);
         let (mean_length, supervised_share) = (self.lengths.mean, self.report.supervised_share);
         let tokens = self.pass(worst, optim.pass());
-        let work = Work { tokens, mean_length, supervised_share };
+        let work = Work { tokens, mean_length, longest: self.lengths.max as u64, supervised_share };
         let measured = plan::measure(model, optim, &work, trial);
         let costs = measured.map_err(|e| e.advised(|| plan::room_for_step(optim)))?;
         // Now that its code, its threads' buffers and its heap have been in use; what tensors left is not the

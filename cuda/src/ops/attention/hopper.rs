@@ -1,22 +1,30 @@
-//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu`, `attention_backward_hopper.cu` and, for heads of 256,
-//! `attention_wide_hopper.cu` and `attention_backward_wide_hopper.cu`.
+//! Attention on Hopper; see `cuda/kernels/attention_hopper.cu`, `attention_backward_hopper.cu`, `attention_scores_hopper.cu`
+//! and, for heads of 256, `attention_wide_hopper.cu` and `attention_backward_wide_hopper.cu`.
 
+use super::stored::Stored;
 use super::{Attention, Caches, Segments, TILE, long};
 use crate::cache::Defines;
 use crate::driver::{Arg, Fill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::kernels::{
-    ATTENTION_BACKWARD_HOPPER, ATTENTION_BACKWARD_WIDE_HOPPER, ATTENTION_HOPPER, ATTENTION_WIDE_HOPPER,
+    ATTENTION_BACKWARD_HOPPER, ATTENTION_BACKWARD_WIDE_HOPPER, ATTENTION_HOPPER, ATTENTION_SCORES_HOPPER,
+    ATTENTION_WIDE_HOPPER,
 };
 use crate::memory::{Slice, SliceMut};
 use crate::nvrtc::Arch;
 use crate::ops::with;
-use crate::{DType, Queue, Result};
+use crate::{DType, Queue, Result, Shape};
 
 /// Tiles in the ring, as in the kernel.
 const STAGES: usize = 3;
 
 /// The same of heads of 256, backward.
 const WIDE_STAGES: usize = 2;
+
+/// The same of the kernel that makes dQ of a stored dS.
+const SCORES_STAGES: usize = 4;
+
+/// Of 64 x 64 halves.
+const BOX_BYTES: usize = TILE * TILE * 2;
 
 /// Tiles in the ring of heads of 256, forward.
 const WIDE_SLOTS: usize = 6;
@@ -124,6 +132,7 @@ pub(super) fn backward(
     [lse, delta]: [Slice<'_>; 2],
     of: &Segments,
     attention: &Attention,
+    most: u64,
 ) -> Result<()> {
     let options = attention.bytes(0)?;
     let [cu_q, k_start, k_len, _] = of.args();
@@ -148,17 +157,43 @@ pub(super) fn backward(
         let room = room + 512 * WIDE_STAGES + 16;
         return launch("attention_dkv_wide_hopper", [pieces, of.max_queries()], 384, room, &of_dkv);
     }
-    let launch = |name, [pieces, hot]: [usize; 2], groups: usize, room: usize, args: &[Arg<'_>]| {
-        let shape = attention.grid(of, pieces, hot, 128 * (groups as u32 + 1)).shared(room);
-        queue.launch(&ATTENTION_BACKWARD_HOPPER, name, &with(defines.clone(), "GROUPS", groups), shape, args)
+    let launch = |kernel, name, defines, groups: usize, shape: Shape, args: &[Arg<'_>]| {
+        queue.launch(kernel, name, &with(defines, "GROUPS", groups), shape, args)
+    };
+    let threads = |groups: usize| 128 * (groups as u32 + 1);
+    let kernel = &ATTENTION_BACKWARD_HOPPER;
+    let of_keys = if of.max_keys() <= TILE { 1 } else { 2 };
+    let room = 2 * (of_keys + STAGES) * tile + STAGES * (512 + 16) + 16;
+    // Of so many heads of keys.
+    let dkv = |heads, defines, args: &[Arg<'_>]| {
+        let pieces = of.max_keys().div_ceil(TILE * of_keys);
+        let part = Attention { heads: heads * attention.group(), kv_heads: heads, ..*attention };
+        let shape = part.grid(of, pieces, of.max_queries(), threads(of_keys)).shared(room);
+        launch(kernel, "attention_dkv_hopper", defines, of_keys, shape, args)
     };
 
-    let groups = if rows <= 64 { 1 } else { 2 };
-    let pieces = rows.div_ceil(64 * groups);
-    launch("attention_dq_hopper", [pieces, of.max_keys()], groups, 2 * STAGES * tile + 16 * STAGES + 8, &of_dq)?;
+    if let Some(stored) = Stored::new(queue, q.dtype(), of, attention, most)? {
+        let map_scores = stored.map(queue, q.dtype())?;
+        for first in (0..attention.kv_heads).step_by(stored.heads) {
+            let heads = stored.heads.min(attention.kv_heads - first);
+            let of_part = stored.bytes(first, heads);
+            let [of_part, options] = [Arg::Bytes(&of_part), Arg::Bytes(&options)];
+            let mut args = of_dkv.clone();
+            args.splice(args.len() - 1.., [stored.scores.slice(q.dtype()).arg(), of_part, options]);
+            dkv(heads, with(defines.clone(), "STORED", 1), &args)?;
 
-    let groups = if of.max_keys() <= TILE { 1 } else { 2 };
-    let room = 2 * (groups + STAGES) * tile + STAGES * (512 + 16) + 16;
-    let pieces = of.max_keys().div_ceil(TILE * groups);
-    launch("attention_dkv_hopper", [pieces, of.max_queries()], groups, room, &of_dkv)
+            let groups = if of.max_queries() <= 2 * TILE { of.max_queries().div_ceil(TILE) } else { 4 };
+            let room = SCORES_STAGES * (tile + groups * BOX_BYTES + 16) + 8;
+            let args = [dq.arg(), Arg::Bytes(&map_scores), map_k, cu_q, k_start, k_len, of_part, options];
+            let grid = [heads * attention.group(), of.max_queries().div_ceil(TILE * groups), of.len()];
+            let shape = Shape::grid(grid, threads(groups)).shared(room);
+            launch(&ATTENTION_SCORES_HOPPER, "attention_dq_scores_hopper", defines.clone(), groups, shape, &args)?;
+        }
+        return Ok(());
+    }
+    let groups = if rows <= 64 { 1 } else { 2 };
+    let shape = attention.grid(of, rows.div_ceil(64 * groups), of.max_keys(), threads(groups));
+    let shape = shape.shared(2 * STAGES * tile + 16 * STAGES + 8);
+    launch(kernel, "attention_dq_hopper", defines.clone(), groups, shape, &of_dq)?;
+    dkv(attention.kv_heads, defines, &of_dkv)
 }

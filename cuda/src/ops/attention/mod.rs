@@ -10,11 +10,13 @@ mod caches;
 mod hopper;
 mod long;
 mod segments;
+mod stored;
 
-pub use backward::backward;
+pub use backward::{backward, backward_within};
 pub use caches::{CacheSizes, Caches};
 pub use long::LONG;
 pub use segments::Segments;
+pub use stored::stored_bytes;
 
 use super::{NULL, types, with};
 use crate::cache::Defines;

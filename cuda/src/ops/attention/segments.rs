@@ -1,6 +1,6 @@
 //! Which keys belong to which queries.
 
-use super::{Attention, OP, TILE};
+use super::{Attention, OP, TILE, stored};
 use crate::driver::{Arg, DevicePtr};
 use crate::memory::DeviceBuffer;
 use crate::ops::NULL;
@@ -20,19 +20,20 @@ enum Keys {
 /// The segment table of a batch, on the device, with the sizes that the host needs for a launch.
 #[derive(Debug)]
 pub struct Segments {
-    len: usize,
-    queries: usize,
+    pub(super) len: usize,
+    pub(super) queries: usize,
     key_rows: usize,
     /// Of each segment.
-    queries_of: Vec<usize>,
+    pub(super) queries_of: Vec<usize>,
     max_queries: usize,
-    keys_of: Vec<u32>,
+    pub(super) keys_of: Vec<u32>,
     /// A segment with more queries than keys, of which causal attention cannot say where the queries stand.
     overfull: Option<usize>,
     max_pages: usize,
     /// k_len (len), cu_q (len + 1), and of streams and of new keys cu_k (len + 1).
     table: DeviceBuffer,
     keys: Keys,
+    pub(super) stored: stored::Known,
 }
 
 impl Segments {
@@ -100,6 +101,7 @@ impl Segments {
             max_pages: 0,
             table: queue.upload("a segment table", &[k_len, cu_q, cu_k].concat())?,
             keys,
+            stored: stored::Known::default(),
         })
     }
 

@@ -9,10 +9,12 @@ use std::sync::Arc;
 pub(crate) use planish_cuda::ops::attention::LONG;
 use planish_cuda::ops::{attention as kernel, rope};
 
+use super::super::context;
+use super::super::memory::type_of;
 use super::On;
 use super::linear::filled;
 use crate::ops::attention::{Attention, Sizes};
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 const OP: &str = "attention";
 
@@ -72,6 +74,27 @@ pub(crate) fn forward(
         kernel::forward(on.queue(), to, to_lse, q.cells()?, k.cells()?, v.cells()?, &segments, &kind(taken, of))?;
     }
     Ok((cut(out, sizes)?, lse))
+}
+
+/// Bytes that the backward pass takes on a device beside its arguments and results, of segments of these lengths, where there is
+/// room for them.
+///
+/// # Errors
+/// A number of heads that is no multiple of that of keys; a device that cannot be opened.
+pub fn scratch_bytes(
+    device: Device,
+    dtype: DType,
+    lengths: &[usize],
+    [heads, kv_heads, size]: [usize; 3],
+    of: &Attention,
+) -> Result<u64> {
+    if device.is_cpu() {
+        return Ok(0);
+    }
+    let on = context::get(device)?;
+    let taken = as_taken(Sizes::new(heads, kv_heads, size)?, dtype);
+    let bytes = kernel::stored_bytes(on.queue(), type_of(OP, dtype)?, lengths, &kind(taken, of));
+    Ok(device.taken(bytes))
 }
 
 /// What a head takes in a cache: what the kernels take, so that nothing is to be filled up at each step.

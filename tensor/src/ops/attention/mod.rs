@@ -30,6 +30,7 @@ mod backward;
 mod cached;
 mod forward;
 
+pub use crate::device::ops::attention::scratch_bytes;
 pub use backward::{backward, backward_branched};
 pub use cached::{CachedPass, KeyValues, Standing};
 use forward::forward_segments;
