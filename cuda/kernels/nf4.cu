@@ -45,7 +45,7 @@ extern "C" __global__ void nf4_naive(
 // The codes are in shared memory: lanes that look up different values of constant memory wait for each other.
 const int PACKS = 4;
 
-extern "C" __global__ void nf4(
+__device__ __forceinline__ void decode(
     T* y, const u8* packed, const u8* codes, const f32* fine, const f32* coarse, f32 offset, u64 n, u32 block, u32 block2,
     u32 shift, u32 shift2) {
     __shared__ f32 code[16], near[NESTED ? 256 : 1];
@@ -87,4 +87,23 @@ extern "C" __global__ void nf4(
             y[i] = narrow<T>(code[i % 2 == 0 ? byte >> 4 : byte & 15] * scale);
         }
     }
+}
+
+extern "C" __global__ void nf4(
+    T* y, const u8* packed, const u8* codes, const f32* fine, const f32* coarse, f32 offset, u64 n, u32 block, u32 block2,
+    u32 shift, u32 shift2) {
+    decode(y, packed, codes, fine, coarse, offset, n, block, block2, shift, shift2);
+}
+
+// One of many weights of n elements each: of blockIdx.y, whose numbers come after those of the weights before.
+struct Weight {
+    const u8 *packed, *codes;
+    const f32 *fine, *coarse;
+    f32 offset;
+    u32 unused;
+};
+
+extern "C" __global__ void nf4_each(T* y, const Weight* weights, u64 n, u32 block, u32 block2, u32 shift, u32 shift2) {
+    const Weight w = weights[blockIdx.y];
+    decode(y + blockIdx.y * n, w.packed, w.codes, w.fine, w.coarse, w.offset, n, block, block2, shift, shift2);
 }

@@ -353,9 +353,9 @@ kernels! {
         &[("T", "bf16"), ("D", "64"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2")],
-        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "2"), ("STORED", "1")],
-        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1"), ("STORED", "1")],
-        &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "2"), ("STORED", "1")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("STORED", "1"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("STORED", "1"), ("GROUPS", "1")],
+        &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("STORED", "1"), ("GROUPS", "2")],
     ], only Arch::specific(9, 0);
     ATTENTION_SCORES_HOPPER = "attention_scores_hopper", &[
         &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "4")],

@@ -205,7 +205,9 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let packed = queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN / 2])?;
             let absmax = numbers(queue, TOKENS * HIDDEN / 64, F32)?;
             let scales = nf4::Scales::Plain(absmax.slice(F32));
-            nf4::dequantise(queue, y.slice_mut(T), packed.slice(DType::U8), scales, 64)?;
+            let packed = packed.slice(DType::U8);
+            nf4::dequantise(queue, y.slice_mut(T), packed, scales, 64)?;
+            nf4::dequantise_each(queue, y.slice_mut(T), &[nf4::Packed { packed, scales }], 64)?;
         }
         "dequantise" => {
             let (blocks, bytes) = (TOKENS * HIDDEN / 64, queue.upload("a sample", &vec![0x5au8; TOKENS * HIDDEN])?);

@@ -7,7 +7,7 @@ use planish_cuda::ops::dequantise::{self, Nested};
 use planish_cuda::ops::dropout::{self, Dropout};
 use planish_cuda::ops::elementwise::{self, Binary};
 use planish_cuda::ops::glu::{self, Act};
-use planish_cuda::ops::nf4::{self, Scales};
+use planish_cuda::ops::nf4::{self, Packed, Scales};
 use planish_cuda::ops::rope::{self, Heads};
 use planish_cuda::ops::unary::{self, Unary};
 use planish_cuda::ops::{activation, cast};
@@ -246,6 +246,22 @@ shapes! {
         assert_eq!(get(&y, t), get(&want, t));
         launch_naive("1", [ptr(&codes), ptr(&fine), ptr(&coarse)], block2 as u32);
         assert_eq!(get(&naive, t), get(&want, t));
+        // Several at once, each of its own bytes and scales: the bits of each alone.
+        let other = queue.upload("a test", &packed.iter().map(|x| x ^ 0x5a).collect::<Vec<_>>()).unwrap();
+        let alike = [Packed { packed: p.slice(DType::U8), scales: Scales::Nested(of) }, Packed { packed: other.slice(DType::U8), scales: Scales::Nested(Nested { offset: -0.2, ..of }) }];
+        let plain = [Packed { scales: Scales::Plain(a.slice(f32)), ..alike[1] }, Packed { scales: Scales::Plain(decoded.slice(f32)), ..alike[0] }, Packed { scales: Scales::Plain(a.slice(f32)), ..alike[0] }];
+        for weights in [&alike[..], &plain] {
+            let mut all = room(queue, weights.len() * n, t);
+            nf4::dequantise_each(queue, all.slice_mut(t), weights, block).unwrap();
+            let mut want = vec![];
+            for weight in weights {
+                nf4::dequantise(queue, y.slice_mut(t), weight.packed, weight.scales, block).unwrap();
+                want.extend(get(&y, t));
+            }
+            assert_eq!(get(&all, t), want);
+        }
+        let mixed = nf4::dequantise_each(queue, room(queue, 2 * n, t).slice_mut(t), &[alike[0], plain[0]], block);
+        assert!(mixed.is_err() || n == 0 || block2 == 1);
     }
 }
 

@@ -5,7 +5,7 @@ use planish_tensor::{DType, Device};
 
 use crate::config::ModelConfig;
 
-/// Keys and values of one sequence. Grows by doubling.
+/// Keys and values of one sequence. Grows by doubling, or as far as it is known to go.
 ///
 /// In the activations' dtype, so that decoding computes what training does, bit for bit.
 /// A clone shares the memory until one of the two is written to.
@@ -22,6 +22,11 @@ impl SequenceCache {
     pub(super) fn new(config: &ModelConfig, dtype: DType, device: Device) -> SequenceCache {
         let memory = KeyValues::new(config.num_layers(), config.num_kv_heads, config.head_dim, dtype, device);
         SequenceCache { memory, len: 0, lead: 0 }
+    }
+
+    /// Says that so many tokens are to come at most, those held included: room is taken for no more.
+    pub(crate) fn expect(&mut self, tokens: usize) {
+        self.memory.expect(tokens.saturating_add(self.lead));
     }
 
     /// Tokens held, without an adapter's virtual ones.
@@ -46,6 +51,7 @@ impl SequenceCache {
 
     /// Notes that the first `rows` to be counted are virtual tokens'.
     pub(super) fn set_lead(&mut self, rows: usize) {
+        self.memory.expect_more(rows);
         self.lead = rows;
     }
 

@@ -93,12 +93,17 @@ impl<'a, 'b, S: AsRef<[u32]>> Batch<'a, 'b, S> {
             let ids = self.prompts[prompt].as_ref().to_vec();
             let number = self.generator.first_prompt.wrapping_add(prompt as u64);
             let random = Stream::new(self.params.seed, Purpose::Sampling, number).substream(sample as u64);
+            let cache = (sample == 0).then(|| {
+                let mut cache = self.generator.model.cache();
+                cache.expect(ids.len().saturating_add(self.params.max_new_tokens));
+                cache
+            });
             self.running.push(Sequence {
                 prompt,
                 sample,
                 n_prompt: ids.len(),
                 ids,
-                cache: (sample == 0).then(|| self.generator.model.cache()),
+                cache,
                 random,
                 logprobs: vec![],
                 text: String::new(),

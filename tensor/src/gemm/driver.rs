@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::kernel::{Mode, Tile};
-use super::pack::{Part, pack};
+use super::pack::{Part, pack_lines};
 use super::panels::{FewRows, WIDTH, packs};
 use super::right::Lines;
 use super::{KC, Mat, Right, Store};
@@ -547,7 +547,8 @@ fn parts<R: Real, const N: usize>(scratch: &mut Vec<R>, lens: [usize; N]) -> [&m
     })
 }
 
-/// Rows of A in panels of `mr`, one after the other.
+/// Rows of A in panels of `mr`, one after the other. What the last is filled up with is whatever was there: rows that kernels
+/// compute in vain.
 ///
 /// # Panics
 /// If `packed` is too short for them: a panel left out would be read as it was.
@@ -563,6 +564,6 @@ fn pack_a<R: Real>(packed: &mut [R], mr: usize, a: &Mat<R>, rows: Range<usize>, 
             line_stride: a.rs,
             depth_stride: a.cs,
         };
-        pack(panel, mr, part);
+        pack_lines(panel, mr, part);
     }
 }

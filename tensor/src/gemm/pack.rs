@@ -31,6 +31,13 @@ pub(crate) fn pack<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<
     if part.lines < width {
         panel.fill(R::ZERO);
     }
+    pack_lines(panel, width, part);
+}
+
+/// As [`pack`], but what lies behind the last line stays as it is.
+#[inline]
+pub(crate) fn pack_lines<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<'_, S>) {
+    assert!(panel.len() == width * part.kc && part.lines <= width);
     if part.lines == 0 || part.kc == 0 {
         return;
     }

@@ -94,10 +94,11 @@ pub(crate) fn grouped(on: &On, a: &Tensor, rights: &[Tensor], starts: &[usize], 
     // Those that have rows: no other's values are wanted.
     let runs = || rights.iter().zip(starts.windows(2)).filter(|(_, run)| run[0] < run[1]);
     if kind != DType::F32 && are_one_product(on, runs()) {
-        let rounded = |right: &Tensor| dense(right).and_then(|(b, plain)| Ok((b.rounded(kind)?, plain)));
-        match runs().map(|(right, _)| rounded(right)).collect::<Result<(Vec<Tensor>, Vec<bool>)>>() {
+        let (views, plain): (Vec<Tensor>, Vec<bool>) =
+            runs().map(|(right, _)| dense(right)).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        match quantised::values_of_each(on, &views, kind) {
             // As in `finished`, the layout of a weight is the kernel's plain one.
-            Ok((dense, plain)) if plain.iter().all(|p| *p == plain[0]) => {
+            Ok(dense) if plain.iter().all(|p| *p == plain[0]) => {
                 let cells = dense.iter().map(Tensor::cells).collect::<Result<Vec<_>>>()?;
                 let starts: Vec<usize> = std::iter::once(0).chain(runs().map(|(_, run)| run[1])).collect();
                 let a = a.contiguous()?;

@@ -55,6 +55,39 @@ fn write(on: &On, out: &mut Tensor, weight: &Quantized) -> Result<()> {
     Ok(())
 }
 
+/// Each of these matrices without gaps in a half type: those of quantised weights are made by one launch, if all are NF4 of one kind.
+pub(super) fn values_of_each(on: &On, views: &[Tensor], dtype: DType) -> Result<Vec<Tensor>> {
+    match nf4_alike(views)? {
+        Some((weights, block)) if views.len() > 1 => {
+            let [rows, cols] = [0, 1].map(|axis| views[0].dims()[axis]);
+            let mut all = on.scratch(OP, [views.len(), rows, cols], dtype)?;
+            nf4::dequantise_each(on.queue(), all.cells_mut()?, &weights, block)?;
+            (0..views.len()).map(|i| all.narrow(0, i, 1)?.reshape([rows, cols])).collect()
+        }
+        _ => views.iter().map(|view| view.rounded(dtype)).collect(),
+    }
+}
+
+/// The weights that these views show all of, and their block, if they are in NF4, of one shape and one kind of scales.
+fn nf4_alike(views: &[Tensor]) -> Result<Option<(Vec<nf4::Packed<'_>>, usize)>> {
+    let mut all = Vec::with_capacity(views.len());
+    let mut first = None;
+    for view in views {
+        let whole = view.quantized().filter(|weight| weight.shape() == view.dims() && view.is_contiguous());
+        let Some(Layout::FourBit(of)) = whole.map(Quantized::layout) else { return Ok(None) };
+        let nested = match of.scales() {
+            Scales::Plain(_) => None,
+            Scales::Nested(nested) => Some(nested.block),
+        };
+        let kind = (view.dims(), of.block_size(), nested);
+        if of.kind() != FourBitKind::Nf4 || *first.get_or_insert(kind) != kind {
+            return Ok(None);
+        }
+        all.push(nf4::Packed { packed: of.bytes().cells()?, scales: scales_of(of)? });
+    }
+    Ok(first.map(|(_, block, _)| (all, block)))
+}
+
 /// Scales as they are kept, which kernels for NF4 take.
 fn scales_of(of: &FourBit) -> Result<nf4::Scales<'_>> {
     Ok(match of.scales() {

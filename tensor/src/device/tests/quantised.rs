@@ -184,12 +184,15 @@ fn quantised_weights_are_not_read_or_mixed_silently() {
 fn experts_of_many_rows_are_one_product() {
     let Some((device, driver)) = watched(20, |e| e.with_reports()) else { return };
     let half = |dims: &[usize], salt| random(dims, salt).to_dtype(DType::BF16).unwrap();
-    let packed = |i| FourBit::quantize(&half(&[32, 64], i), FourBitKind::Nf4, 64, i % 2 == 0).unwrap();
-    let here: Vec<Tensor> = (0..4).map(|i| Tensor::packed(packed(i))).collect();
-    let weights: Vec<Tensor> = here.iter().map(|w| w.to_device(device).unwrap()).collect();
-    let dense: Vec<Tensor> = here.iter().map(|w| w.to_dtype(DType::BF16).unwrap().to_device(device).unwrap()).collect();
-    // None of the second has rows; then two that have, few of them.
-    for (starts, together) in [([0, 130, 130, 131, 200], true), ([0, 3, 3, 3, 9], false)] {
+    let packed = |i, nested| FourBit::quantize(&half(&[32, 64], i), FourBitKind::Nf4, 64, nested).unwrap();
+    // None of the second has rows; then two that have, few of them. Scales of one kind are decoded by one launch, of two by one each.
+    for (starts, together, alike) in
+        [([0, 130, 130, 131, 200], true, true), ([0, 130, 130, 131, 200], true, false), ([0, 3, 3, 3, 9], false, true)]
+    {
+        let here: Vec<Tensor> = (0..4).map(|i| Tensor::packed(packed(i, alike || i % 2 == 0))).collect();
+        let weights: Vec<Tensor> = here.iter().map(|w| w.to_device(device).unwrap()).collect();
+        let dense: Vec<Tensor> =
+            here.iter().map(|w| w.to_dtype(DType::BF16).unwrap().to_device(device).unwrap()).collect();
         let rows = starts[4];
         let [x, dy] = [64, 32].map(|size| half(&[rows, size], 8).to_device(device).unwrap());
         driver.take_reports();
@@ -199,8 +202,10 @@ fn experts_of_many_rows_are_one_product() {
         ];
         let ran: Vec<String> = driver.take_reports().into_iter().map(|r| r.kernel).collect();
         let times = |kernel| ran.iter().filter(|ran| *ran == kernel).count();
+        let [each, all] = [times("nf4"), times("nf4_each")];
         if together {
-            assert_eq!((times("matmul_runs_hopper"), times("nf4"), ran.len()), (2, 6, 8), "{ran:?}");
+            assert_eq!([each, all], if alike { [0, 2] } else { [6, 0] }, "{ran:?}");
+            assert_eq!((times("matmul_runs_hopper"), ran.len()), (2, 2 + each + all), "{ran:?}");
         } else {
             assert_eq!(times("matmul_runs_hopper"), 0, "{ran:?}");
         }

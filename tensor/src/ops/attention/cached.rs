@@ -4,11 +4,12 @@
 //! On a device that is a launch a layer to put keys and values in their places, with the rotation of keys and queries in
 //! it, and a launch for attention, however many sequences there are; what the host says of the sequences it says once.
 
-use super::{Attention, OP, check_table, forward_segments};
+use super::{Attention, Lying, OP, check_table, forward_lying};
 use crate::device::ops::attention::LONG;
 use crate::device::{self, ops::attention::Step};
 use crate::ops::rope;
-use crate::{DType, Device, Error, Result, Tensor, dispatch, parallel};
+use crate::parallel::Disjoint;
+use crate::{DType, Device, Error, Result, Tensor, dispatch, parallel, team};
 
 /// Elements that a device copies by one launch.
 const MOST_AT_ONCE: usize = 1 << 31;
@@ -16,6 +17,18 @@ const MOST_AT_ONCE: usize = 1 << 31;
 /// Keys that a cache has room for once it has had to grow to `need`.
 fn grown(need: usize) -> usize {
     need.next_power_of_two().max(64)
+}
+
+/// Keys that a cache on the processor is given room for ahead, where as many may come.
+const AHEAD: usize = 256;
+
+/// The same on the processor, of a cache that will have `expected` keys at most, if that is known. Fresh pages are cleared and filled:
+/// that is to happen once, and not for what never comes.
+fn grown_to(need: usize, expected: Option<usize>) -> usize {
+    match expected {
+        Some(expected) if need <= expected => grown(need).max(need + AHEAD).min(expected).next_multiple_of(64),
+        _ => grown(need),
+    }
 }
 
 /// Keys and values of one sequence in every layer, in one piece of memory: (layers, 2, capacity, kv_heads, size) on a device;
@@ -33,13 +46,24 @@ pub struct KeyValues {
     width: usize,
     dtype: DType,
     device: Device,
+    expected: Option<usize>,
 }
 
 impl KeyValues {
     /// Without room for any key yet.
     pub fn new(layers: usize, kv_heads: usize, size: usize, dtype: DType, device: Device) -> KeyValues {
         let width = if device.is_cpu() { size } else { device::ops::attention::width(size, dtype) };
-        KeyValues { data: None, layers, kv_heads, size, width, dtype, device }
+        KeyValues { data: None, layers, kv_heads, size, width, dtype, device, expected: None }
+    }
+
+    /// No more than so many keys are to come: room is taken for no more. A cache that gets more grows all the same.
+    pub fn expect(&mut self, keys: usize) {
+        self.expected = Some(keys);
+    }
+
+    /// And so many besides, if it is known how many.
+    pub fn expect_more(&mut self, keys: usize) {
+        self.expected = self.expected.map(|expected| expected.saturating_add(keys));
     }
 
     /// Keys that there is room for.
@@ -59,7 +83,8 @@ impl KeyValues {
         if capacity < LONG { 0 } else { capacity }
     }
 
-    /// Room for `need` keys in memory that nobody shares, with the first `held` keys as they are. Grows by doubling.
+    /// Room for `need` keys in memory that nobody shares, with the first `held` keys as they are. Grows by doubling, or as far as
+    /// is expected.
     fn make_room(&mut self, held: usize, need: usize) -> Result<()> {
         let grown = match &mut self.data {
             Some(data) if data.dims()[1] >= need => {
@@ -70,7 +95,8 @@ impl KeyValues {
             }
             _ => {
                 let (apart, together) = if self.device.is_cpu() { (self.kv_heads, 1) } else { (1, self.kv_heads) };
-                let shape = [2 * self.layers * apart, grown(need), together * self.width];
+                let room = if self.device.is_cpu() { grown_to(need, self.expected) } else { grown(need) };
+                let shape = [2 * self.layers * apart, room, together * self.width];
                 Tensor::zeros_on(self.device, shape, self.dtype)?
             }
         };
@@ -113,27 +139,20 @@ impl KeyValues {
         self.data.as_ref().expect("a pass makes room")
     }
 
-    /// Keys (`part` 0) or values (1) of a layer: a view, (capacity, kv_heads, size). On the processor.
-    fn part(&self, layer: usize, part: usize) -> Result<Tensor> {
-        self.data().narrow(0, (2 * layer + part) * self.kv_heads, self.kv_heads)?.transpose(0, 1)
+    /// Where the keys (`part` 0) or values (1) of a layer and head begin. On the processor.
+    fn at(&self, layer: usize, part: usize, head: usize) -> usize {
+        ((2 * layer + part) * self.kv_heads + head) * self.capacity() * self.size
     }
 
-    /// Puts rows behind the first `at` of them. On the processor.
-    fn put(&mut self, layer: usize, part: usize, at: usize, rows: &Tensor) -> Result<()> {
-        let [heads, size, capacity] = [self.kv_heads, self.size, self.capacity()];
-        let data = self.data.as_mut().expect("a pass makes room");
-        dispatch!(self.dtype, T => {
-            let (rows, data) = (rows.contiguous()?, data.as_slice_mut::<T>()?);
-            for (n, row) in rows.as_slice::<T>()?.chunks_exact(heads * size).enumerate() {
-                for (g, head) in row.chunks_exact(size).enumerate() {
-                    let to = (((2 * layer + part) * heads + g) * capacity + at + n) * size;
-                    data[to..to + size].copy_from_slice(head);
-                }
-            }
-            Ok(())
-        })
+    /// A layer's first `keys` keys with their values. On the processor.
+    fn lying(&self, layer: usize, keys: usize) -> Lying<'_> {
+        let (data, at) = (self.data(), [self.at(layer, 0, 0), self.at(layer, 1, 0)]);
+        Lying { data: [data; 2], at, strides: [self.size, self.capacity() * self.size], keys }
     }
 }
+
+/// New keys from which on they go to their places on all threads: fresh pages are cleared as they are written to.
+const MANY: usize = 64;
 
 /// What caches of one batch have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,13 +277,40 @@ impl<'a> CachedPass<'a> {
             Some([cos, sin]) => rope::forward(x, cos, sin),
             None => Ok(x.clone()),
         };
-        for (part, x) in [turn(k)?, v.clone()].iter().enumerate() {
-            for (s, cache) in self.caches.iter_mut().enumerate() {
-                let (start, end) = (self.cu_k[s] as usize, self.cu_k[s + 1] as usize);
-                cache.put(layer, part, self.held[s], &x.narrow(0, start, end - start)?)?;
-            }
-        }
+        self.put(layer, [turn(k)?.contiguous()?, v.contiguous()?], first)?;
         q.map(turn).transpose()
+    }
+
+    /// Puts keys and values behind those that caches on the processor hold.
+    fn put(&mut self, layer: usize, rows: [Tensor; 2], kind: Kind) -> Result<()> {
+        let (heads, size, new) = (kind.kv_heads, kind.size, self.cu_k[self.cu_k.len() - 1] as usize);
+        dispatch!(kind.dtype, T => {
+            let from = [rows[0].as_slice::<T>()?, rows[1].as_slice::<T>()?];
+            // Where a head's new keys go, and its new values; the heads of a cache are as far apart as its keys take.
+            let mut caches = Vec::with_capacity(self.caches.len());
+            for (cache, &held) in self.caches.iter_mut().zip(&self.held) {
+                let at = [0, 1].map(|part| cache.at(layer, part, 0) + held * size);
+                let apart = cache.capacity() * size;
+                let data = cache.data.as_mut().expect("a pass makes room").as_slice_mut::<T>()?;
+                caches.push((Disjoint::new(data), at, apart));
+            }
+            let cu = &self.cu_k;
+            let task = |i: usize| {
+                let (s, g) = (i / heads, i % heads);
+                let (data, at, apart) = &caches[s];
+                let tokens = cu[s] as usize..cu[s + 1] as usize;
+                for (from, at) in from.iter().zip(at) {
+                    // SAFETY: a task owns its head of its cache.
+                    let to = unsafe { data.part(at + g * apart, tokens.len() * size) };
+                    for (to, token) in to.chunks_exact_mut(size).zip(tokens.clone()) {
+                        to.copy_from_slice(&from[(token * heads + g) * size..][..size]);
+                    }
+                }
+            };
+            let tasks = caches.len() * heads;
+            if new >= MANY { team::for_each(tasks, task) } else { (0..tasks).for_each(task) }
+            Ok(())
+        })
     }
 
     /// Attention of q: (queries, heads, size) over the layer's keys, the new ones included.
@@ -280,10 +326,11 @@ impl<'a> CachedPass<'a> {
             }
             return told.step().attend(layer, q, sizes, options);
         }
-        let parts = self.caches.iter().map(|cache| Ok([cache.part(layer, 0)?, cache.part(layer, 1)?]));
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        let views: Vec<_> = parts.iter().enumerate().map(|(s, [k, v])| (k, v, keys(s))).collect();
-        Ok(forward_segments(q, &views, &self.cu_q, options)?.0)
+        let lying: Vec<_> = self.caches.iter().enumerate().map(|(s, cache)| cache.lying(layer, keys(s))).collect();
+        // Without a cache there is no query either, of any size.
+        let none = [1, q.dims().last().copied().unwrap_or(1)];
+        let heads = self.kind.map_or(none, |kind| [kind.kv_heads, kind.size]);
+        Ok(forward_lying(q, &lying, heads, &self.cu_q, options)?.0)
     }
 }
 

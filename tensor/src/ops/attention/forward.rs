@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, gather, validate};
+use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, fewer_queries, gather, over_caches, validate};
 use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
 use crate::parallel::Disjoint;
@@ -55,62 +55,56 @@ pub fn forward_branched(
     })
 }
 
+/// The keys and values of a sequence, each in a tensor without gaps from element `at` on: of both, keys and heads are `strides`
+/// apart, and of a head the elements are neighbours.
+pub(super) struct Lying<'a> {
+    pub(super) data: [&'a Tensor; 2],
+    pub(super) at: [usize; 2],
+    pub(super) strides: [usize; 2],
+    pub(super) keys: usize,
+}
+
 /// Attention of a packed stream of queries over keys and values that lie apart, one pair a segment:
 /// for decoding on the processor, where each sequence has a cache of its own.
 ///
-/// `caches[s]` is (k, v, keys): tensors (capacity, kv_heads, size) of which the first `keys` rows count, both with the same
-/// strides, of which the last is 1.
-///
 /// # Errors
-/// As [`forward`], and a cache shorter than its `keys`.
-pub(super) fn forward_segments(
+/// As [`forward`], and keys that reach past their tensor.
+pub(super) fn forward_lying(
     q: &Tensor,
-    caches: &[(&Tensor, &Tensor, usize)],
+    caches: &[Lying<'_>],
+    [kv_heads, size]: [usize; 2],
     cu_q: &[u32],
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
-    let Some((first, _, _)) = caches.first() else {
-        let empty = q.scratch_beside(OP, [0, 1, q.dims().last().copied().unwrap_or(1)], q.dtype())?;
-        return forward(q, &empty, &empty, cu_q, cu_q, options);
-    };
+    let sizes = over_caches(q, [kv_heads, size], q.dtype(), cu_q, options)?;
+    let mismatch = |what, lhs, rhs| Err(Error::ShapeMismatch { op: OP, what, lhs, rhs });
     if cu_q.len() != caches.len() + 1 {
-        let (lhs, rhs) = (vec![cu_q.len()], vec![caches.len() + 1]);
-        return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the number of caches", lhs, rhs });
+        return mismatch("cu_q against the number of caches", vec![cu_q.len()], vec![caches.len() + 1]);
     }
-    // Each pair is checked as a call of its own would be; the queries once.
-    let mut sizes = None;
-    for (s, &(k, v, keys)) in caches.iter().enumerate() {
-        if k.rank() != 3 || k.dims()[1..] != first.dims()[1..] {
-            let (lhs, rhs) = (k.dims().to_vec(), first.dims().to_vec());
-            return Err(Error::ShapeMismatch { op: OP, what: "caches of one batch", lhs, rhs });
+    device::cpu_only(OP, [q].into_iter().chain(caches.iter().flat_map(|cache| cache.data)))?;
+    for (cache, queries) in caches.iter().zip(cu_q.windows(2)) {
+        fewer_queries((queries[1] - queries[0]) as usize, cache.keys, options)?;
+        for (data, at) in cache.data.iter().zip(cache.at) {
+            let [key, head] = cache.strides;
+            let end = at + cache.keys.saturating_sub(1) * key + (kv_heads - 1) * head + size;
+            if cache.keys > 0 && end > data.numel() {
+                return mismatch("a cache against its keys", vec![data.numel()], vec![end]);
+            }
         }
-        let (start, end) = (cu_q[s] as usize, cu_q[s + 1] as usize);
-        let part = q.narrow(0, start, end.saturating_sub(start))?;
-        let (k, v) = (k.narrow(0, 0, keys)?, v.narrow(0, 0, keys)?);
-        let table = [0, part.dims()[0] as u32];
-        let table = Segments { cu_q: &table, cu_k: &[0, keys as u32], stems: &[] };
-        sizes = Some(validate(&part, &k, &v, &table, options)?);
     }
-    let sizes = sizes.expect("there is a first cache");
-    if cu_q[caches.len()] as usize != q.dims()[0] {
-        let (lhs, rhs) = (vec![cu_q[caches.len()] as usize], q.dims().to_vec());
-        return Err(Error::ShapeMismatch { op: OP, what: "cu_q against the queries", lhs, rhs });
-    }
-    device::cpu_only(OP, [q].into_iter().chain(caches.iter().flat_map(|c| [c.0, c.1])))?;
     let q = q.contiguous()?;
     dispatch_real!(OP, q.dtype(), R => {
         let mut segments = Vec::with_capacity(caches.len());
-        for (s, (k, v, keys)) in caches.iter().enumerate() {
-            let strides = [k.strides()[0], k.strides()[1]];
-            debug_assert!(k.strides() == v.strides() && k.strides()[2] == 1);
+        for (cache, queries) in caches.iter().zip(cu_q.windows(2)) {
+            let [k, v] = [0, 1].map(|i| Ok::<_, Error>(&cache.data[i].as_slice::<R>()?[cache.at[i]..]));
             segments.push(Segment {
-                q0: cu_q[s] as usize,
-                queries: (cu_q[s + 1] - cu_q[s]) as usize,
+                q0: queries[0] as usize,
+                queries: (queries[1] - queries[0]) as usize,
                 stem: 0,
-                keys: *keys,
-                k: [&[], &k.elements::<R>()[k.offset()..]],
-                v: [&[], &v.elements::<R>()[v.offset()..]],
-                strides,
+                keys: cache.keys,
+                k: [&[], k?],
+                v: [&[], v?],
+                strides: cache.strides,
             });
         }
         run::<R>(&q, &segments, sizes, options)

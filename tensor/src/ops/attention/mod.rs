@@ -33,7 +33,7 @@ mod forward;
 pub use crate::device::ops::attention::scratch_bytes;
 pub use backward::{backward, backward_branched};
 pub use cached::{CachedPass, KeyValues, Standing};
-use forward::forward_segments;
+use forward::{Lying, forward_lying};
 pub use forward::{forward, forward_branched};
 
 use crate::{DType, Error, Real, Result, Tensor, device};

@@ -75,6 +75,12 @@ fn equals_the_definition() {
     }
 }
 
+/// Keys and values (keys, heads, size) of which the first count.
+fn lying<'a>(data: [&'a Tensor; 2], keys: usize) -> Lying<'a> {
+    let [heads, size] = [1, 2].map(|axis| data[0].dims()[axis]);
+    Lying { data, at: [0; 2], strides: [heads * size, size], keys }
+}
+
 /// Law 5: a query's output has the same bits alone over a cache, in chunks, and in a packed batch,
 /// on any number of threads.
 #[test]
@@ -90,8 +96,8 @@ fn decoding_equals_training_bit_for_bit() {
             pool.install(|| {
                 for (start, len) in [(0, 1), (63, 1), (64, 1), (149, 1), (30, 70), (100, 50)] {
                     let part = q.narrow(0, start, len).unwrap();
-                    let cache = (&k, &v, start + len);
-                    let (out, lse) = forward_segments(&part, &[cache], &[0, len as u32], &o).unwrap();
+                    let cache = lying([&k, &v], start + len);
+                    let (out, lse) = forward_lying(&part, &[cache], [3, 16], &[0, len as u32], &o).unwrap();
                     for (got, want) in [(out, &whole.0), (lse, &whole.1)] {
                         let want = want.narrow(0, start, len).unwrap().to_vec::<f32>().unwrap();
                         let same =
@@ -125,8 +131,13 @@ fn wrong_input_is_refused() {
     ] {
         assert!(matches!(run(&q, &k, &[0, 3], &[0, 3], &bad), Err(Error::InvalidValue { .. })), "{bad:?}");
     }
-    assert!(forward_segments(&q, &[(&k, &k, 4)], &[0, 3], &o).is_err(), "a cache shorter than its length");
-    assert!(forward_segments(&q, &[(&k, &k, 3)], &[0, 2], &o).is_err());
+    let over = |keys, cu_q: &[u32]| forward_lying(&q, &[lying([&k, &k], keys)], [2, 2], cu_q, &o);
+    assert!(over(3, &[0, 3]).is_ok());
+    assert!(over(4, &[0, 3]).is_err(), "a cache shorter than its length");
+    assert!(over(3, &[0, 2]).is_err() && over(3, &[0, 1, 3]).is_err());
+    assert!(over(2, &[0, 3]).is_err(), "causal with more queries than keys");
+    let other = random([3, 2, 2], 1, DType::F64);
+    assert!(forward_lying(&q, &[lying([&other, &other], 3)], [2, 2], &[0, 3], &o).is_err());
 }
 
 /// Law 5: queries that go on from another segment's keys have the bits that they have behind keys of their own, and
