@@ -295,22 +295,8 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
             for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sk, fs[j], factor<true>(tq, j), T());
             products_commit();
 #ifdef STORED
-            // While that is multiplied. Behind the segment's last key dS is anything, here 0.
-            const Span seen = seen_tiles(s, o, block);
-            if (seen.has(own0 / TILE)) {
-                const u64 tile = stored_tiles(stored, s, piece.segment, block, g * share + h, o) + own0 / TILE - seen.first;
-                const u32 row = warp * 16 + lane / 4;
-                T* const to_tile = scores + tile * (TILE * TILE) + row * TILE + lane % 4 * 8;
-#pragma unroll
-                for (u32 e = 0; e < 2; ++e) {
-                    const u32 all = own0 + row + 8 * e < s.keys ? 0xffffffff : 0;
-#pragma unroll
-                    for (u32 half = 0; half < 2; ++half)
-                        store_scores(
-                            to_tile + 8 * e * TILE + 32 * half, fs[2 * half][e] & all, fs[2 * half][2 + e] & all,
-                            fs[2 * half + 1][e] & all, fs[2 * half + 1][2 + e] & all);
-                }
-            }
+            // While that is multiplied.
+            store_scores(scores, stored, fs, s, piece.segment, own0, block, g * share + h, o);
 #endif
             products_wait<1>();  // dV: its left factor's registers are wanted
         }

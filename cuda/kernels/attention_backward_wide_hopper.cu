@@ -7,17 +7,19 @@
 //
 // The kernels of attention_backward_hopper.cu, where registers have no room for what they hold: the sums of 64 rows of 256
 // take half of a group's. So queries and gradients are left factors in shared memory, not in registers, and dK and dV are made by
-// a group each, which both make the scores. That is a product more, 8 where 5 count, and far less than mma.sync takes for 7.
+// a group each, which both make the scores. That is a product more, 8 where 5 count, and far less than mma.sync takes for 7;
+// with STORED it is 5 of 6, as there.
 //
 // Order: as there. So a row's bits depend on its segment alone. P and dS / scale are rounded to T before they multiply.
-// Contract: written (=). Bound by arithmetic: 16 D a pair of query and key.
+// Contract: written (=). Bound by arithmetic: 16 D a pair of query and key, or 10 D with STORED.
 //
-// Macros: T (bf16 or f16), D (256), CAP (whether there is a soft-cap).
+// Macros: T (bf16 or f16), D (256), CAP (whether there is a soft-cap), STORED (dS is stored).
 // Source: as attention_backward_hopper.cu.
 #include "backward_hopper.cuh"
 
 const u32 STAGES = 2;
 
+#ifndef STORED
 // dQ, 64 rows a block, a row being a query and a head of the group that shares keys.
 // Shared memory: the rows of q and of dout, STAGES tiles of k and of v, and 8 (2 STAGES + 1) bytes.
 extern "C" __global__ void __launch_bounds__(2 * GROUP, 1) attention_dq_wide_hopper(
@@ -145,14 +147,29 @@ extern "C" __global__ void __launch_bounds__(2 * GROUP, 1) attention_dq_wide_hop
     }
 }
 
+#endif
+
 // Shared memory of a block of attention_dkv_wide_hopper.
 struct Rings {
     u32 tk, tv, queries, levels, full, empty;
 };
 
+#ifdef STORED
+// Where dS goes.
+struct Scores {
+    T* tiles;
+    Stored at;
+    u32 segment;
+};
+#endif
+
 // One group's part: dV, or dK. For each its own code, as products of one code that branches would wait for one another.
 template <bool VALUES> __device__ __forceinline__ void key_sums(
-    T* out, const Rings& at, const Segment& s, u32 g, u32 key0, u32 first, u32 blocks, const Options& o) {
+    T* out, const Rings& at, const Segment& s, u32 g, u32 key0, u32 first, u32 blocks,
+#ifdef STORED
+    const Scores& scores,
+#endif
+    const Options& o) {
     const u32 warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, share = o.heads / o.kv_heads;
     const u32 behind = s.keys - min(s.keys, s.queries);
     const Factors by = factors(o);
@@ -220,6 +237,9 @@ template <bool VALUES> __device__ __forceinline__ void key_sums(
 #pragma unroll
             for (u32 j = 0; j < TILE / 16; ++j) group_multiply<true>(sums, fa[j], factor<true>(VALUES ? to : tq, j), T());
             products_commit();
+#ifdef STORED
+            if (!VALUES) store_scores(scores.tiles, scores.at, fa, s, scores.segment, key0, block, g * share + h, o);
+#endif
         }
     products_wait<0>();
     settle(sums);
@@ -236,12 +256,21 @@ template <bool VALUES> __device__ __forceinline__ void key_sums(
 extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_dkv_wide_hopper(
     T* dk, T* dv, const f32* lse, const f32* delta, const __grid_constant__ TensorMap map_q,
     const __grid_constant__ TensorMap map_dout, const __grid_constant__ TensorMap map_k,
-    const __grid_constant__ TensorMap map_v, const u32* cu_q, const u32* k_start, const u32* k_len, Options o) {
+    const __grid_constant__ TensorMap map_v, const u32* cu_q, const u32* k_start, const u32* k_len,
+#ifdef STORED
+    T* tiles, Stored stored,
+#endif
+    Options o) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 tk = shared_address(memory), tv = tk + TILE_BYTES, ring = tv + TILE_BYTES;
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
+#ifdef STORED
+    Piece piece = piece_of_keys(stored.kv_heads);
+    piece.head += stored.first;
+#else
     const Piece piece = piece_of_keys(o.kv_heads);
+#endif
     const Segment s = segment(piece.segment, cu_q, k_start, k_len, 0, o);
     const u32 share = o.heads / o.kv_heads, g = piece.head, key0 = piece.number * TILE;
     if (key0 >= s.keys) return;
@@ -285,6 +314,12 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_dkv_wide_ho
     claim_registers<240>();
     barrier_wait(kept, 0);
     const Rings at = {tk, tv, ring, levels, full, empty};
+#ifdef STORED
+    const Scores scores = {tiles, stored, piece.segment};
+    if (threadIdx.x < GROUP) key_sums<true>(dv, at, s, g, key0, first, blocks, scores, o);
+    else key_sums<false>(dk, at, s, g, key0, first, blocks, scores, o);
+#else
     if (threadIdx.x < GROUP) key_sums<true>(dv, at, s, g, key0, first, blocks, o);
     else key_sums<false>(dk, at, s, g, key0, first, blocks, o);
+#endif
 }

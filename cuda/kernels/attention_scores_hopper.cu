@@ -4,15 +4,15 @@
 //
 //   dq (queries, heads, D) T     k (keys, kv_heads, D) T     dS / scale: tiles as struct Stored says
 //
-// attention_backward_hopper.cu makes dS for dK; where there is memory for it, it is stored, and dQ is one product and not the
-// three that it takes to make dS again: 5 in all, which is what counts, and not 7. A group multiplies 64 queries of a head;
+// attention_backward_hopper.cu, or of heads of 256 attention_backward_wide_hopper.cu, makes dS for dK; where there is memory for it, it is stored, and dQ is one product and not the
+// three that it takes to make dS again: 5 in all, which is what counts, and not 7 (of heads of 256 6, not 8). A group multiplies 64 queries of a head;
 // the tile of keys is for all groups of the block, so many groups read it less often. A warp of its own fills a ring of tiles.
 //
 // Order: in tiles of 64 keys counted from the segment's first, in steps of 16 (wgmma) onto one accumulator in f32: the bits are
 // those of the kernel that makes dS again.
 // Contract: written (=). Bound by memory: 2 bytes a pair of query and key are read, for 2 D operations.
 //
-// Macros: T (bf16 or f16), D (128), CAP (whether there is a soft-cap), GROUPS (of four warps that multiply).
+// Macros: T (bf16 or f16), D (128 or 256), CAP (whether there is a soft-cap), GROUPS (of four warps that multiply).
 #include "backward_hopper.cuh"
 
 const u32 STAGES = 4;

@@ -124,7 +124,25 @@ __device__ __forceinline__ u64 stored_tiles(const Stored& in, const Segment& s, 
     return (u64)head * in.tiles + in.places[s.q_start / TILE + segment + block];
 }
 
-// 8 elements. In PTX, as the compiler makes four stores of some.
-__device__ __forceinline__ void store_scores(T* to, u32 a, u32 b, u32 c, u32 d) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+// Stores dS of 64 keys from `key0` on and a block of the queries of head h, by the group that has it as left factors, which products
+// may be reading. Behind the segment's last key it is anything, here 0. 16 bytes at a time in PTX, as the compiler makes four
+// stores of some.
+__device__ __forceinline__ void store_scores(
+    T* scores, const Stored& in, const u32 (&ds)[TILE / 16][4], const Segment& s, u32 segment, u32 key0, u32 block, u32 h,
+    const Options& o) {
+    const Span seen = seen_tiles(s, o, block);
+    if (!seen.has(key0 / TILE)) return;
+    const u64 tile = stored_tiles(in, s, segment, block, h, o) + key0 / TILE - seen.first;
+    const u32 row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    T* const to = scores + tile * (TILE * TILE) + row * TILE + threadIdx.x % 4 * 8;
+#pragma unroll
+    for (u32 e = 0; e < 2; ++e) {
+        const u32 all = key0 + row + 8 * e < s.keys ? 0xffffffff : 0;
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half)
+            asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to + 8 * e * TILE + 32 * half),
+                         "r"(ds[2 * half][e] & all), "r"(ds[2 * half][2 + e] & all), "r"(ds[2 * half + 1][e] & all),
+                         "r"(ds[2 * half + 1][2 + e] & all)
+                         : "memory");
+    }
 }

@@ -247,6 +247,9 @@ kernels! {
     EMBEDDING = "embedding", TW;
     GATHER = "gather", T;
     COMBINE = "combine", T;
+    CHOOSE = "choose", &[
+        &[("PER", "1")], &[("PER", "2")], &[("PER", "4")], &[("PER", "8")], &[("PER", "16")],
+    ];
     SOFTMAX = "softmax", T;
     ELEMENTWISE = "elementwise", T;
     UNARY = "unary", &[
@@ -362,11 +365,16 @@ kernels! {
         &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "2")],
         &[("T", "bf16"), ("D", "128"), ("CAP", "0"), ("GROUPS", "1")],
         &[("T", "f16"), ("D", "128"), ("CAP", "1"), ("GROUPS", "4")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "0"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "1"), ("GROUPS", "2")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "0"), ("GROUPS", "1")],
     ], only Arch::specific(9, 0);
-    // With a soft-cap of all that dK's group holds one word more than there are registers, which is stored once.
+    // With a soft-cap or a stored dS what dK's group holds is a word more than there are registers, with both eight words.
     ATTENTION_BACKWARD_WIDE_HOPPER = "attention_backward_wide_hopper", &[
         &[("T", "bf16"), ("D", "256"), ("CAP", "0")], &[("T", "bf16"), ("D", "256"), ("CAP", "1")],
         &[("T", "f16"), ("D", "256"), ("CAP", "0")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "0"), ("STORED", "1")],
+        &[("T", "bf16"), ("D", "256"), ("CAP", "1"), ("STORED", "1")],
     ], only Arch::specific(9, 0), spills &["attention_dkv_wide_hopper"];
     LM_HEAD = "lm_head", T;
     LM_HEAD_DIVERGENCE = "lm_head_divergence", T;

@@ -17,7 +17,7 @@ use crate::ops::sampling::{self, Draw, Sampling};
 use crate::ops::softmax::{self, Kind};
 use crate::ops::unary::{self, Unary};
 use crate::ops::{
-    Runs, activation, adamw, block_rotate, cast, cayley, combine, copy, dequantise, dora_linear, embedding,
+    Runs, activation, adamw, block_rotate, cast, cayley, choose, combine, copy, dequantise, dora_linear, embedding,
 };
 use crate::ops::{
     gather, ggml, grad_norm, layer_norm, lm_head_divergence, lm_head_top, lstm, matmul_nf4, matmul_runs, nf4, reduction,
@@ -104,6 +104,10 @@ pub fn run(queue: Queue<'_>, name: &str) -> Result<bool> {
             let (mut dparts, mut dw) = (room(TOKENS * HIDDEN, T)?, room(TOKENS, F32)?);
             let (dparts, dw) = (dparts.slice_mut(T), dw.slice_mut(F32));
             combine::backward(queue, Some(dparts), dw, dy.part(0, tokens * HIDDEN)?, x, of)?;
+        }
+        "choose" => {
+            let (scores, mut chosen) = (numbers(queue, TOKENS * 64, F32)?, room(TOKENS * 8, U32)?);
+            choose::choose(queue, chosen.slice_mut(U32), scores.slice(F32), None, 64, 8)?;
         }
         "gather" => {
             let (at, mut picked) = (indices(queue, 4 * TOKENS, HIDDEN)?, room(4 * TOKENS, T)?);

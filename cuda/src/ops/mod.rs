@@ -13,6 +13,7 @@ pub mod attention;
 pub mod block_rotate;
 pub mod cast;
 pub mod cayley;
+pub mod choose;
 pub mod combine;
 pub mod copy;
 pub mod dequantise;

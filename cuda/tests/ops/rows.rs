@@ -1,10 +1,10 @@
-//! embedding, gather, scatter_add, reduction.
+//! embedding, gather, scatter_add, reduction, choose.
 
 use planish_cuda::driver::Arg;
 use planish_cuda::kernels::{EMBEDDING, REDUCTION};
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::combine::{self, Choices};
-use planish_cuda::ops::{Runs, embedding, gather, reduction};
+use planish_cuda::ops::{Runs, choose, embedding, gather, reduction};
 use planish_cuda::{DType, Shape};
 
 use crate::shapes;
@@ -173,5 +173,36 @@ fn everything_and_columns_add_up() {
         reduction::add_columns(queue, out.slice_mut(DType::F32), xs.slice(DType::BF16)).unwrap();
         let want: Vec<f64> = (0..width).map(|c| before[c] + (0..rows).map(|r| x[r * width + c]).sum::<f64>()).collect();
         close("columns", &get(&out, DType::F32), &want, 2e-6);
+    }
+}
+
+shapes! {
+    /// Many scores are alike, some are no numbers or infinite.
+    fn the_largest_are_chosen_in_order(queue; rows in 0usize..20, experts in 1usize..=choose::MOST, k in 1usize..20, values in 1usize..400, biased in proptest::bool::ANY; 24 cases) {
+        let k = k.min(experts);
+        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0];
+        let score = |i: usize| match i * 2654435761 % 4294967291 {
+            n if n % 97 < 4 => odd[n % 97],
+            n => (n % values) as f64 / 7.0 - 3.0,
+        };
+        let scores: Vec<f64> = (0..rows * experts).map(|i| round(score(i), DType::F32)).collect();
+        let bias: Vec<f64> = (0..experts).map(|i| if biased { round((i % 5) as f64 * 0.3, DType::F32) } else { 0.0 }).collect();
+        let (s, b, mut chosen) = (put(queue, &scores, DType::F32), put(queue, &bias, DType::F32), room(queue, rows * k, DType::U32));
+        let given = biased.then(|| b.slice(DType::F32));
+        choose::choose(queue, chosen.slice_mut(DType::U32), s.slice(DType::F32), given, experts, k).unwrap();
+        let want: Vec<u32> = scores
+            .chunks_exact(experts)
+            .flat_map(|row| {
+                let sum = |e: u32| row[e as usize] + bias[e as usize];
+                let mut order: Vec<u32> = (0..experts as u32).collect();
+                order.sort_by(|&a, &b| sum(b).total_cmp(&sum(a)).then(a.cmp(&b)));
+                order.truncate(k);
+                order.sort_unstable();
+                order
+            })
+            .collect();
+        assert_eq!(chosen.download::<u32>().unwrap(), want);
+        let error = |e, k| choose::choose(queue, room(queue, rows * k, DType::U32).slice_mut(DType::U32), s.slice(DType::F32), None, e, k).is_err();
+        assert!(error(experts, experts + 1) && error(experts, 0) && error(choose::MOST + 1, 1) && error(0, 1));
     }
 }

@@ -21,6 +21,7 @@ use planish_autograd::ops::{
     softmax::softmax, unary, view,
 };
 use planish_autograd::{Param, Result, Var};
+use planish_tensor::ops::choose;
 use planish_tensor::{DType, Device, Element, Tensor, dispatch_real};
 use rayon::prelude::*;
 
@@ -132,6 +133,11 @@ impl Experts {
     /// The experts of each row, in the order of their numbers: (rows · k).
     fn choose(&self, scores: &Tensor) -> planish_tensor::Result<Vec<u32>> {
         let (k, experts) = (self.moe.per_token, scores.dims()[1]);
+        if self.moe.groups.is_none()
+            && let Some(chosen) = choose::on_device(scores, self.bias.as_ref().map(Param::value).as_ref(), k)?
+        {
+            return Ok(chosen);
+        }
         let scores = scores.to_device(Device::Cpu)?.contiguous()?;
         let bias = match &self.bias {
             Some(bias) => bias.value().to_device(Device::Cpu)?.to_dtype(DType::F64)?.to_vec::<f64>()?,

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod block_rotate;
 pub mod cayley;
 pub(crate) mod check;
+pub mod choose;
 pub mod combine;
 pub mod concat;
 pub mod dora_linear;

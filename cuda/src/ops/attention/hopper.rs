@@ -146,30 +146,28 @@ pub(super) fn backward(
     let rows = of.max_queries() * attention.group();
     let of_dq = [&[**dq, dout, q, lse, delta].map(|x| x.arg())[..], &[map_k, map_v], &table].concat();
     let of_dkv = [&[dk.arg(), dv.arg(), lse.arg(), delta.arg()][..], &[map_q, map_dout, map_k, map_v], &table].concat();
-    if attention.size > LARGEST {
-        let launch = |name, [pieces, hot]: [usize; 2], threads, room, args: &[Arg<'_>]| {
-            let shape = attention.grid(of, pieces, hot, threads).shared(room);
-            queue.launch(&ATTENTION_BACKWARD_WIDE_HOPPER, name, &defines, shape, args)
-        };
-        let room = 2 * (1 + WIDE_STAGES) * tile + 16 * WIDE_STAGES;
-        launch("attention_dq_wide_hopper", [rows.div_ceil(64), of.max_keys()], 256, room + 8, &of_dq)?;
-        let pieces = of.max_keys().div_ceil(TILE);
-        let room = room + 512 * WIDE_STAGES + 16;
-        return launch("attention_dkv_wide_hopper", [pieces, of.max_queries()], 384, room, &of_dkv);
-    }
-    let launch = |kernel, name, defines, groups: usize, shape: Shape, args: &[Arg<'_>]| {
-        queue.launch(kernel, name, &with(defines, "GROUPS", groups), shape, args)
-    };
+    let wide = attention.size > LARGEST;
     let threads = |groups: usize| 128 * (groups as u32 + 1);
-    let kernel = &ATTENTION_BACKWARD_HOPPER;
-    let of_keys = if of.max_keys() <= TILE { 1 } else { 2 };
-    let room = 2 * (of_keys + STAGES) * tile + STAGES * (512 + 16) + 16;
+    let launch =
+        |kernel, name, defines, shape: Shape, args: &[Arg<'_>]| queue.launch(kernel, name, &defines, shape, args);
     // Of so many heads of keys.
     let dkv = |heads, defines, args: &[Arg<'_>]| {
-        let pieces = of.max_keys().div_ceil(TILE * of_keys);
         let part = Attention { heads: heads * attention.group(), kv_heads: heads, ..*attention };
-        let shape = part.grid(of, pieces, of.max_queries(), threads(of_keys)).shared(room);
-        launch(kernel, "attention_dkv_hopper", defines, of_keys, shape, args)
+        // Groups, tiles of keys and those in the ring.
+        let [groups, tiles, stages] = match (wide, of.max_keys() <= TILE) {
+            (true, _) => [2, 1, WIDE_STAGES],
+            (false, true) => [1, 1, STAGES],
+            (false, false) => [2, 2, STAGES],
+        };
+        let room = 2 * (tiles + stages) * tile + stages * (512 + 16) + 16;
+        let shape = part.grid(of, of.max_keys().div_ceil(TILE * tiles), of.max_queries(), threads(groups)).shared(room);
+        match wide {
+            true => launch(&ATTENTION_BACKWARD_WIDE_HOPPER, "attention_dkv_wide_hopper", defines, shape, args),
+            false => {
+                let defines = with(defines, "GROUPS", groups);
+                launch(&ATTENTION_BACKWARD_HOPPER, "attention_dkv_hopper", defines, shape, args)
+            }
+        }
     };
 
     if let Some(stored) = Stored::new(queue, q.dtype(), of, attention, most)? {
@@ -182,18 +180,31 @@ pub(super) fn backward(
             args.splice(args.len() - 1.., [stored.scores.slice(q.dtype()).arg(), of_part, options]);
             dkv(heads, with(defines.clone(), "STORED", 1), &args)?;
 
-            let groups = if of.max_queries() <= 2 * TILE { of.max_queries().div_ceil(TILE) } else { 4 };
+            // As many as there are registers for.
+            let groups = match of.max_queries().div_ceil(TILE) {
+                few @ 0..=2 => few,
+                _ if wide => 2,
+                _ => 4,
+            };
             let room = SCORES_STAGES * (tile + groups * BOX_BYTES + 16) + 8;
             let args = [dq.arg(), Arg::Bytes(&map_scores), map_k, cu_q, k_start, k_len, of_part, options];
             let grid = [heads * attention.group(), of.max_queries().div_ceil(TILE * groups), of.len()];
-            let shape = Shape::grid(grid, threads(groups)).shared(room);
-            launch(&ATTENTION_SCORES_HOPPER, "attention_dq_scores_hopper", defines.clone(), groups, shape, &args)?;
+            let (shape, defines) =
+                (Shape::grid(grid, threads(groups)).shared(room), with(defines.clone(), "GROUPS", groups));
+            launch(&ATTENTION_SCORES_HOPPER, "attention_dq_scores_hopper", defines, shape, &args)?;
         }
         return Ok(());
     }
-    let groups = if rows <= 64 { 1 } else { 2 };
-    let shape = attention.grid(of, rows.div_ceil(64 * groups), of.max_keys(), threads(groups));
-    let shape = shape.shared(2 * STAGES * tile + 16 * STAGES + 8);
-    launch(kernel, "attention_dq_hopper", defines.clone(), groups, shape, &of_dq)?;
+    if wide {
+        let shape = attention.grid(of, rows.div_ceil(64), of.max_keys(), 256);
+        let shape = shape.shared(2 * (1 + WIDE_STAGES) * tile + 16 * WIDE_STAGES + 8);
+        launch(&ATTENTION_BACKWARD_WIDE_HOPPER, "attention_dq_wide_hopper", defines.clone(), shape, &of_dq)?;
+    } else {
+        let groups = if rows <= 64 { 1 } else { 2 };
+        let shape = attention.grid(of, rows.div_ceil(64 * groups), of.max_keys(), threads(groups));
+        let (shape, defines) =
+            (shape.shared(2 * STAGES * tile + 16 * STAGES + 8), with(defines.clone(), "GROUPS", groups));
+        launch(&ATTENTION_BACKWARD_HOPPER, "attention_dq_hopper", defines, shape, &of_dq)?;
+    }
     dkv(attention.kv_heads, defines, &of_dkv)
 }

@@ -13,8 +13,8 @@ use crate::{DType, Error, Queue, Result};
 /// Of a device's memory dS takes one part in so many at most.
 const PARTS: u64 = 64;
 
-/// The heads whose dS is stored: those of 64 would read as many bytes for half the arithmetic.
-const SIZE: usize = 128;
+/// The least heads whose dS is stored: those of 64 would read as many bytes for half the arithmetic.
+const LEAST: usize = 128;
 
 /// The most bytes of dS on a device.
 pub(super) fn most(queue: Queue<'_>) -> u64 {
@@ -24,7 +24,7 @@ pub(super) fn most(queue: Queue<'_>) -> u64 {
 /// Bytes of dS that [`backward`](super::backward) has beside its arguments and results on the queue's device, of segments of so many
 /// queries and as many keys, where there is room for it.
 pub fn stored_bytes(queue: Queue<'_>, dtype: DType, lengths: &[usize], attention: &Attention) -> u64 {
-    if !super::hopper::takes(queue, dtype, attention.size) || attention.size != SIZE {
+    if !super::hopper::takes(queue, dtype, attention.size) || attention.size < LEAST {
         return 0;
     }
     let blocks = |n: usize| (0..n.div_ceil(TILE)).map(move |block| seen_tiles(n, n, block, attention));
@@ -108,7 +108,7 @@ impl Stored {
         attention: &Attention,
         most: u64,
     ) -> Result<Option<Stored>> {
-        if attention.size != SIZE || of.stored.refused.load(Ordering::Relaxed) || most == 0 {
+        if attention.size < LEAST || of.stored.refused.load(Ordering::Relaxed) || most == 0 {
             return Ok(None);
         }
         let places = of.stored.places(queue, of, attention)?;
@@ -179,7 +179,7 @@ mod tests {
                 if causal && queries > keys {
                     continue;
                 }
-                let of = Attention { heads: 1, kv_heads: 1, size: SIZE, scale: 1.0, causal, window, softcap: None };
+                let of = Attention { heads: 1, kv_heads: 1, size: LEAST, scale: 1.0, causal, window, softcap: None };
                 for block in 0..usize::div_ceil(queries, TILE) {
                     let sees = |i: usize, j: usize| {
                         let at = i + keys - keys.min(queries);

@@ -4,6 +4,7 @@
 //! the heads of `cuda/kernels`.
 
 pub(crate) mod attention;
+pub(crate) mod choose;
 pub(crate) mod dora_linear;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
