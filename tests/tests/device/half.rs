@@ -96,7 +96,7 @@ pub(crate) fn close(what: &str, want: &[[f64; 2]], got: &[[f64; 2]], bounds: [f6
 #[test]
 fn ten_steps_on_tensor_cores() {
     let hopper = ["matmul_hopper", "attention_hopper", "attention_dq_hopper", "attention_dkv_hopper"];
-    let wide = ["matmul_hopper", "attention_wide_hopper", "attention_dq_wide_hopper", "attention_dkv_wide_hopper"];
+    let wide = ["matmul_hopper", "attention_wide_hopper", "attention_dq_scores_hopper", "attention_dkv_wide_hopper"];
     let cards = [
         (31, (9, 0), 64, DType::F32, hopper),
         (32, (8, 0), 64, DType::BF16, ["matmul", "attention_forward", "attention_dq", "attention_dkv"]),
