@@ -15,6 +15,8 @@ use crate::gemm::{Mat, Right, Store, gemm_grouped};
 use crate::quant::PackedMat;
 use crate::{DType, Element, Error, Result, Tensor, dispatch_float};
 
+pub use crate::device::ops::linear::values_bytes;
+
 const OP: &str = "grouped_linear";
 
 /// Checks x (rows, in) against the weights, (out, in) each, and where their runs begin; gives (in, out).

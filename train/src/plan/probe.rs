@@ -15,16 +15,17 @@
 //! On a device the head's logits are tensors too, and there is a bound on them, so that a short step says nothing of a
 //! long one. The trial then scores one token of each example, and the peak is the larger one of two: that of the formula,
 //! and at the head what the layers have kept until then, which goes by the formula as well, with what the head takes
-//! ([`lm_head::scratch_bytes`]). Attention's backward pass may take memory by the square of lengths there, which is counted apart
-//! as well ([`attention::scratch_bytes`]).
+//! ([`lm_head::scratch_bytes`]). So are the memory that attention's backward pass may take there by the square of lengths
+//! ([`attention::scratch_bytes`]), and the values of quantised experts, which are made together for many rows alone.
 
 use std::time::Instant;
 
 use planish_autograd::Tape;
 use planish_nn::Ctx;
 use planish_nn::decoder::Model;
+use planish_nn::modules::Linear;
 use planish_tensor::ops::attention::{self, Attention};
-use planish_tensor::ops::lm_head;
+use planish_tensor::ops::{grouped_linear, lm_head};
 use planish_tensor::{DType, Device};
 
 use crate::Result;
@@ -66,34 +67,43 @@ pub struct Costs {
     /// On a device.
     head: Option<Head>,
     /// On a device, of layers that go backward.
-    attention: Option<Backward>,
+    scratch: Option<Scratch>,
     /// On the processor: the share of tokens that a trained head scores, of how large a vocabulary.
     whole_rows: Option<(f64, usize)>,
     /// What tensors had there before the trial, which leaves copies of a few layers' weights.
     pub(crate) in_use_before: Option<u64>,
 }
 
-/// What attention's backward pass takes on a device.
+/// What layers take on a device for a moment, and a short step says nothing of: attention's backward pass, or a map of quantised experts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Backward {
+struct Scratch {
     device: Device,
     activations: DType,
     heads: [usize; 3],
     /// Of the layer that takes most.
     kind: Attention,
     longest: u64,
+    /// Quantised experts, those of a token, and the elements of one map of all.
+    experts: Option<[usize; 3]>,
     /// Whether there is memory for what it does without if need be.
     roomy: bool,
 }
 
-impl Backward {
-    fn of(model: &Model, longest: u64) -> Backward {
+impl Scratch {
+    fn of(model: &Model, longest: u64) -> Scratch {
         let c = &model.config;
         // A layer without a window sees most.
         let window = c.layers.iter().map(|layer| layer.window).reduce(|a, b| a?.max(b?).into()).flatten();
         let kind = Attention { window, softcap: c.attention_softcap, ..Attention::causal(c.attention_scale) };
         let heads = [c.num_heads, c.num_kv_heads, c.head_dim];
-        Backward { device: model.device(), activations: model.activations(), heads, kind, longest, roomy: true }
+        let packed = |linear: &&Linear| {
+            linear.name.contains(".experts.") && linear.params().any(|p| p.value().dtype() == DType::Packed)
+        };
+        let quantised = model.layers.iter().any(|layer| layer.linears().iter().any(packed));
+        let experts =
+            c.moe.filter(|_| quantised).map(|m| [m.experts, m.per_token, m.experts * m.width * c.hidden_size]);
+        let (device, activations) = (model.device(), model.activations());
+        Scratch { device, activations, heads, kind, longest, experts, roomy: true }
     }
 
     /// Of a pass as the longest examples make it.
@@ -104,8 +114,12 @@ impl Backward {
         let longest = self.longest.clamp(1, tokens.max(1));
         let rest = tokens % longest;
         let lengths: Vec<usize> = (0..tokens / longest).map(|_| longest as usize).chain([rest as usize]).collect();
-        let bytes = attention::scratch_bytes(self.device, self.activations, &lengths, self.heads, &self.kind);
-        bytes.expect("the model is on that device, with heads that attention takes")
+        let scores = attention::scratch_bytes(self.device, self.activations, &lengths, self.heads, &self.kind);
+        let values = self.experts.map(|[experts, per_token, elements]| {
+            grouped_linear::values_bytes(self.device, experts, tokens as usize * per_token, elements)
+        });
+        let known = "the model is on that device, with heads that attention takes";
+        scores.expect(known).max(values.map_or(0, |bytes| bytes.expect(known)))
     }
 }
 
@@ -176,17 +190,13 @@ impl Costs {
     /// Most bytes of tensors alive at once in a micro-batch, beyond weights and gradients.
     pub fn bytes(&self, tokens: u64) -> u64 {
         let all = self.bytes.at(tokens as f64, self.layers);
-        let scores = self.scores(tokens);
+        let scratch = self.scratch.map_or(0, |scratch| scratch.bytes(tokens));
         match &self.head {
             None => all as u64 + self.logits(tokens),
             Some(head) => {
-                (all + scores as f64).max(head.kept.at(tokens as f64, self.layers) + head.bytes(tokens as f64)) as u64
+                (all + scratch as f64).max(head.kept.at(tokens as f64, self.layers) + head.bytes(tokens as f64)) as u64
             }
         }
-    }
-
-    fn scores(&self, tokens: u64) -> u64 {
-        self.attention.map_or(0, |attention| attention.bytes(tokens))
     }
 
     /// Of the processor's head: as cross-entropy has them, which makes those of a trained head in whole rows.
@@ -201,14 +211,17 @@ impl Costs {
     /// The same at the end of the backward pass, in the first layer.
     pub fn bytes_below(&self, tokens: u64) -> u64 {
         let logits = if self.head.is_some() { 0 } else { self.logits(tokens) };
-        self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64 + logits + self.scores(tokens)
+        self.bytes.at(tokens as f64, self.layers.min(1.0)) as u64
+            + logits
+            + self.scratch.map_or(0, |scratch| scratch.bytes(tokens))
     }
 
-    /// The same where memory is short: on a device the head then makes its logits tile by tile, and attention its scores again.
+    /// The same where memory is short: on a device the head then makes its logits tile by tile, attention its scores again, and experts
+    /// have their values made one after another.
     #[must_use]
     pub(crate) fn at_least(mut self) -> Costs {
         self.head.iter_mut().for_each(|head| head.at_once = false);
-        self.attention.iter_mut().for_each(|attention| attention.roomy = false);
+        self.scratch.iter_mut().for_each(|scratch| scratch.roomy = false);
         self
     }
 
@@ -275,8 +288,8 @@ pub fn measure(model: &Model, optim: &OptimSettings, work: &Work, trial_tokens: 
     let whole_rows = (model.device().is_cpu() && of.trained).then_some((of.share, of.vocabulary));
     let head = (!device.is_cpu()).then_some(of);
     let (layers, below) = (recorded as f64, first as f64);
-    let attention = (!device.is_cpu() && recorded > 0).then(|| Backward::of(model, work.longest));
-    Ok(Costs { bytes: line(0), seconds: line(1), layers, below, head, attention, whole_rows, in_use_before })
+    let scratch = (!device.is_cpu() && recorded > 0).then(|| Scratch::of(model, work.longest));
+    Ok(Costs { bytes: line(0), seconds: line(1), layers, below, head, scratch, whole_rows, in_use_before })
 }
 
 /// Bytes of tensors that a forward pass of a step has made and kept when it comes to the head.
@@ -340,7 +353,7 @@ mod tests {
             layers: 1.0,
             below: 0.0,
             head: Some(head),
-            attention: None,
+            scratch: None,
             whole_rows: None,
             in_use_before: None,
         };

@@ -6,9 +6,10 @@ use planish_cuda::ops::elementwise;
 use planish_cuda::ops::matmul::{Epilogue, Layout, Term, matmul};
 use planish_cuda::ops::matmul_runs::{is_one_launch, matmul_runs};
 
+use super::super::context;
 use super::{On, quantised};
 use crate::gemm::Store;
-use crate::{DType, Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 
 /// A two-dimensional tensor as the kernel takes it: without gaps, row by row or column by column; and which.
 fn dense(t: &Tensor) -> Result<(Tensor, bool)> {
@@ -74,6 +75,25 @@ const ROWS_FOR_VALUES: usize = 64;
 /// 8x7B 0.94.
 const VALUES: usize = 1 << 30;
 
+/// Bytes of the values that a map of `experts` quantised experts, all of so many elements, takes on a device for `rows` rows: of all where
+/// that is to be one product, of one otherwise.
+///
+/// # Errors
+/// A device that cannot be opened.
+pub fn values_bytes(device: Device, experts: usize, rows: usize, elements: usize) -> Result<u64> {
+    if device.is_cpu() {
+        return Ok(0);
+    }
+    let on = context::get(device)?;
+    let one = elements / experts.max(1);
+    let together = is_one_product(&on, [experts, rows, 2 * elements]);
+    Ok(device.taken(2 * if together { elements } else { one } as u64))
+}
+
+fn is_one_product(on: &On, [count, rows, bytes]: [usize; 3]) -> bool {
+    is_one_launch(on.queue()) && rows >= ROWS_FOR_VALUES * count && bytes <= VALUES
+}
+
 /// Whether the matrices of these runs are one product: they have values, or the values of all are made first. A matter of
 /// speed, not of bits.
 fn are_one_product<'a>(on: &On, runs: impl Iterator<Item = (&'a Tensor, &'a [usize])>) -> bool {
@@ -81,7 +101,7 @@ fn are_one_product<'a>(on: &On, runs: impl Iterator<Item = (&'a Tensor, &'a [usi
     let [count, rows, bytes] = packed.fold([0; 3], |[count, rows, bytes], (right, run)| {
         [count + 1, rows + run[1] - run[0], bytes + 2 * right.numel()]
     });
-    count == 0 || is_one_launch(on.queue()) && rows >= ROWS_FOR_VALUES * count && bytes <= VALUES
+    count == 0 || is_one_product(on, [count, rows, bytes])
 }
 
 /// Rows `starts[g]..starts[g + 1]` of A times B_g, run by run, in the type of A.

@@ -215,6 +215,9 @@ fn experts_of_many_rows_are_one_product() {
         ];
         assert_eq!(got.each_ref().map(bits), want.each_ref().map(bits), "{rows} rows");
     }
+    // What a plan counts: the values of all, or of one.
+    let values = |device, rows| grouped_linear::values_bytes(device, 4, rows, 4 * 32 * 64).unwrap();
+    assert_eq!([values(device, 4 * 64), values(device, 4 * 64 - 1), values(Device::Cpu, 1000)], [16384, 4096, 0]);
 }
 
 /// Where the values of all experts have no room, those of one at a time do, with the same bits.
