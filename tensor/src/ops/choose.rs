@@ -1,6 +1,7 @@
 //! The largest scores of rows, chosen where they are: on a device, so that not all of them need come home.
 //!
-//! For row r: the k places j with the largest scores[r][j] (+ bias[j]), the sum in f64, in the order of j; of equals the first.
+//! Of each row the places of the k largest, a bias for each place added in f64 if there is one, in the order of the places; of
+//! equals the first.
 //! On the processor a router chooses for itself (`planish_nn`), by the same rules and more.
 
 use crate::device;
