@@ -44,14 +44,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 first = visible(s, o, row0 / share).first / TILE, last = visible(s, o, last_row / share).last;
     const u32 tiles = (last + TILE - 1) / TILE;
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; ++i) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * GROUPS);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-        fence_asynchronous();
-    }
+    begin_ring<STAGES>(full, 1, 4 * GROUPS, 1);
     __syncthreads();
     if (threadIdx.x >= GROUP * GROUPS) {
         if (GROUPS == 2) release_registers<24>();
@@ -176,8 +169,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
 #ifdef STORED
-    Piece piece = piece_of_keys(stored.kv_heads);
-    piece.head += stored.first;
+    const Piece piece = piece_of_keys(stored);
 #else
     const Piece piece = piece_of_keys(o.kv_heads);
 #endif
@@ -190,15 +182,8 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 end = o.window ? min((u64)s.queries, (u64)key0 + TILE * GROUPS + o.window) : s.queries;
     const u32 first = start / TILE, blocks = (end + TILE - 1) / TILE;
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; ++i) {
-            barrier_init(full + 8 * i, 2);            // when the copies are asked for, and when the levels are there
-            barrier_init(empty + 8 * i, 4 * GROUPS);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-        barrier_init(kept, 1);
-        fence_asynchronous();
-    }
+    // Full when the copies are asked for, and when the levels are there.
+    begin_ring<STAGES>(full, 2, 4 * GROUPS, 2);
     __syncthreads();
     if (threadIdx.x >= GROUP * GROUPS) {
         if (GROUPS == 2) release_registers<24>();

@@ -8,7 +8,7 @@
 // The kernels of attention_backward_hopper.cu, where registers have no room for what they hold: the sums of 64 rows of 256
 // take half of a group's. So queries and gradients are left factors in shared memory, not in registers, and dK and dV are made by
 // a group each, which both make the scores. That is a product more, 8 where 5 count, and far less than mma.sync takes for 7;
-// with STORED it is 5 of 6, as there.
+// with STORED 5 are made here, and dQ, the sixth, of what is stored.
 //
 // Order: as there. So a row's bits depend on its segment alone. P and dS / scale are rounded to T before they multiply.
 // Contract: written (=). Bound by arithmetic: 16 D a pair of query and key, or 10 D with STORED.
@@ -37,13 +37,7 @@ extern "C" __global__ void __launch_bounds__(2 * GROUP, 1) attention_dq_wide_hop
     const u32 tiles = (last + TILE - 1) / TILE;
     auto place = [&](u32 r) { return (u64)(s.q_start + r / share) * o.heads + g * share + r % share; };
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; ++i) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-    }
+    begin_ring<STAGES>(full, 1, 4, 1);
     for (u32 i = threadIdx.x; i < 2 * 64 * D / 8; i += 2 * GROUP) {
         const u32 which = i / (64 * D / 8), r = i / (D / 8) % 64, c = i % (D / 8);
         uint4 chunk = make_uint4(0, 0, 0, 0);
@@ -266,8 +260,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_dkv_wide_ho
     const u32 levels = ring + 2 * STAGES * TILE_BYTES, full = levels + 512 * STAGES, empty = full + 8 * STAGES;
     const u32 landed = empty + 8 * STAGES, kept = landed + 8;
 #ifdef STORED
-    Piece piece = piece_of_keys(stored.kv_heads);
-    piece.head += stored.first;
+    const Piece piece = piece_of_keys(stored);
 #else
     const Piece piece = piece_of_keys(o.kv_heads);
 #endif
@@ -280,15 +273,8 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_dkv_wide_ho
     const u32 end = o.window ? min((u64)s.queries, (u64)key0 + TILE + o.window) : s.queries;
     const u32 first = start / TILE, blocks = (end + TILE - 1) / TILE;
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; ++i) {
-            barrier_init(full + 8 * i, 2);   // when the copies are asked for, and when the levels are there
-            barrier_init(empty + 8 * i, 8);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-        barrier_init(kept, 1);
-        fence_asynchronous();
-    }
+    // Full when the copies are asked for, and when the levels are there.
+    begin_ring<STAGES>(full, 2, 8, 2);
     __syncthreads();
     if (threadIdx.x >= 2 * GROUP) {
         release_registers<24>();

@@ -77,14 +77,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     const u32 first = visible(s, o, row0 / share).first / STEP, last = visible(s, o, last_row / share).last;
     const u32 steps = (last + STEP - 1) / STEP;
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; ++i) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * GROUPS);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-        fence_asynchronous();
-    }
+    begin_ring<STAGES>(full, 1, 4 * GROUPS, 1);
     __syncthreads();
     if (threadIdx.x >= GROUP * GROUPS) {
         if (GROUPS == 2) release_registers<40>();

@@ -4,9 +4,10 @@
 //
 //   dq (queries, heads, D) T     k (keys, kv_heads, D) T     dS / scale: tiles as struct Stored says
 //
-// attention_backward_hopper.cu, or of heads of 256 attention_backward_wide_hopper.cu, makes dS for dK; where there is memory for it, it is stored, and dQ is one product and not the
-// three that it takes to make dS again: 5 in all, which is what counts, and not 7 (of heads of 256 6, not 8). A group multiplies 64 queries of a head;
-// the tile of keys is for all groups of the block, so many groups read it less often. A warp of its own fills a ring of tiles.
+// attention_backward_hopper.cu, or of heads of 256 attention_backward_wide_hopper.cu, makes dS for dK; where there is memory for
+// it, it is stored, and dQ is one product and not the three that it takes to make dS again: 5 in all, which is what counts, and
+// not 7 (of heads of 256 6, not 8). A group multiplies 64 queries of a head; the tile of keys is for all groups of the block, so
+// many groups read it less often. A warp of its own fills a ring of tiles.
 //
 // Order: in tiles of 64 keys counted from the segment's first, in steps of 16 (wgmma) onto one accumulator in f32: the bits are
 // those of the kernel that makes dS again.
@@ -40,14 +41,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     }
     const u32 first = of[0].first;
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; ++i) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * GROUPS);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-        fence_asynchronous();
-    }
+    begin_ring<STAGES>(full, 1, 4 * GROUPS, 1);
     __syncthreads();
     if (threadIdx.x >= GROUP * GROUPS) {
         const u32 lane = threadIdx.x - GROUP * GROUPS;

@@ -69,14 +69,7 @@ extern "C" __global__ void __launch_bounds__(GROUP * (GROUPS + 1), 1) attention_
     auto tile = [&](u32 t) { return ring + t % SLOTS * TILE_BYTES; };
     auto wait = [&](u32 t) { barrier_wait(full + 8 * (t % SLOTS), t / SLOTS & 1); };
 
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < SLOTS; ++i) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * GROUPS);  // each warp that multiplies
-        }
-        barrier_init(landed, 1);
-        fence_asynchronous();
-    }
+    begin_ring<SLOTS>(full, 1, 4 * GROUPS, 1);
     __syncthreads();
     if (threadIdx.x >= GROUP * GROUPS) {
         if (GROUPS == 2) release_registers<24>();

@@ -97,7 +97,7 @@ __device__ __forceinline__ void hide_queries(f32 (&p)[TILE / 8][4], u32 key0, u3
 
 // dS between the kernel that makes it and the one that makes dQ of it: tiles of 64 keys and 64 queries, as T, of `kv_heads`
 // heads of keys from `first` on with those that share them. Each head has `tiles` of them; places[q_start / 64 + segment + b]
-// says where those of block b of a segment's queries begin (segments are no longer than their blocks, so none share a place),
+// says where those of block b of a segment's queries begin (no two segments share one, since ceil(n / 64) is at most 1 more than n / 64),
 // one for each tile of keys that some query of the block sees.
 //
 // A tile is stored [key][query], as the lanes that make it have it, 16 bytes each: chunk c of a key's row is queries
@@ -107,6 +107,12 @@ struct Stored {
     const u32* places;
     u32 tiles, first, kv_heads;
 };
+
+// A block of its heads of keys.
+__device__ __forceinline__ Piece piece_of_keys(const Stored& in) {
+    const Piece piece = piece_of_keys(in.kv_heads);
+    return {in.first + piece.head, piece.segment, piece.number};
+}
 
 // The query that element `at` of a key's row belongs to.
 __device__ __forceinline__ u32 stored_query(u32 at) { return at / 32 * 32 + at / 8 % 4 * 2 + at % 8 / 2 * 8 + at % 2; }

@@ -2,8 +2,8 @@
 //
 //   scores (rows, experts) f32     bias (experts) f32, or null for none     chosen (rows, k) u32
 //
-// Scores and bias are added in f64, which is exact enough that no two that differ become alike; of equals the lower number is
-// chosen, and NaN is larger than all, as the processor orders them (IEEE 754, totalOrder).
+// Scores and bias are added in f64, as on the processor, and ordered as there (IEEE 754, totalOrder: NaN lies beyond the infinity
+// of its sign); of equals the lower number is chosen.
 //
 // Order: nothing is summed but the two; whole numbers are compared. A row is a warp.
 // Contract: written (=). Bound by latency: k rounds of five shuffles.

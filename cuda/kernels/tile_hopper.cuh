@@ -10,6 +10,18 @@ const u32 TILE_BYTES = BOXES * BOX;
 // Keys at a time, forward: part of the arithmetic. Of large heads registers have room for the scores of one tile.
 const u32 STEP = D <= 128 ? 2 * TILE : TILE;
 
+// Makes the mbarriers of a ring of N stages, before threads of the block meet: N at `full`, each complete after `filled` arrivals and
+// the bytes that were announced, N behind them for the `warps` that have done with a stage, and `more` behind these of one arrival.
+template <u32 N> __device__ __forceinline__ void begin_ring(u32 full, u32 filled, u32 warps, u32 more) {
+    if (threadIdx.x != 0) return;
+    for (u32 i = 0; i < N; ++i) {
+        barrier_init(full + 8 * i, filled);
+        barrier_init(full + 8 * (N + i), warps);
+    }
+    for (u32 i = 0; i < more; ++i) barrier_init(full + 8 * (2 * N + i), 1);
+    fence_asynchronous();
+}
+
 // A tile of one head, rows from `row` on.
 __device__ __forceinline__ void load_tile(u32 to, const TensorMap* map, u32 barrier, u32 head, u32 row) {
 #pragma unroll

@@ -1,6 +1,9 @@
 //! attention on Hopper against the kernel of other cards, which other tests hold against f64.
 
+use std::sync::Arc;
+
 use planish_cuda::driver::{Arg, Fill, Swizzle, TensorMap};
+use planish_cuda::emulator::Emulator;
 use planish_cuda::kernels::{ATTENTION_HOPPER, ATTENTION_WIDE_HOPPER, Kernel};
 use planish_cuda::memory::DeviceBuffer;
 use planish_cuda::ops::attention::{self, Attention, Segments};
@@ -134,7 +137,8 @@ fn backward(device: &Device, t: DType, a: &Attention, lengths: &[(usize, usize)]
     let (cu_q, cu_k) = (cumulative(lengths.iter().map(|l| l.0)), cumulative(lengths.iter().map(|l| l.1)));
     let (queries, keys) = (cu_q[lengths.len()] as usize, cu_k[lengths.len()] as usize);
     let (nq, nk) = (queries * a.heads * a.size, keys * a.kv_heads * a.size);
-    let of = Segments::packed(queue, &cu_q, &cu_k).unwrap();
+    let mut of = Segments::packed(queue, &cu_q, &cu_k).unwrap();
+    of.store_at_most(most);
     let [q, dout] = [1, 4].map(|seed| put(queue, &random(nq, t, seed), t));
     let [k, v] = [2, 3].map(|seed| put(queue, &random(nk, t, seed), t));
     let (mut out, mut lse) = (room(queue, nq, t), room(queue, queries * a.heads, DType::F32));
@@ -144,14 +148,16 @@ fn backward(device: &Device, t: DType, a: &Attention, lengths: &[(usize, usize)]
     let grads = [dq.slice_mut(t), dk.slice_mut(t), dv.slice_mut(t)];
     let qkv = [q.slice(t), k.slice(t), v.slice(t)];
     let lse = lse.slice(DType::F32);
-    attention::backward_within(queue, grads, dout.slice(t), qkv, out.slice(t), lse, &of, a, most).unwrap();
+    attention::backward(queue, grads, dout.slice(t), qkv, out.slice(t), lse, &of, a).unwrap();
     [&dq, &dk, &dv].map(|grad| get(grad, t))
 }
 
 /// The gradient of scores stored, for all heads of keys or one after another, or made again: the same bits.
 #[test]
 fn stored_scores_give_the_bits_of_those_made_again() {
-    let Some(device) = device_of((9, 0)) else { return };
+    let Some(cache) = cache() else { return };
+    let emulator = Arc::new(Emulator::new((9, 0)).unwrap().with_reports());
+    let device = Device::new(emulator.clone(), cache);
     let base = causal(2, 1, 128);
     for (t, a, lengths) in [
         // One group, two and four; more tiles than stages; rests; segments without queries or keys.
@@ -168,14 +174,35 @@ fn stored_scores_give_the_bits_of_those_made_again() {
             &[(300, 300), (64, 64)],
         ),
     ] {
-        let [again, whole] = [0, 1 << 24].map(|most| backward(&device, t, &a, lengths, most));
+        // And how often dQ was made of what was stored.
+        let of = |most| {
+            emulator.take_reports();
+            let grads = backward(&device, t, &a, lengths, most);
+            (grads, emulator.take_reports().iter().filter(|r| r.kernel == "attention_dq_scores_hopper").count())
+        };
         let what = format!("{t} {a:?} {lengths:?}");
+        let (again, none) = of(0);
         assert!(again.iter().flatten().all(|x| x.is_finite()) && again[0].iter().any(|&x| x != 0.0), "{what}");
-        assert_eq!(again, whole, "{what}");
-        let tiles: usize = lengths.iter().map(|l| l.0.div_ceil(64) * l.1.div_ceil(64)).sum();
+        assert_eq!(none, 0, "{what}");
+        assert_eq!(of(1 << 24), (again.clone(), 1), "{what}");
+        // Too little for two heads of keys: less than twice what one takes.
+        let tiles: usize = lengths.iter().map(|&(q, k)| tiles_of(q, k, &a)).sum();
         let of_head = (tiles * 64 * 64 * 2 * a.heads / a.kv_heads) as u64;
-        assert_eq!(again, backward(&device, t, &a, lengths, of_head), "{what}, one head of keys at a time");
+        assert_eq!(of(2 * of_head - 1), (again.clone(), a.kv_heads), "{what}, one head of keys at a time");
+        assert_eq!(of(of_head - 1), (again, 0), "{what}");
     }
+}
+
+/// Tiles of 64 queries and 64 keys of a segment in which a query sees a key.
+fn tiles_of(queries: usize, keys: usize, a: &Attention) -> usize {
+    let sees = |i: usize, j: usize| {
+        let at = i + keys - keys.min(queries);
+        !a.causal || (j <= at && a.window.is_none_or(|window| j + window > at))
+    };
+    let seen = |b: usize, t: usize| {
+        (64 * b..queries.min(64 * b + 64)).any(|i| (64 * t..keys.min(64 * t + 64)).any(|j| sees(i, j)))
+    };
+    (0..queries.div_ceil(64)).map(|b| (0..keys.div_ceil(64)).filter(|&t| seen(b, t)).count()).sum()
 }
 
 /// dS behind a segment's last key is made of another segment's.

@@ -27,7 +27,6 @@ pub(crate) struct Part<'a, S> {
 /// 0 for `lines <= l < width`.
 #[inline]
 pub(crate) fn pack<R: Real, S: Float>(panel: &mut [R], width: usize, part: Part<'_, S>) {
-    assert!(panel.len() == width * part.kc && part.lines <= width);
     if part.lines < width {
         panel.fill(R::ZERO);
     }

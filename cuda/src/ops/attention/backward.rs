@@ -1,6 +1,6 @@
 //! Backward pass.
 
-use super::{Attention, OP, Segments, TILE, hopper, stored};
+use super::{Attention, OP, Segments, TILE, hopper};
 use crate::driver::Arg;
 use crate::kernels::ATTENTION_BACKWARD;
 use crate::memory::{Slice, SliceMut};
@@ -23,6 +23,9 @@ fn keys_at_a_time(size: usize) -> usize {
 
 /// dq, dk, dv from the upstream gradient `dout` and what [`forward`](super::forward) returned. Keys in a stream only.
 ///
+/// On Hopper the gradient of the scores of large heads is stored between two kernels, for as many heads at a time as there is room
+/// for, and made again where there is none for one: the bits are the same.
+///
 /// # Errors
 /// Sizes or types that do not agree; a paged table; no room for δ.
 pub fn backward(
@@ -34,25 +37,6 @@ pub fn backward(
     lse: Slice<'_>,
     of: &Segments,
     attention: &Attention,
-) -> Result<()> {
-    backward_within(queue, [dq, dk, dv], dout, [q, k, v], out, lse, of, attention, stored::most(queue))
-}
-
-/// As [`backward`], with the same bits, where the gradient of scores takes at most so many bytes: on Hopper it is stored, for as many heads
-/// at a time as there is room for, and made again where there is none for one.
-///
-/// # Errors
-/// As [`backward`].
-pub fn backward_within(
-    queue: Queue<'_>,
-    [dq, dk, dv]: [SliceMut<'_>; 3],
-    dout: Slice<'_>,
-    [q, k, v]: [Slice<'_>; 3],
-    out: Slice<'_>,
-    lse: Slice<'_>,
-    of: &Segments,
-    attention: &Attention,
-    most: u64,
 ) -> Result<()> {
     if of.is_paged() {
         return Err(Error::Size { op: OP, what: "the page table", expected: "absent", got: of.max_pages() });
@@ -76,7 +60,7 @@ pub fn backward_within(
     launch("attention_delta", Shape::line(rows.div_ceil(8), 256), &args)?;
 
     if tensor_cores && hopper::is_for(queue, of) {
-        return hopper::backward(queue, [&dq, &dk, &dv], dout, [q, k, v], [lse, delta], of, attention, most);
+        return hopper::backward(queue, [&dq, &dk, &dv], dout, [q, k, v], [lse, delta], of, attention);
     }
     let options = attention.bytes(0)?;
     let [cu_q, k_start, k_len, _] = of.args();

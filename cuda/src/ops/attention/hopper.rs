@@ -132,7 +132,6 @@ pub(super) fn backward(
     [lse, delta]: [Slice<'_>; 2],
     of: &Segments,
     attention: &Attention,
-    most: u64,
 ) -> Result<()> {
     let options = attention.bytes(0)?;
     let [cu_q, k_start, k_len, _] = of.args();
@@ -170,7 +169,7 @@ pub(super) fn backward(
         }
     };
 
-    if let Some(stored) = Stored::new(queue, q.dtype(), of, attention, most)? {
+    if let Some(stored) = Stored::new(queue, q.dtype(), of, attention)? {
         let map_scores = stored.map(queue, q.dtype())?;
         for first in (0..attention.kv_heads).step_by(stored.heads) {
             let heads = stored.heads.min(attention.kv_heads - first);

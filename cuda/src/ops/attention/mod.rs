@@ -12,7 +12,7 @@ mod long;
 mod segments;
 mod stored;
 
-pub use backward::{backward, backward_within};
+pub use backward::backward;
 pub use caches::{CacheSizes, Caches};
 pub use long::LONG;
 pub use segments::Segments;

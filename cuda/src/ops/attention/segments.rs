@@ -127,6 +127,12 @@ impl Segments {
         Ok(())
     }
 
+    /// Lets attention's backward pass store no more than so many bytes of the gradient of scores, where it would store up to a 64th
+    /// of the device's memory.
+    pub fn store_at_most(&mut self, bytes: u64) {
+        self.stored.most = Some(bytes);
+    }
+
     /// Number of segments.
     pub fn len(&self) -> usize {
         self.len

@@ -16,9 +16,22 @@ const PARTS: u64 = 64;
 /// The least heads whose dS is stored: those of 64 would read as many bytes for half the arithmetic.
 const LEAST: usize = 128;
 
+/// Elements of a tile.
+const ELEMENTS: usize = TILE * TILE;
+
 /// The most bytes of dS on a device.
-pub(super) fn most(queue: Queue<'_>) -> u64 {
+fn most(queue: Queue<'_>) -> u64 {
     queue.device.driver().properties().memory_bytes / PARTS
+}
+
+/// The heads of keys whose dS, so many tiles of each head that shares them, is no more than `most` bytes, and what is asked for: of
+/// few sizes, as the pool keeps blocks of each. `None` if that is no head, or more than the map counts rows of.
+fn room(dtype: DType, tiles: usize, attention: &Attention, most: u64) -> Option<(usize, u64)> {
+    let tiles = (attention.group() * tiles) as u64;
+    let of_head = tiles * (ELEMENTS * dtype.size()) as u64;
+    let heads = most.checked_div(of_head)?.min(attention.kv_heads as u64);
+    let fits = heads > 0 && heads * tiles * TILE as u64 <= 1 << 31;
+    fits.then(|| (heads as usize, (heads * of_head).next_power_of_two().min(most).next_multiple_of(8)))
 }
 
 /// Bytes of dS that [`backward`](super::backward) has beside its arguments and results on the queue's device, of segments of so many
@@ -29,9 +42,7 @@ pub fn stored_bytes(queue: Queue<'_>, dtype: DType, lengths: &[usize], attention
     }
     let blocks = |n: usize| (0..n.div_ceil(TILE)).map(move |block| seen_tiles(n, n, block, attention));
     let tiles = lengths.iter().map(|&n| blocks(n).sum::<usize>()).sum();
-    let (of_head, most) = (bytes(dtype, tiles, attention.group()), most(queue));
-    let heads = most.checked_div(of_head).unwrap_or(0).min(attention.kv_heads as u64);
-    if heads == 0 { 0 } else { room(heads * of_head, most) }
+    room(dtype, tiles, attention, most(queue)).map_or(0, |(_, bytes)| bytes)
 }
 
 /// Where the tiles of each block of 64 queries begin.
@@ -71,6 +82,8 @@ fn seen_tiles(queries: usize, keys: usize, block: usize, attention: &Attention) 
 pub(super) struct Known {
     places: Mutex<Vec<(Kind, Arc<Places>)>>,
     refused: AtomicBool,
+    /// Bytes, if not the device's.
+    pub(super) most: Option<u64>,
 }
 
 /// Whether attention is causal, and its window.
@@ -99,29 +112,17 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// `None` where heads are of a size whose dS is made again, where dS of one head of keys takes more than `most` bytes, or
+    /// `None` where heads are of a size whose dS is made again, where dS of one head of keys takes more than it may, or
     /// where there is no room for it; of a batch that is asked once.
-    pub(super) fn new(
-        queue: Queue<'_>,
-        dtype: DType,
-        of: &Segments,
-        attention: &Attention,
-        most: u64,
-    ) -> Result<Option<Stored>> {
-        if attention.size < LEAST || of.stored.refused.load(Ordering::Relaxed) || most == 0 {
+    pub(super) fn new(queue: Queue<'_>, dtype: DType, of: &Segments, attention: &Attention) -> Result<Option<Stored>> {
+        if attention.size < LEAST || of.stored.refused.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let places = of.stored.places(queue, of, attention)?;
-        let of_head = bytes(dtype, places.tiles as usize, attention.group());
-        let heads = most.checked_div(of_head).unwrap_or(0).min(attention.kv_heads as u64);
-        // The map counts rows in 31 bits.
-        let rows = heads * attention.group() as u64 * u64::from(places.tiles) * TILE as u64;
-        if heads == 0 || rows > 1 << 31 {
-            return Ok(None);
-        }
-        let room = room(heads * of_head, most) as usize;
-        match queue.alloc("scores of attention's backward pass", room / dtype.size(), dtype) {
-            Ok(scores) => Ok(Some(Stored { scores, places, heads: heads as usize })),
+        let most = of.stored.most.unwrap_or_else(|| most(queue));
+        let Some((heads, bytes)) = room(dtype, places.tiles as usize, attention, most) else { return Ok(None) };
+        match queue.alloc("scores of attention's backward pass", bytes as usize / dtype.size(), dtype) {
+            Ok(scores) => Ok(Some(Stored { scores, places, heads })),
             Err(Error::NoRoom { .. }) => {
                 of.stored.refused.store(true, Ordering::Relaxed);
                 Ok(None)
@@ -153,16 +154,6 @@ impl Stored {
         }
         bytes
     }
-}
-
-/// Bytes of dS of a head of keys.
-fn bytes(dtype: DType, tiles: usize, group: usize) -> u64 {
-    (group * tiles * TILE * TILE * dtype.size()) as u64
-}
-
-/// What is asked for: of few sizes, as the pool keeps blocks of each.
-fn room(bytes: u64, most: u64) -> u64 {
-    bytes.next_power_of_two().min(most).next_multiple_of(8)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use super::*;
-use crate::DType;
 use crate::rng::{Purpose, Stream};
+use crate::{DType, Device};
 
 fn random(shape: [usize; 3], salt: u64, dtype: DType) -> Tensor {
     let s = Stream::new(5, Purpose::Data, salt);
@@ -216,4 +216,46 @@ fn wrong_stems_are_refused() {
     assert!(run(&[0, 2, 4], &[None, stem(1, 1)]).is_err(), "itself");
     assert!(run(&[0, 1, 2, 4], &[None, stem(0, 1), stem(1, 1)]).is_err(), "a segment with a stem");
     assert!(run(&[0, 2, 4], &[None]).is_err(), "one entry for two segments");
+}
+
+/// Caches take room for what is expected and no more, grow beyond it, and hold the same however keys come: many at once, which go
+/// to their places on all threads, or one by one.
+#[test]
+fn caches_hold_what_comes_in_the_room_that_is_expected() {
+    let (heads, size, n) = (3, 8, 150);
+    let [k, v] = [1, 2].map(|salt| random([n, heads, size], salt, DType::F32));
+    let fill = |steps: &[usize], expected: Option<usize>| {
+        let mut cache = KeyValues::new(1, heads, size, DType::F32, Device::Cpu);
+        expected.into_iter().for_each(|keys| cache.expect(keys));
+        let (mut held, mut rooms) = (0, vec![]);
+        for &new in steps {
+            let cu = [0, new as u32];
+            let mut pass = CachedPass::new(vec![&mut cache], vec![held], &cu, &cu).unwrap();
+            let [k, v] = [&k, &v].map(|x| x.narrow(0, held, new).unwrap());
+            pass.append(0, None, [&k, &v], None).unwrap();
+            held += new;
+            rooms.push(cache.capacity());
+        }
+        let q = random([1, heads, size], 3, DType::F32);
+        let pass = CachedPass::new(vec![&mut cache], vec![held], &[0, 1], &[0, 0]).unwrap();
+        (pass.attend(0, &q, &Attention::causal(1.0)).unwrap().to_vec::<f32>().unwrap(), rooms)
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    pool.install(|| {
+        let (want, rooms) = fill(&[149, 1], None);
+        assert_eq!(rooms, [256, 256]);
+        let (got, rooms) = fill(&[149, 1], Some(150));
+        assert_eq!((&got, rooms), (&want, vec![192, 192]));
+        let (got, rooms) = fill(&[1; 150], Some(150));
+        assert_eq!((&got, rooms.first(), rooms.last()), (&want, Some(&192), Some(&192)));
+        // More than was said.
+        let (got, rooms) = fill(&[40, 40, 70], Some(70));
+        assert_eq!((&got, rooms), (&want, vec![128, 128, 256]));
+        assert!(want.iter().all(|x| x.is_finite()) && want.iter().any(|&x| x != 0.0));
+    });
+    // Of many expected keys not all at once.
+    let mut cache = KeyValues::new(1, 1, 8, DType::F32, Device::Cpu);
+    cache.expect(5000);
+    drop(CachedPass::new(vec![&mut cache], vec![0], &[0, 1], &[0, 1]).unwrap());
+    assert_eq!(cache.capacity(), 320);
 }
