@@ -6,8 +6,7 @@ use planish_tensor::ops::index_select;
 use planish_tensor::ops::lm_head::{LmHead, from_logits, logprobs_of_logits};
 use planish_tensor::ops::sampling::{self, Sampling};
 use planish_tensor::rng::{Purpose, Stream};
-use planish_tensor::{Device, Real, Tensor, dispatch_real};
-use rayon::prelude::*;
+use planish_tensor::{Device, Real, Tensor, dispatch_real, parallel};
 
 use super::steady::Recordings;
 use super::{Completion, FinishReason, Generator, SamplingParams, StopMatcher, TextStream, TokenEvent, sampler};
@@ -233,8 +232,15 @@ fn next_tokens(
     }
     let vocabulary = logits.dims()[1];
     dispatch_real!("generate", logits.dtype(), R => {
-        let rows = logits.as_slice_mut::<R>()?.par_chunks_mut(vocabulary);
-        Ok(rows.zip(sequences).map(|(row, (ids, n_prompt, random))| next_token(row, (ids, *n_prompt), random, params)).collect())
+        let mut chosen = vec![None; sequences.len()];
+        // On the threads of kernels, which are awake, and not on those of a pool beside them.
+        parallel::chunks2(logits.as_slice_mut::<R>()?, vocabulary, &mut chosen, 1, |first, rows, chosen| {
+            let rows = rows.chunks_exact_mut(vocabulary).zip(&sequences[first..]);
+            for ((row, (ids, n_prompt, random)), chosen) in rows.zip(chosen) {
+                *chosen = next_token(row, (ids, *n_prompt), random, params);
+            }
+        });
+        Ok(chosen)
     })
 }
 
@@ -255,13 +261,12 @@ fn next_tokens_on_device(
         return Ok(all.into_iter().map(|row| row.map(|(id, logprob)| (id, logprob.into()))).collect());
     }
     let here = logits.to_device(Device::Cpu)?;
-    let rows = here.as_slice::<f32>()?.par_chunks(vocabulary);
-    let ids: Vec<Option<u32>> = rows
-        .zip(sequences)
-        .map(|(row, (ids, n_prompt, random))| {
-            sampler::choose(row, (ids, *n_prompt), params, random.uniform_f64(ids.len() as u64))
-        })
-        .collect();
+    let all = here.as_slice::<f32>()?;
+    let ids: Vec<Option<u32>> = parallel::map(sequences.len(), |i| {
+        let (ids, n_prompt, random) = &sequences[i];
+        let row = &all[i * vocabulary..][..vocabulary];
+        sampler::choose(row, (ids, *n_prompt), params, random.uniform_f64(ids.len() as u64))
+    });
     let targets: Vec<u32> = ids.iter().map(|id| id.unwrap_or(0)).collect();
     let logprobs = logprobs_of_logits(logits, &targets)?.to_device(Device::Cpu)?.to_vec::<f32>()?;
     Ok(ids.into_iter().zip(logprobs).map(|(id, p)| id.filter(|_| p.is_finite()).map(|id| (id, p.into()))).collect())

@@ -96,6 +96,18 @@ impl<'a, T: Float> Mat<'a, T> {
         self.cols
     }
 
+    /// Asks the processor to fetch it into its second-level cache, where rows are contiguous.
+    pub(crate) fn ask(&self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.cs == 1 {
+            for row in 0..self.rows {
+                for line in (0..self.cols).step_by((64 / size_of::<T>()).max(1)) {
+                    pack::x86::prefetch(self.data.as_ptr().wrapping_add(row * self.rs + line).cast(), 0);
+                }
+            }
+        }
+    }
+
     /// An element.
     ///
     /// # Panics

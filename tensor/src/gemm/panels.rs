@@ -234,8 +234,15 @@ impl FewRows {
                 let live = WIDTH.min(self.cols - j);
                 for (i, &acc) in acc.iter().enumerate().take(self.rows - r) {
                     let sums = S::values::<V>(acc);
-                    let c = std::slice::from_raw_parts_mut(self.c.add((r + i) * self.c_row + j), live);
-                    for (c, &sum) in c.iter_mut().zip(&sums) {
+                    let c = self.c.add((r + i) * self.c_row + j);
+                    // Of a length that the compiler knows, so that a line is one store and not a call.
+                    if live == WIDTH {
+                        let c = c.cast::<[f32; WIDTH]>();
+                        let add = |old: [f32; WIDTH]| std::array::from_fn(|i| old[i] + sums[i]);
+                        c.write_unaligned(if self.mode == Mode::Add { add(c.read_unaligned()) } else { sums });
+                        continue;
+                    }
+                    for (c, &sum) in std::slice::from_raw_parts_mut(c, live).iter_mut().zip(&sums) {
                         *c = if self.mode == Mode::Add { *c + sum } else { sum };
                     }
                 }

@@ -341,6 +341,9 @@ pub fn logits(hidden: &Tensor, weight: &Tensor, options: &LmHead) -> Result<Tens
     }
     let mut logits = super::linear::forward(hidden, weight, None)?;
     validate(hidden, weight, &vec![0; hidden.dims()[0]], options)?;
+    if options.scale == 1.0 && options.softcap.is_none() {
+        return Ok(logits);
+    }
     dispatch_real!(OP, hidden.dtype(), R => {
         let (scale, softcap) = (R::from_f64(options.scale), options.softcap.map(R::from_f64));
         parallel::chunks(logits.as_slice_mut::<R>()?, 1, |_, z| cap_all(z, scale, softcap));

@@ -197,6 +197,9 @@ struct Scratch<R> {
     gemm: Vec<R>,
 }
 
+/// Rows of a block for which keys and values are asked for ahead.
+const FEW: usize = 16;
+
 /// Queries `i0..` of one block, of the heads that share key/value head `g`.
 fn block<R: Real>(
     data: &[R],
@@ -231,7 +234,16 @@ fn block<R: Real>(
         let k = tile(seg.k, seg, j0..j0 + n, g, size, k_tile);
         let v = tile(seg.v, seg, j0..j0 + n, g, size, v_tile);
         let scores = &mut scores[..rows * n];
+        // Few rows wait for memory more than they compute: a cache's keys and values are streams that begin anew for each head,
+        // and the processor itself reads ahead late.
+        let few = rows <= FEW;
+        if few {
+            k.ask();
+        }
         gemm_serial(Mat::new(q, rows, size), k.t(), scores, Store::Set, gemm);
+        if few {
+            v.ask();
+        }
         for r in 0..rows {
             let (lo, hi) = options.visible(position(r), seg.keys);
             let (lo, hi) = (lo.clamp(j0, j0 + n) - j0, hi.clamp(j0, j0 + n) - j0);
