@@ -122,9 +122,10 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         let (rows, cols) = self.blocks(threads);
         let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
         let whole = across * down;
-        // The last block of each thread, in parts.
-        let last = if threads > 1 && rows >= LAST_PARTS * MIN_ROWS { threads.min(whole) } else { 0 };
         let panels = cols / R::shape().nr;
+        // The last block of each thread, in parts.
+        let long = rows >= if panels > 1 { MIN_ROWS } else { LAST_PARTS * MIN_ROWS };
+        let last = if threads > 1 && long { threads.min(whole) } else { 0 };
         let [part_rows, part_cols] = match panels {
             0 | 1 => [rows.div_ceil(LAST_PARTS).next_multiple_of(R::shape().mr), cols],
             _ => [rows, panels.div_ceil(LAST_PARTS) * R::shape().nr],

@@ -347,7 +347,7 @@ settings! {
         /// Magnitude of NEFTune's noise on the embeddings (arXiv 2310.05914).
         neftune_noise_alpha: Option<f64> = None, NOT_NEGATIVE;
         /// Tokens that are in memory at once: larger micro-batches go through the model in parts, cut between
-        /// examples, which changes the gradient by rounding only; 0 for never [1024; on a device 8192, or half of it and so on if memory is short].
+        /// examples, which changes the gradient by rounding only; 0 for never [704; on a device 8192, or half of it and so on if memory is short].
         tokens_per_pass: Option<u64> = None, WHOLE;
         /// Memory that the run may take, GiB: passes are made shorter, then MLPs and then layers recomputed until the plan
         /// fits; the choice stands in the run's config.yaml, and a resumed run keeps it.

@@ -236,7 +236,10 @@ pub(super) fn check_eval(data: &DataSettings, eval: &EvalSettings, run: &RunSett
 }
 
 /// Tokens of a pass where nothing is said: on the processor enough to keep it busy, on a device to fill one.
-const PASS: [u64; 2] = [1024, 8192];
+const PASS: [u64; 2] = [704, 8192];
+
+/// And the fewest to which it may be cut, on either, if memory is short.
+const LEAST: [u64; 2] = [PASS[0], 1024];
 
 impl OptimSettings {
     /// Tokens of a pass; 0 for all.
@@ -247,8 +250,9 @@ impl OptimSettings {
     /// Settles the tokens of a pass for a device, if nothing is said of them; the fewest that it may be changed to if memory is
     /// short.
     pub(crate) fn settle_pass(&mut self, device: Device) -> u64 {
-        let least = self.tokens_per_pass.unwrap_or(PASS[0]);
-        self.tokens_per_pass.get_or_insert(PASS[usize::from(!device.is_cpu())]);
+        let kind = usize::from(!device.is_cpu());
+        let least = self.tokens_per_pass.unwrap_or(LEAST[kind]);
+        self.tokens_per_pass.get_or_insert(PASS[kind]);
         least
     }
 

@@ -422,6 +422,6 @@ mod tests {
         assert_eq!((optim.settle_pass(Device::Cuda(0)), optim.tokens_per_pass), (1024, Some(8192)));
         assert_eq!((optim.settle_pass(Device::Cuda(0)), optim.pass()), (8192, 8192));
         let mut optim = OptimSettings::default();
-        assert_eq!((optim.settle_pass(Device::Cpu), optim.tokens_per_pass), (1024, Some(1024)));
+        assert_eq!((optim.settle_pass(Device::Cpu), optim.tokens_per_pass), (704, Some(704)));
     }
 }
