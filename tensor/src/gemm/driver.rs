@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack_lines};
@@ -71,9 +72,24 @@ pub(super) struct Product<'a, 'u, R, B, V> {
     pub(super) store: Store,
 }
 
-/// Rows of A that all tasks of a product read, packed.
+/// Rows of A that a thread has packed, for all its tasks of one product. Each thread packs for itself: they do so at once, and
+/// none waits for lines out of another core's cache.
 #[derive(Default)]
-pub(super) struct PackedRows<R>(Vec<R>);
+pub(super) struct PackedRows<R> {
+    product: Ticket,
+    rows: Vec<R>,
+}
+
+/// What tells products apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
+
+impl Ticket {
+    pub(super) fn new() -> Ticket {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Ticket(LAST.fetch_add(1, Relaxed) + 1)
+    }
+}
 
 impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
     /// Whether each task would pack its rows of A for itself.
@@ -83,15 +99,19 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         takes && matches!(b.lines(&(0..self.n), &(0..a.cols.min(KC))), Lines::Panels(..))
     }
 
-    /// The same product, its rows of A packed here if [each task would](Product::packs_rows).
-    pub(super) fn packed_once<'s>(&'s self, packed: &'s mut PackedRows<R>) -> Product<'s, 'u, R, B, V> {
+    /// The same product, its rows of A packed by this thread if [each task would](Product::packs_rows), for the first of its tasks
+    /// with this ticket: products that have one share A.
+    pub(super) fn packed_once<'s>(&'s self, of: Ticket, packed: &'s mut PackedRows<R>) -> Product<'s, 'u, R, B, V> {
         if !self.packs_rows() {
             return *self;
         }
         let Term { a, b } = self.base;
         let width = self.m.next_multiple_of(WIDTH);
-        let [rows] = parts(&mut packed.0, [width * a.cols]);
-        pack_a(rows, width, &a, 0..self.m, &(0..a.cols));
+        let [rows] = parts(&mut packed.rows, [width * a.cols]);
+        if packed.product != of {
+            pack_a(rows, width, &a, 0..self.m, &(0..a.cols));
+            packed.product = of;
+        }
         Product { base: Term { a: Mat::strided(rows, self.m, a.cols, 1, width), b }, ..*self }
     }
 
@@ -109,9 +129,10 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
             let mut runs = Vec::new();
             self.runs(threads, &mut self.work(), |cols| runs.push(cols));
             let c = Disjoint::new(c);
-            return crate::scratch::with(|packed: &mut PackedRows<R>| {
-                let product = self.packed_once(packed);
-                crate::team::for_each(runs.len(), |i| {
+            let ticket = Ticket::new();
+            return crate::team::for_each(runs.len(), |i| {
+                crate::scratch::with(|packed: &mut PackedRows<R>| {
+                    let product = self.packed_once(ticket, packed);
                     crate::scratch::with(|scratch| {
                         // SAFETY: runs are disjoint and inside C, which holds m rows of n.
                         unsafe { product.block(0..product.m, runs[i].clone(), c.ptr(), scratch) }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::driver::{FEW_ROWS, PackedRows, Product, Term};
+use super::driver::{FEW_ROWS, PackedRows, Product, Term, Ticket};
 use super::{Mat, Right, Store};
 use crate::dtype::Real;
 
@@ -35,20 +35,20 @@ pub fn gemm_grouped<R: Real, B: Right<R>>(products: Vec<(Mat<'_, R>, B, &mut [R]
             tasks.extend((0..m).step_by(rows).map(|i| (g, i..m.min(i + rows), j..n.min(j + cols))));
         }
     }
-    crate::scratch::with(|packed: &mut PackedRows<R>| {
-        // Maps of one input: its rows are packed once for all.
-        let of_one = products
-            .split_first()
-            .filter(|(first, others)| others.iter().all(|p| p.of.base.a.same(&first.of.base.a) && p.of.packs_rows()));
-        let one = of_one.map(|(first, _)| first.of.packed_once(packed).base.a);
-        crate::team::for_each(tasks.len(), |t| {
-            let (g, rows, cols) = tasks[t].clone();
-            let Whole { mut of, c } = products[g];
-            of.base.a = one.unwrap_or(of.base.a);
+    // Maps of one input: a thread packs its rows once for all.
+    let of_one = products
+        .split_first()
+        .is_some_and(|(first, others)| others.iter().all(|p| p.of.base.a.same(&first.of.base.a) && p.of.packs_rows()));
+    let ticket = Ticket::new();
+    crate::team::for_each(tasks.len(), |t| {
+        let (g, rows, cols) = tasks[t].clone();
+        let Whole { of, c } = &products[g];
+        crate::scratch::with(|packed: &mut PackedRows<R>| {
+            let of = if of_one { of.packed_once(ticket, packed) } else { *of };
             crate::scratch::with(|scratch| {
                 // SAFETY: the blocks of a product are disjoint and inside its C, which holds m rows of n; no two products
                 // share one.
-                unsafe { of.block(rows, cols, c, scratch) }
+                unsafe { of.block(rows, cols, *c, scratch) }
             });
         });
     });
