@@ -144,8 +144,8 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
         let whole = across * down;
         let panels = cols / R::shape().nr;
-        // The last block of each thread, in parts.
-        let long = rows >= if panels > 1 { MIN_ROWS } else { LAST_PARTS * MIN_ROWS };
+        // The last block of each thread, in parts. Where rows are packed, each part packs them anew, which only long ones pay for.
+        let long = rows >= if panels > 1 && !self.packs_blocks() { MIN_ROWS } else { LAST_PARTS * MIN_ROWS };
         let last = if threads > 1 && long { threads.min(whole) } else { 0 };
         let [part_rows, part_cols] = match panels {
             0 | 1 => [rows.div_ceil(LAST_PARTS).next_multiple_of(R::shape().mr), cols],
@@ -179,6 +179,11 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         self.m * self.n * self.base.a.cols.max(1)
     }
 
+    /// Whether the rows of a block are packed.
+    fn packs_blocks(&self) -> bool {
+        self.base.a.cs != 1 && self.m > FEW_ROWS
+    }
+
     /// Whether it is over before a second thread has begun.
     fn is_small(&self) -> bool {
         self.work() < (1 << 17)
@@ -206,8 +211,7 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         let shape = R::shape();
         let kc = self.base.a.cols.clamp(1, KC);
         let panels = self.n.div_ceil(shape.nr);
-        let packs_a = self.base.a.cs != 1 && self.m > FEW_ROWS;
-        let bytes = if packs_a { WIDE_BYTES } else { panels_bytes() };
+        let bytes = if self.packs_blocks() { WIDE_BYTES } else { panels_bytes() };
         let most = (bytes / size_of::<R>() / kc / shape.nr).max(1);
         let small = self.is_small();
         if threads == 1 || small {

@@ -35,7 +35,7 @@ fn a_row_does_not_depend_on_its_company() {
 /// written once, with the bits that one thread gives it.
 #[test]
 fn the_parts_of_the_last_blocks_are_all_of_them() {
-    for (m, n, k) in [(801, 7, 9), (769, 49, 300), (1000, 131, 40), (1200, 530, 5)] {
+    for (m, n, k) in [(801, 7, 9), (769, 49, 300), (1000, 131, 40), (1200, 530, 5), (192, 530, 9), (600, 530, 300)] {
         let (a, b) = (random::<f32>(m * k, 1), random::<f32>(k * n, 2));
         let product = |threads, store, c: f32| {
             let mut c = vec![c; m * n];

@@ -221,6 +221,34 @@ fn maps_of_one_input_together_are_each_alone() {
     assert!(linear::forward_together(&x, &[]).unwrap().is_empty());
 }
 
+/// Inputs of one shape after another, by one weight and by several as one piece of work: threads keep packed rows, and not for too long.
+#[test]
+fn rows_are_packed_anew_for_each_product() {
+    let cols = 900;
+    let weights = [128, 80, 48].map(|rows| Tensor::packed(Panels::of(&random(&[rows, cols], DType::F32, 1)).unwrap()));
+    let maps: Vec<(&Tensor, Option<&Tensor>)> = weights.iter().map(|w| (w, None)).collect();
+    for rows in [11, 16, 32] {
+        for seed in 0..4 {
+            let x = random(&[rows, cols], DType::F32, seed);
+            let row = |r: usize, w: &Tensor| bits(&linear::forward(&x.narrow(0, r, 1).unwrap(), w, None).unwrap());
+            let alone = weights.each_ref().map(|w| (0..rows).flat_map(|r| row(r, w)).collect::<Vec<u32>>());
+            for threads in 1..=3 {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let together = linear::forward_together(&x, &maps).unwrap();
+                    for ((w, together), alone) in weights.iter().zip(&together).zip(&alone) {
+                        assert!(
+                            bits(&linear::forward(&x, w, None).unwrap()) == *alone,
+                            "{rows} rows, {seed}, {threads}"
+                        );
+                        assert!(bits(together) == *alone, "{rows} rows together, {seed}, {threads}");
+                    }
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn panels_are_the_weight() {
     for dtype in FLOATS {
