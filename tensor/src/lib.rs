@@ -25,6 +25,7 @@ mod scratch;
 mod shape;
 pub mod simd;
 mod storage;
+pub mod stream;
 mod team;
 mod tensor;
 

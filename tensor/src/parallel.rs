@@ -3,7 +3,7 @@
 //! Work is split over *outputs* only, and each output's arithmetic is the same wherever the split
 //! falls: results do not depend on the number of threads (law 5 of the design).
 
-use crate::team;
+use crate::{Element, Result, Tensor, stream, team};
 
 /// Elements below which a split costs more than it saves.
 const GRAIN: usize = 1 << 14;
@@ -44,36 +44,136 @@ pub fn chunks2<A: Send, B: Send>(
     b_width: usize,
     f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
 ) {
-    let rows = a.len().checked_div(a_width).unwrap_or(0);
-    chunks3((a, a_width), (b, b_width), (&mut vec![(); rows], 1), |first, a, b, _| f(first, a, b));
-}
-
-/// As [`chunks2`] over three outputs, each with its width.
-pub fn chunks3<A: Send, B: Send, C: Send>(
-    (a, a_width): (&mut [A], usize),
-    (b, b_width): (&mut [B], usize),
-    (c, c_width): (&mut [C], usize),
-    f: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync + Send,
-) {
-    if a.is_empty() || a_width == 0 || b_width == 0 || c_width == 0 {
+    if a.is_empty() || a_width == 0 || b_width == 0 {
         return;
     }
     let rows = a.len() / a_width;
-    debug_assert!(rows == b.len() / b_width && rows == c.len() / c_width);
-    let (threads, most) = (rayon::current_num_threads(), a.len().max(b.len()).max(c.len()));
+    debug_assert!(rows == b.len() / b_width);
+    let (threads, most) = (rayon::current_num_threads(), a.len().max(b.len()));
     if threads == 1 || most < GRAIN {
-        return f(0, a, b, c);
+        return f(0, a, b);
     }
     let run = rows_of_run(rows, most, threads);
-    let (a, b, c) = (Disjoint::new(a), Disjoint::new(b), Disjoint::new(c));
+    let (a, b) = (Disjoint::new(a), Disjoint::new(b));
     team::for_each(rows.div_ceil(run), |i| {
         let (first, n) = (i * run, run.min(rows - i * run));
         // SAFETY: runs do not overlap.
-        unsafe {
-            let (a, b) = (a.part(first * a_width, n * a_width), b.part(first * b_width, n * b_width));
-            f(first, a, b, c.part(first * c_width, n * c_width));
-        }
+        unsafe { f(first, a.part(first * a_width, n * a_width), b.part(first * b_width, n * b_width)) }
     });
+}
+
+/// Elements of a task that is left to a stream, at least.
+const LEFT_GRAIN: usize = 1 << 12;
+
+/// As [`chunks`], over rows of N tensors, each with its width, calling `f(first_row, runs)`: some time before they are read, where
+/// this thread is in a [`scope`](stream::scope).
+///
+/// # Errors
+/// Outputs of another dtype.
+pub(crate) fn later<T: Element, const N: usize>(
+    outs: [(&mut Tensor, usize); N],
+    f: impl Fn(usize, [&mut [T]; N]) + Send + Sync + 'static,
+) -> Result<()> {
+    let (mut tensors, mut rows, mut most) = (Vec::with_capacity(N), usize::MAX, 0);
+    let mut parts = [(); N].map(|()| (Filled::<T>::nothing(), 0));
+    for (part, (out, width)) in parts.iter_mut().zip(outs) {
+        rows = rows.min(out.numel().checked_div(width).unwrap_or(0));
+        most = most.max(out.numel());
+        *part = (Filled::of(out)?, width);
+        tensors.push(out.clone());
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let threads = rayon::current_num_threads();
+    let run = match () {
+        () if stream::is_open() => rows.div_ceil((most / LEFT_GRAIN).clamp(1, threads * RUNS)),
+        () if threads == 1 || most < GRAIN => rows,
+        () => rows_of_run(rows, most, threads),
+    };
+    let task = move |i: usize| {
+        let (first, n) = (i * run, run.min(rows - i * run));
+        // SAFETY: runs do not overlap.
+        f(first, parts.each_ref().map(|(part, width)| unsafe { part.part(first * width, n * width) }));
+    };
+    stream::leave(rows.div_ceil(run), tensors, vec![], task);
+    Ok(())
+}
+
+/// The elements of a tensor that work which was left is going to fill: it sees to it that the tensor lives.
+#[derive(Debug)]
+pub(crate) struct Filled<T> {
+    ptr: *mut T,
+    len: usize,
+}
+
+// SAFETY: tasks reach elements only through `part` and `ptr`, whose callers promise disjoint elements.
+unsafe impl<T: Send> Send for Filled<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Filled<T> {}
+
+impl<T: Element> Filled<T> {
+    /// Of a tensor that is copied first if another shares its storage.
+    ///
+    /// # Errors
+    /// Another dtype.
+    pub(crate) fn of(out: &mut Tensor) -> Result<Self> {
+        let slice = out.as_slice_mut::<T>()?;
+        Ok(Filled { ptr: slice.as_mut_ptr(), len: slice.len() })
+    }
+
+    fn nothing() -> Self {
+        Filled { ptr: std::ptr::NonNull::dangling().as_ptr(), len: 0 }
+    }
+
+    /// Elements `start..start + len`.
+    ///
+    /// # Safety
+    /// The tensor must live, and while the part does no other may overlap it.
+    ///
+    /// # Panics
+    /// If it reaches past the tensor.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "part out of range");
+        // SAFETY: inside the tensor by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+
+    /// The same elements, to be read.
+    ///
+    /// # Safety
+    /// The tensor must live, and nobody may write to them meanwhile.
+    ///
+    /// # Panics
+    /// If they reach past the tensor.
+    pub(crate) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "part out of range");
+        // SAFETY: inside the tensor by the assertion, unchanged by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
+    }
+
+    /// The first element, for parts that are no ranges: as [`Disjoint::ptr`].
+    pub(crate) fn ptr(&self) -> *mut T {
+        self.ptr
+    }
+
+    /// The same memory as bytes.
+    pub(crate) fn bytes(&self) -> Filled<u8> {
+        Filled { ptr: self.ptr.cast(), len: self.len * size_of::<T>() }
+    }
+}
+
+impl Filled<u8> {
+    /// The elements that [`Filled::bytes`] was made of.
+    ///
+    /// # Panics
+    /// If T's are aligned otherwise, or no whole number of them.
+    pub(crate) fn elements<T: Element>(&self) -> Filled<T> {
+        let ptr = self.ptr.cast::<T>();
+        assert!(ptr.is_aligned() && self.len.is_multiple_of(size_of::<T>()), "other elements");
+        Filled { ptr, len: self.len / size_of::<T>() }
+    }
 }
 
 /// Calls `f(i)` for each task `0..n` in parallel. For tasks that write nothing shared.

@@ -1,13 +1,14 @@
 //! Bytes behind tensors: owned and aligned, or mapped from a file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use memmap2::Mmap;
 
 use crate::device::Memory;
 use crate::pool::{self, Block, Line};
 use crate::quant::Quantized;
-use crate::{Error, Result};
+use crate::{Error, Result, stream};
 
 /// Alignment of owned buffers: a cache line, and the widest vector register.
 pub(crate) const ALIGN: usize = 64;
@@ -19,6 +20,8 @@ pub(crate) struct Buffer {
     /// None for no bytes at all.
     block: Option<Block>,
     len: usize,
+    /// Pieces of work left to a [`stream`] that write to it.
+    pending: AtomicU32,
 }
 
 impl Buffer {
@@ -47,10 +50,27 @@ impl Buffer {
             _ => Some(pool::take(len).ok_or(Error::OutOfMemory { bytes: len })?),
         };
         crate::memory::allocated(len);
-        Ok(Buffer { block, len })
+        Ok(Buffer { block, len, pending: AtomicU32::new(0) })
+    }
+
+    /// One more piece of work writes to it, or one less.
+    pub(crate) fn count_pending(&self) {
+        self.pending.fetch_add(1, SeqCst);
+    }
+
+    pub(crate) fn count_filled(&self) {
+        self.pending.fetch_sub(1, SeqCst);
+    }
+
+    /// Waits until what was left to a stream is written.
+    pub(crate) fn wait(&self) {
+        if self.pending.load(SeqCst) > 0 {
+            stream::wait(&self.pending);
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
+        self.wait();
         match &self.block {
             Some(block) => &block.bytes()[..self.len],
             // Aligned, so that empty slices of any element type may be made of it.
@@ -59,6 +79,7 @@ impl Buffer {
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.wait();
         match &mut self.block {
             Some(block) => &mut block.bytes_mut()[..self.len],
             None => bytemuck::cast_slice_mut::<Line, u8>(&mut []),

@@ -15,6 +15,8 @@ use std::sync::{Condvar, Mutex, TryLockError};
 
 use rayon::prelude::*;
 
+use crate::stream;
+
 /// Looks at the counter before a member sleeps: some tens of microseconds.
 const SPINS: u32 = 4096;
 
@@ -81,6 +83,9 @@ fn all(n: usize, f: &(dyn Fn(usize) + Sync)) {
     if threads <= 1 || BUSY.get() {
         return (0..n).for_each(f);
     }
+    if stream::now(n, f) {
+        return;
+    }
     match LEAD.try_lock() {
         Ok(mut started) => lead(&mut started, threads - 1, n, f),
         // A task of an earlier job panicked; the job was over by then.
@@ -90,6 +95,48 @@ fn all(n: usize, f: &(dyn Fn(usize) + Sync)) {
 }
 
 fn lead(started: &mut usize, members: usize, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+    let job = begin(started, members, tasks, f);
+    take_tasks(job.f, tasks);
+    drop(job);
+    if let Some(panic) = TEAM.panic.lock().unwrap_or_else(|e| e.into_inner()).take() {
+        resume_unwind(panic);
+    }
+}
+
+/// Calls `member(i)` once on up to `members` other threads, i below that, and `lead` on this one; returns when all have
+/// returned. Members are not to panic. None, and nothing is called, where there is no other thread, or they have work.
+pub(crate) fn beside<T>(members: usize, member: &(dyn Fn(usize) + Sync), lead: impl FnOnce() -> T) -> Option<T> {
+    if BUSY.get() {
+        return None;
+    }
+    let mut started = match LEAD.try_lock() {
+        Ok(started) => started,
+        Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    let _job = begin(&mut started, members, members, member);
+    (*started > 0).then(lead)
+}
+
+/// Whether this thread runs a task.
+pub(crate) fn is_busy() -> bool {
+    BUSY.get()
+}
+
+/// Calls `f`; work inside it is not handed out.
+pub(crate) fn busy<T>(f: impl FnOnce() -> T) -> T {
+    let was = BUSY.replace(true);
+    let out = f();
+    BUSY.set(was);
+    out
+}
+
+/// A job that members may take part in, until this is dropped; which waits for those who do.
+struct Open {
+    f: *const (dyn Fn(usize) + Sync),
+}
+
+fn begin(started: &mut usize, members: usize, tasks: usize, f: &(dyn Fn(usize) + Sync)) -> Open {
     while *started < members {
         let number = *started;
         let thread = std::thread::Builder::new().name(format!("planish-{number}"));
@@ -100,7 +147,7 @@ fn lead(started: &mut usize, members: usize, tasks: usize, f: &(dyn Fn(usize) + 
         *started += 1;
     }
     // SAFETY: only the lifetime changes: nothing reads the job after `open` is false and nobody is inside,
-    // which is waited for below, also if a task panics.
+    // which dropping `Open` waits for, also if a task panics.
     let f: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(f) };
     // SAFETY: LEAD is held, and the last job was left by all.
     unsafe { *TEAM.job.get() = Some(Job { f, tasks, members }) };
@@ -111,16 +158,18 @@ fn lead(started: &mut usize, members: usize, tasks: usize, f: &(dyn Fn(usize) + 
         drop(TEAM.bed.lock());
         TEAM.bell.notify_all();
     }
-    take_tasks(f, tasks);
-    TEAM.open.store(false, SeqCst);
-    let mut spins = 0u32;
-    while TEAM.inside.load(SeqCst) > 0 {
-        spins += 1;
-        // A member may have lost its core to another program.
-        if spins.is_multiple_of(SPINS) { std::thread::yield_now() } else { std::hint::spin_loop() }
-    }
-    if let Some(panic) = TEAM.panic.lock().unwrap_or_else(|e| e.into_inner()).take() {
-        resume_unwind(panic);
+    Open { f }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        TEAM.open.store(false, SeqCst);
+        let mut spins = 0u32;
+        while TEAM.inside.load(SeqCst) > 0 {
+            spins += 1;
+            // A member may have lost its core to another program.
+            if spins.is_multiple_of(SPINS) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
     }
 }
 

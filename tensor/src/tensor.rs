@@ -107,6 +107,20 @@ impl Tensor {
         Arc::strong_count(&self.storage) > 1
     }
 
+    /// The piece of work that is counted writes to it: see [`stream`](crate::stream).
+    pub(crate) fn count_pending(&self) {
+        if let Storage::Owned(buffer) = &*self.storage {
+            buffer.count_pending();
+        }
+    }
+
+    /// That piece is complete.
+    pub(crate) fn count_filled(&self) {
+        if let Storage::Owned(buffer) = &*self.storage {
+            buffer.count_filled();
+        }
+    }
+
     /// Refuses to read what is not here.
     fn check_here(&self, op: &'static str) -> Result<()> {
         match self.context() {
@@ -295,6 +309,14 @@ impl Tensor {
         Ok(&self.elements::<T>()[self.offset..self.offset + n])
     }
 
+    /// As [`Tensor::as_slice`], of a tensor whose dtype and layout were checked.
+    ///
+    /// # Panics
+    /// If it has others.
+    pub(crate) fn checked<T: Element>(&self) -> &[T] {
+        self.as_slice().expect("dtype and layout were checked")
+    }
+
     /// The elements, for writing, in row-major order. Copies first if the storage is shared,
     /// mapped or the view is not contiguous, so that no other tensor sees the write.
     ///
@@ -306,6 +328,9 @@ impl Tensor {
         let n = self.numel();
         if n == 0 {
             return Ok(&mut []);
+        }
+        if let Storage::Owned(buffer) = &*self.storage {
+            buffer.wait();
         }
         let writable = self.is_contiguous() && matches!(Arc::get_mut(&mut self.storage), Some(Storage::Owned(_)));
         if !writable {

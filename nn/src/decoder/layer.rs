@@ -144,9 +144,8 @@ impl Layer {
                 branched(&turn(&q)?, &k, &p.before(&p.v, &v)?, cu, &p.cu, stems, &options)?
             }
             Mixing::Cached { layer, pass, prefix: None } => {
-                let kv = [k.value(), v.value()];
-                let q = pass.append(layer, Some(q.value()), kv, rotations.tables(which))?;
-                Var::constant(pass.attend(layer, q.as_ref().expect("queries were given"), &options)?)
+                let (kv, tables) = ([k.value(), v.value()], rotations.tables(which));
+                Var::constant(pass.append_and_attend(layer, q.value(), kv, tables, &options)?)
             }
             Mixing::Cached { layer, pass, prefix: Some(p) } => {
                 let (k, v) = (p.before(&p.k, &turn(&k)?)?, p.before(&p.v, &v)?);

@@ -28,7 +28,7 @@ use planish_autograd::ops::{cast, elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
 use planish_tensor::ops::attention::CachedPass;
 use planish_tensor::rng::Rows;
-use planish_tensor::{DType, Device, Tensor};
+use planish_tensor::{DType, Device, Tensor, stream};
 
 use crate::adapters::{HeadLora, LoraEmbedding};
 use crate::config::ModelConfig;
@@ -37,6 +37,9 @@ use crate::{Ctx, Error, Result};
 use layer::Mixing;
 use lead::{Lengthened, Prefix};
 use rotary::Rotations;
+
+/// Tokens of a step on the processor whose ops are so short that no thread is to wait for the one before to have returned.
+const FEW_TOKENS: usize = 32;
 
 /// A stream of tokens cut into segments: the only form of a batch (law 2 of the design).
 #[derive(Clone, Debug)]
@@ -339,7 +342,12 @@ impl Model {
         let held = caches.iter().map(|cache| cache.rows()).collect();
         let memory = caches.iter_mut().map(|cache| cache.memory()).collect();
         let mut pass = CachedPass::new(memory, held, &cu, prefixes.first().map_or(&cu, |p| &p.cu))?;
-        let (stream, added) = self.through_layers(&ctx, x, &rotations, &mut pass, &prefixes)?;
+        let few = self.device().is_cpu() && positions.len() <= FEW_TOKENS;
+        let layers = || -> Result<Var> {
+            let (x, added) = self.through_layers(&ctx, x, &rotations, &mut pass, &prefixes)?;
+            self.normed(&ctx, x, added, kept.as_deref())
+        };
+        let hidden = if few { stream::scope(layers)? } else { layers()? };
         for ((new, cache), fresh) in tokens.iter().zip(caches.iter_mut()).zip(&fresh) {
             let lead = if *fresh { count } else { 0 };
             cache.advance(lead + new.as_ref().len());
@@ -347,7 +355,7 @@ impl Model {
                 cache.set_lead(lead);
             }
         }
-        Ok(self.normed(&ctx, stream, added, kept.as_deref())?.into_value())
+        Ok(hidden.into_value())
     }
 
     /// The stream behind the layers, and what is still to be added to it.

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::kernel::{Mode, Tile};
+use super::kernel::{Kernel, Mode, Tile};
 use super::pack::{Part, pack_lines};
-use super::panels::{FewRows, WIDTH, packs};
+use super::panels::{self, WIDTH, packs};
 use super::right::Lines;
 use super::{KC, Mat, Right, Store};
 use crate::DType;
@@ -82,10 +82,10 @@ pub(super) struct PackedRows<R> {
 
 /// What tells products apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
+pub(crate) struct Ticket(u64);
 
 impl Ticket {
-    pub(super) fn new() -> Ticket {
+    pub(crate) fn new() -> Ticket {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Ticket(LAST.fetch_add(1, Relaxed) + 1)
     }
@@ -189,20 +189,9 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         self.work() < (1 << 17)
     }
 
-    /// Cuts the columns of a product of few rows: W passes once, in runs as long as may be; but threads are never quite
-    /// equally fast, so each is a part of what is left, and the last are short. `left`: multiply-adds that are not handed out,
-    /// of this product and of those behind it.
-    pub(super) fn runs(&self, threads: usize, left: &mut usize, mut run: impl FnMut(Range<usize>)) {
-        let column = self.work() / self.n;
-        let least = LEAST_COLUMNS * self.m.div_ceil(FEW_STEP);
-        let mut from = 0;
-        while from < self.n {
-            let cols = (*left / (FEW_SHARE * threads * column)).max(least).next_multiple_of(R::shape().nr);
-            let to = self.n.min(from + cols);
-            run(from..to);
-            *left -= (to - from) * column;
-            from = to;
-        }
+    /// Cuts the columns of a product of few rows: see [`few_rows_runs`].
+    pub(super) fn runs(&self, threads: usize, left: &mut usize, run: impl FnMut(Range<usize>)) {
+        few_rows_runs([self.m, self.base.a.cols, self.n], threads, left, run);
     }
 
     /// Rows and columns of a task's block, of many rows: as many columns as there are panels for in the second-level cache,
@@ -257,6 +246,68 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
                 }
             }
         }
+    }
+}
+
+/// Cuts the columns of a product (m, k) (k, n) of few rows: W passes once, in runs as long as may be; but threads are never
+/// quite equally fast, so each is a part of what is left, and the last are short. `left`: multiply-adds that are not handed
+/// out, of this product and of those behind it.
+pub(crate) fn few_rows_runs(
+    [m, k, n]: [usize; 3],
+    threads: usize,
+    left: &mut usize,
+    mut run: impl FnMut(Range<usize>),
+) {
+    let column = m * k.max(1);
+    let least = LEAST_COLUMNS * m.div_ceil(FEW_STEP);
+    let mut from = 0;
+    while from < n {
+        let cols = (*left / (FEW_SHARE * threads * column)).max(least).next_multiple_of(<f32 as Kernel>::shape().nr);
+        let to = n.min(from + cols);
+        run(from..to);
+        *left -= (to - from) * column;
+        from = to;
+    }
+}
+
+/// A product A B, or A B + U V, of few rows, whose columns are computed run by run.
+pub(crate) struct FewRows<'a, B> {
+    pub(crate) a: Mat<'a, f32>,
+    pub(crate) b: B,
+    pub(crate) update: Option<(Mat<'a, f32>, Mat<'a, f32>)>,
+    pub(crate) n: usize,
+}
+
+impl<B: Right<f32>> FewRows<'_, B> {
+    /// Computes columns `cols` of C on the calling thread. `ticket`: that of all products of this A.
+    ///
+    /// # Safety
+    /// `c` points to the whole of C, (rows of A, n), of which these columns must be writable by this call alone.
+    ///
+    /// # Panics
+    /// If sizes do not agree.
+    pub(crate) unsafe fn columns(&self, cols: Range<usize>, c: *mut f32, ticket: Ticket) {
+        let FewRows { a, b, update, n } = *self;
+        assert!(a.cols == b.rows() && n == b.cols() && cols.end <= n, "sizes");
+        if let Some((u, v)) = &update {
+            assert!(u.rows == a.rows && v.cols == n && u.cols == v.rows, "sizes of the update");
+        }
+        let update = update.map(|(a, b)| Term { a, b });
+        let product = Product { base: Term { a, b }, update, m: a.rows, n, store: Store::Set };
+        crate::scratch::with(|packed: &mut PackedRows<f32>| {
+            let product = product.packed_once(ticket, packed);
+            // SAFETY: the caller's promise.
+            crate::scratch::with(|scratch| unsafe { product.block(0..product.m, cols, c, scratch) });
+        });
+    }
+}
+
+/// Where columns `cols` of a matrix of depth `k` lie, and how many bytes they are, if they are read in one stream.
+pub(crate) fn reads<R: Real, B: Right<R>>(b: B, cols: &Range<usize>, k: usize) -> Option<(*const u8, usize)> {
+    match b.lines(cols, &(0..k)) {
+        Lines::Panels(at, distance, _) => Some((at, cols.len().div_ceil(WIDTH) * distance)),
+        Lines::Whole(at, distance, dtype) => Some((at, cols.len() * distance * dtype.size())),
+        Lines::Made(_) | Lines::No => None,
     }
 }
 
@@ -341,7 +392,7 @@ impl<R: Real> Block<R> {
         // panels by that of `lines`, which says how they are stored.
         unsafe {
             let c = self.c.add(self.rows.start * self.n + self.cols.start).cast();
-            FewRows { rows, cols, kc, a: a.cast(), a_row, stored, b, b_panel, c, c_row: self.n, mode }.run();
+            panels::FewRows { rows, cols, kc, a: a.cast(), a_row, stored, b, b_panel, c, c_row: self.n, mode }.run();
         }
         true
     }

@@ -96,8 +96,9 @@ fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tens
     let (a, b) = (a.broadcast_to(shape.clone())?.contiguous()?, b.broadcast_to(shape.clone())?.contiguous()?);
     let mut out = Tensor::scratch(shape, a.dtype())?;
     dispatch_real!(op, a.dtype(), R => {
-        let (a, b) = (a.as_slice::<R>()?, b.as_slice::<R>()?);
-        parallel::chunks(out.as_slice_mut::<R>()?, 1, |start, out| run(kind, &a[start..], &b[start..], out));
+        parallel::later::<R, 1>([(&mut out, 1)], move |start, [out]| {
+            run(kind, &a.checked::<R>()[start..], &b.checked::<R>()[start..], out);
+        })?;
     });
     Ok(out)
 }
@@ -176,14 +177,13 @@ pub fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
     if let Some(on) = device::of("scale", [a])? {
         return on_device::scale(&on, a, factor);
     }
-    let mut out = a.copied()?;
+    let a = a.contiguous()?;
+    let mut out = Tensor::scratch(a.shape(), a.dtype())?;
     dispatch_real!("scale", a.dtype(), R => {
         let factor = <R as Element>::from_f64(factor);
-        parallel::chunks(out.as_slice_mut::<R>()?, 1, |_, a| {
-            for a in a {
-                *a *= factor;
-            }
-        });
+        parallel::later::<R, 1>([(&mut out, 1)], move |start, [out]| {
+            out.iter_mut().zip(&a.checked::<R>()[start..]).for_each(|(out, &a)| *out = a * factor);
+        })?;
     });
     Ok(out)
 }

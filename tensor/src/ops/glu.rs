@@ -71,8 +71,9 @@ pub fn forward(act: Act, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let mut y = Tensor::scratch(gate.shape(), gate.dtype())?;
     dispatch_real!(OP, gate.dtype(), R => {
-        let (gate, up) = (gate.as_slice::<R>()?, up.as_slice::<R>()?);
-        parallel::chunks(y.as_slice_mut::<R>()?, 1, |start, y| forward_run(act, y, &gate[start..], &up[start..]));
+        parallel::later::<R, 1>([(&mut y, 1)], move |start, [y]| {
+            forward_run(act, y, &gate.checked::<R>()[start..], &up.checked::<R>()[start..]);
+        })?;
     });
     Ok(y)
 }

@@ -3,6 +3,7 @@
 //! x: (…, in), W: (out, in), b: (out), y: (…, out). Sums in the dtype of x (f32 or f64), in the
 //! order [`gemm`](crate::gemm) documents; W may be stored in any float dtype, or [quantised](crate::quant).
 
+use super::left::{self, Map};
 use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{FEW_ROWS, Mat, Store, gemm, gemm_grouped};
 use crate::quant::PackedMat;
@@ -99,6 +100,10 @@ pub fn matmul(a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
 /// As [`matmul_into`].
 pub(crate) fn scaled_matmul(a: &Tensor, b: &Tensor, dtype: DType, factor: f64) -> Result<Tensor> {
     let Some(on) = device::of("matmul", [a, b])? else {
+        if dtype == DType::F32 && b.rank() == 2 && left::takes(a) && a.dims()[1] == b.dims()[0] {
+            let map = Map { factor: Some(factor), ..Map::plain(b, None) };
+            return Ok(left::products("matmul", a, &[map])?.swap_remove(0));
+        }
         return super::elementwise::scale(&matmul(a, b, dtype)?, factor);
     };
     let mut c = a.scratch_beside("matmul", [a.dims()[0], b.dims()[1]], dtype)?;
@@ -158,6 +163,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
             on_device::product(&on, (&flat_x, &right), None, bias, &mut y, Store::Set)?;
             y
         }
+        None if left::takes(&flat_x) => left::products(OP, &flat_x, &[Map::plain(&right, bias)])?.swap_remove(0),
         None => {
             let mut y = matmul(&flat_x, &right, x.dtype())?;
             bias.map_or(Ok(()), |bias| add_bias(&mut y, bias))?;
@@ -176,6 +182,20 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
 /// As [`forward`].
 pub fn forward_together(x: &Tensor, maps: &[(&Tensor, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
     let flat_x = flat(x, OP)?;
+    let shaped = |y: Tensor| {
+        let mut dims = x.dims().to_vec();
+        *dims.last_mut().expect("flat() refuses scalars") = y.dims()[1];
+        y.reshape(dims)
+    };
+    if left::takes(&flat_x) {
+        let mut rights = Vec::with_capacity(maps.len());
+        for (weight, bias) in maps {
+            check(&flat_x, weight, *bias)?;
+            rights.push(weight.transpose(0, 1)?);
+        }
+        let maps: Vec<Map> = rights.iter().zip(maps).map(|(right, (_, bias))| Map::plain(right, *bias)).collect();
+        return left::products(OP, &flat_x, &maps)?.into_iter().map(shaped).collect();
+    }
     let rows = flat_x.dims()[0];
     let packed = maps.iter().all(|(weight, _)| weight.quantized().is_some());
     if !packed || rows > FEW_ROWS || x.dtype() != DType::F32 || device::of(OP, [x])?.is_some() {
@@ -194,11 +214,9 @@ pub fn forward_together(x: &Tensor, maps: &[(&Tensor, Option<&Tensor>)]) -> Resu
         products.push((matrix::<f32>(&flat_x), right, y.as_slice_mut::<f32>()?));
     }
     gemm_grouped(products, Store::Set);
-    let finish = |(mut y, (weight, bias)): (Tensor, &(&Tensor, Option<&Tensor>))| {
+    let finish = |(mut y, (_, bias)): (Tensor, &(&Tensor, Option<&Tensor>))| {
         bias.map_or(Ok(()), |bias| add_bias(&mut y, bias))?;
-        let mut dims = x.dims().to_vec();
-        *dims.last_mut().expect("flat() refuses scalars") = weight.dims()[0];
-        y.reshape(dims)
+        shaped(y)
     };
     outputs.into_iter().zip(maps).map(finish).collect()
 }

@@ -8,6 +8,7 @@
 //! Hu et al., "LoRA", arXiv:2106.09685, equation 3; dropout on the update's input as in PEFT.
 
 use super::elementwise::add_assign;
+use super::left::{self, Map};
 use super::linear::{self, flat, matmul, matmul_into, matrix, scaled_matmul};
 use crate::device::{self, ops::linear as on_device};
 use crate::gemm::{Mat, Store, gemm, gemm_update};
@@ -45,6 +46,10 @@ pub(crate) fn check_parts(op: &'static str, weight: &Tensor, a: &Tensor, b: &Ten
 
 /// A B + U V + a bias on each row, in the dtype of A: the update's tile is added while it is in cache.
 fn product_and_update(a: &Tensor, b: &Tensor, u: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if left::takes(a) {
+        let map = Map { update: Some((u, v)), ..Map::plain(b, bias) };
+        return Ok(left::products(OP, a, &[map])?.swap_remove(0));
+    }
     let (rows, cols) = (a.dims()[0], b.dims()[1]);
     let mut c = a.scratch_beside(OP, [rows, cols], a.dtype())?;
     if let Some(on) = device::of(OP, [a, b, u, v].into_iter().chain(bias))? {

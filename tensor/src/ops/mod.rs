@@ -21,6 +21,7 @@ pub mod glu;
 pub mod grouped_linear;
 pub mod index_select;
 pub mod layer_norm;
+mod left;
 pub mod linear;
 pub mod lm_head;
 pub mod lm_head_divergence;

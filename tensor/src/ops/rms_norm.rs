@@ -54,12 +54,12 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<(Te
     let (gain, x) = (gain(x, weight, offset)?, x.contiguous()?);
     let (mut y, mut r) = (Tensor::scratch(x.shape(), x.dtype())?, Tensor::scratch([rows], x.dtype())?);
     dispatch_real!(OP, x.dtype(), R => {
-        let (data, gain) = (x.as_slice::<R>()?, gain.as_slice::<R>()?);
-        parallel::chunks2(y.as_slice_mut::<R>()?, size, r.as_slice_mut::<R>()?, 1, |first, y, r| {
+        parallel::later::<R, 2>([(&mut y, size), (&mut r, 1)], move |first, [y, r]| {
+            let (data, gain) = (x.checked::<R>(), gain.checked::<R>());
             for (i, (y, r)) in y.chunks_exact_mut(size).zip(r).enumerate() {
                 *r = norm_row(y, &data[(first + i) * size..][..size], gain, eps);
             }
-        });
+        })?;
     });
     Ok((y, r))
 }
@@ -95,15 +95,14 @@ pub fn forward_added(
     let scratch = || Tensor::scratch(x.shape(), x.dtype());
     let (mut sum, mut y, mut r) = (scratch()?, scratch()?, Tensor::scratch([rows], x.dtype())?);
     dispatch_real!(OP, x.dtype(), R => {
-        let (data, added, gain) = (x.as_slice::<R>()?, added.as_slice::<R>()?, gain.as_slice::<R>()?);
-        let outputs = ((sum.as_slice_mut::<R>()?, size), (y.as_slice_mut::<R>()?, size), (r.as_slice_mut::<R>()?, 1));
-        parallel::chunks3(outputs.0, outputs.1, outputs.2, |first, sum, y, r| {
+        parallel::later::<R, 3>([(&mut sum, size), (&mut y, size), (&mut r, 1)], move |first, [sum, y, r]| {
+            let (data, added, gain) = (x.checked::<R>(), added.checked::<R>(), gain.checked::<R>());
             for (i, ((sum, y), r)) in sum.chunks_exact_mut(size).zip(y.chunks_exact_mut(size)).zip(r).enumerate() {
                 let at = (first + i) * size..(first + i + 1) * size;
                 add_row(sum, &data[at.clone()], &added[at]);
                 *r = norm_row(y, sum, gain, eps);
             }
-        });
+        })?;
     });
     Ok((sum, y, r))
 }

@@ -29,7 +29,8 @@ pub fn backward(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     turn(dy, cos, sin, true)
 }
 
-fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor> {
+/// Checks x (tokens, heads, size) against its tables; gives these sizes.
+fn check(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<[usize; 3]> {
     if x.rank() != 3 {
         return Err(Error::Rank { op: OP, expected: 3, shape: x.dims().to_vec() });
     }
@@ -43,6 +44,40 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor> {
             rhs,
         });
     }
+    Ok([tokens, heads, size])
+}
+
+/// What turns rows of tokens one by one, on the processor.
+pub(super) struct Turn {
+    cos: Tensor,
+    sin: Tensor,
+    size: usize,
+}
+
+impl Turn {
+    /// For tokens like those of x: (tokens, heads, size).
+    ///
+    /// # Errors
+    /// As [`forward`].
+    pub(super) fn new(x: &Tensor, [cos, sin]: [&Tensor; 2]) -> Result<Turn> {
+        let [_, _, size] = check(x, cos, sin)?;
+        device::cpu_only(OP, [cos, sin])?;
+        if let Some(table) = [cos, sin].into_iter().find(|table| table.dtype() != x.dtype()) {
+            return Err(Error::DTypeMismatch { op: OP, expected: x.dtype(), got: table.dtype() });
+        }
+        Ok(Turn { cos: cos.contiguous()?, sin: sin.contiguous()?, size })
+    }
+
+    /// Heads x of token t, turned, into y.
+    pub(super) fn token<R: Real>(&self, t: usize, x: &[R], y: &mut [R]) {
+        let half = self.cos.dims()[1];
+        let table = t * half..(t + 1) * half;
+        turn_token(y, x, &self.cos.checked::<R>()[table.clone()], &self.sin.checked::<R>()[table], self.size, false);
+    }
+}
+
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor> {
+    let [_, heads, size] = check(x, cos, sin)?;
     if let Some(on) = device::of(OP, [x, cos, sin])? {
         return device::ops::rope::turn(&on, x, cos, sin, back);
     }

@@ -98,6 +98,11 @@ impl Panels {
         self.format
     }
 
+    /// The memory that products read.
+    pub fn memory(&self) -> &[u8] {
+        bytes_of(&self.bytes)
+    }
+
     pub(super) fn nbytes(&self) -> usize {
         self.bytes.nbytes()
     }

@@ -4,12 +4,14 @@
 //! On a device that is a launch a layer to put keys and values in their places, with the rotation of keys and queries in
 //! it, and a launch for attention, however many sequences there are; what the host says of the sequences it says once.
 
-use super::{Attention, Lying, OP, check_table, forward_lying};
+use std::ops::Range;
+
+use super::{Attention, BLOCK, Lying, OP, Sizes, check_table, forward_lying, gather};
 use crate::device::ops::attention::LONG;
 use crate::device::{self, ops::attention::Step};
-use crate::ops::rope;
-use crate::parallel::Disjoint;
-use crate::{DType, Device, Error, Result, Tensor, dispatch, parallel, team};
+use crate::ops::rope::Turn;
+use crate::parallel::Filled;
+use crate::{DType, Device, Error, Real, Result, Tensor, dispatch, dispatch_real, parallel, stream};
 
 /// Elements that a device copies by one launch.
 const MOST_AT_ONCE: usize = 1 << 31;
@@ -144,15 +146,15 @@ impl KeyValues {
         ((2 * layer + part) * self.kv_heads + head) * self.capacity() * self.size
     }
 
-    /// A layer's first `keys` keys with their values. On the processor.
-    fn lying(&self, layer: usize, keys: usize) -> Lying<'_> {
-        let (data, at) = (self.data(), [self.at(layer, 0, 0), self.at(layer, 1, 0)]);
-        Lying { data: [data; 2], at, strides: [self.size, self.capacity() * self.size], keys }
+    /// A layer's first `keys` keys with their values, which `elements` are all of. On the processor.
+    fn lying<R: Real>(&self, elements: Filled<R>, layer: usize, keys: usize) -> Lying<R> {
+        let (tensor, at) = (self.data().clone(), [self.at(layer, 0, 0), self.at(layer, 1, 0)]);
+        Lying { tensor, elements, at, strides: [self.size, self.capacity() * self.size], keys }
     }
 }
 
-/// New keys from which on they go to their places on all threads: fresh pages are cleared as they are written to.
-const MANY: usize = 64;
+/// New tokens of a sequence whose keys one task puts in their places: fresh pages are cleared as they are written to.
+const TOGETHER: usize = 16;
 
 /// What caches of one batch have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +212,9 @@ pub struct CachedPass<'a> {
     cu_k: Vec<u32>,
     kind: Option<Kind>,
     step: Option<Told<'a>>,
+    /// On the processor all elements of each cache. Work that a layer leaves to a [`stream`] shares the cache's memory: it is
+    /// written to through these while the pass holds the caches.
+    elements: Vec<Filled<u8>>,
 }
 
 impl<'a> CachedPass<'a> {
@@ -244,7 +249,14 @@ impl<'a> CachedPass<'a> {
             }
             _ => None,
         };
-        Ok(CachedPass { caches, held, cu_q: cu_q.to_vec(), cu_k: cu_k.to_vec(), kind, step })
+        let mut elements = Vec::new();
+        if let (None, Some(kind)) = (&step, kind) {
+            for cache in &mut caches {
+                let data = cache.data.as_mut().expect("a pass makes room");
+                elements.push(dispatch!(kind.dtype, T => Filled::<T>::of(data)?.bytes()));
+            }
+        }
+        Ok(CachedPass { caches, held, cu_q: cu_q.to_vec(), cu_k: cu_k.to_vec(), kind, step, elements })
     }
 
     /// Turns q, if it is given, and returns it; puts k, turned alike, and v in their places; `tables`: cos and sin as
@@ -260,57 +272,152 @@ impl<'a> CachedPass<'a> {
         tables: Option<[&Tensor; 2]>,
     ) -> Result<Option<Tensor>> {
         let Some(first) = self.kind else { return Ok(q.cloned()) };
-        let new = self.cu_k[self.cu_k.len() - 1] as usize;
-        for (what, x) in [("new keys", k), ("new values", v)] {
-            let rhs = [new, first.kv_heads, first.size];
-            if x.dims() != rhs {
-                return Err(Error::ShapeMismatch { op: OP, what, lhs: x.dims().to_vec(), rhs: rhs.to_vec() });
-            }
-            if x.dtype() != first.dtype {
-                return Err(Error::DTypeMismatch { op: OP, expected: first.dtype, got: x.dtype() });
-            }
-        }
+        self.check_new([k, v], first)?;
         if let Some(told) = &self.step {
             return told.step().append(layer, q, [k, v], tables);
         }
-        let turn = |x: &Tensor| match tables {
-            Some([cos, sin]) => rope::forward(x, cos, sin),
-            None => Ok(x.clone()),
-        };
-        self.put(layer, [turn(k)?.contiguous()?, v.contiguous()?], first)?;
-        q.map(turn).transpose()
+        dispatch_real!(OP, first.dtype, R => self.put::<R>(layer, q, [k, v], tables, first))
     }
 
-    /// Puts keys and values behind those that caches on the processor hold.
-    fn put(&mut self, layer: usize, rows: [Tensor; 2], kind: Kind) -> Result<()> {
-        let (heads, size, new) = (kind.kv_heads, kind.size, self.cu_k[self.cu_k.len() - 1] as usize);
-        dispatch!(kind.dtype, T => {
-            let from = [rows[0].as_slice::<T>()?, rows[1].as_slice::<T>()?];
-            // Where a head's new keys go, and its new values; the heads of a cache are as far apart as its keys take.
-            let mut caches = Vec::with_capacity(self.caches.len());
-            for (cache, &held) in self.caches.iter_mut().zip(&self.held) {
-                let at = [0, 1].map(|part| cache.at(layer, part, 0) + held * size);
-                let apart = cache.capacity() * size;
-                let data = cache.data.as_mut().expect("a pass makes room").as_slice_mut::<T>()?;
-                caches.push((Disjoint::new(data), at, apart));
-            }
-            let cu = &self.cu_k;
-            let task = |i: usize| {
-                let (s, g) = (i / heads, i % heads);
-                let (data, at, apart) = &caches[s];
-                let tokens = cu[s] as usize..cu[s + 1] as usize;
-                for (from, at) in from.iter().zip(at) {
-                    // SAFETY: a task owns its head of its cache.
-                    let to = unsafe { data.part(at + g * apart, tokens.len() * size) };
-                    for (to, token) in to.chunks_exact_mut(size).zip(tokens.clone()) {
-                        to.copy_from_slice(&from[(token * heads + g) * size..][..size]);
+    /// The same on the processor: a task takes some tokens of a sequence.
+    fn put<R: Real>(
+        &self,
+        layer: usize,
+        q: Option<&Tensor>,
+        kv: [&Tensor; 2],
+        tables: Option<[&Tensor; 2]>,
+        kind: Kind,
+    ) -> Result<Option<Tensor>> {
+        let placing = self.placing::<R>(layer, q, kv, tables, kind)?;
+        let mut tasks = Vec::new();
+        for (s, cu) in self.cu_k.windows(2).enumerate() {
+            let tokens = cu[0] as usize..cu[1] as usize;
+            tasks.extend(tokens.clone().step_by(TOGETHER).map(|t| (s, t..tokens.end.min(t + TOGETHER))));
+        }
+        let mut outs: Vec<Tensor> = self.caches.iter().map(|cache| cache.data().clone()).collect();
+        // Without tables queries stay as they are.
+        let (mut turned, mut elements) = (q.cloned(), None);
+        if let Some(q) = q.filter(|_| tables.is_some()) {
+            let mut out = Tensor::scratch(q.shape(), R::DTYPE)?;
+            elements = Some(Filled::<R>::of(&mut out)?);
+            outs.push(out.clone());
+            turned = Some(out);
+        }
+        stream::leave(tasks.len(), outs, vec![], move |i| {
+            let (s, tokens) = &tasks[i];
+            for (token, g) in tokens.clone().flat_map(|token| (0..kind.kv_heads).map(move |g| (token, g))) {
+                // SAFETY: a task owns its tokens; the caches and `elements` are of `outs`.
+                unsafe {
+                    placing.put(*s, token, g);
+                    if let Some(elements) = &elements {
+                        let width = placing.query_width();
+                        placing.turn_query(token, g, elements.part((token * kind.kv_heads + g) * width, width));
                     }
                 }
+            }
+        });
+        Ok(turned)
+    }
+
+    /// Where new keys and values of a layer go, and what turns them and queries.
+    fn placing<R: Real>(
+        &self,
+        layer: usize,
+        q: Option<&Tensor>,
+        [k, v]: [&Tensor; 2],
+        tables: Option<[&Tensor; 2]>,
+        kind: Kind,
+    ) -> Result<Placing<R>> {
+        let turn = tables.map(|tables| Turn::new(k, tables)).transpose()?;
+        if let (Some(q), Some(tables)) = (q, tables) {
+            // Queries are one for each new key, and of heads as large.
+            Turn::new(q, tables)?;
+            let sizes = Sizes::new(q.dims()[1], kind.kv_heads, q.dims()[2])?;
+            if q.dtype() != R::DTYPE {
+                return Err(Error::DTypeMismatch { op: OP, expected: R::DTYPE, got: q.dtype() });
+            }
+            if sizes.size != kind.size {
+                let (lhs, rhs) = (q.dims().to_vec(), k.dims().to_vec());
+                return Err(Error::ShapeMismatch { op: OP, what: "head sizes of q and k", lhs, rhs });
+            }
+        }
+        let mut places = Vec::with_capacity(self.caches.len());
+        for (s, (cache, elements)) in self.caches.iter().zip(&self.elements).enumerate() {
+            let at = [0, 1].map(|part| cache.at(layer, part, 0) + self.held[s] * kind.size);
+            let apart = cache.capacity() * kind.size;
+            places.push(Place { elements: elements.elements(), at, apart, first: self.cu_k[s] as usize });
+        }
+        let (k, v, q) = (k.contiguous()?, v.contiguous()?, q.map(Tensor::contiguous).transpose()?);
+        Ok(Placing { turn, k, v, q, places, heads: kind.kv_heads, size: kind.size })
+    }
+
+    /// [`CachedPass::append`] and [`CachedPass::attend`]: of few tokens on the processor in one piece of work, where a task puts
+    /// the keys and values of a head in their places before it reads them.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn append_and_attend(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        kv: [&Tensor; 2],
+        tables: Option<[&Tensor; 2]>,
+        options: &Attention,
+    ) -> Result<Tensor> {
+        let few = self.cu_q == self.cu_k && self.cu_k.windows(2).all(|cu| (cu[1] - cu[0]) as usize <= BLOCK);
+        let Some(kind) = self.kind.filter(|_| few && self.step.is_none()) else {
+            let q = self.append(layer, Some(q), kv, tables)?;
+            return self.attend(layer, q.as_ref().expect("queries were given"), options);
+        };
+        self.check_new(kv, kind)?;
+        let sizes = self.check_queries(q, options)?;
+        dispatch_real!(OP, kind.dtype, R => {
+            let placing = self.placing::<R>(layer, Some(q), kv, tables, kind)?;
+            let queries = move |s: usize, tokens: Range<usize>, g: usize, to: &mut Vec<R>| {
+                to.resize(tokens.len() * placing.query_width(), R::ZERO);
+                for (token, to) in tokens.zip(to.chunks_exact_mut(placing.query_width())) {
+                    // SAFETY: a task owns a head of its sequence, all of whose tokens these are; the caches are written to
+                    // by this piece of work.
+                    unsafe { placing.put(s, token, g) }
+                    placing.turn_query(token, g, to);
+                }
             };
-            let tasks = caches.len() * heads;
-            if new >= MANY { team::for_each(tasks, task) } else { (0..tasks).for_each(task) }
-            Ok(())
+            forward_lying(self.lying(layer), sizes, &self.cu_q, options, queries)
         })
+    }
+
+    /// Checks new keys and values.
+    fn check_new(&self, [k, v]: [&Tensor; 2], kind: Kind) -> Result<()> {
+        let new = self.cu_k[self.cu_k.len() - 1] as usize;
+        for (what, x) in [("new keys", k), ("new values", v)] {
+            let rhs = [new, kind.kv_heads, kind.size];
+            if x.dims() != rhs {
+                return Err(Error::ShapeMismatch { op: OP, what, lhs: x.dims().to_vec(), rhs: rhs.to_vec() });
+            }
+            if x.dtype() != kind.dtype {
+                return Err(Error::DTypeMismatch { op: OP, expected: kind.dtype, got: x.dtype() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks queries over caches on the processor.
+    fn check_queries(&self, q: &Tensor, options: &Attention) -> Result<Sizes> {
+        // Without a cache there is no query either, of any size.
+        let none = [1, q.dims().last().copied().unwrap_or(1)];
+        let heads = self.kind.map_or(none, |kind| [kind.kv_heads, kind.size]);
+        super::over_caches(q, heads, self.kind.map_or(q.dtype(), |kind| kind.dtype), &self.cu_q, options)
+    }
+
+    /// Keys that sequence `s` has with its new ones.
+    fn keys(&self, s: usize) -> usize {
+        self.held[s] + (self.cu_k[s + 1] - self.cu_k[s]) as usize
+    }
+
+    /// A layer's keys and values of all sequences, the new ones included. On the processor.
+    fn lying<R: Real>(&self, layer: usize) -> Vec<Lying<R>> {
+        let caches = self.caches.iter().zip(&self.elements).enumerate();
+        caches.map(|(s, (cache, elements))| cache.lying(elements.elements(), layer, self.keys(s))).collect()
     }
 
     /// Attention of q: (queries, heads, size) over the layer's keys, the new ones included.
@@ -318,19 +425,82 @@ impl<'a> CachedPass<'a> {
     /// # Errors
     /// As [`forward`](super::forward).
     pub fn attend(&self, layer: usize, q: &Tensor, options: &Attention) -> Result<Tensor> {
-        let keys = |s: usize| self.held[s] + (self.cu_k[s + 1] - self.cu_k[s]) as usize;
         if let (Some(told), Some(first)) = (&self.step, self.kind) {
             let sizes = super::over_caches(q, [first.kv_heads, first.size], first.dtype, &self.cu_q, options)?;
             for (s, q) in self.cu_q.windows(2).enumerate() {
-                super::fewer_queries((q[1] - q[0]) as usize, keys(s), options)?;
+                super::fewer_queries((q[1] - q[0]) as usize, self.keys(s), options)?;
             }
             return told.step().attend(layer, q, sizes, options);
         }
-        let lying: Vec<_> = self.caches.iter().enumerate().map(|(s, cache)| cache.lying(layer, keys(s))).collect();
-        // Without a cache there is no query either, of any size.
-        let none = [1, q.dims().last().copied().unwrap_or(1)];
-        let heads = self.kind.map_or(none, |kind| [kind.kv_heads, kind.size]);
-        Ok(forward_lying(q, &lying, heads, &self.cu_q, options)?.0)
+        let sizes = self.check_queries(q, options)?;
+        dispatch_real!(OP, q.dtype(), R => {
+            let q = q.contiguous()?;
+            let queries = move |_, tokens: Range<usize>, g: usize, to: &mut Vec<R>| {
+                gather(to, q.checked(), tokens, sizes.heads, g * sizes.group, sizes.group, sizes.size);
+            };
+            forward_lying(self.lying(layer), sizes, &self.cu_q, options, queries)
+        })
+    }
+}
+
+/// New keys and values of a layer on their way to their places, and queries that are turned as they are.
+struct Placing<R> {
+    turn: Option<Turn>,
+    /// (new keys, heads, size).
+    k: Tensor,
+    v: Tensor,
+    /// (new keys, heads of queries, size).
+    q: Option<Tensor>,
+    places: Vec<Place<R>>,
+    heads: usize,
+    size: usize,
+}
+
+/// Where a sequence's new keys and values go.
+struct Place<R> {
+    elements: Filled<R>,
+    /// Of the first head the first new key, and value.
+    at: [usize; 2],
+    /// From a head to the next.
+    apart: usize,
+    /// Its first new token.
+    first: usize,
+}
+
+impl<R: Real> Placing<R> {
+    /// Puts a token's key and value of head `g` in their places in the cache of sequence `s`.
+    ///
+    /// # Safety
+    /// The cache must live, and nobody else be at these places.
+    unsafe fn put(&self, s: usize, token: usize, g: usize) {
+        let Place { elements, at, apart, first } = &self.places[s];
+        let from = (token * self.heads + g) * self.size;
+        let [k, v] = [&self.k, &self.v].map(|x| &x.checked::<R>()[from..from + self.size]);
+        // SAFETY: the caller's promise; keys and values lie apart.
+        let [to_k, to_v] =
+            at.map(|at| unsafe { elements.part(at + g * apart + (token - first) * self.size, self.size) });
+        self.turned(token, k, to_k);
+        to_v.copy_from_slice(v);
+    }
+
+    /// Elements of the queries of a token that share a key/value head.
+    fn query_width(&self) -> usize {
+        self.q.as_ref().map_or(0, |q| q.dims()[1] / self.heads * self.size)
+    }
+
+    /// A token's queries that share head `g`, turned.
+    fn turn_query(&self, token: usize, g: usize, to: &mut [R]) {
+        if let Some(q) = &self.q {
+            let from = (token * self.heads + g) * to.len();
+            self.turned(token, &q.checked::<R>()[from..from + to.len()], to);
+        }
+    }
+
+    fn turned(&self, token: usize, x: &[R], to: &mut [R]) {
+        match &self.turn {
+            Some(turn) => turn.token(token, x, to),
+            None => to.copy_from_slice(x),
+        }
     }
 }
 
@@ -391,6 +561,7 @@ impl Standing {
     pub fn pass(&self) -> CachedPass<'_> {
         let cu: Vec<u32> = (0..=self.rows as u32).collect();
         let (held, step) = (self.held.clone(), Some(Told::Standing(&self.step)));
-        CachedPass { caches: vec![], held, cu_q: cu.clone(), cu_k: cu, kind: Some(self.kind), step }
+        let kind = Some(self.kind);
+        CachedPass { caches: vec![], held, cu_q: cu.clone(), cu_k: cu, kind, step, elements: vec![] }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, fewer_queries, gather, over_caches, validate};
+use super::{Attention, BLOCK, OP, Segments, Sizes, TILE, cap, fewer_queries, gather, validate};
 use crate::device;
 use crate::gemm::{Mat, Store, gemm_serial};
-use crate::parallel::Disjoint;
+use crate::parallel::Filled;
 use crate::scratch::{self, fill};
-use crate::team;
 use crate::{Error, Real, Result, Tensor, dispatch_real};
+use crate::{stream, team};
 
 /// Attention of a packed stream. Returns (out, lse).
 ///
@@ -44,21 +44,21 @@ pub fn forward_branched(
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     dispatch_real!(OP, q.dtype(), R => {
         let (kd, vd) = (k.as_slice::<R>()?, v.as_slice::<R>()?);
-        let (width, strides) = (sizes.kv_heads * sizes.size, [sizes.kv_heads * sizes.size, sizes.size]);
+        let width = sizes.kv_heads * sizes.size;
         let segments: Vec<Segment<'_, R>> = table.cu_q.windows(2).enumerate().map(|(s, q)| {
             let keys = table.keys(s);
             let [k, v] = [kd, vd].map(|x| keys.clone().map(|rows| &x[rows.start * width..rows.end * width]));
-            Segment { q0: q[0] as usize, queries: (q[1] - q[0]) as usize, stem: keys[0].len(),
-                keys: keys[0].len() + keys[1].len(), k, v, strides }
+            Segment { q0: q[0] as usize, queries: (q[1] - q[0]) as usize, stem: keys[0].len(), k, v }
         }).collect();
         run::<R>(&q, &segments, sizes, options)
     })
 }
 
-/// The keys and values of a sequence, each in a tensor without gaps from element `at` on: of both, keys and heads are `strides`
+/// The keys and values of a sequence, in one tensor without gaps, of either from element `at` on: keys and heads are `strides`
 /// apart, and of a head the elements are neighbours.
-pub(super) struct Lying<'a> {
-    pub(super) data: [&'a Tensor; 2],
+pub(super) struct Lying<R> {
+    pub(super) tensor: Tensor,
+    pub(super) elements: Filled<R>,
     pub(super) at: [usize; 2],
     pub(super) strides: [usize; 2],
     pub(super) keys: usize,
@@ -67,73 +67,102 @@ pub(super) struct Lying<'a> {
 /// Attention of a packed stream of queries over keys and values that lie apart, one pair a segment:
 /// for decoding on the processor, where each sequence has a cache of its own.
 ///
+/// `queries(s, tokens, g, to)` appends the queries of `tokens`, which are of segment s, that share key/value head g, to `to`: (tokens,
+/// heads that share it, size). It may write to the same head of the segment's cache before. Nothing else writes to what this
+/// reads.
+///
 /// # Errors
-/// As [`forward`], and keys that reach past their tensor.
-pub(super) fn forward_lying(
-    q: &Tensor,
-    caches: &[Lying<'_>],
-    [kv_heads, size]: [usize; 2],
+/// As [`forward`].
+pub(super) fn forward_lying<R: Real>(
+    caches: Vec<Lying<R>>,
+    sizes: Sizes,
     cu_q: &[u32],
     options: &Attention,
-) -> Result<(Tensor, Tensor)> {
-    let sizes = over_caches(q, [kv_heads, size], q.dtype(), cu_q, options)?;
+    queries: impl Fn(usize, Range<usize>, usize, &mut Vec<R>) + Send + Sync + 'static,
+) -> Result<Tensor> {
     let mismatch = |what, lhs, rhs| Err(Error::ShapeMismatch { op: OP, what, lhs, rhs });
     if cu_q.len() != caches.len() + 1 {
         return mismatch("cu_q against the number of caches", vec![cu_q.len()], vec![caches.len() + 1]);
     }
-    device::cpu_only(OP, [q].into_iter().chain(caches.iter().flat_map(|cache| cache.data)))?;
     for (cache, queries) in caches.iter().zip(cu_q.windows(2)) {
         fewer_queries((queries[1] - queries[0]) as usize, cache.keys, options)?;
-        for (data, at) in cache.data.iter().zip(cache.at) {
-            let [key, head] = cache.strides;
-            let end = at + cache.keys.saturating_sub(1) * key + (kv_heads - 1) * head + size;
-            if cache.keys > 0 && end > data.numel() {
-                return mismatch("a cache against its keys", vec![data.numel()], vec![end]);
-            }
-        }
     }
-    let q = q.contiguous()?;
-    dispatch_real!(OP, q.dtype(), R => {
-        let mut segments = Vec::with_capacity(caches.len());
-        for (cache, queries) in caches.iter().zip(cu_q.windows(2)) {
-            let [k, v] = [0, 1].map(|i| Ok::<_, Error>(&cache.data[i].as_slice::<R>()?[cache.at[i]..]));
-            segments.push(Segment {
-                q0: queries[0] as usize,
-                queries: (queries[1] - queries[0]) as usize,
-                stem: 0,
-                keys: cache.keys,
-                k: [&[], k?],
-                v: [&[], v?],
-                strides: cache.strides,
+    let total = cu_q[cu_q.len() - 1] as usize;
+    let (mut out, mut lse) = outputs::<R>(total, sizes)?;
+    let (o, l) = (Filled::<R>::of(&mut out)?, Filled::<R>::of(&mut lse)?);
+    let spans: Vec<[usize; 2]> = cu_q.windows(2).map(|q| [q[0] as usize, (q[1] - q[0]) as usize]).collect();
+    let tasks = tasks(spans.iter().map(|span| span[1]), sizes);
+    let options = *options;
+    let outs = caches.iter().map(|cache| cache.tensor.clone()).chain([out.clone(), lse]).collect();
+    stream::leave(tasks.len(), outs, vec![], move |i| {
+        let (s, i, g) = tasks[i];
+        let (cache, [q0, of_segment]) = (&caches[s], spans[s]);
+        let gather = |tokens: Range<usize>, to: &mut Vec<R>| queries(s, q0 + tokens.start..q0 + tokens.end, g, to);
+        let head = || {
+            // SAFETY: the tensor is held, and nobody writes to this head's keys and values once the queries are there.
+            let [k, v] = [0, 1].map(|part| unsafe {
+                let head = cache.head(part, g, sizes.size);
+                cache.elements.read(head.start, head.len())
             });
-        }
-        run::<R>(&q, &segments, sizes, options)
-    })
+            Head { queries: of_segment, stem: 0, keys: cache.keys, k: [&[], k], v: [&[], v], stride: cache.strides[0] }
+        };
+        scratch::with(|scratch| {
+            block(gather, head, i..of_segment.min(i + BLOCK), sizes, &options, scratch);
+            // SAFETY: a task owns its queries' heads of group g.
+            unsafe { scratch.put(q0 + i, g, sizes, &o, &l) }
+        });
+    });
+    Ok(out)
+}
+
+impl<R> Lying<R> {
+    /// The elements of a head's keys (`part` 0) or values (1).
+    fn head(&self, part: usize, g: usize, size: usize) -> Range<usize> {
+        let [key, head] = self.strides;
+        let start = self.at[part] + g * head;
+        start..start + if self.keys == 0 { 0 } else { (self.keys - 1) * key + size }
+    }
 }
 
 /// One sequence: where its queries lie, and its keys and values, (keys, kv_heads, size), the first `stem` of them in
-/// one place and the others in another. Of both, keys and heads are `strides` apart.
+/// one place and the others in another.
 struct Segment<'a, R> {
     q0: usize,
+    queries: usize,
+    stem: usize,
+    k: [&'a [R]; 2],
+    v: [&'a [R]; 2],
+}
+
+impl<'a, R> Segment<'a, R> {
+    /// Key/value head `g`.
+    fn head(&self, g: usize, sizes: Sizes) -> Head<'a, R> {
+        let stride = sizes.kv_heads * sizes.size;
+        let of = |parts: [&'a [R]; 2]| parts.map(|part| part.get(g * sizes.size..).unwrap_or_default());
+        let keys = self.stem + self.k[1].len() / stride;
+        Head { queries: self.queries, stem: self.stem, keys, k: of(self.k), v: of(self.v), stride }
+    }
+}
+
+/// A key/value head of one sequence, of which so many queries see so many keys. Keys, and values, are `stride` apart.
+struct Head<'a, R> {
     queries: usize,
     stem: usize,
     keys: usize,
     k: [&'a [R]; 2],
     v: [&'a [R]; 2],
-    strides: [usize; 2],
+    stride: usize,
 }
 
-/// Keys or values `tokens` of head `g` of a segment: where they lie, or copied together if that is two places.
+/// Keys or values `tokens` of a head: where they lie, or copied together if that is two places.
 fn tile<'t, R: Real>(
     parts: [&'t [R]; 2],
-    seg: &Segment<'_, R>,
+    &Head { stem, stride, .. }: &Head<'_, R>,
     tokens: Range<usize>,
-    g: usize,
     size: usize,
     buffer: &'t mut Vec<R>,
 ) -> Mat<'t, R> {
-    let (n, stem, [key, head]) = (tokens.len(), seg.stem, seg.strides);
-    let lying = |part: &'t [R], first: usize| Mat::strided(&part[first * key + g * head..], n, size, key, 1);
+    let lying = |part: &'t [R], first: usize| Mat::strided(&part[first * stride..], tokens.len(), size, stride, 1);
     if tokens.start >= stem {
         return lying(parts[1], tokens.start - stem);
     }
@@ -142,11 +171,23 @@ fn tile<'t, R: Real>(
     }
     buffer.clear();
     let mut copy = |part: &[R], tokens: Range<usize>| {
-        tokens.for_each(|t| buffer.extend_from_slice(&part[t * key + g * head..][..size]));
+        tokens.for_each(|t| buffer.extend_from_slice(&part[t * stride..][..size]));
     };
     copy(parts[0], tokens.start..stem);
     copy(parts[1], 0..tokens.end - stem);
-    Mat::new(&*buffer, n, size)
+    Mat::new(&*buffer, tokens.len(), size)
+}
+
+/// What is computed: (queries, heads, size) and (queries, heads).
+fn outputs<R: Real>(queries: usize, Sizes { heads, size, .. }: Sizes) -> Result<(Tensor, Tensor)> {
+    Ok((Tensor::scratch([queries, heads, size], R::DTYPE)?, Tensor::scratch([queries, heads], R::DTYPE)?))
+}
+
+/// Segment, first query and key/value head of each task, of segments of so many queries.
+fn tasks(queries: impl Iterator<Item = usize>, sizes: Sizes) -> Vec<(usize, usize, usize)> {
+    let blocks =
+        |(s, queries)| (0..queries).step_by(BLOCK).flat_map(move |i| (0..sizes.kv_heads).map(move |g| (s, i, g)));
+    queries.enumerate().flat_map(blocks).collect()
 }
 
 fn run<R: Real>(
@@ -155,31 +196,22 @@ fn run<R: Real>(
     sizes: Sizes,
     options: &Attention,
 ) -> Result<(Tensor, Tensor)> {
-    let mut out = Tensor::scratch(q.shape(), R::DTYPE)?;
-    let mut lse = Tensor::scratch([q.dims()[0], sizes.heads], R::DTYPE)?;
+    let (mut out, mut lse) = outputs::<R>(q.dims()[0], sizes)?;
     let data = q.as_slice::<R>()?;
-    let tasks: Vec<(usize, usize, usize)> = segments
-        .iter()
-        .enumerate()
-        .flat_map(|(s, seg)| {
-            (0..seg.queries).step_by(BLOCK).flat_map(move |i| (0..sizes.kv_heads).map(move |g| (s, i, g)))
-        })
-        .collect();
-    let (o, l) = (Disjoint::new(out.as_slice_mut::<R>()?), Disjoint::new(lse.as_slice_mut::<R>()?));
-    let (group, size) = (sizes.group, sizes.size);
-    let task = |scratch: &mut Scratch<R>, &(s, i, g): &(usize, usize, usize)| {
-        let seg = &segments[s];
-        block(data, seg, i, g, sizes, options, scratch);
-        for (n, (row, row_lse)) in scratch.out.chunks(group * size).zip(scratch.lse.chunks(group)).enumerate() {
-            let at = (seg.q0 + i + n) * sizes.heads + g * group;
+    let tasks = tasks(segments.iter().map(|seg| seg.queries), sizes);
+    let (o, l) = (Filled::<R>::of(&mut out)?, Filled::<R>::of(&mut lse)?);
+    team::for_each(tasks.len(), |i| {
+        let (s, i, g) = tasks[i];
+        let (seg, Sizes { heads, group, size, .. }) = (&segments[s], sizes);
+        let queries = |tokens: Range<usize>, to: &mut Vec<R>| {
+            gather(to, data, seg.q0 + tokens.start..seg.q0 + tokens.end, heads, g * group, group, size);
+        };
+        scratch::with(|scratch| {
+            block(queries, || seg.head(g, sizes), i..seg.queries.min(i + BLOCK), sizes, options, scratch);
             // SAFETY: a task owns its queries' heads of group g.
-            unsafe {
-                o.part(at * size, group * size).copy_from_slice(row);
-                l.part(at, group).copy_from_slice(row_lse);
-            }
-        }
-    };
-    team::for_each(tasks.len(), |i| scratch::with(|scratch| task(scratch, &tasks[i])));
+            unsafe { scratch.put(seg.q0 + i, g, sizes, &o, &l) }
+        });
+    });
     Ok((out, lse))
 }
 
@@ -200,22 +232,46 @@ struct Scratch<R> {
 /// Rows of a block for which keys and values are asked for ahead.
 const FEW: usize = 16;
 
-/// Queries `i0..` of one block, of the heads that share key/value head `g`.
-fn block<R: Real>(
-    data: &[R],
-    seg: &Segment<'_, R>,
-    i0: usize,
-    g: usize,
+impl<R: Real> Scratch<R> {
+    /// Puts a block's results, of queries from `first` on and the heads that share key/value head `g`, where they belong.
+    ///
+    /// # Safety
+    /// The tensors must live, and nobody else be at these queries' heads.
+    unsafe fn put(
+        &self,
+        first: usize,
+        g: usize,
+        Sizes { heads, group, size, .. }: Sizes,
+        out: &Filled<R>,
+        lse: &Filled<R>,
+    ) {
+        for (n, (row, row_lse)) in self.out.chunks(group * size).zip(self.lse.chunks(group)).enumerate() {
+            let at = (first + n) * heads + g * group;
+            // SAFETY: the caller's promise.
+            unsafe {
+                out.part(at * size, group * size).copy_from_slice(row);
+                lse.part(at, group).copy_from_slice(row_lse);
+            }
+        }
+    }
+}
+
+/// Queries `block` of a segment, of the heads that share one key/value head. Its keys are looked at after the queries, of which
+/// `queries` appends (tokens, heads that share it, size).
+fn block<'h, R: Real>(
+    queries: impl FnOnce(Range<usize>, &mut Vec<R>),
+    head: impl FnOnce() -> Head<'h, R>,
+    block: Range<usize>,
     sizes: Sizes,
     options: &Attention,
     scratch: &mut Scratch<R>,
 ) {
-    let Sizes { heads, group, size, .. } = sizes;
-    let i1 = seg.queries.min(i0 + BLOCK);
-    let rows = (i1 - i0) * group;
+    let Sizes { group, size, .. } = sizes;
+    let (i0, rows) = (block.start, block.len() * group);
     let Scratch { out, lse, q, scores, maximum, denominator, k: k_tile, v: v_tile, gemm } = scratch;
     q.clear();
-    gather(q, data, seg.q0 + i0..seg.q0 + i1, heads, g * group, group, size);
+    queries(block, q);
+    let seg = &head();
     fill(scores, rows * TILE, R::ZERO);
     fill(maximum, rows, R::NEG_INFINITY);
     fill(denominator, rows, R::ZERO);
@@ -231,8 +287,8 @@ fn block<R: Real>(
     for j0 in (first / TILE * TILE..last).step_by(TILE) {
         // Keys that no query of the block sees are left out: they add 0 to sums whose order goes by place.
         let n = TILE.min(last - j0);
-        let k = tile(seg.k, seg, j0..j0 + n, g, size, k_tile);
-        let v = tile(seg.v, seg, j0..j0 + n, g, size, v_tile);
+        let k = tile(seg.k, seg, j0..j0 + n, size, k_tile);
+        let v = tile(seg.v, seg, j0..j0 + n, size, v_tile);
         let scores = &mut scores[..rows * n];
         // Few rows wait for memory more than they compute: a cache's keys and values are streams that begin anew for each head,
         // and the processor itself reads ahead late.

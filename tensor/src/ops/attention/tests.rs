@@ -75,14 +75,8 @@ fn equals_the_definition() {
     }
 }
 
-/// Keys and values (keys, heads, size) of which the first count.
-fn lying<'a>(data: [&'a Tensor; 2], keys: usize) -> Lying<'a> {
-    let [heads, size] = [1, 2].map(|axis| data[0].dims()[axis]);
-    Lying { data, at: [0; 2], strides: [heads * size, size], keys }
-}
-
-/// Law 5: a query's output has the same bits alone over a cache, in chunks, and in a packed batch,
-/// on any number of threads.
+/// Law 5: a query's output has the same bits alone over a cache, in chunks, in a packed batch and beside other sequences, turned on
+/// the way or before, whether threads are waited for or not, on any number of them.
 #[test]
 fn decoding_equals_training_bit_for_bit() {
     for (window, softcap) in [(None, None), (Some(40), Some(3.0))] {
@@ -90,19 +84,45 @@ fn decoding_equals_training_bit_for_bit() {
         let n = 150;
         let (q, k, v) =
             (random([n, 9, 16], 3, DType::F32), random([n, 3, 16], 4, DType::F32), random([n, 3, 16], 5, DType::F32));
-        let whole = forward(&q, &k, &v, &[0, n as u32], &[0, n as u32], &o).unwrap();
+        let tables = [6, 7].map(|salt| random([1, n, 5], salt, DType::F32).reshape([n, 5]).unwrap());
+        let turn = |x: &Tensor| crate::ops::rope::forward(x, &tables[0], &tables[1]).unwrap();
+        let cu = [0, n as u32];
+        let as_they_are = forward(&q, &k, &v, &cu, &cu, &o).unwrap().0;
+        let turned = forward(&turn(&q), &turn(&k), &v, &cu, &cu, &o).unwrap().0;
+        // Two sequences, the second with one key less, whose last `len` tokens are new.
+        let step = |held: usize, len: usize, tables: Option<&[Tensor; 2]>| {
+            let mut caches = [0, 1].map(|_| KeyValues::new(2, 3, 16, DType::F32, Device::Cpu));
+            let held = [held, held.saturating_sub(1)];
+            for (cache, held) in caches.iter_mut().zip(held) {
+                let cu = [0, held as u32];
+                let part = |x: &Tensor| x.narrow(0, 0, held).unwrap();
+                let mut pass = CachedPass::new(vec![cache], vec![0], &cu, &cu).unwrap();
+                let tables = tables.map(|tables| tables.each_ref().map(part));
+                pass.append(1, None, [&part(&k), &part(&v)], tables.as_ref().map(|t| t.each_ref())).unwrap();
+            }
+            let cu = [0, len as u32, 2 * len as u32];
+            let both = |x: &Tensor| {
+                let parts = held.map(|held| x.narrow(0, held, len).unwrap());
+                crate::ops::concat::forward(&parts.each_ref(), 0).unwrap()
+            };
+            let mut pass = CachedPass::new(caches.iter_mut().collect(), held.to_vec(), &cu, &cu).unwrap();
+            let tables = tables.map(|tables| tables.each_ref().map(both));
+            let tables = tables.as_ref().map(|t| t.each_ref());
+            pass.append_and_attend(1, &both(&q), [&both(&k), &both(&v)], tables, &o).unwrap()
+        };
         for threads in 1..=4 {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                for (start, len) in [(0, 1), (63, 1), (64, 1), (149, 1), (30, 70), (100, 50)] {
-                    let part = q.narrow(0, start, len).unwrap();
-                    let cache = lying([&k, &v], start + len);
-                    let (out, lse) = forward_lying(&part, &[cache], [3, 16], &[0, len as u32], &o).unwrap();
-                    for (got, want) in [(out, &whole.0), (lse, &whole.1)] {
-                        let want = want.narrow(0, start, len).unwrap().to_vec::<f32>().unwrap();
-                        let same =
-                            got.to_vec::<f32>().unwrap().iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(same, "queries {start}..{} on {threads} threads, {o:?}", start + len);
+                for (start, len) in [(0, 1), (63, 1), (64, 1), (149, 1), (30, 70), (100, 50), (99, 32)] {
+                    for (want, tables) in [(&as_they_are, None), (&turned, Some(&tables))] {
+                        let bits = |t: &Tensor| -> Vec<u32> {
+                            t.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+                        };
+                        let part = |start: usize| bits(&want.narrow(0, start, len).unwrap());
+                        let want = [part(start), part(start.saturating_sub(1))].concat();
+                        let what = format!("queries {start}..{} on {threads} threads, {o:?}", start + len);
+                        assert_eq!(bits(&step(start, len, tables)), want, "{what}");
+                        assert_eq!(bits(&crate::stream::scope(|| step(start, len, tables))), want, "{what}, left");
                     }
                 }
             });
@@ -131,13 +151,29 @@ fn wrong_input_is_refused() {
     ] {
         assert!(matches!(run(&q, &k, &[0, 3], &[0, 3], &bad), Err(Error::InvalidValue { .. })), "{bad:?}");
     }
-    let over = |keys, cu_q: &[u32]| forward_lying(&q, &[lying([&k, &k], keys)], [2, 2], cu_q, &o);
-    assert!(over(3, &[0, 3]).is_ok());
-    assert!(over(4, &[0, 3]).is_err(), "a cache shorter than its length");
-    assert!(over(3, &[0, 2]).is_err() && over(3, &[0, 1, 3]).is_err());
-    assert!(over(2, &[0, 3]).is_err(), "causal with more queries than keys");
-    let other = random([3, 2, 2], 1, DType::F64);
-    assert!(forward_lying(&q, &[lying([&other, &other], 3)], [2, 2], &[0, 3], &o).is_err());
+    // Over caches that hold three keys.
+    let mut cache = KeyValues::new(1, 2, 2, DType::F32, Device::Cpu);
+    let mut over = |q: &Tensor, new: &Tensor, cu_q: &[u32], together: bool| {
+        let cu = [0, new.dims()[0] as u32];
+        let mut pass = CachedPass::new(vec![&mut cache], vec![3], cu_q, &cu)?;
+        if together {
+            return pass.append_and_attend(0, q, [new, new], None, &o);
+        }
+        pass.append(0, None, [new, new], None)?;
+        pass.attend(0, q, &o)
+    };
+    for together in [false, true] {
+        assert!(over(&q, &k, &[0, 3], together).is_ok());
+        assert!(over(&q, &k, &[0, 2], together).is_err(), "fewer queries than there are");
+        assert!(over(&q, &k, &[0, 1, 3], together).is_err(), "a sequence without a cache");
+        assert!(over(&random([3, 4, 3], 1, DType::F32), &k, &[0, 3], together).is_err(), "heads of another size");
+        assert!(over(&random([3, 3, 2], 1, DType::F32), &k, &[0, 3], together).is_err(), "3 heads over 2");
+        assert!(over(&random([3, 4, 2], 1, DType::F64), &k, &[0, 3], together).is_err(), "of another dtype");
+        assert!(over(&q, &random([3, 2, 2], 1, DType::F64), &[0, 3], together).is_err(), "keys of another dtype");
+        assert!(over(&q, &random([3, 1, 2], 1, DType::F32), &[0, 3], together).is_err(), "keys of other heads");
+        let many = random([7, 4, 2], 1, DType::F32);
+        assert!(over(&many, &k, &[0, 7], together).is_err(), "causal with more queries than keys");
+    }
 }
 
 /// Law 5: queries that go on from another segment's keys have the bits that they have behind keys of their own, and
