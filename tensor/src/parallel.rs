@@ -96,7 +96,7 @@ pub(crate) fn later<T: Element, const N: usize>(
         // SAFETY: runs do not overlap.
         f(first, parts.each_ref().map(|(part, width)| unsafe { part.part(first * width, n * width) }));
     };
-    stream::leave(rows.div_ceil(run), tensors, vec![], task);
+    stream::leave(rows.div_ceil(run), tensors, task);
     Ok(())
 }
 

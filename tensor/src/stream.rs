@@ -4,8 +4,7 @@
 //! begins when the thread that asks for them has come back from the last one, has allocated, checked and dispatched; the other
 //! threads wait for it, and no weight is read meanwhile. Inside a [`scope`] an op may leave its work here and return at once
 //! with a tensor that is not filled yet. What was left is done in the order in which it came, each piece by all threads, and
-//! none begins before the one before it is complete. A thread that finds no task asks the processor for the weights that it will
-//! need next.
+//! none begins before the one before it is complete.
 //!
 //! Whoever reads such a tensor waits for it, so that an op which knows nothing of all this computes what it always does: its
 //! own work becomes a piece that is waited for. Nothing here has a say in what is computed: tasks and their bits are the same with
@@ -18,7 +17,6 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use crate::gemm::panels::prefetch;
 use crate::{Tensor, team};
 
 /// Pieces that there are places for.
@@ -28,31 +26,11 @@ const PLACES: usize = 64;
 /// memory is used again.
 const AHEAD: usize = 12;
 
-/// How far behind the piece that is being done a thread looks for weights to ask for.
-const LOOK: usize = 2;
-
-/// Bytes that a thread asks for at most, in the steps that it looks around after: they are to find room in a second-level
-/// cache.
-const MOST: usize = 256 << 10;
-const STEP: usize = 1 << 10;
-
 /// Waits before a thread lets others have its core.
 const SPINS: u32 = 4096;
 
 /// Place of a thread that is at no piece.
 const NOWHERE: usize = usize::MAX;
-
-/// Memory that a task is going to read from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ask {
-    pub(crate) at: *const u8,
-    pub(crate) bytes: usize,
-}
-
-// SAFETY: the address is never read from, only asked for, which any address may be.
-unsafe impl Send for Ask {}
-// SAFETY: as above.
-unsafe impl Sync for Ask {}
 
 /// What is to be done for each task.
 enum Run {
@@ -71,8 +49,6 @@ struct Work {
 #[repr(align(128))]
 struct Place {
     work: UnsafeCell<Option<Work>>,
-    /// What each thread's first task reads, by the thread's number.
-    asks: UnsafeCell<Vec<Ask>>,
     tasks: AtomicUsize,
     /// The first tasks that are taken, a bit each: thread w begins with task w.
     first: AtomicU64,
@@ -92,17 +68,15 @@ struct Stream {
     freed: AtomicUsize,
     /// Whether no more is to come.
     closed: AtomicBool,
-    /// The piece that each thread is at. A place is not filled anew while a thread is at the piece that it held, or so
-    /// little before it that it may look there.
+    /// The piece that each thread is at. A place is not filled anew while a thread is at the piece that it held.
     at: Box<[At]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `work` and `asks` of a place are written by the leader alone: before the piece is published, when no thread is at
-// the piece that the place held before or looks there (see `Stream::publish`), and `work` is taken out when the piece is
-// complete. Others read `work` only for a task that they have taken and not yet counted as done, so before the piece is
-// complete, and `asks` only while `at` says so. Closures and tensors in `Work` are Send and Sync, or borrowed from a leader
-// that waits.
+// SAFETY: `work` of a place is written by the leader alone: before the piece is published, when no thread is at the piece that
+// the place held before (see `Stream::publish`), and when it is complete it is taken out. Others read it only for a task that
+// they have taken and not yet counted as done, so before the piece is complete. Closures and tensors in `Work` are Send and
+// Sync, or borrowed from a leader that waits.
 unsafe impl Sync for Stream {}
 
 thread_local! {
@@ -145,16 +119,15 @@ pub(crate) fn is_open() -> bool {
     LED.get().is_some() && !team::is_busy()
 }
 
-/// Calls `run(i)` for each i below `tasks`, some time before `outs` are read; now, if this thread is in no [`scope`]. `asks`: what
-/// the first tasks read.
+/// Calls `run(i)` for each i below `tasks`, some time before `outs` are read; now, if this thread is in no [`scope`].
 ///
 /// Whatever `run` reads is to be its own; what it writes to, storages of `outs`.
-pub(crate) fn leave(tasks: usize, outs: Vec<Tensor>, asks: Vec<Ask>, run: impl Fn(usize) + Send + Sync + 'static) {
+pub(crate) fn leave(tasks: usize, outs: Vec<Tensor>, run: impl Fn(usize) + Send + Sync + 'static) {
     if !is_open() {
         return team::for_each(tasks, run);
     }
     if tasks > 0 {
-        led(|stream| stream.publish(tasks, asks, Work { run: Run::Owned(Box::new(run)), outs }));
+        led(|stream| stream.publish(tasks, Work { run: Run::Owned(Box::new(run)), outs }));
     }
 }
 
@@ -164,7 +137,7 @@ pub(crate) fn now(tasks: usize, f: &(dyn Fn(usize) + Sync)) -> bool {
     // SAFETY: only the lifetime changes: nothing calls it once the piece is complete, which is waited for.
     let f: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(f) };
     led(|stream| {
-        let piece = stream.publish(tasks, vec![], Work { run: Run::Borrowed(f), outs: vec![] });
+        let piece = stream.publish(tasks, Work { run: Run::Borrowed(f), outs: vec![] });
         stream.work(0, || stream.complete.load(SeqCst) > piece);
     })
     .is_some()
@@ -206,18 +179,10 @@ impl Drop for Closing<'_> {
     }
 }
 
-/// How far a thread has asked for what it will need: of which piece, and for how many bytes.
-#[derive(Default)]
-struct Asked {
-    piece: usize,
-    bytes: usize,
-}
-
 impl Stream {
     fn new(threads: usize) -> Stream {
         let place = |_| Place {
             work: UnsafeCell::new(None),
-            asks: UnsafeCell::new(vec![]),
             tasks: AtomicUsize::new(0),
             first: AtomicU64::new(0),
             next: AtomicUsize::new(0),
@@ -239,7 +204,7 @@ impl Stream {
     }
 
     /// By the leader: a piece that comes after all others. Its number.
-    fn publish(&self, tasks: usize, asks: Vec<Ask>, work: Work) -> usize {
+    fn publish(&self, tasks: usize, work: Work) -> usize {
         let piece = self.published.load(SeqCst);
         self.work(0, || piece - self.complete.load(SeqCst) < AHEAD);
         self.free();
@@ -251,11 +216,8 @@ impl Stream {
         }
         work.outs.iter().for_each(Tensor::count_pending);
         let place = self.place(piece);
-        // SAFETY: nobody is at the piece that the place held or before it, so nobody reads here; see `Sync`.
-        unsafe {
-            *place.work.get() = Some(work);
-            *place.asks.get() = asks;
-        }
+        // SAFETY: nobody is at the piece that the place held, so nobody reads here; see `Sync`.
+        unsafe { *place.work.get() = Some(work) }
         place.tasks.store(tasks, SeqCst);
         place.first.store(0, SeqCst);
         place.next.store(0, SeqCst);
@@ -277,7 +239,7 @@ impl Stream {
     /// Does what is there to be done as thread `worker`, until `is_over`.
     fn work(&self, worker: usize, is_over: impl Fn() -> bool) {
         let at = &self.at[worker].0;
-        let (mut asked, mut spins) = (Asked::default(), 0);
+        let mut spins = 0;
         while !is_over() {
             let piece = self.complete.load(SeqCst);
             if piece == self.published.load(SeqCst) {
@@ -292,9 +254,7 @@ impl Stream {
                     self.run(place, piece, task);
                 }
                 while self.complete.load(SeqCst) == piece && !is_over() {
-                    if !self.ask(worker, piece, &mut asked) {
-                        pause(&mut spins);
-                    }
+                    pause(&mut spins);
                 }
             }
             at.store(NOWHERE, SeqCst);
@@ -317,30 +277,6 @@ impl Stream {
             work.outs.iter().for_each(Tensor::count_filled);
             self.complete.store(piece + 1, SeqCst);
         }
-    }
-
-    /// Asks for a little of what this thread will read first behind the piece that it waits for; false if there is
-    /// nothing, or it has.
-    fn ask(&self, worker: usize, piece: usize, asked: &mut Asked) -> bool {
-        let published = self.published.load(SeqCst);
-        for later in (piece + 1..published).take(LOOK) {
-            // SAFETY: this thread is at `piece`, so the place of a piece that little later is filled anew by nobody.
-            let asks = unsafe { &*self.place(later).asks.get() };
-            let Some(ask) = asks.get(worker) else { continue };
-            if asked.piece != later {
-                *asked = Asked { piece: later, bytes: 0 };
-            }
-            let to = ask.bytes.min(MOST).min(asked.bytes + STEP);
-            if asked.bytes == to {
-                return false;
-            }
-            for byte in (asked.bytes..to).step_by(64) {
-                prefetch(ask.at.wrapping_add(byte));
-            }
-            asked.bytes = to;
-            return true;
-        }
-        false
     }
 }
 
@@ -419,7 +355,7 @@ mod tests {
                     let counts: std::sync::Arc<Vec<AtomicUsize>> =
                         std::sync::Arc::new((0..tasks).map(|_| AtomicUsize::new(0)).collect());
                     let shared = counts.clone();
-                    leave(tasks, vec![out.clone()], vec![], move |i| {
+                    leave(tasks, vec![out.clone()], move |i| {
                         shared[i].fetch_add(1, SeqCst);
                     });
                     // Reading waits.
@@ -482,7 +418,7 @@ mod tests {
                 let task = catch_unwind(|| {
                     scope(|| {
                         let out = Tensor::zeros([4], DType::F32).unwrap();
-                        leave(4, vec![out], vec![], |i| {
+                        leave(4, vec![out], |i| {
                             if i == 2 {
                                 panic!("task two")
                             }

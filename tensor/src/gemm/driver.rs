@@ -302,15 +302,6 @@ impl<B: Right<f32>> FewRows<'_, B> {
     }
 }
 
-/// Where columns `cols` of a matrix of depth `k` lie, and how many bytes they are, if they are read in one stream.
-pub(crate) fn reads<R: Real, B: Right<R>>(b: B, cols: &Range<usize>, k: usize) -> Option<(*const u8, usize)> {
-    match b.lines(cols, &(0..k)) {
-        Lines::Panels(at, distance, _) => Some((at, cols.len().div_ceil(WIDTH) * distance)),
-        Lines::Whole(at, distance, dtype) => Some((at, cols.len() * distance * dtype.size())),
-        Lines::Made(_) | Lines::No => None,
-    }
-}
-
 /// A block of C, (.., n) row-major from `c`.
 struct Block<R> {
     rows: Range<usize>,

@@ -28,7 +28,7 @@ pub use panels::{Stored, Table};
 pub use right::{Lines, Right};
 
 use crate::dtype::{Float, Real};
-pub(crate) use driver::{FEW_ROWS, FewRows, Ticket, few_rows_runs, reads};
+pub(crate) use driver::{FEW_ROWS, FewRows, Ticket, few_rows_runs};
 use driver::{Product, Term};
 
 /// Length of the k-blocks. Part of the arithmetic (see the order of the sum), not only a tuning knob:

@@ -367,7 +367,7 @@ unsafe fn each_line<'a, S: Source, V: Vectors>(
 
 /// Asks for a cache line. What lies behind the matrix is asked for in vain, which is allowed.
 #[inline(always)]
-pub(crate) fn prefetch(at: *const u8) {
+fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address is harmless.
     unsafe {

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use super::linear::{matrix, with_right};
-use crate::gemm::{FEW_ROWS, FewRows, Ticket, few_rows_runs, reads};
+use crate::gemm::{FEW_ROWS, FewRows, Ticket, few_rows_runs};
 use crate::parallel::Filled;
-use crate::stream::{self, Ask};
-use crate::{DType, Error, Result, Tensor, device};
+use crate::{DType, Error, Result, Tensor, device, stream};
 
 /// y = (x B + U V) · factor + bias, without what is not there.
 pub(super) struct Map<'a> {
@@ -49,7 +48,7 @@ pub(super) fn products(op: &'static str, x: &Tensor, maps: &[Map<'_>]) -> Result
     let (rows, k, threads) = (x.dims()[0], x.dims()[1], rayon::current_num_threads());
     let work = |n: usize| rows * k * n;
     let mut left = maps.iter().map(|map| work(map.right.dims()[1])).sum();
-    let (mut owned, mut outs, mut tasks, mut asks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut owned, mut outs, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
     for (g, map) in maps.iter().enumerate() {
         device::cpu_only(op, [map.right].into_iter().chain(map.bias))?;
         let n = map.right.dims()[1];
@@ -66,12 +65,8 @@ pub(super) fn products(op: &'static str, x: &Tensor, maps: &[Map<'_>]) -> Result
         });
         outs.push(y);
     }
-    for (g, cols) in tasks.iter().take(threads) {
-        let ask = with_right!(op, maps[*g].right, b => reads::<f32, _>(b, cols, k));
-        asks.push(ask.map_or(Ask { at: std::ptr::null(), bytes: 0 }, |(at, bytes)| Ask { at, bytes }));
-    }
     let (x, ticket) = (x.clone(), Ticket::new());
-    stream::leave(tasks.len(), outs.clone(), asks, move |i| {
+    stream::leave(tasks.len(), outs.clone(), move |i| {
         let (g, cols) = &tasks[i];
         owned[*g].run(op, &x, cols.clone(), ticket).expect("checked when it was left");
     });

@@ -303,7 +303,7 @@ impl<'a> CachedPass<'a> {
             outs.push(out.clone());
             turned = Some(out);
         }
-        stream::leave(tasks.len(), outs, vec![], move |i| {
+        stream::leave(tasks.len(), outs, move |i| {
             let (s, tokens) = &tasks[i];
             for (token, g) in tokens.clone().flat_map(|token| (0..kind.kv_heads).map(move |g| (token, g))) {
                 // SAFETY: a task owns its tokens; the caches and `elements` are of `outs`.

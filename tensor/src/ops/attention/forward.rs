@@ -94,7 +94,7 @@ pub(super) fn forward_lying<R: Real>(
     let tasks = tasks(spans.iter().map(|span| span[1]), sizes);
     let options = *options;
     let outs = caches.iter().map(|cache| cache.tensor.clone()).chain([out.clone(), lse]).collect();
-    stream::leave(tasks.len(), outs, vec![], move |i| {
+    stream::leave(tasks.len(), outs, move |i| {
         let (s, i, g) = tasks[i];
         let (cache, [q0, of_segment]) = (&caches[s], spans[s]);
         let gather = |tokens: Range<usize>, to: &mut Vec<R>| queries(s, q0 + tokens.start..q0 + tokens.end, g, to);
