@@ -102,9 +102,7 @@ pub fn scope<T>(f: impl FnOnce() -> T) -> T {
         f.take().map(|f| f())
     });
     let out = led.flatten();
-    if let Some(panic) = stream.panic.lock().unwrap_or_else(|e| e.into_inner()).take() {
-        resume_unwind(panic);
-    }
+    stream.pass_panic_on();
     out.unwrap_or_else(|| f.take().expect("not called where nobody leads")())
 }
 
@@ -139,6 +137,7 @@ pub(crate) fn now(tasks: usize, f: &(dyn Fn(usize) + Sync)) -> bool {
     led(|stream| {
         let piece = stream.publish(tasks, Work { run: Run::Borrowed(f), outs: vec![] });
         stream.work(0, || stream.complete.load(SeqCst) > piece);
+        stream.pass_panic_on();
     })
     .is_some()
 }
@@ -152,6 +151,7 @@ pub(crate) fn wait(pending: &AtomicU32) {
         stream.work(0, is_there);
         // So that the memory is its reader's alone.
         stream.free();
+        stream.pass_panic_on();
     };
     if led(wait).is_none() {
         // Another thread: the leader and its members see to it.
@@ -224,6 +224,12 @@ impl Stream {
         place.done.store(0, SeqCst);
         self.published.store(piece + 1, SeqCst);
         piece
+    }
+
+    /// By the leader: panics if a task has.
+    fn pass_panic_on(&self) {
+        let panic = self.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
+        panic.into_iter().for_each(|panic| resume_unwind(panic));
     }
 
     /// By the leader: gives back the memory of what is complete. Blocks go to the thread that takes the next ones.
@@ -426,6 +432,17 @@ mod tests {
                     });
                 });
                 assert_eq!(text(task.unwrap_err()).as_deref(), Some("task two"));
+                let awaited = catch_unwind(|| {
+                    scope(|| {
+                        team::for_each(4, |i| {
+                            if i == 2 {
+                                panic!("task two")
+                            }
+                        });
+                        unreachable!("nobody goes on with what is not there");
+                    })
+                });
+                assert_eq!(text(awaited.unwrap_err()).as_deref(), Some("task two"));
                 let leader = catch_unwind(|| {
                     scope(|| {
                         plus_one(&Tensor::zeros([9], DType::F32).unwrap()).unwrap();

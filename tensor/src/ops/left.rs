@@ -50,7 +50,10 @@ pub(super) fn products(op: &'static str, x: &Tensor, maps: &[Map<'_>]) -> Result
     let mut left = maps.iter().map(|map| work(map.right.dims()[1])).sum();
     let (mut owned, mut outs, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
     for (g, map) in maps.iter().enumerate() {
-        device::cpu_only(op, [map.right].into_iter().chain(map.bias))?;
+        let all = [map.right].into_iter().chain(map.bias).chain(map.update.into_iter().flat_map(|(u, v)| [u, v]));
+        device::cpu_only(op, all)?;
+        // A dtype that no product takes.
+        with_right!(op, map.right, _b => ());
         let n = map.right.dims()[1];
         let mut y = Tensor::scratch([rows, n], DType::F32)?;
         few_rows_runs([rows, k, n], threads, &mut left, |cols| tasks.push((g, cols)));
