@@ -229,7 +229,9 @@ impl Stream {
     /// By the leader: panics if a task has.
     fn pass_panic_on(&self) {
         let panic = self.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
-        panic.into_iter().for_each(|panic| resume_unwind(panic));
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
     }
 
     /// By the leader: gives back the memory of what is complete. Blocks go to the thread that takes the next ones.

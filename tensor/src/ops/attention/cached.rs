@@ -260,7 +260,7 @@ impl<'a> CachedPass<'a> {
     }
 
     /// Turns q, if it is given, and returns it; puts k, turned alike, and v in their places; `tables`: cos and sin as
-    /// [`rope::forward`] takes them, without which nothing is turned. k, v: (new keys, kv_heads, size).
+    /// [`rope::forward`](crate::ops::rope::forward) takes them, without which nothing is turned. k, v: (new keys, kv_heads, size).
     ///
     /// # Errors
     /// Shapes or dtypes that do not agree.
