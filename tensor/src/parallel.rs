@@ -125,7 +125,9 @@ impl<T: Element> Filled<T> {
     fn nothing() -> Self {
         Filled { ptr: std::ptr::NonNull::dangling().as_ptr(), len: 0 }
     }
+}
 
+impl<T> Filled<T> {
     /// Elements `start..start + len`.
     ///
     /// # Safety
@@ -153,7 +155,8 @@ impl<T: Element> Filled<T> {
         unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
     }
 
-    /// The first element, for parts that are no ranges: as [`Disjoint::ptr`].
+    /// The first element, for parts that are no ranges, such as blocks of a matrix. Whoever writes through it sees to it
+    /// that no other task reaches the same elements.
     pub(crate) fn ptr(&self) -> *mut T {
         self.ptr
     }
@@ -190,36 +193,24 @@ pub fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
 
 /// A slice that tasks write in disjoint parts, where these are not runs that [`chunks`] could cut.
 pub(crate) struct Disjoint<'a, T> {
-    ptr: *mut T,
-    len: usize,
+    all: Filled<T>,
     of: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: tasks reach elements only through `part` and `ptr`, whose callers promise disjoint elements.
+// SAFETY: as `Filled`: the rest is a borrow.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Disjoint { ptr: slice.as_mut_ptr(), len: slice.len(), of: std::marker::PhantomData }
+        Disjoint { all: Filled { ptr: slice.as_mut_ptr(), len: slice.len() }, of: std::marker::PhantomData }
     }
+}
 
-    /// Elements `start..start + len`.
-    ///
-    /// # Safety
-    /// While the part lives no other may overlap it.
-    ///
-    /// # Panics
-    /// If it reaches past the slice.
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "part out of range");
-        // SAFETY: inside the slice by the assertion; exclusive by the caller's promise and the borrow `'a`.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
-    }
+/// The slice lives as long as this does.
+impl<T> std::ops::Deref for Disjoint<'_, T> {
+    type Target = Filled<T>;
 
-    /// The first element, for parts that are no ranges, such as blocks of a matrix. Whoever writes through it sees to it
-    /// that no other task reaches the same elements.
-    pub(crate) fn ptr(&self) -> *mut T {
-        self.ptr
+    fn deref(&self) -> &Filled<T> {
+        &self.all
     }
 }

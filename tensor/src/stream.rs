@@ -17,6 +17,7 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
+use crate::team::pause;
 use crate::{Tensor, team};
 
 /// Pieces that there are places for.
@@ -25,9 +26,6 @@ const PLACES: usize = 64;
 /// Pieces that may wait, beyond which the leader works too: what they fill is to be in a cache still when it is read, and
 /// memory is used again.
 const AHEAD: usize = 12;
-
-/// Waits before a thread lets others have its core.
-const SPINS: u32 = 4096;
 
 /// Place of a thread that is at no piece.
 const NOWHERE: usize = usize::MAX;
@@ -160,11 +158,6 @@ pub(crate) fn wait(pending: &AtomicU32) {
             pause(&mut spins);
         }
     }
-}
-
-fn pause(spins: &mut u32) {
-    *spins += 1;
-    if spins.is_multiple_of(SPINS) { std::thread::yield_now() } else { std::hint::spin_loop() }
 }
 
 struct Closing<'a>(&'a Stream);

@@ -131,6 +131,12 @@ pub(crate) fn busy<T>(f: impl FnOnce() -> T) -> T {
     out
 }
 
+/// Between two looks at what another thread is about to do, which may have lost its core to another program.
+pub(crate) fn pause(spins: &mut u32) {
+    *spins = spins.wrapping_add(1);
+    if spins.is_multiple_of(SPINS) { std::thread::yield_now() } else { std::hint::spin_loop() }
+}
+
 /// A job that members may take part in, until this is dropped; which waits for those who do.
 struct Open {
     f: *const (dyn Fn(usize) + Sync),
@@ -164,11 +170,9 @@ fn begin(started: &mut usize, members: usize, tasks: usize, f: &(dyn Fn(usize) +
 impl Drop for Open {
     fn drop(&mut self) {
         TEAM.open.store(false, SeqCst);
-        let mut spins = 0u32;
+        let mut spins = 0;
         while TEAM.inside.load(SeqCst) > 0 {
-            spins += 1;
-            // A member may have lost its core to another program.
-            if spins.is_multiple_of(SPINS) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            pause(&mut spins);
         }
     }
 }

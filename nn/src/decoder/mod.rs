@@ -26,6 +26,7 @@ use planish_autograd::ops::attention::Stem;
 use planish_autograd::ops::lm_head::{Later, LmHead, Scores, lm_head, lm_head_later};
 use planish_autograd::ops::{cast, elementwise, embedding, index_select};
 use planish_autograd::{Param, Var, checkpoint};
+use planish_tensor::gemm::FEW_ROWS;
 use planish_tensor::ops::attention::CachedPass;
 use planish_tensor::rng::Rows;
 use planish_tensor::{DType, Device, Tensor, stream};
@@ -37,9 +38,6 @@ use crate::{Ctx, Error, Result};
 use layer::Mixing;
 use lead::{Lengthened, Prefix};
 use rotary::Rotations;
-
-/// Tokens of a step on the processor whose ops are so short that no thread is to wait for the one before to have returned.
-const FEW_TOKENS: usize = 32;
 
 /// A stream of tokens cut into segments: the only form of a batch (law 2 of the design).
 #[derive(Clone, Debug)]
@@ -342,7 +340,8 @@ impl Model {
         let held = caches.iter().map(|cache| cache.rows()).collect();
         let memory = caches.iter_mut().map(|cache| cache.memory()).collect();
         let mut pass = CachedPass::new(memory, held, &cu, prefixes.first().map_or(&cu, |p| &p.cu))?;
-        let few = self.device().is_cpu() && positions.len() <= FEW_TOKENS;
+        // Ops of so few tokens are so short that no thread is to wait for the one before to have returned.
+        let few = self.device().is_cpu() && positions.len() <= FEW_ROWS;
         let layers = || -> Result<Var> {
             let (x, added) = self.through_layers(&ctx, x, &rotations, &mut pass, &prefixes)?;
             self.normed(&ctx, x, added, kept.as_deref())

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::kernel::{Kernel, Mode, Tile};
+use super::few_rows::{FEW_ROWS, PackedRows, Ticket, few_rows_runs};
+use super::kernel::{Mode, Tile};
 use super::pack::{Part, pack_lines};
 use super::panels::{self, WIDTH, packs};
 use super::right::Lines;
@@ -43,15 +43,6 @@ const PIECE: usize = 96;
 /// Panels whose pieces are copied together, where they are: neighbours in memory.
 const PANELS: usize = 4;
 
-/// Most rows that take a panel of B piece by piece. With more, panels are packed whole.
-pub(crate) const FEW_ROWS: usize = 32;
-
-/// With few rows: the least columns of a run for each [`FEW_STEP`] rows, and the part of what is left that a run is, where
-/// each thread takes one.
-const LEAST_COLUMNS: usize = 32;
-const FEW_STEP: usize = 8;
-const FEW_SHARE: usize = 2;
-
 /// Rows of C that pay for packing a panel of B anew: fewer are not split between tasks.
 const MIN_ROWS: usize = 192;
 
@@ -70,25 +61,6 @@ pub(super) struct Product<'a, 'u, R, B, V> {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) store: Store,
-}
-
-/// Rows of A that a thread has packed, for all its tasks of one product. Each thread packs for itself: they do so at once, and
-/// none waits for lines out of another core's cache.
-#[derive(Default)]
-pub(super) struct PackedRows<R> {
-    product: Ticket,
-    rows: Vec<R>,
-}
-
-/// What tells products apart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Ticket(u64);
-
-impl Ticket {
-    pub(crate) fn new() -> Ticket {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        Ticket(LAST.fetch_add(1, Relaxed) + 1)
-    }
 }
 
 impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
@@ -127,18 +99,11 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
         let threads = rayon::current_num_threads();
         if self.m <= FEW_ROWS && threads > 1 && !self.is_small() {
             let mut runs = Vec::new();
-            self.runs(threads, &mut self.work(), |cols| runs.push(cols));
-            let c = Disjoint::new(c);
-            let ticket = Ticket::new();
-            return crate::team::for_each(runs.len(), |i| {
-                crate::scratch::with(|packed: &mut PackedRows<R>| {
-                    let product = self.packed_once(ticket, packed);
-                    crate::scratch::with(|scratch| {
-                        // SAFETY: runs are disjoint and inside C, which holds m rows of n.
-                        unsafe { product.block(0..product.m, runs[i].clone(), c.ptr(), scratch) }
-                    });
-                });
-            });
+            few_rows_runs(self.sizes(), threads, &mut self.work(), |cols| runs.push(cols));
+            let (c, ticket) = (Disjoint::new(c), Ticket::new());
+            // SAFETY: runs are disjoint and inside C, which holds m rows of n.
+            let run = |i: usize| unsafe { self.task(Some(ticket), 0..self.m, runs[i].clone(), c.ptr()) };
+            return crate::team::for_each(runs.len(), run);
         }
         let (rows, cols) = self.blocks(threads);
         let (across, down) = (self.n.div_ceil(cols), self.m.div_ceil(rows));
@@ -166,12 +131,27 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
             };
             let is = range(block % down, rows, part % parts_down, height, self.m);
             let js = range(block / down, cols, part / parts_down, width, self.n);
-            crate::scratch::with(|scratch| {
-                // SAFETY: blocks, and the parts of one, are disjoint and inside C, which holds m rows of n.
-                unsafe { self.block(is, js, c.ptr(), scratch) }
-            });
+            // SAFETY: blocks, and the parts of one, are disjoint and inside C, which holds m rows of n.
+            unsafe { self.task(None, is, js, c.ptr()) }
         };
         crate::team::for_each(whole - last + last * parts, task);
+    }
+
+    /// A task: rows `rows` and columns `cols` of C. With a ticket this thread [packs A once](Product::packed_once).
+    ///
+    /// # Safety
+    /// As [`Product::block`].
+    pub(super) unsafe fn task(&self, of: Option<Ticket>, rows: Range<usize>, cols: Range<usize>, c: *mut R) {
+        crate::scratch::with(|packed: &mut PackedRows<R>| {
+            let product = of.map_or(*self, |of| self.packed_once(of, packed));
+            // SAFETY: the caller's promise.
+            crate::scratch::with(|scratch| unsafe { product.block(rows, cols, c, scratch) });
+        });
+    }
+
+    /// Rows, depth and columns.
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        [self.m, self.base.a.cols, self.n]
     }
 
     /// Multiply-adds.
@@ -187,11 +167,6 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
     /// Whether it is over before a second thread has begun.
     fn is_small(&self) -> bool {
         self.work() < (1 << 17)
-    }
-
-    /// Cuts the columns of a product of few rows: see [`few_rows_runs`].
-    pub(super) fn runs(&self, threads: usize, left: &mut usize, run: impl FnMut(Range<usize>)) {
-        few_rows_runs([self.m, self.base.a.cols, self.n], threads, left, run);
     }
 
     /// Rows and columns of a task's block, of many rows: as many columns as there are panels for in the second-level cache,
@@ -246,59 +221,6 @@ impl<'u, R: Real, B: Right<R>, V: Right<R>> Product<'_, 'u, R, B, V> {
                 }
             }
         }
-    }
-}
-
-/// Cuts the columns of a product (m, k) (k, n) of few rows: W passes once, in runs as long as may be; but threads are never
-/// quite equally fast, so each is a part of what is left, and the last are short. `left`: multiply-adds that are not handed
-/// out, of this product and of those behind it.
-pub(crate) fn few_rows_runs(
-    [m, k, n]: [usize; 3],
-    threads: usize,
-    left: &mut usize,
-    mut run: impl FnMut(Range<usize>),
-) {
-    let column = m * k.max(1);
-    let least = LEAST_COLUMNS * m.div_ceil(FEW_STEP);
-    let mut from = 0;
-    while from < n {
-        let cols = (*left / (FEW_SHARE * threads * column)).max(least).next_multiple_of(<f32 as Kernel>::shape().nr);
-        let to = n.min(from + cols);
-        run(from..to);
-        *left -= (to - from) * column;
-        from = to;
-    }
-}
-
-/// A product A B, or A B + U V, of few rows, whose columns are computed run by run.
-pub(crate) struct FewRows<'a, B> {
-    pub(crate) a: Mat<'a, f32>,
-    pub(crate) b: B,
-    pub(crate) update: Option<(Mat<'a, f32>, Mat<'a, f32>)>,
-    pub(crate) n: usize,
-}
-
-impl<B: Right<f32>> FewRows<'_, B> {
-    /// Computes columns `cols` of C on the calling thread. `ticket`: that of all products of this A.
-    ///
-    /// # Safety
-    /// `c` points to the whole of C, (rows of A, n), of which these columns must be writable by this call alone.
-    ///
-    /// # Panics
-    /// If sizes do not agree.
-    pub(crate) unsafe fn columns(&self, cols: Range<usize>, c: *mut f32, ticket: Ticket) {
-        let FewRows { a, b, update, n } = *self;
-        assert!(a.cols == b.rows() && n == b.cols() && cols.end <= n, "sizes");
-        if let Some((u, v)) = &update {
-            assert!(u.rows == a.rows && v.cols == n && u.cols == v.rows, "sizes of the update");
-        }
-        let update = update.map(|(a, b)| Term { a, b });
-        let product = Product { base: Term { a, b }, update, m: a.rows, n, store: Store::Set };
-        crate::scratch::with(|packed: &mut PackedRows<f32>| {
-            let product = product.packed_once(ticket, packed);
-            // SAFETY: the caller's promise.
-            crate::scratch::with(|scratch| unsafe { product.block(0..product.m, cols, c, scratch) });
-        });
     }
 }
 

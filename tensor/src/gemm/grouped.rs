@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::driver::{FEW_ROWS, PackedRows, Product, Term, Ticket};
+use super::driver::{Product, Term};
+use super::few_rows::{FEW_ROWS, Ticket, few_rows_runs};
 use super::{Mat, Right, Store};
 use crate::dtype::Real;
 
@@ -25,7 +26,7 @@ pub fn gemm_grouped<R: Real, B: Right<R>>(products: Vec<(Mat<'_, R>, B, &mut [R]
     let mut tasks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new();
     for (g, p) in products.iter().enumerate() {
         if p.of.m <= FEW_ROWS && threads > 1 {
-            p.of.runs(threads, &mut left, |cols| tasks.push((g, 0..p.of.m, cols)));
+            few_rows_runs(p.of.sizes(), threads, &mut left, |cols| tasks.push((g, 0..p.of.m, cols)));
             continue;
         }
         left -= p.of.work();
@@ -43,14 +44,8 @@ pub fn gemm_grouped<R: Real, B: Right<R>>(products: Vec<(Mat<'_, R>, B, &mut [R]
     crate::team::for_each(tasks.len(), |t| {
         let (g, rows, cols) = tasks[t].clone();
         let Whole { of, c } = &products[g];
-        crate::scratch::with(|packed: &mut PackedRows<R>| {
-            let of = if of_one { of.packed_once(ticket, packed) } else { *of };
-            crate::scratch::with(|scratch| {
-                // SAFETY: the blocks of a product are disjoint and inside its C, which holds m rows of n; no two products
-                // share one.
-                unsafe { of.block(rows, cols, *c, scratch) }
-            });
-        });
+        // SAFETY: the blocks of a product are disjoint and inside its C, which holds m rows of n; no two products share one.
+        unsafe { of.task(of_one.then_some(ticket), rows, cols, *c) }
     });
 }
 

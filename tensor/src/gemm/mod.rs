@@ -14,6 +14,7 @@
 //! Bound by arithmetic: 2 m n k operations against (m k + k n + m n) elements moved.
 
 mod driver;
+mod few_rows;
 #[cfg(target_arch = "x86_64")]
 mod gemv;
 mod grouped;
@@ -28,8 +29,9 @@ pub use panels::{Stored, Table};
 pub use right::{Lines, Right};
 
 use crate::dtype::{Float, Real};
-pub(crate) use driver::{FEW_ROWS, FewRows, Ticket, few_rows_runs};
 use driver::{Product, Term};
+pub use few_rows::FEW_ROWS;
+pub(crate) use few_rows::{ByColumns, Ticket, few_rows_runs};
 
 /// Length of the k-blocks. Part of the arithmetic (see the order of the sum), not only a tuning knob:
 /// hidden sizes up to it are one chain, and a panel of B of this depth fits the second-level cache.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::linear::{matrix, with_right};
-use crate::gemm::{FEW_ROWS, FewRows, Ticket, few_rows_runs};
+use crate::gemm::{ByColumns, FEW_ROWS, Ticket, few_rows_runs};
 use crate::parallel::Filled;
 use crate::{DType, Error, Result, Tensor, device, stream};
 
@@ -82,7 +82,7 @@ impl Left {
         let (a, y) = (matrix::<f32>(x), self.y.ptr());
         let update = self.update.as_ref().map(|(u, v)| (matrix::<f32>(u), matrix::<f32>(v)));
         with_right!(op, &self.right, b => {
-            let product = FewRows { a, b, update, n: self.n };
+            let product = ByColumns { a, b, update, n: self.n };
             // SAFETY: runs of columns are disjoint; y lives, and holds n for each row of x.
             unsafe { product.columns(cols.clone(), y, ticket) }
         });

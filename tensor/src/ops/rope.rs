@@ -30,7 +30,7 @@ pub fn backward(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 }
 
 /// Checks x (tokens, heads, size) against its tables; gives these sizes.
-fn check(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<[usize; 3]> {
+pub(super) fn check(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<[usize; 3]> {
     if x.rank() != 3 {
         return Err(Error::Rank { op: OP, expected: 3, shape: x.dims().to_vec() });
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::{Attention, BLOCK, Lying, OP, Sizes, check_table, forward_lying, gather};
 use crate::device::ops::attention::LONG;
 use crate::device::{self, ops::attention::Step};
-use crate::ops::rope::Turn;
+use crate::ops::rope::{self, Turn};
 use crate::parallel::Filled;
 use crate::{DType, Device, Error, Real, Result, Tensor, dispatch, dispatch_real, parallel, stream};
 
@@ -329,9 +329,9 @@ impl<'a> CachedPass<'a> {
         kind: Kind,
     ) -> Result<Placing<R>> {
         let turn = tables.map(|tables| Turn::new(k, tables)).transpose()?;
-        if let (Some(q), Some(tables)) = (q, tables) {
+        if let (Some(q), Some([cos, sin])) = (q, tables) {
             // Queries are one for each new key, and of heads as large.
-            Turn::new(q, tables)?;
+            rope::check(q, cos, sin)?;
             let sizes = Sizes::new(q.dims()[1], kind.kv_heads, q.dims()[2])?;
             if q.dtype() != R::DTYPE {
                 return Err(Error::DTypeMismatch { op: OP, expected: R::DTYPE, got: q.dtype() });

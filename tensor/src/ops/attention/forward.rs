@@ -93,6 +93,7 @@ pub(super) fn forward_lying<R: Real>(
     let spans: Vec<[usize; 2]> = cu_q.windows(2).map(|q| [q[0] as usize, (q[1] - q[0]) as usize]).collect();
     let tasks = tasks(spans.iter().map(|span| span[1]), sizes);
     let options = *options;
+    // Caches too, which `queries` may write to.
     let outs = caches.iter().map(|cache| cache.tensor.clone()).chain([out.clone(), lse]).collect();
     stream::leave(tasks.len(), outs, move |i| {
         let (s, i, g) = tasks[i];
