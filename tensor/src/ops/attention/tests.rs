@@ -122,7 +122,7 @@ fn decoding_equals_training_bit_for_bit() {
                         let want = [part(start), part(start.saturating_sub(1))].concat();
                         let what = format!("queries {start}..{} on {threads} threads, {o:?}", start + len);
                         assert_eq!(bits(&step(start, len, tables)), want, "{what}");
-                        assert_eq!(bits(&crate::stream::scope(|| step(start, len, tables))), want, "{what}, left");
+                        assert_eq!(bits(&crate::stream::opened(|| step(start, len, tables))), want, "{what}, left");
                     }
                 }
             });
